@@ -1,0 +1,59 @@
+"""What the pruning callbacks share: the masks are there before the first step, and the optimizer leaves zeros alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from kprune.masks import moved_weights
+from kprune.optimizers import check_optimizer
+from kprune.prune import mask_for_pruning
+
+
+class Callback(keras.callbacks.Callback):
+    """A Keras 3 callback that tf_keras's `fit` takes too.
+
+    tf_keras asks its callbacks a few questions by private names (checked with tf_keras 2.21): which batch hooks they
+    have, and whether they want logs as tensors.
+    """
+
+    _supports_tf_logs = False
+    _chief_worker_only = False
+
+    def _implements_train_batch_hooks(self) -> bool:
+        return not getattr(self.on_train_batch_end, "_is_default", False)
+
+    def _implements_test_batch_hooks(self) -> bool:
+        return False
+
+    def _implements_predict_batch_hooks(self) -> bool:
+        return False
+
+
+class MaskingCallback(Callback):
+    """A callback that prunes the model it is given: masks it first if it has no masks.
+
+    `set_model` runs before the trainer makes its compiled functions, so the masks cost no retracing.
+    """
+
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
+        if getattr(model, "optimizer", None) is not None:
+            check_optimizer(model.optimizer)
+        mask_for_pruning(model)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        check_zeros(self.model)
+
+
+def check_zeros(model: Any) -> None:
+    """Raises RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
+    moved = moved_weights(model)
+    if moved:
+        raise RuntimeError(
+            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. Something besides the masked layers' call used "
+            "or changed them: a layer that reads another layer's kernel, a constraint that moves zeros, weights loaded "
+            "in mid-training, or an optimizer that updates weights without a gradient. "
+            f"Received: optimizer={type(model.optimizer).__name__}"
+        )

@@ -1,0 +1,96 @@
+"""GradualPruning: prune during training, as a schedule says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from absl import logging
+
+from kprune.masks import set_masks
+from kprune.optimizers import iterations
+from kprune.prune import Plan
+from kprune.schedules import Schedule, as_schedule, last_update
+
+from .base import MaskingCallback
+
+
+class GradualPruning(MaskingCallback):
+    """Raise the sparsity step by step while the model trains (arXiv:1710.01878).
+
+    Masks are updated when `optimizer.iterations` reaches an update step of the schedule, at the first batch end from
+    then on (with `steps_per_execution` = n, at most n - 1 steps late). The last update lands exactly on the final
+    sparsity. Before training starts the schedule is held against the planned number of steps, and a warning is logged
+    if the fit ends before the schedule does.
+
+    Args:
+        schedule: from `kprune.schedules`, or a tfmot `PruningSchedule` (on either Keras).
+        criterion, scope, pattern, rounds, seed: as in `kprune.prune`.
+
+    Raises:
+        ValueError: an argument is wrong; at the start of `fit`: the model has nothing to mask, or its optimizer cannot
+            keep weights at zero (Muon); at an update: a score is not finite.
+
+    >>> import keras, kprune, numpy as np
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> schedule = kprune.schedules.PolynomialDecay(0.0, 0.75, begin_step=2, end_step=8, frequency=2)
+    >>> callback = kprune.callbacks.GradualPruning(schedule)
+    >>> _ = model.fit(np.ones((64, 8)), np.ones((64, 1)), batch_size=8, verbose=0, callbacks=[callback])
+    >>> kprune.summary(model).sparsity
+    0.75
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | Any,
+        criterion: str | Callable[..., Any] = "magnitude",
+        scope: str | Callable[..., Any] = "global",
+        pattern: str | Callable[..., Any] = "unstructured",
+        rounds: int = 1,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.schedule = as_schedule(schedule)
+        self.plan = Plan(criterion, scope, pattern, rounds, seed)
+        self._updated_at: int | None = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._updated_at = None
+        self._warn_of_a_short_fit()
+        self._update()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._update()
+
+    def _update(self) -> None:
+        # Also right after a resumed start: pruning again to a sparsity that the masks have already changes nothing.
+        step = last_update(self.schedule, iterations(self.model))
+        if step is not None and step != self._updated_at:
+            set_masks(self.model, self.plan.masks(self.model, self.schedule(step)))
+            self._updated_at = step
+
+    def _warn_of_a_short_fit(self) -> None:
+        params = self.params or {}
+        if not params.get("steps") or not params.get("epochs"):
+            logging.warning(
+                "GradualPruning: the number of steps of this fit is not known, so it cannot be checked that it reaches "
+                "step %d, where the schedule ends; pass steps_per_epoch.",
+                self.schedule.end_step,
+            )
+            return
+        accumulation = getattr(self.model.optimizer, "gradient_accumulation_steps", None) or 1
+        planned = params["steps"] * params["epochs"] // accumulation
+        if planned < self.schedule.end_step:
+            reached = last_update(self.schedule, planned)
+            logging.warning(
+                "GradualPruning: this fit ends at step %d (%d steps x %d epochs), before the schedule's end_step=%d: "
+                "it reaches sparsity %.4g, not the final %.4g. Set end_step to at most %d, or train longer.",
+                planned,
+                params["steps"],
+                params["epochs"],
+                self.schedule.end_step,
+                0.0 if reached is None else self.schedule(reached),
+                self.schedule.final_sparsity,
+                planned,
+            )

@@ -1,0 +1,44 @@
+"""Train sparse Keras models: callbacks, masks, criteria, schedules, strip and export.
+
+>>> import keras, kprune
+>>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+>>> masks = kprune.prune(model, "magnitude", sparsity=0.5)
+>>> sum(int(mask.sum()) for mask in masks.values())
+9
+"""
+
+import pathlib
+
+# A checkout works from its own folder: setup.cfg maps `callbacks/` and `models/` beside this package to
+# `kprune.callbacks` and `kprune.models`, which in a checkout only the repository's root can provide.
+_root = pathlib.Path(__file__).resolve().parent.parent
+if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
+    __path__.append(str(_root))
+
+from . import callbacks, criteria, data, models, patterns, schedules, scopes  # noqa: E402
+from ._version import __version__  # noqa: E402
+from .export import export  # noqa: E402
+from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, strip  # noqa: E402
+from .prune import prune  # noqa: E402
+from .report import plot_sparsity, summary  # noqa: E402
+
+__all__ = [
+    "MaskReport",
+    "MaskedWeight",
+    "__version__",
+    "callbacks",
+    "criteria",
+    "data",
+    "export",
+    "mask",
+    "masked_weights",
+    "models",
+    "patterns",
+    "plot_sparsity",
+    "prune",
+    "schedules",
+    "scopes",
+    "set_masks",
+    "strip",
+    "summary",
+]

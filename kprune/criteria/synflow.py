@@ -1,0 +1,185 @@
+"""SynFlow: iterative synaptic flow pruning, which needs no data and avoids layer collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from absl import logging
+
+from ..inputs import call_with, input_like
+from ..layers import all_layers, is_masked
+from ..masks import MaskedWeight, Masks, is_tf_keras
+from .base import CRITERIA, Context, Scores
+from .linearize import linearized
+
+# Takes bool masks in the order of the weights; returns R and one array of scores per weight.
+Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
+
+
+@CRITERIA.register("synflow")
+def synflow(context: Context) -> Scores:
+    """Synaptic flow: score = |w * dR/dw|, R = sum of the outputs at an all-ones input (arXiv:2006.05467).
+
+    R is the output of the network in which every weight, bias and normalisation parameter (gamma, beta, moving mean
+    and variance) is replaced by its absolute value and pruned weights by 0, at a batch of 1; normalisation in
+    inference mode, dropout off, activations that are not positively homogeneous made identity. Everything is computed
+    in float64 on the host CPU (R reaches 1e66 on ResNet-50), the scorer is traced once for all rounds, and the model
+    itself is not touched.
+
+    The paper's algorithm is 100 rounds of it, each pruning to density final ** (r / 100) over all layers together:
+    that is the default of `kprune.prune(model, "synflow", ...)`, with `scope="global"`.
+
+    Returns:
+        path -> float64 array of the weight's shape, >= 0, in units of R; 0 for weights that are pruned already.
+
+    Raises:
+        ValueError: a layer cannot be linearised (named), an input's shape is not fixed, a score is infinite or NaN,
+            or before any pruning all scores of a weight are zero (a zero-initialised gamma on its path, for example).
+
+    >>> import keras, kprune, numpy as np
+    >>> first, second = keras.layers.Dense(2, use_bias=False), keras.layers.Dense(1, use_bias=False)
+    >>> model = keras.Sequential([keras.Input((1,)), first, second])
+    >>> first.set_weights([np.array([[1.0, -2.0]])]); second.set_weights([np.array([[3.0], [1.0]])])
+    >>> _ = kprune.prune(model, "synflow", sparsity=0.5)
+    >>> first.kernel.numpy().tolist(), second.kernel.numpy().tolist()
+    ([[1.0, 0.0]], [[3.0], [0.0]])
+    """
+    scorer = context.once("synflow", lambda: _make_scorer(context))
+    total, scores = scorer([context.masks[weight.path] for weight in context.weights])
+    untouched = all(mask.all() for mask in context.masks.values())
+    for weight, score in zip(context.weights, scores, strict=True):
+        if not np.isfinite(score).all():
+            raise ValueError(
+                f"SynFlow's scores of {weight.path} are infinite or NaN: the network's gain leaves float64. Scale its "
+                f"weights down, or use another criterion. Received: R={total}"
+            )
+        if untouched and not score.any():
+            raise ValueError(
+                f"All SynFlow scores of {weight.path} are zero: no path through it reaches the output, often because "
+                "a normalisation's gamma on it was initialised to zero. Leave the layer out with `filters`, or give "
+                f"that gamma another value. Received: R={total}"
+            )
+    return dict(zip((weight.path for weight in context.weights), scores, strict=True))
+
+
+synflow.default_rounds = 100  # type: ignore[attr-defined]
+
+
+def _make_scorer(context: Context) -> Scorer:
+    if is_tf_keras(context.model):
+        from .synflow_tf_keras import float64_scorer
+
+        return float64_scorer(context.model, context.weights)
+    _warn_of_biases(context.model)
+    absolute = [np.abs(weight.value().astype(np.float64)) for weight in context.weights]
+    with linearized(context.model):
+        if keras.backend.backend() == "tensorflow":
+            return _tensorflow_scorer(context.model, context.weights, absolute)
+        if keras.backend.backend() == "jax":
+            return _jax_scorer(context.model, context.weights, absolute)
+    raise ValueError(
+        "SynFlow runs on the tensorflow and jax backends of Keras. "
+        f"Received: keras.backend.backend()={keras.backend.backend()!r}"
+    )
+
+
+def _output(model: Any, weights: list[MaskedWeight], kernels: list[Any], others: list[tuple[Any, Any]]) -> Any:
+    """R, the sum of all outputs of a linearised Keras 3 model with these weights, of backend tensors."""
+    scope = keras.StatelessScope()
+    # `add_update` sets a value as it is; the constructor of the scope would cast it back to the variable's dtype.
+    for variable, value in [*others, *((w.variable, k) for w, k in zip(weights, kernels, strict=True))]:
+        scope.add_update((variable, value))
+    ones = input_like(model, lambda shape, dtype: keras.ops.ones(shape, "float64" if "float" in dtype else dtype))
+    with scope:
+        outputs = call_with(model, ones, training=False)
+    return sum(keras.ops.sum(output) for output in keras.tree.flatten(outputs))
+
+
+def _constants(model: Any, weights: list[MaskedWeight]) -> list[tuple[Any, np.ndarray]]:
+    """Every variable of the model that is not scored, with its value: |v| of floats, True for all masks."""
+    scored = {id(weight.variable) for weight in weights}
+    masks = {id(m) for layer in all_layers(model) if is_masked(layer) for m in layer.mask_store.masks}
+    values = []
+    for v in model.variables:
+        if id(v) not in scored:
+            value = np.asarray(v.numpy())
+            if id(v) in masks:
+                value = np.ones_like(value)
+            values.append((v, np.abs(value.astype(np.float64)) if "float" in v.dtype else value))
+    return values
+
+
+def _tensorflow_scorer(model: Any, weights: list[MaskedWeight], absolute: list[np.ndarray]) -> Scorer:
+    import tensorflow as tf
+
+    with tf.device("CPU:0"):
+        kernels = [tf.constant(value) for value in absolute]
+        others = [(v, tf.constant(value)) for v, value in _constants(model, weights)]
+
+    @tf.function(autograph=False, input_signature=[[tf.TensorSpec(w.shape, tf.bool) for w in weights]])
+    def score(masks: list[Any]) -> Any:
+        with tf.device("CPU:0"):
+            kept = [tf.where(m, k, tf.zeros((), k.dtype)) for m, k in zip(masks, kernels, strict=True)]
+            with tf.GradientTape() as tape:
+                tape.watch(kept)
+                total = _output(model, weights, kept, others)
+            gradients = tape.gradient(total, kept, unconnected_gradients="zero")
+            return total, [tf.abs(g * k) for g, k in zip(gradients, kept, strict=True)]
+
+    traced = score.get_concrete_function()
+
+    def scorer(masks: list[np.ndarray]) -> tuple[float, list[np.ndarray]]:
+        total, scores = traced(*[tf.constant(m) for m in masks])
+        return float(total), [s.numpy() for s in scores]
+
+    return scorer
+
+
+def _jax_scorer(model: Any, weights: list[MaskedWeight], absolute: list[np.ndarray]) -> Scorer:
+    import jax
+
+    def host_float64() -> Any:
+        return jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0])
+
+    constants = _constants(model, weights)
+
+    def output(kept: list[Any], values: list[Any]) -> Any:
+        others = [(v, value) for (v, _), value in zip(constants, values, strict=True)]
+        return _output(model, weights, kept, others)
+
+    def score(masks: list[Any], kernels: list[Any], values: list[Any]) -> Any:
+        kept = [jax.numpy.where(m, k, 0.0) for m, k in zip(masks, kernels, strict=True)]
+        total, gradients = jax.value_and_grad(output)(kept, values)
+        return total, [abs(g * k) for g, k in zip(gradients, kept, strict=True)]
+
+    x64, device = host_float64()
+    with x64, device:
+        kernels = [jax.numpy.asarray(value) for value in absolute]
+        values = [jax.numpy.asarray(value) for _, value in constants]
+        masks = [jax.numpy.ones(value.shape, bool) for value in absolute]
+        compiled = jax.jit(score).lower(masks, kernels, values).compile()
+
+    def scorer(masks: list[np.ndarray]) -> tuple[float, list[np.ndarray]]:
+        x64, device = host_float64()
+        with x64, device:
+            total, scores = compiled([jax.numpy.asarray(m) for m in masks], kernels, values)
+            return float(total), [np.asarray(s) for s in scores]
+
+    return scorer
+
+
+def _warn_of_biases(model: Any) -> None:
+    biased = [v.path for v in model.variables if v.name in ("bias", "beta") and np.any(np.asarray(v.numpy()))]
+    if biased:
+        logging.warning(
+            "SynFlow: %d biases are not zero (%s ...). They carry flow past pruned weights, so SynFlow's guarantee that "
+            "no layer is pruned to nothing does not hold; prune at initialisation, or use a floor on the scope.",
+            len(biased),
+            biased[0],
+        )
+
+
+__all__ = ["Masks", "Scorer", "synflow"]

@@ -1,0 +1,59 @@
+"""Inputs of the right shape for a model, of either Keras, made from what the model knows of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+
+def input_like(model: Any, make: Callable[[tuple[int, ...], str], Any], batch: int = 1) -> dict[str, Any]:
+    """The keyword arguments of a call: `make(shape, dtype)` for each input, in the model's own structure.
+
+    Args:
+        model: a built model; Functional, Sequential or, with Keras 3, subclassed.
+        make: takes a full shape (the batch first) and a dtype name, returns the array or tensor.
+        batch: the batch size.
+
+    Raises:
+        ValueError: a dimension besides the batch is not fixed, or the model does not know its inputs.
+    """
+    inputs = getattr(model, "inputs", None)
+    if inputs:
+        made = [make(_fixed(model, tuple(x.shape), batch), _dtype_name(x.dtype)) for x in inputs]
+        return {"": made[0] if len(made) == 1 else made}
+    config = model.get_build_config() if hasattr(model, "get_build_config") else None
+    if not config:
+        raise ValueError(
+            "The model does not know the shape of its inputs: call it once on data, or build it with "
+            f"`model.build(input_shape)`. Received: model={model.name!r}"
+        )
+    shapes = config.get("shapes_dict") or {"": config["input_shape"]}
+
+    def made_for(shape: Any) -> Any:
+        return make(_fixed(model, tuple(shape), batch), keras.config.floatx())
+
+    return {
+        name.removesuffix("_shape"): keras.tree.map_shape_structure(made_for, shape) for name, shape in shapes.items()
+    }
+
+
+def call_with(model: Any, arguments: dict[str, Any], **kwargs: Any) -> Any:
+    """Call a model or layer with what `input_like` made."""
+    arguments = dict(arguments)
+    positional = [arguments.pop("")] if "" in arguments else []
+    return model(*positional, **arguments, **kwargs)
+
+
+def _fixed(model: Any, shape: tuple[int | None, ...], batch: int) -> tuple[int, ...]:
+    if any(d is None for d in shape[1:]):
+        raise ValueError(
+            "An input of the model has a dimension that is not fixed: build the model for one input shape. "
+            f"Received: model={model.name!r}, input_shape={shape}"
+        )
+    return (batch, *(int(d) for d in shape[1:] if d is not None))
+
+
+def _dtype_name(dtype: Any) -> str:
+    return dtype if isinstance(dtype, str) else dtype.name

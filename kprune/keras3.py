@@ -1,0 +1,82 @@
+"""Masks in Keras 3 models: the in-place half of `kprune.mask` and `kprune.strip`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from .layers import all_layers, attach, detach, is_masked, own_weights
+from .masks import Filters, MaskReport, finish_report, skip_reason, unique_paths
+
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+
+
+def weight_names(model: Any) -> set[str]:
+    """The names by which `mask(weights=...)` knows the model's weights."""
+    return {_name(layer, v) for layer, v in _owned(model)}
+
+
+def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
+    owned = _owned(model)
+    paths = unique_paths([v.path for _, v in owned])
+    chosen, masked, skipped = [], [], {}
+    already = {id(v) for layer in all_layers(model) if is_masked(layer) for v in layer.mask_store.masked}
+    for (layer, v), path in zip(owned, paths, strict=True):
+        reason = skip_reason(_name(layer, v), v, path, layer, filters, weights) or _unfit(layer, v)
+        if id(v) in already or not reason:
+            masked.append(path)
+            chosen.append(v)
+        else:
+            skipped[path] = reason
+    if any(id(v) not in already for v in chosen):
+        attach(model, chosen)
+        renew_functions(model)
+    return finish_report(model, masked, skipped)
+
+
+def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
+    return [
+        (v.path, layer, v, mask)
+        for layer in all_layers(model)
+        if is_masked(layer)
+        for v, mask in zip(layer.mask_store.masked, layer.mask_store.masks, strict=True)
+    ]
+
+
+def strip_model(model: Any) -> Any:
+    detach(model)
+    renew_functions(model)
+    return model
+
+
+def renew_functions(model: Any) -> None:
+    """Drop the compiled train, test and predict functions, also in the middle of a fit: they hold the old layers."""
+    for layer in all_layers(model):
+        if isinstance(layer, keras.Model):
+            for kind in ("train", "test", "predict"):
+                if getattr(layer, f"{kind}_function", None) is not None:
+                    getattr(layer, f"make_{kind}_function")(force=True)
+
+
+def _owned(model: Any) -> list[tuple[Any, Any]]:
+    """(layer, weight) for each weight, with the layer whose mask store would hold its mask, each weight once."""
+    found: dict[int, tuple[Any, Any]] = {}
+    for layer in all_layers(model):
+        for v in own_weights(layer):
+            found.setdefault(id(v), (layer, v))
+    return list(found.values())
+
+
+def _name(layer: Any, v: Any) -> str:
+    # A depthwise layer calls its only weight "kernel", where a separable one says "depthwise_kernel".
+    return "depthwise_kernel" if isinstance(layer, DEPTHWISE) and v.name == "kernel" else v.name
+
+
+def _unfit(layer: Any, v: Any) -> str:
+    if layer.quantization_mode is not None or "float" not in v.dtype:
+        return f"the layer is quantised ({layer.quantization_mode or v.dtype})"
+    if len(v.shape) < 2:
+        return f"it has rank {len(v.shape)}; masks are for kernels"
+    return ""

@@ -1,0 +1,70 @@
+"""Optimizer state: what has to be forgotten when a mask changes, and which optimizers cannot keep a weight at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+# Muon orthogonalises the whole update of a kernel, so it moves weights whose gradient is exactly zero.
+DENSE_UPDATES = ("Muon",)
+
+
+def inner_optimizers(optimizer: Any) -> list[Any]:
+    """The optimizers that hold the slots: those inside a LossScaleOptimizer or MultiOptimizer, else itself."""
+    if hasattr(optimizer, "inner_optimizer"):
+        return inner_optimizers(optimizer.inner_optimizer)
+    if type(optimizer).__name__ == "MultiOptimizer":
+        return [inner for part in optimizer.optimizers for inner in inner_optimizers(part)]
+    return [optimizer]
+
+
+def iterations(model: Any) -> int:
+    """The number of optimizer steps that the model has taken: `optimizer.iterations`."""
+    return int(np.asarray(inner_optimizers(model.optimizer)[0].iterations))
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raises ValueError, naming the optimizer, if its update moves pruned weights."""
+    for inner in inner_optimizers(optimizer):
+        if type(inner).__name__ in DENSE_UPDATES:
+            raise ValueError(
+                "This optimizer updates every entry of a kernel, also where the gradient is zero, so pruned weights "
+                "would not stay 0: compile with another one, e.g. AdamW or SGD. "
+                f"Received: optimizer={type(inner).__name__}"
+            )
+
+
+def reset_slots(optimizer: Any, variable: Any, where: np.ndarray) -> None:
+    """Give the optimizer's slots of `variable` their initial value where `where` (bool, the variable's shape) is True.
+
+    That value is 0, but for the accumulators of Adagrad and Ftrl, which start at `initial_accumulator_value`.
+    """
+    for inner in inner_optimizers(optimizer):
+        for slot, initial in _slots(inner, variable):
+            value = np.asarray(slot.numpy())
+            slot.assign(np.where(where, np.asarray(initial, value.dtype), value))
+
+
+def _slots(optimizer: Any, variable: Any) -> Iterator[tuple[Any, float]]:
+    """(slot, its initial value) of one weight.
+
+    Keras and tf_keras optimizers keep a list per kind of slot, in the order of the variables that they were built
+    with; legacy tf_keras ones answer `get_slot`. Slots of another shape (Adafactor's row and column means) hold no
+    state of a single weight.
+    """
+    if hasattr(optimizer, "get_slot_names"):
+        for name in optimizer.get_slot_names():
+            yield optimizer.get_slot(variable, name), getattr(optimizer, "_initial_accumulator_value", 0.0)
+        return
+    variables = list(getattr(optimizer, "_trainable_variables", []))
+    position = next((i for i, v in enumerate(variables) if v is variable), None)
+    if position is None:
+        return
+    for name, slots in vars(optimizer).items():
+        if name == "_trainable_variables" or not isinstance(slots, list) or len(slots) != len(variables):
+            continue
+        slot = slots[position]
+        if hasattr(slot, "assign") and tuple(slot.shape) == tuple(variable.shape):
+            yield slot, optimizer.initial_accumulator_value if name == "_accumulators" else 0.0

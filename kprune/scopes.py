@@ -1,0 +1,115 @@
+"""Scopes: how a sparsity is shared among the weights. A scope turns scores into the number that each weight keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from .patterns import keep_highest
+from .registry import Registry
+
+Scores = dict[str, np.ndarray]
+Scope = Callable[[Scores, float], dict[str, int]]
+
+SCOPES = Registry("scope")
+
+
+def zeros_for(size: int, sparsity: float) -> int:
+    """The exact number of zeros: floor(sparsity * size), never more than asked for.
+
+    The product is rounded to 6 decimals first, so that 0.57 of 100 is 57 and not 56 (0.57 * 100 is 56.999... in
+    binary).
+
+    >>> zeros_for(100, 0.57), zeros_for(9, 0.5)
+    (57, 4)
+    """
+    return math.floor(round(sparsity * size, 6))
+
+
+@SCOPES.register("global")
+def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
+    """One ranking over all weights together; each keeps what it has above the common cut.
+
+    sum(n_keep) = N - floor(sparsity * N), N = number of entries of all weights; ties go to the earlier weight.
+
+    Args:
+        scores: path -> float array; higher = keep; -inf = pruned already.
+        sparsity: fraction of zeros over all weights, in [0, 1).
+
+    Returns:
+        path -> number of entries to keep.
+
+    >>> global_scope({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
+    {'a': 2, 'b': 0}
+    """
+    flat = np.concatenate([score.reshape(-1) for score in scores.values()])
+    mask = keep_highest(flat, flat.size - zeros_for(flat.size, sparsity))
+    ends = np.cumsum([score.size for score in scores.values()])
+    parts = np.split(mask, ends[:-1])
+    return {path: int(np.count_nonzero(part)) for path, part in zip(scores, parts, strict=True)}
+
+
+@SCOPES.register("layerwise")
+def layerwise(scores: Scores, sparsity: float) -> dict[str, int]:
+    """The same sparsity in each weight: n_keep = size - floor(sparsity * size).
+
+    >>> layerwise({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
+    {'a': 1, 'b': 1}
+    """
+    return {path: score.size - zeros_for(score.size, sparsity) for path, score in scores.items()}
+
+
+def with_floor(scope: Scope | str, floor: int | float = 1) -> Scope:
+    """A scope in which no weight keeps less than a floor; the rest of the budget is shared as `scope` would.
+
+    The total that is kept stays that of `scope`: what the floored weights gain, the others lose, by their scores.
+
+    Args:
+        scope: a scope or its name.
+        floor: an int is a number of entries, a float in (0, 1) a density; of a smaller weight, all of it.
+
+    Raises:
+        ValueError: the floor is negative or a density above 1; or, when called, the floors alone need more entries
+            than the budget has.
+
+    >>> with_floor("global", 1)({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
+    {'a': 1, 'b': 1}
+    """
+    base = SCOPES.get(scope)
+    if floor < 0 or (isinstance(floor, float) and floor > 1):
+        raise ValueError(f"A floor is a number of entries >= 0, or a density from 0.0 to 1.0. Received: floor={floor}")
+
+    def floored(scores: Scores, sparsity: float) -> dict[str, int]:
+        least = {
+            path: min(score.size, floor if isinstance(floor, int) else math.ceil(floor * score.size))
+            for path, score in scores.items()
+        }
+        n_keep = base(scores, sparsity)
+        budget = sum(n_keep.values())
+        if sum(least.values()) > budget:
+            raise ValueError(
+                f"The floors need {sum(least.values())} entries, sparsity {sparsity} leaves {budget}. "
+                f"Received: floor={floor}"
+            )
+        fixed: dict[str, int] = {}
+        while low := [path for path in n_keep if path not in fixed and n_keep[path] < least[path]]:
+            fixed.update({path: least[path] for path in low})
+            free = {path: score for path, score in scores.items() if path not in fixed}
+            left, size = budget - sum(fixed.values()), sum(score.size for score in free.values())
+            n_keep = {**n_keep, **fixed, **(_exactly(base, free, left, size) if free else {})}
+        return n_keep
+
+    return floored
+
+
+def _exactly(base: Scope, scores: Scores, n_keep: int, size: int) -> dict[str, int]:
+    """What the scope keeps of these weights when they keep `n_keep` together; odd entries go by score."""
+    shares = base(scores, 1 - n_keep / size)
+    surplus = sum(shares.values()) - n_keep
+    for path in sorted(shares, key=lambda p: -shares[p]):
+        cut = min(max(surplus, 0), shares[path])
+        shares[path] -= cut
+        surplus -= cut
+    return shares

@@ -1,0 +1,54 @@
+"""Small models and checks that several test files use."""
+
+import keras
+import numpy as np
+from keras import layers
+
+import kprune
+
+
+def mlp(outputs=3, units=12, **dense):
+    """8 -> units -> units -> outputs, relu."""
+    return keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(units, "relu", name="hidden1", **dense),
+            layers.Dense(units, "relu", name="hidden2", **dense),
+            layers.Dense(outputs, name="logits", **dense),
+        ]
+    )
+
+
+def data(model_or_shape=(8,), n=32, outputs=(3,), seed=0):
+    """Random float32 inputs and targets."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, *model_or_shape)).astype("float32"), rng.normal(size=(n, *outputs)).astype("float32")
+
+
+def halve(model, seed=0):
+    """Prune a random half of each masked weight."""
+    rng = np.random.default_rng(seed)
+    kprune.set_masks(model, {w.path: rng.random(w.shape) < 0.5 for w in kprune.masked_weights(model)})
+
+
+def pruned_values(model):
+    """The stored values of all pruned entries, in one vector."""
+    return np.concatenate([w.value()[~w.kept()].astype("float64") for w in kprune.masked_weights(model)])
+
+
+def assert_zero(model):
+    values = pruned_values(model)
+    assert values.size > 0
+    np.testing.assert_array_equal(values, 0.0)
+
+
+class EachBatch(keras.callbacks.Callback):
+    """Runs a check at every batch end, where a leak between steps would show."""
+
+    def __init__(self, check):
+        super().__init__()
+        self.check, self.calls = check, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.check(self.model)
+        self.calls += 1

@@ -1,0 +1,191 @@
+"""Every layer kind: masked in place, trained, exactly sparse, saved, loaded, cloned, stripped."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import EachBatch, assert_zero, halve
+from keras import layers
+
+import kprune
+from kprune.layers import Masked, MaskStore, all_layers
+
+ALL = ("kernel", "recurrent_kernel", "pointwise_kernel", "depthwise_kernel", "embeddings")
+
+
+@keras.saving.register_keras_serializable("kprune_tests")
+class Projection(layers.Layer):
+    """A layer of the user's own, with its own weight and its own loss."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(input_shape[-1], self.units), name="kernel", regularizer="l2")
+
+    def call(self, x):
+        self.add_loss(1e-3 * keras.ops.mean(keras.ops.square(x)))
+        return keras.ops.matmul(x, self.kernel)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable("kprune_tests")
+class Block(layers.Layer):
+    """A layer of the user's own, made of layers."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.inner = layers.Dense(units, "relu")
+        self.drop = layers.Dropout(0.1, seed=1)
+        self.project = Projection(units)
+
+    def call(self, x, training=None):
+        return self.project(self.drop(self.inner(x), training=training))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable("kprune_tests")
+class Subclassed(keras.Model):
+    def __init__(self, units=6, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.first = layers.Dense(units, "relu")
+        self.block = Block(units)
+        self.norm = layers.BatchNormalization()
+
+    def call(self, x, training=None):
+        return self.block(self.norm(self.first(x), training=training), training=training)
+
+    def get_config(self):
+        return {"units": self.units}
+
+
+def attend(x):
+    return layers.MultiHeadAttention(2, 4)(x, x)
+
+
+def grouped(x):
+    return layers.GroupQueryAttention(4, 4, 2)(x, x)
+
+
+def shared(x):
+    layer = layers.Dense(6)
+    return layer(layer(x))
+
+
+def nested(x):
+    inner = keras.Sequential([keras.Input((6,)), layers.Dense(5, "relu"), layers.Dense(6)])
+    inputs = keras.Input((6,))
+    outer = keras.Model(inputs, layers.Add()([inner(inputs), inputs]))
+    return outer(x)
+
+
+SEQUENCE, IMAGE, VOLUME, VECTOR = (5, 4), (6, 6, 2), (4, 4, 4, 2), (6,)
+KINDS = {
+    "Dense": (VECTOR, lambda: layers.Dense(5, kernel_regularizer="l1")),
+    "EinsumDense": (SEQUENCE, lambda: layers.EinsumDense("abc,cd->abd", output_shape=(5, 6))),
+    "Conv1D": (SEQUENCE, lambda: layers.Conv1D(6, 3)),
+    "Conv2D": (IMAGE, lambda: layers.Conv2D(6, 3, groups=2)),
+    "Conv3D": (VOLUME, lambda: layers.Conv3D(3, 2)),
+    "Conv1DTranspose": (SEQUENCE, lambda: layers.Conv1DTranspose(6, 3)),
+    "Conv2DTranspose": (IMAGE, lambda: layers.Conv2DTranspose(4, 3, strides=2)),
+    "Conv3DTranspose": (VOLUME, lambda: layers.Conv3DTranspose(2, 2)),
+    "DepthwiseConv1D": (SEQUENCE, lambda: layers.DepthwiseConv1D(3)),
+    "DepthwiseConv2D": (IMAGE, lambda: layers.DepthwiseConv2D(3)),
+    "SeparableConv1D": (SEQUENCE, lambda: layers.SeparableConv1D(6, 3)),
+    "SeparableConv2D": (IMAGE, lambda: layers.SeparableConv2D(6, 3)),
+    "LSTM": (SEQUENCE, lambda: layers.LSTM(6, dropout=0.1)),
+    "GRU": (SEQUENCE, lambda: layers.GRU(6, return_sequences=True)),
+    "SimpleRNN": (SEQUENCE, lambda: layers.SimpleRNN(6)),
+    "StackedRNN": (SEQUENCE, lambda: layers.RNN([layers.LSTMCell(4), layers.GRUCell(4)])),
+    "ConvLSTM2D": ((3, *IMAGE), lambda: layers.ConvLSTM2D(2, 3)),
+    "Bidirectional": (SEQUENCE, lambda: layers.Bidirectional(layers.LSTM(4, recurrent_dropout=0.1))),
+    "TimeDistributed": (SEQUENCE, lambda: layers.TimeDistributed(layers.Dense(5))),
+    "MultiHeadAttention": (SEQUENCE, lambda: attend),
+    "GroupQueryAttention": (SEQUENCE, lambda: grouped),
+    "Embedding": ((5,), lambda: layers.Embedding(10, 6)),
+    "custom": (VECTOR, lambda: Projection(5)),
+    "custom of layers": (VECTOR, lambda: Block(5)),
+    "shared": (VECTOR, lambda: shared),
+    "nested": (VECTOR, lambda: nested),
+}
+
+
+def model_of(kind):
+    if kind == "subclassed":
+        model = Subclassed()
+        model(np.zeros((1, 6), "float32"))
+        return model, VECTOR
+    shape, make = KINDS[kind]
+    inputs = keras.Input(shape, dtype="int32" if kind == "Embedding" else "float32")
+    x = make()(inputs)
+    return keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x))), shape
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "jit"])
+@pytest.mark.parametrize("kind", [*KINDS, "subclassed"])
+def test_every_layer_kind(kind, jit, tmp_path, rng):
+    model, shape = model_of(kind)
+    x = rng.integers(0, 10, (16, *shape)) if kind == "Embedding" else rng.normal(size=(16, *shape)).astype("float32")
+    dense = model.predict(x, verbose=0)
+    y = rng.normal(size=dense.shape).astype("float32")
+    plain_types = [type(layer) for layer in all_layers(model)]
+
+    report = kprune.mask(model, weights=ALL)
+    assert len(report.masked) >= 1 + (kind not in ("subclassed",))
+    np.testing.assert_array_equal(model.predict(x, verbose=0), dense)
+
+    halve(model)
+    model.compile(keras.optimizers.AdamW(0.01, weight_decay=0.1), "mse", jit_compile=jit)
+    before = [w.value().copy() for w in kprune.masked_weights(model)]
+    check = EachBatch(assert_zero)
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[check])
+    assert check.calls == 4
+    for weight, old in zip(kprune.masked_weights(model), before, strict=True):
+        assert np.any(weight.value() != old), f"{weight.path} did not train"
+
+    predicted = model.predict(x, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), predicted)
+    assert [w.shape for w in kprune.masked_weights(loaded)] == [w.shape for w in kprune.masked_weights(model)]
+    for one, other in zip(kprune.masked_weights(loaded), kprune.masked_weights(model), strict=True):
+        np.testing.assert_array_equal(one.kept(), other.kept())
+    loaded.fit(x, y, batch_size=8, verbose=0)
+    assert_zero(loaded)
+
+    model.save_weights(tmp_path / "w.weights.h5")
+    other, _ = model_of(kind)
+    kprune.mask(other, weights=ALL)
+    other.compile("sgd", "mse", jit_compile=jit)
+    other.load_weights(tmp_path / "w.weights.h5")
+    np.testing.assert_array_equal(other.predict(x, verbose=0), predicted)
+    assert_zero(other)
+
+    kprune.strip(model)
+    assert [type(layer) for layer in all_layers(model)] == plain_types
+    for layer in model._flatten_layers():
+        assert not isinstance(layer, Masked | MaskStore)
+    assert kprune.masked_weights(model) == []
+    np.testing.assert_array_equal(model.predict(x, verbose=0), predicted)
+    model.save(tmp_path / "plain.keras")
+    assert b"kprune>" not in (tmp_path / "plain.keras").read_bytes()
+    plain = keras.saving.load_model(tmp_path / "plain.keras")  # compiled as the model was
+    np.testing.assert_array_equal(plain.predict(x, verbose=0), predicted)
+
+
+@pytest.mark.parametrize("kind", ["Dense", "LSTM", "MultiHeadAttention", "Bidirectional", "nested", "custom of layers"])
+def test_clone_keeps_masks(kind, rng):
+    model, shape = model_of(kind)
+    kprune.mask(model)
+    halve(model)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    x = rng.normal(size=(4, *shape)).astype("float32")
+    np.testing.assert_array_equal(clone.predict(x, verbose=0), model.predict(x, verbose=0))
+    assert_zero(clone)
