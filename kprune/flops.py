@@ -3,6 +3,9 @@
 The model runs once on one example, symbolically: no value is computed, no state changes. While it runs, each layer
 that owns a kernel notes the shapes of what goes in and comes out, so that shared, nested and subclassed layers are
 counted as they are called.
+
+tf_keras keeps the losses of its last call, and TimeDistributed's way of looping, in private: `_eager_losses` and
+`_always_use_reshape` are used here and nowhere else (checked with tf_keras 2.21).
 """
 
 from __future__ import annotations
@@ -42,13 +45,18 @@ def kernel_uses(model: Any) -> tuple[dict[int, int | None], str]:
         The dict, for weights of layers that are known only, and why nothing is known, or "".
     """
     owned = [(layer, v, rule) for layer, v in owned_weights(model) if (rule := _rule(layer))]
-    uses: dict[int, int | None] = {id(v): 0 for _, v, _ in owned}
-    try:
-        with _recording(model, owned, uses):
-            _run_once(model)
-    except Exception as error:
-        # A report is never worth an error: the model may need real values, or inputs that nobody knows.
-        return dict.fromkeys(uses), str(error).partition("\n")[0] or type(error).__name__
+    uses: dict[int, int | None] = {}
+    # Twice at most: a tf_keras Sequential that was built on another batch size traces itself anew when it is called.
+    for _ in range(2):
+        uses = {id(v): 0 for _, v, _ in owned}
+        try:
+            with _recording(model, owned, uses):
+                _run_once(model)
+        except Exception as error:
+            # A report is never worth an error: the model may need real values, or inputs that nobody knows.
+            return dict.fromkeys(uses), _reason(error)
+        if None not in uses.values():
+            break
     return uses, ""
 
 
@@ -60,7 +68,13 @@ def einsum_labels(layer: Any) -> tuple[str, str, str]:
 
 
 def is_einsum(layer: Any) -> bool:
+    """Whether it is an EinsumDense layer of either Keras."""
     return _is_a(layer, "EinsumDense")
+
+
+def is_transposed(layer: Any) -> bool:
+    """Whether it is a transposed convolution of either Keras, whose kernels end in (..., out, in)."""
+    return _rule(layer) is _per_input
 
 
 def _per_output(layer: Any, given: Shape, made: Shape) -> int:
@@ -72,10 +86,9 @@ def _per_input(layer: Any, given: Shape, made: Shape) -> int:
 
 
 def _per_step(layer: Any, given: Shape, made: Shape) -> int:
-    steps = given[0 if getattr(layer, "time_major", False) else 1]
     if not _is_a(layer, "ConvLSTM"):
-        return steps
-    return steps * math.prod(made) // layer.cell.filters // (steps if layer.return_sequences else 1)
+        return given[0] * given[1]
+    return math.prod(made) // layer.cell.filters * (1 if layer.return_sequences else given[1])
 
 
 def _per_einsum(layer: Any, given: Shape, made: Shape) -> int:
@@ -170,15 +183,18 @@ def _first_shape(structure: Any) -> Shape:
     return tuple(keras.tree.flatten(structure)[0].shape)
 
 
-class _Run(keras.Operation):
-    """Keras 3's public way to run any function on shapes only, in a scope in which no state can change."""
+class _Run(keras.layers.Layer):
+    """Keras 3's public way to run a function on shapes only, in a scope in which no variable can change.
+
+    A layer, because the outermost layer of a call drops the losses of its last call: here that is not the model.
+    """
 
     def __init__(self, function: Callable[..., Any]):
-        super().__init__()
+        super().__init__(dtype="float32", autocast=False)
         self.function = function
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+    def call(self, inputs: Any) -> Any:
+        return self.function(inputs)
 
 
 def _run_once(model: Any) -> None:
@@ -186,11 +202,22 @@ def _run_once(model: Any) -> None:
         import tensorflow as tf
 
         specs = input_like(model, lambda shape, dtype: tf.TensorSpec(shape, dtype))
-        # Traced and never executed: tfmot's wrappers assign to the weights when they run.
-        tf.function(lambda inputs: call_with(model, inputs, training=False)).get_concrete_function(specs)
+        losses = [(layer, layer._eager_losses) for layer in _layers_tf_keras(model)]
+        try:
+            # Traced and never executed: tfmot's wrappers assign to the weights when they run.
+            tf.function(lambda inputs: call_with(model, inputs, training=False)).get_concrete_function(specs)
+        finally:
+            for layer, before in losses:
+                layer._eager_losses = before
         return
     inputs = input_like(model, lambda shape, dtype: keras.KerasTensor(shape, dtype))
-    _Run(lambda given: call_with(model, given, training=False)).compute_output_spec(inputs)
+    _Run(lambda given: call_with(model, given, training=False))(inputs)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, on one line, without what Keras wraps around it: it sets the message itself in bold."""
+    message = str(error).rpartition("\x1b[1m")[2].partition("\x1b[0m")[0].rpartition("Error encountered:")[2]
+    return message.strip().partition("\n")[0] or type(error).__name__
 
 
 def _layers_tf_keras(model: Any) -> list[Any]:
@@ -200,6 +227,8 @@ def _layers_tf_keras(model: Any) -> list[Any]:
 
 
 def _owned_tf_keras(model: Any) -> list[tuple[Any, Any]]:
+    from .wrappers import _weights
+
     layers = _layers_tf_keras(model)
     in_rnn = {id(sub) for layer in layers if _is_a(layer, "RNN") for sub in _layers_tf_keras(layer)[1:]}
     owners: dict[int, list[Any]] = {}
@@ -211,4 +240,4 @@ def _owned_tf_keras(model: Any) -> list[tuple[Any, Any]]:
         for w in layer.weights:
             if id(w) not in below:
                 owners.setdefault(id(w), []).append(layer)
-    return [(layer, w) for w in model.weights for layer in owners.get(id(w), [])]
+    return [(layer, w) for w in _weights(model) for layer in owners.get(id(w), [])]

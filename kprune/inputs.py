@@ -22,7 +22,9 @@ def input_like(model: Any, make: Callable[[tuple[int, ...], str], Any], batch: i
     inputs = getattr(model, "inputs", None)
     if inputs:
         made = [make(_fixed(model, tuple(x.shape), batch), _dtype_name(x.dtype)) for x in inputs]
-        return {"": made[0] if len(made) == 1 else made}
+        # A Functional model knows the structure (a list, a dict) of its inputs, a Sequential one has a single input.
+        structure = inputs[0] if hasattr(model, "add") else model.input
+        return {"": keras.tree.pack_sequence_as(structure, made)}
     config = model.get_build_config() if hasattr(model, "get_build_config") else None
     if not config:
         raise ValueError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -24,7 +25,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
     chosen, masked, skipped = [], [], {}
     already = {id(v) for layer in all_layers(model) if is_masked(layer) for v in layer.mask_store.masked}
     for (layer, v), path in zip(owned, paths, strict=True):
-        reason = skip_reason(_name(layer, v), v, path, layer, filters, weights) or _unfit(layer, v)
+        reason = skip_reason(_name(layer, v), v, path, layer, filters, weights, _unfit(layer, v))
         if id(v) in already or not reason:
             masked.append(path)
             chosen.append(v)
@@ -49,6 +50,21 @@ def strip_model(model: Any) -> Any:
     detach(model)
     renew_functions(model)
     return model
+
+
+@contextmanager
+def plain(model: Any) -> Iterator[Any]:
+    """Inside, the model is stripped in place; afterwards its masks are back."""
+    kept = [(v, mask.numpy()) for _, _, v, mask in find_masked(model)]
+    detach(model)
+    try:
+        yield model
+    finally:
+        attach(model, [v for v, _ in kept])
+        masks = {id(v): mask for _, _, v, mask in find_masked(model)}
+        for v, value in kept:
+            masks[id(v)].assign(value)
+        renew_functions(model)
 
 
 def renew_functions(model: Any) -> None:

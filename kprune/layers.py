@@ -222,11 +222,11 @@ def _keras_container(layer: Any) -> bool:
 def _add_masks(layer: Any, variables: list[Any]) -> None:
     if is_masked(layer):
         known = {id(v) for v in layer.mask_store.masked}
-        fresh = [v for v in variables if id(v) not in known]
+        fresh = {id(v) for v in variables} - known
         if fresh:  # a wider second `mask()`: one store per layer keeps the file format simple, so it is made anew
             old = {id(v): m.numpy() for v, m in zip(layer.mask_store.masked, layer.mask_store.masks, strict=True)}
             _remove_store(layer)
-            _add_masks(layer, [v for v in own_weights(layer) if id(v) in known or v in fresh])
+            _add_masks(layer, [v for v in own_weights(layer) if id(v) in known | fresh])
             for v, m in zip(layer.mask_store.masked, layer.mask_store.masks, strict=True):
                 if id(v) in old:
                     m.assign(old[id(v)])

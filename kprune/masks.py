@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -188,6 +189,13 @@ def strip(model: Any) -> Any:
     return _backend(model).strip_model(model)
 
 
+@contextmanager
+def plain(model: Any) -> Iterator[Any]:
+    """Inside, the stripped model; afterwards the model is masked again as it was."""
+    with _backend(model).plain(model) as stripped:
+        yield stripped
+
+
 def moved_weights(model: Any) -> list[str]:
     """Paths of the masked weights with a pruned entry that is not exactly 0; empty when all is well."""
     return [weight.path for weight in masked_weights(model) if np.any(weight.value()[~weight.kept()] != 0)]
@@ -209,8 +217,10 @@ def unique_paths(paths: Iterable[str]) -> list[str]:
     return unique
 
 
-def skip_reason(name: str, weight: Any, path: str, layer: Any, filters: Filters, weights: Sequence[str]) -> str:
-    """Why a weight should not be masked, or "" if it should."""
+def skip_reason(
+    name: str, weight: Any, path: str, layer: Any, filters: Filters, weights: Sequence[str], unfit: str = ""
+) -> str:
+    """Why a weight should not be masked, or "" if it should; `unfit` is what its own kind has to say."""
     if name not in weights:
         return f"{name!r} is not among weights={tuple(weights)}"
     if callable(filters):
@@ -220,9 +230,9 @@ def skip_reason(name: str, weight: Any, path: str, layer: Any, filters: Filters,
         patterns = [filters] if isinstance(filters, str) else filters
         if not any(re.search(pattern, path) for pattern in patterns):
             return f"its path matches none of filters={filters!r}"
-    if not weight.trainable:
-        return "it is frozen (not trainable)"
-    return ""
+    if unfit:
+        return unfit
+    return "" if weight.trainable else "it is frozen (not trainable)"
 
 
 def _backend(model: Any) -> ModuleType:

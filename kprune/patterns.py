@@ -20,23 +20,42 @@ def unstructured(score: np.ndarray, n_keep: int) -> np.ndarray:
     Returns:
         bool array of the score's shape with exactly `n_keep` True.
 
+    Raises:
+        ValueError: n_keep is out of range.
+
     >>> unstructured(np.array([3.0, 1.0, 2.0, 2.0]), 2)
     array([ True, False,  True, False])
     """
-    return keep_highest(score.reshape(-1), n_keep).reshape(score.shape)
-
-
-def keep_highest(flat: np.ndarray, n_keep: int) -> np.ndarray:
-    """The mask of the `n_keep` highest entries of a vector, ties to the lowest index; O(n)."""
-    if not 0 <= n_keep <= flat.size:
-        raise ValueError(f"`n_keep` must be from 0 to {flat.size}. Received: n_keep={n_keep}")
+    if not 0 <= n_keep <= score.size:
+        raise ValueError(f"`n_keep` must be from 0 to {score.size}. Received: n_keep={n_keep}")
     if n_keep == 0:
-        return np.zeros(flat.size, bool)
-    # The pruned entries (-inf) cannot be above the cut, and late in a schedule they are most of the vector.
-    alive = flat[flat > -np.inf]
-    candidates = alive if n_keep <= alive.size else flat
-    cut = np.partition(candidates, candidates.size - n_keep)[candidates.size - n_keep]
+        return np.zeros(score.shape, bool)
+    flat = score.reshape(-1)
+    cut = nth_highest([flat], n_keep)
     mask = flat > cut
     missing = n_keep - np.count_nonzero(mask)
     mask[np.flatnonzero(flat == cut)[:missing]] = True
-    return mask
+    return mask.reshape(score.shape)
+
+
+def nth_highest(vectors: list[np.ndarray], n: int) -> float:
+    """The n-th highest value of all vectors together, 1 <= n <= their total size; exact.
+
+    A sample brackets the value, so that only what lies inside the bracket has to be copied and partitioned: several
+    times faster than partitioning everything, which matters in SynFlow's hundred rounds over millions of weights.
+
+    >>> float(nth_highest([np.array([4.0, 1.0]), np.array([3.0, 2.0])], 2))
+    3.0
+    """
+    size = sum(v.size for v in vectors)
+    stride = max(1, size // 4096)
+    sample = np.sort(np.concatenate([v[::stride] for v in vectors]))[::-1]
+    rank, slack = n * sample.size // size, sample.size // 32
+    high, low = sample[max(rank - slack, 0)], sample[min(rank + slack, sample.size - 1)]
+    above = sum(np.count_nonzero(v > high) for v in vectors)
+    # A bracket that reaches down to the pruned entries (-inf, often most of them) stops short of them.
+    inside = np.concatenate([v[((v > low) if np.isneginf(low) else (v >= low)) & (v <= high)] for v in vectors])
+    if not above < n <= above + inside.size:  # the sample was not like the rest
+        above, inside = 0, np.concatenate(vectors)
+    position = inside.size - (n - above)
+    return np.partition(inside, position)[position]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -108,26 +109,32 @@ class Plan:
 
     def _cut(self, context: Context, sparsity: float) -> Masks:
         masks, scores = context.masks, self.criterion(context)
-        survivors = {}
-        for weight in context.weights:
-            score = np.asarray(scores.get(weight.path, ()))
+
+        def survivor(weight: MaskedWeight) -> np.ndarray:
+            score, kept = np.asarray(scores.get(weight.path, ())), masks[weight.path]
             if score.shape != weight.shape:
                 raise ValueError(
                     f"A criterion returns an array of shape {weight.shape} for {weight.path}. "
                     f"Received: criterion={self.name!r}, shape={score.shape}"
                 )
-            kept = masks[weight.path]
-            if not np.isfinite(score[kept]).all():
+            # The extremes show any NaN or infinity without a copy; only then does it matter whose they are.
+            if not (np.isfinite(score.min()) and np.isfinite(score.max())) and not np.isfinite(score[kept]).all():
                 raise ValueError(
                     f"The scores of {weight.path} are infinite or NaN; are the weights? "
                     f"Received: criterion={self.name!r}"
                 )
-            survivors[weight.path] = score if kept.all() else np.where(kept, score, -np.inf)
-        n_keep = self.scope(survivors, sparsity)
-        return {
-            path: self.pattern(score, min(n_keep[path], np.count_nonzero(masks[path])))
-            for path, score in survivors.items()
-        }
+            return score if kept.all() else np.where(kept, score, -np.inf)
+
+        # NumPy leaves the interpreter free while it works through large arrays.
+        with ThreadPoolExecutor() as threads:
+            survivors = dict(
+                zip((w.path for w in context.weights), threads.map(survivor, context.weights), strict=True)
+            )
+            n_keep = self.scope(survivors, sparsity)
+            kept = threads.map(
+                lambda path: self.pattern(survivors[path], min(n_keep[path], np.count_nonzero(masks[path]))), survivors
+            )
+            return dict(zip(survivors, kept, strict=True))
 
 
 def mask_for_pruning(model: Any) -> bool:

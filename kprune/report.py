@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .flops import einsum_labels, is_einsum, kernel_uses, owned_weights
+from .flops import einsum_labels, is_einsum, is_transposed, kernel_uses, owned_weights
 from .masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, is_tf_keras, masked_weights, unique_paths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# rich's SIMPLE in ASCII: a table that any terminal and any file's encoding can hold.
+_LINES = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
 @dataclass(frozen=True)
@@ -133,17 +137,16 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        rule = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
-        table = Table(box=rule, show_footer=True, pad_edge=False)
-        totals = (self.size, self.zeros, self.sparsity, self.flops, self.effective_flops)
+        table = Table(box=_LINES, show_footer=True, pad_edge=False)
+        totals = _cells(self.size, self.zeros, self.flops, self.effective_flops)
         for header, footer in zip(("weight", "layer", "shape"), ("total", "", ""), strict=True):
             table.add_column(header, footer)
-        for header, footer in zip(("size", "zeros", "sparsity", "mult-adds", "left"), _cells(*totals), strict=True):
+        for header, footer in zip(("size", "zeros", "sparsity", "mult-adds", "of these left"), totals, strict=True):
             table.add_column(header, footer, justify="right")
         table.add_column("", f"{self.compression:.4g}x compression")
         for row in self.rows:
             dead = f"{row.dead_channels} dead channel{'s' * (row.dead_channels != 1)}" if row.dead_channels else ""
-            numbers = _cells(row.size, row.zeros, row.sparsity, row.flops, row.effective_flops)
+            numbers = _cells(row.size, row.zeros, row.flops, row.effective_flops)
             shape = " x ".join(map(str, row.shape))
             table.add_row(row.path, row.layer, shape, *numbers, "COLLAPSED" if row.collapsed else dead)
         text = io.StringIO()
@@ -153,10 +156,11 @@ class Summary:
         )
         Console(file=text, width=10_000, color_system=None, **plain).print(table)
         lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
-        lines.append(
-            f"zeros of the {'masks' if self.masked else 'weights themselves (no masks)'}; mult-adds = multiply-adds for "
-            f"one example; other parameters: {self.other_size:,}, with {_count(self.other_flops)} multiply-adds"
-        )
+        lines += [
+            f"zeros of the {'masks' if self.masked else 'weights themselves (no masks)'}; "
+            "mult-adds: multiply-adds for one example",
+            f"other parameters: {self.other_size:,}, with {_count(self.other_flops)} mult-adds",
+        ]
         return "\n".join([*lines, *([f"multiply-adds are not known: {self.note}"] if self.note else [])])
 
 
@@ -196,23 +200,30 @@ def summary(model: Any) -> Summary:
             f"Received: model={model.name!r}, which is not built"
         )
     uses, note = kernel_uses(model)
-    owned = {id(v): (layer, v) for layer, v in reversed(owned_weights(model))}
-    owned = dict(reversed(owned.items()))
+    owned: dict[int, tuple[Any, Any]] = {}
+    for layer, v in owned_weights(model):
+        owned.setdefault(id(v), (layer, v))
+    naming = _naming(model)
     if masked:
         listed = [(w.path, w.variable, w.kept()) for w in masked]
     else:
-        kernels = [v for layer, v in owned.values() if _name(layer, v) in DEFAULT_WEIGHTS and _fit(layer, v)]
-        paths = unique_paths([_path(v) for v in kernels])
+        kernels = [v for layer, v in owned.values() if naming.default(layer, v)]
+        paths = unique_paths([naming.path(v) for v in kernels])
         listed = [(path, v, np.asarray(v.numpy()) != 0) for path, v in zip(paths, kernels, strict=True)]
-    rows = tuple(_row(path, owned[id(v)][0], kept, uses.get(id(v))) for path, v, kept in listed)
+    rows = []
+    for path, v, kept in listed:
+        layer, _ = owned[id(v)]
+        rows.append(_row(path, layer, naming.name(layer, v), kept, uses.get(id(v))))
     inside = {id(v) for _, v, _ in listed}
-    others = [(layer, v) for layer, v in owned.values() if id(v) not in inside and not _is_mask(layer)]
-    other_kernels = [v for layer, v in others if _name(layer, v) in KNOWN_WEIGHTS and len(v.shape) > 1]
-    times = [(uses.get(id(v)), _size(v)) for v in other_kernels]
-    other_flops = _sum_known(None if use is None else use * size for use, size in times)
+    others = [(layer, v) for layer, v in owned.values() if id(v) not in inside]
+    other_flops = _sum_known(
+        None if (times := uses.get(id(v))) is None else times * _size(v)
+        for layer, v in others
+        if naming.name(layer, v) in KNOWN_WEIGHTS and len(v.shape) > 1
+    )
     if not note and (unknown := sorted({row.layer for row in rows if row.flops is None})):
         note = f"kprune cannot tell how often a kernel of {', '.join(unknown)} is used"
-    return Summary(rows, bool(masked), sum(_size(v) for _, v in others), other_flops, note)
+    return Summary(tuple(rows), bool(masked), sum(_size(v) for _, v in others), other_flops, note)
 
 
 def plot_sparsity(model_or_summary: Any, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -234,7 +245,7 @@ def plot_sparsity(model_or_summary: Any, path: str | os.PathLike[str] | None = N
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
     >>> figure = kprune.plot_sparsity(model)
     >>> figure.axes[0].get_xlabel()
-    'parameters'
+    'parameters (labels: density)'
     """
     if path is not None and pathlib.Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"A figure is written as .png, .svg or .pdf. Received: path={os.fspath(path)!r}")
@@ -246,7 +257,30 @@ def plot_sparsity(model_or_summary: Any, path: str | os.PathLike[str] | None = N
     return figure
 
 
-def _row(path: str, layer: Any, kept: np.ndarray, uses: int | None) -> Row:
+@dataclass(frozen=True)
+class _Naming:
+    """How `kprune.mask` sees the weights of one Keras."""
+
+    name: Callable[[Any, Any], str]
+    path: Callable[[Any], str]
+    fit: Callable[[Any, Any], bool]
+
+    def default(self, layer: Any, v: Any) -> bool:
+        # Frozen kernels are listed too: whether a weight trains says nothing about its zeros.
+        return self.name(layer, v) in DEFAULT_WEIGHTS and self.fit(layer, v)
+
+
+def _naming(model: Any) -> _Naming:
+    if is_tf_keras(model):
+        from . import wrappers
+
+        return _Naming(lambda layer, w: wrappers._name(w), wrappers._path, lambda layer, w: len(w.shape) > 1)
+    from . import keras3
+
+    return _Naming(keras3._name, lambda v: str(v.path), lambda layer, v: not keras3._unfit(layer, v))
+
+
+def _row(path: str, layer: Any, name: str, kept: np.ndarray, uses: int | None) -> Row:
     n_kept = int(np.count_nonzero(kept))
     return Row(
         path=path,
@@ -256,19 +290,44 @@ def _row(path: str, layer: Any, kept: np.ndarray, uses: int | None) -> Row:
         zeros=kept.size - n_kept,
         flops=None if uses is None else uses * kept.size,
         effective_flops=None if uses is None else uses * n_kept,
-        dead_channels=int(np.count_nonzero(~kept.any(axis=_incoming_axes(layer, kept.ndim)))),
+        dead_channels=int(np.count_nonzero(~kept.any(axis=_incoming_axes(layer, name, kept.ndim)))),
     )
 
 
-def _incoming_axes(layer: Any, rank: int) -> tuple[int, ...]:
+def _incoming_axes(layer: Any, name: str, rank: int) -> tuple[int, ...]:
     """The axes of a kernel over which one output channel sums."""
-    names = [cls.__name__ for cls in type(layer).__mro__]
     outgoing = {rank - 1}
-    if is_einsum(layer):
+    if name == "depthwise_kernel":
+        outgoing = {rank - 2, rank - 1}
+    elif is_einsum(layer):
         _, kernel, output = einsum_labels(layer)
         outgoing = {axis for axis, label in enumerate(kernel) if label in output}
-    elif any(name.endswith("DTranspose") for name in names):
+    elif is_transposed(layer):
         outgoing = {rank - 2}
-    elif any(name.startswith("DepthwiseConv") for name in names):
-        outgoing = {rank - 2, rank - 1}
     return tuple(axis for axis in range(rank) if axis not in outgoing)
+
+
+def _size(v: Any) -> int:
+    return math.prod(int(d) for d in v.shape)
+
+
+def _sum_known(numbers: Iterable[int | None]) -> int | None:
+    total = 0
+    for number in numbers:
+        if number is None:
+            return None
+        total += number
+    return total
+
+
+def _cells(size: int, zeros: int, flops: int | None, left: int | None) -> list[str]:
+    return [f"{size:,}", f"{zeros:,}", percentage(zeros, size), _count(flops), _count(left)]
+
+
+def percentage(zeros: int, size: int) -> str:
+    """The sparsity as text, rounded down, so that "100.00%" is never shown where something is left."""
+    return f"{10_000 * zeros // size / 100 if size else 0.0:.2f}%"
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .patterns import keep_highest
+from .patterns import nth_highest
 from .registry import Registry
 
 Scores = dict[str, np.ndarray]
@@ -44,11 +44,18 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     >>> global_scope({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
     {'a': 2, 'b': 0}
     """
-    flat = np.concatenate([score.reshape(-1) for score in scores.values()])
-    mask = keep_highest(flat, flat.size - zeros_for(flat.size, sparsity))
-    ends = np.cumsum([score.size for score in scores.values()])
-    parts = np.split(mask, ends[:-1])
-    return {path: int(np.count_nonzero(part)) for path, part in zip(scores, parts, strict=True)}
+    flats = [score.reshape(-1) for score in scores.values()]
+    size = sum(flat.size for flat in flats)
+    n_keep = size - zeros_for(size, sparsity)
+    cut = nth_highest(flats, n_keep)
+    above = [np.count_nonzero(flat > cut) for flat in flats]
+    ties = n_keep - sum(above)
+    shares = {}
+    for path, flat, count in zip(scores, flats, above, strict=True):
+        tied = min(ties, np.count_nonzero(flat == cut))
+        ties -= tied
+        shares[path] = count + tied
+    return shares
 
 
 @SCOPES.register("layerwise")
@@ -105,7 +112,7 @@ def with_floor(scope: Scope | str, floor: int | float = 1) -> Scope:
 
 
 def _exactly(base: Scope, scores: Scores, n_keep: int, size: int) -> dict[str, int]:
-    """What the scope keeps of these weights when they keep `n_keep` together; odd entries go by score."""
+    """What the scope keeps of these weights when they keep `n_keep` together; the largest give what is too much."""
     shares = base(scores, 1 - n_keep / size)
     surplus = sum(shares.values()) - n_keep
     for path in sorted(shares, key=lambda p: -shares[p]):

@@ -1,7 +1,8 @@
 """Masks in tf_keras models: tfmot's `PruneLowMagnitude` wrappers, with kprune in charge of them.
 
 tfmot multiplies weight and mask before each forward pass, so after each optimizer step its weights leak. Here the
-weight's constraint multiplies once more after the step, and the wrapper's own schedule never prunes.
+forward pass sees the masked weight, so that a pruned one gets no gradient, and the weight's constraint holds it at
+exactly 0 after the step; the wrapper's own schedule never prunes.
 
 tf_keras has no public setter for a variable's constraint, nor a public walk over all layers: `_constraint` and
 `_flatten_layers` are used here and in criteria/synflow_tf_keras.py only (checked with tf_keras 2.21, tfmot 0.8.1).
@@ -9,9 +10,12 @@ tf_keras has no public setter for a variable's constraint, nor a public walk ove
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from absl import logging
@@ -21,17 +25,79 @@ from .masks import Filters, MaskReport, finish_report, skip_reason, unique_paths
 
 # tfmot's own ConstantSparsity, beginning at a step that no training reaches: a saved model loads without kprune.
 _NEVER = 2**62
+# tfmot's threshold of a weight, which only tfmot's own pruning uses, says here whether kprune rules the weight; it is
+# saved with the model. tfmot's are never negative.
+_NOT_RULED = -1.0
+
+
+class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
+    """tfmot's wrapper without what changes a model's predictions or losses; under tfmot's name, so that both load it.
+
+    The layer computes with where(mask, w, 0). It keeps its own dtype policy, takes part in Keras's masking of time
+    steps, keeps its activity regulariser, and a MultiHeadAttention can be read back from a file.
+    """
+
+    def __init__(self, layer: Any, **kwargs: Any):
+        super().__init__(layer, **{"dtype": layer.dtype_policy, **kwargs})
+        self.take_over()
+
+    def take_over(self) -> None:
+        """What has to be set on the wrapper when tfmot made it."""
+        self.supports_masking = self.layer.supports_masking
+        self._activity_regularizer = self.layer.activity_regularizer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # MultiHeadAttention makes its weights from the tensors of its first call, tfmot asks for them before it.
+        if hasattr(self.layer, "_build_from_signature") and not self.layer._built_from_signature:
+            given = inspect.signature(self.layer.call).bind(*args, **kwargs).arguments
+            with tf.name_scope(self.layer.name):
+                self.layer._build_from_signature(given["query"], given["value"], given.get("key"))
+        return super().__call__(*args, **kwargs)
+
+    def build(self, input_shape: Any) -> None:
+        if getattr(self.layer, "_built_from_signature", True):
+            super().build(input_shape)
+
+    def add_weight(self, name: Any = None, *args: Any, **kwargs: Any) -> Any:
+        # The masks of one wrapper all get the same name from tfmot, which HDF5 files cannot hold.
+        taken = sum(_name(w).rpartition("_")[0] == name or _name(w) == name for w in self._non_trainable_weights)
+        return super().add_weight(f"{name}_{taken}" if taken else name, *args, **kwargs)
+
+    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        known = inspect.signature(self.layer.call).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            kwargs = {name: value for name, value in kwargs.items() if name in known or name != "mask"}
+        if "training" in known:
+            kwargs["training"] = training
+        swapped: list[tuple[dict[str, Any], str, Any, Any]] = []
+        layers = list(self.layer._flatten_layers())
+        for w, mask, _ in self.pruning_vars:
+            homes = [(vars(owner), name) for owner in layers for name, v in vars(owner).items() if v is w]
+            value = tf.convert_to_tensor(w)
+            value = tf.where(tf.cast(mask, tf.bool), value, tf.zeros_like(value))
+            swapped += [(*home, w, value) for home in homes]
+        try:
+            for attributes, name, _, value in swapped:
+                attributes[name] = value
+            outputs = self.layer.call(inputs, **kwargs)
+        finally:
+            for attributes, name, w, _ in swapped:
+                attributes[name] = w
+        return outputs
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        return self.layer.compute_mask(inputs, mask)
 
 
 class MaskConstraint:
-    """w -> c(w) * mask, where c is the constraint that the weight had."""
+    """w -> where(mask, c(w), 0), where c is the constraint that the weight had."""
 
     def __init__(self, mask: Any, constraint: Any):
         self.mask, self.constraint = mask, constraint
 
     def __call__(self, weight: Any) -> Any:
         weight = weight if self.constraint is None else self.constraint(weight)
-        return weight * self.mask
+        return tf.where(tf.cast(self.mask, tf.bool), weight, tf.zeros_like(weight))
 
 
 def weight_names(model: Any) -> set[str]:
@@ -42,45 +108,65 @@ def weight_names(model: Any) -> set[str]:
 def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
     if _wrappers(model):
         _adopt(model)
-        masked = unique_paths([path for path, *_ in find_masked(model)])
-        known = {id(w) for _, _, w, _ in find_masked(model)}
-        reason = "its layer is not among those that are wrapped already"
-        skipped = {_path(w): reason for w in _weights(model) if id(w) not in known}
-        return finish_report(model, masked, skipped)
-    chosen: dict[int, list[Any]] = {}
-    skipped = {}
-    for layer in _leaves(model):
+        ruled = {id(w) for _, _, w, _ in find_masked(model)}
+        wrapped = {id(w) for wrapper in _wrappers(model) for w in wrapper.layer.weights}
+        skipped = []
+        for w in _weights(model):
+            if id(w) not in ruled:
+                reason = skip_reason(_name(w), w, _path(w), None, None, weights)
+                other = "it was left out when its layer was" if id(w) in wrapped else "its layer is not among those"
+                skipped.append((w, reason or f"{other} wrapped"))
+        return _report(model, skipped)
+    chosen: dict[int, set[int]] = {}
+    skipped = []
+    leaves = _leaves(model, _clonable(model))
+    for layer, reachable in leaves:
         prunable = _prunable(layer)
         for w in layer.weights:
             reason = skip_reason(_name(w), w, _path(w), layer, filters, weights)
-            if not reason and not _clonable(model):
+            if not reason and not reachable:
                 reason = "tfmot cannot wrap the layers of a subclassed model; wrap them where the model makes them"
             elif not reason and not any(w is p for p in prunable):
                 reason = f"tfmot does not support this weight of a {type(layer).__name__} layer"
             if reason:
-                skipped[_path(w)] = reason
+                skipped.append((w, reason))
             else:
-                chosen.setdefault(id(layer), []).append(w)
+                chosen.setdefault(id(layer), set()).add(id(w))
+    held = {id(w) for layer, _ in leaves for w in layer.weights}
+    skipped += [(w, "it belongs to a model, not to one of its layers") for w in model.weights if id(w) not in held]
     if not chosen:
-        return finish_report(model, [], skipped)
+        return _report(model, skipped)
+    made: dict[int, Any] = {}
 
     def wrap(layer: Any) -> Any:
-        if isinstance(layer, tf_keras.Model):
-            return tf_keras.models.clone_model(layer, clone_function=wrap) if _clonable(layer) else layer
-        if id(layer) not in chosen:
-            return layer
-        wanted = chosen[id(layer)]
-        if len(wanted) < len(_prunable(layer)):
-            layer.get_prunable_weights = lambda: wanted
-        return tfmot.sparsity.keras.prune_low_magnitude(layer, pruning_schedule=_never())
+        # A layer, or a model, that several models share is wrapped once.
+        if id(layer) not in made:
+            made[id(layer)] = layer
+            if isinstance(layer, tf_keras.Model):
+                if _clonable(layer):
+                    made[id(layer)] = tf_keras.models.clone_model(layer, clone_function=wrap)
+            elif id(layer) in chosen:
+                made[id(layer)] = PruneLowMagnitude(layer, pruning_schedule=_never())
+        return made[id(layer)]
 
     clone = tf_keras.models.clone_model(model, clone_function=wrap)
+    if not clone.built:
+        clone.build(model.input_shape)
+    for wrapper in _wrappers(clone):
+        for w, _, threshold in wrapper.pruning_vars:
+            if id(w) not in chosen[id(wrapper.layer)]:
+                threshold.assign(_NOT_RULED)
     _adopt(clone)
-    return finish_report(clone, unique_paths([path for path, *_ in find_masked(clone)]), skipped)
+    return _report(clone, skipped)
 
 
 def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
-    return [(_path(w), wrapper, w, mask) for wrapper in _wrappers(model) for w, mask, _ in wrapper.pruning_vars]
+    return [
+        (_path(w), wrapper, w, mask)
+        for wrapper in _wrappers(model)
+        for w, mask, threshold in wrapper.pruning_vars
+        if float(threshold) != _NOT_RULED
+    ]
 
 
 def strip_model(model: Any) -> Any:
@@ -89,28 +175,52 @@ def strip_model(model: Any) -> Any:
             "tfmot's wrappers cannot be taken out of a subclassed tf_keras model: copy the weights into one that was "
             f"made without them. Received: model={model.name!r}"
         )
-    for _, _, w, _ in find_masked(model):
+    shape = model.input_shape if _wrappers(model) else None
+    for w in _pruned_by_wrappers(model):
         if isinstance(w._constraint, MaskConstraint):
             w._constraint = w._constraint.constraint
-    return tfmot.sparsity.keras.strip_pruning(model)
+    stripped = tfmot.sparsity.keras.strip_pruning(model)
+    if not stripped.built:
+        stripped.build(shape)
+    return stripped
+
+
+@contextmanager
+def plain(model: Any) -> Iterator[Any]:
+    """Inside, a stripped clone, which shares the weights; afterwards the wrappers hold them at zero again."""
+    constraints = [(w, w._constraint) for w in _pruned_by_wrappers(model)]
+    try:
+        yield strip_model(model) if _wrappers(model) else model
+    finally:
+        for w, constraint in constraints:
+            w._constraint = constraint
 
 
 def _adopt(model: Any) -> None:
     """Put kprune in charge of the wrappers: masks move only by `set_masks`, weights are exactly 0 after each step."""
-    ruled = set()
+    if any(wrapper.pruning_obj is None for wrapper in _wrappers(model)):
+        raise ValueError(f"The model is not built, so its masks do not exist yet. Received: model={model.name!r}")
+    ruled, changed = set(), False
     for wrapper in _wrappers(model):
-        if not wrapper.pruning_vars:
-            raise ValueError(f"The model is not built, so its masks do not exist yet. Received: model={model.name!r}")
+        if type(wrapper) is pruning_wrapper.PruneLowMagnitude:
+            wrapper.__class__ = PruneLowMagnitude
+            wrapper.take_over()
+            changed = True
         if getattr(wrapper.pruning_schedule, "begin_step", None) != _NEVER:
             ruled.add(type(wrapper.pruning_schedule).__name__)
             wrapper.pruning_schedule = _never()
             wrapper.pruning_obj._pruning_schedule = wrapper.pruning_schedule
-        # Before step 1 the wrapper asserts that tfmot's UpdatePruningStep callback is there; kprune does not need it.
+        # Before step 1 tfmot's wrapper asserts that its UpdatePruningStep callback is there, should tfmot load the file.
         if int(wrapper.pruning_step) < 1:
             wrapper.pruning_step.assign(1)
         for w, mask, _ in wrapper.pruning_vars:
-            if not isinstance(w.constraint, MaskConstraint):
-                w._constraint = MaskConstraint(mask, w.constraint)
+            own = w.constraint.constraint if isinstance(w.constraint, MaskConstraint) else w.constraint
+            if own is w.constraint or w.constraint.mask is not mask:
+                w._constraint = MaskConstraint(mask, own)
+                changed = True
+    if changed or ruled:
+        # What was compiled before, tfmot's schedule included, is not used again.
+        model.train_function = model.test_function = model.predict_function = None
     if ruled:
         logging.warning(
             "kprune: this model was wrapped by tfmot with its own schedule (%s). kprune rules from here on: tfmot's "
@@ -119,35 +229,46 @@ def _adopt(model: Any) -> None:
         )
 
 
+def _report(model: Any, skipped: list[tuple[Any, str]]) -> MaskReport:
+    paths = unique_paths([_path(w) for w, _ in skipped])
+    reasons = dict(zip(paths, (reason for _, reason in skipped), strict=True))
+    return finish_report(model, unique_paths([path for path, *_ in find_masked(model)]), reasons)
+
+
 def _never() -> Any:
     return tfmot.sparsity.keras.ConstantSparsity(0.0, begin_step=_NEVER)
 
 
 def _wrappers(model: Any) -> list[Any]:
-    return [layer for layer in model._flatten_layers() if isinstance(layer, pruning_wrapper.PruneLowMagnitude)]
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, pruning_wrapper.PruneLowMagnitude)]
+    return list({id(wrapper): wrapper for wrapper in found}.values())
 
 
-def _leaves(model: Any) -> list[Any]:
-    """The layers that could be wrapped: those that the (nested) models hold, not what is inside a layer."""
+def _pruned_by_wrappers(model: Any) -> list[Any]:
+    return [w for wrapper in _wrappers(model) for w, *_ in wrapper.pruning_vars]
+
+
+def _leaves(model: Any, reachable: bool) -> list[tuple[Any, bool]]:
+    """The layers that the (nested) models hold, not what is inside a layer, and whether a clone reaches them."""
     if not isinstance(model, tf_keras.Model):
-        return [model]
-    found: dict[int, Any] = {}
+        return [(model, reachable)]
+    found: dict[int, tuple[Any, bool]] = {}
     for layer in model.layers:
-        found.update({id(leaf): leaf for leaf in _leaves(layer)})
+        inside = reachable and (_clonable(layer) or not isinstance(layer, tf_keras.Model))
+        for leaf, within in _leaves(layer, inside):
+            found[id(leaf)] = (leaf, within or found.get(id(leaf), (leaf, False))[1])
     return list(found.values())
 
 
 def _weights(model: Any) -> list[Any]:
-    masks = {id(v) for wrapper in _wrappers(model) for v in [*wrapper._non_trainable_weights]}
+    masks = {id(v) for wrapper in _wrappers(model) for v in wrapper._non_trainable_weights}
     return [w for w in model.weights if id(w) not in masks]
 
 
 def _prunable(layer: Any) -> list[Any]:
-    if not hasattr(layer, "get_prunable_weights"):
-        if not prune_registry.PruneRegistry.supports(layer):
-            return []
+    if prune_registry.PruneRegistry.supports(layer):
         prune_registry.PruneRegistry.make_prunable(layer)
-    return list(layer.get_prunable_weights())
+    return list(layer.get_prunable_weights()) if hasattr(layer, "get_prunable_weights") else []
 
 
 def _clonable(model: Any) -> bool:

@@ -1,0 +1,279 @@
+"""Schedules: their values by hand, tfmot's values step by step, and what holds of every schedule at every frequency."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kprune import schedules
+from kprune.schedules import Constant, Exponential, PolynomialDecay, Schedule, as_schedule, last_update
+from kprune.scopes import zeros_for
+
+steady = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+GOOD = dict(initial_sparsity=0.2, final_sparsity=0.8, begin_step=10, end_step=50)
+
+
+@pytest.fixture
+def tfmot():
+    """Imported late: tfmot has effects on `tf.keras`."""
+    import tensorflow_model_optimization as tfmot
+
+    return tfmot.sparsity.keras
+
+
+def updates(schedule, until):
+    """The steps at which a callback that looks at every step updates the masks."""
+    return sorted({step for t in range(until + 1) if (step := last_update(schedule, t)) is not None})
+
+
+def test_constant_by_hand():
+    schedule = Constant(0.8, begin_step=3)
+    assert [schedule(t) for t in (0, 2, 3, 4, 1000)] == [0.0, 0.0, 0.8, 0.8, 0.8]
+    assert [last_update(schedule, t) for t in (0, 2, 3, 4, 1000)] == [None, None, 3, 3, 3]
+    assert Constant(0.5)(0) == 0.5
+
+
+def test_polynomial_by_hand():
+    schedule = PolynomialDecay(0.2, 0.8, begin_step=10, end_step=50)  # power 3
+    # .8 - .6 * (1 - p)^3 at p = 0, 1/4, 1/2, 3/4: (1 - p)^3 = 1, 27/64, 1/8, 1/64
+    expected = {9: 0.0, 10: 0.2, 20: 0.546875, 30: 0.725, 40: 0.790625, 50: 0.8, 51: 0.8, 10**9: 0.8}
+    assert {t: schedule(t) for t in expected} == pytest.approx(expected, abs=1e-12)
+    linear = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=8, power=1)
+    assert [linear(t) for t in range(9)] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    root = PolynomialDecay(0.0, 0.6, begin_step=0, end_step=4, power=0.5)
+    assert root(3) == pytest.approx(0.3)  # .6 - .6 * (1/4)^.5
+
+
+def test_exponential_by_hand():
+    schedule = Exponential(0.0, 0.9999, begin_step=100, end_step=500)
+    # density 10^(-4p)
+    assert [schedule(t) for t in (99, 100, 200, 300, 400, 500)] == pytest.approx([0, 0, 0.9, 0.99, 0.999, 0.9999])
+    half = Exponential(0.5, 0.875, begin_step=0, end_step=2)
+    assert half(1) == pytest.approx(0.75)  # density 1/2 -> 1/4 -> 1/8
+
+
+def test_last_update_by_hand():
+    schedule = PolynomialDecay(0.0, 0.8, begin_step=2, end_step=11, frequency=4)
+    assert updates(schedule, 30) == [2, 6, 10, 11]
+    steps = [None, None, 2, 2, 2, 2, 6, 6, 6, 6, 10, 11, 11]
+    assert [last_update(schedule, t) for t in range(13)] == steps
+    rare = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=50)  # tfmot's silent no-op: frequency 100 of 50 steps
+    assert updates(rare, 99) == [0, 50]
+    assert rare(50) == 0.8
+    at_once = Exponential(0.1, 0.8, begin_step=7, end_step=7)
+    assert updates(at_once, 20) == [7]
+    assert [at_once(t) for t in (6, 7, 8)] == [0.0, 0.8, 0.8]
+
+
+def test_the_first_update_is_exactly_the_initial_sparsity_in_counts():
+    for initial in (0.1, 0.3, 0.57, 0.7):
+        for cls in (PolynomialDecay, Exponential):
+            schedule = cls(initial, 0.9, begin_step=5, end_step=45)
+            assert zeros_for(1000, schedule(5)) == round(1000 * initial)
+
+
+# Hypothesis
+
+
+@st.composite
+def any_schedule(draw):
+    low, high = sorted([draw(st.floats(0, 0.9999)), draw(st.floats(0, 0.9999))])
+    begin = draw(st.integers(0, 50))
+    end = begin + draw(st.integers(0, 200))
+    frequency = draw(st.integers(1, 300))
+    kind = draw(st.sampled_from(["constant", "polynomial", "exponential"]))
+    if kind == "constant":
+        return Constant(high, begin)
+    if kind == "polynomial":
+        return PolynomialDecay(low, high, begin, end, frequency=frequency, power=draw(st.floats(0.1, 10)))
+    return Exponential(low, high, begin, end, frequency=frequency)
+
+
+@steady
+@given(any_schedule())
+def test_monotone_and_within_its_bounds(schedule):
+    values = [schedule(t) for t in range(schedule.begin_step, schedule.end_step + 3)]
+    assert all(later >= earlier - 1e-12 for earlier, later in zip(values, values[1:], strict=False))
+    assert min(values) >= schedule.initial_sparsity - 1e-12
+    assert max(values) <= schedule.final_sparsity + 1e-12
+    assert all(schedule(t) == 0.0 for t in range(schedule.begin_step))
+
+
+@steady
+@given(any_schedule())
+def test_the_last_update_is_the_final_sparsity_at_any_frequency(schedule):
+    assert schedule(schedule.end_step) == schedule.final_sparsity
+    steps = updates(schedule, schedule.end_step + 2 * schedule.frequency)
+    assert steps[0] == schedule.begin_step and steps[-1] == schedule.end_step
+    assert schedule(steps[-1]) == schedule.final_sparsity
+    gaps = np.diff(steps)
+    assert all(gaps[:-1] == schedule.frequency) and (gaps <= schedule.frequency).all()
+
+
+@steady
+@given(any_schedule(), st.integers(0, 400))
+def test_last_update_is_the_latest_one(schedule, step):
+    latest = last_update(schedule, step)
+    past = [t for t in updates(schedule, 400) if t <= step]
+    assert latest == (past[-1] if past else None)
+    if latest is not None:
+        assert last_update(schedule, latest) == latest
+
+
+# tfmot
+
+
+TFMOT = [
+    dict(initial_sparsity=0.0, final_sparsity=0.8, begin_step=0, end_step=200),
+    dict(initial_sparsity=0.3, final_sparsity=0.7, begin_step=17, end_step=217, frequency=10, power=1),
+    dict(initial_sparsity=0.5, final_sparsity=0.99, begin_step=5, end_step=104, frequency=7, power=4),
+]
+
+
+@pytest.mark.parametrize("config", TFMOT)
+def test_polynomial_decay_is_tfmots_formula(tfmot, config):
+    ours, theirs = PolynomialDecay(**config), tfmot.PolynomialDecay(**config)
+    for step in range(config["begin_step"], config["end_step"] + 20):
+        assert ours(step) == pytest.approx(float(theirs(step)[1]), abs=1e-6)
+
+
+@pytest.mark.parametrize("config", TFMOT)
+def test_a_tfmot_polynomial_decay_is_read_step_by_step(tfmot, config):
+    theirs = tfmot.PolynomialDecay(**config)
+    schedule = as_schedule(theirs)
+    assert isinstance(schedule, Schedule)
+    begin, end = config["begin_step"], config["end_step"]
+    assert (schedule.begin_step, schedule.end_step) == (begin, end)
+    assert schedule.frequency == config.get("frequency", 100)
+    for step in range(begin, end + 20):
+        assert schedule(step) == pytest.approx(float(theirs(step)[1]), abs=2e-7)
+    assert all(schedule(step) == 0.0 for step in range(begin))
+    # tfmot's update steps are ours, but for the one at the end, which tfmot may leave out.
+    turns = [step for step in range(end + 20) if bool(theirs(step)[0])]
+    assert sorted({*turns, end}) == updates(schedule, end + 20)
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5, 0.57, 0.7, 0.8, 0.9, 0.95, 0.99])
+def test_a_tfmot_schedule_lands_on_the_sparsity_it_was_given(tfmot, sparsity):
+    # float32(.7) is .699999988: of 100,000 weights that would be 69,999.
+    decay = as_schedule(tfmot.PolynomialDecay(0.05, sparsity, 0, 50))
+    constant = as_schedule(tfmot.ConstantSparsity(sparsity, 4))
+    for size in (100, 1000, 100_000, 10_000_000):
+        exact = round(size * sparsity)
+        assert zeros_for(size, decay(50)) == exact
+        assert zeros_for(size, constant(4)) == exact
+        assert all(zeros_for(size, decay(step)) <= exact for step in range(40, 50))
+
+
+@pytest.mark.parametrize("end", [-1, 30, 99])
+def test_a_tfmot_constant_sparsity_prunes_once_at_its_begin(tfmot, end):
+    theirs = tfmot.ConstantSparsity(0.5, begin_step=12, end_step=end, frequency=4)
+    schedule = as_schedule(theirs)
+    assert [schedule(t) for t in (0, 11, 12, 13, 500)] == [0.0, 0.0, 0.5, 0.5, 0.5]
+    assert updates(schedule, 200) == [12]
+    for step in range(12, 60):
+        assert schedule(step) == float(theirs(step)[1])
+
+
+def test_a_users_own_tfmot_schedule(tfmot):
+    class Steps(tfmot.PruningSchedule):
+        """Half of the final sparsity up to the middle, then all of it."""
+
+        begin_step, end_step, frequency = 10, 20, 5
+
+        def __call__(self, step):
+            import tensorflow as tf
+
+            return self._should_prune_in_step(step, 10, 20, 5), tf.where(step < 15, 0.25, 0.5)
+
+        def get_config(self):
+            return {}
+
+    schedule = as_schedule(Steps())
+    assert [schedule(t) for t in (9, 10, 14, 15, 20, 21)] == [0.0, 0.25, 0.25, 0.5, 0.5, 0.5]
+    assert updates(schedule, 40) == [10, 15, 20]
+
+
+def test_ours_is_passed_through():
+    schedule = Constant(0.5)
+    assert as_schedule(schedule) is schedule
+
+
+# Bad arguments
+
+
+NOT_SPARSITIES = [-0.1, 1.0, 1, 1.5, math.nan, math.inf, "0.5", None, True, [0.5]]
+NOT_STEPS = [-1, 30.5, math.nan, "10", None]
+BAD = [
+    *(("initial_sparsity", value) for value in NOT_SPARSITIES),
+    *(("final_sparsity", value) for value in NOT_SPARSITIES),
+    *(("begin_step", value) for value in [*NOT_STEPS, 51]),
+    *(("end_step", value) for value in [*NOT_STEPS, 9]),
+    *(("frequency", value) for value in [*NOT_STEPS, 0]),
+]
+
+
+def assert_names(message, name, value):
+    """The message ends "Received: ... name=value ..."."""
+    told, _, received = message.rpartition("Received: ")
+    assert told, message
+    assert f"{name}={value}" in received or f"{name}={value!r}" in received, message
+
+
+@pytest.mark.parametrize("cls", [PolynomialDecay, Exponential])
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_bad_arguments(cls, name, value):
+    cls(**GOOD)
+    with pytest.raises(ValueError) as error:
+        cls(**{**GOOD, name: value})
+    assert_names(str(error.value), name, value)
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, "3", None])
+def test_bad_powers(value):
+    with pytest.raises(ValueError) as error:
+        PolynomialDecay(**GOOD, power=value)
+    assert_names(str(error.value), "power", value)
+
+
+@pytest.mark.parametrize("value", NOT_SPARSITIES)
+def test_bad_constant_sparsities(value):
+    with pytest.raises(ValueError) as error:
+        Constant(value)
+    assert_names(str(error.value), "sparsity", value)
+
+
+@pytest.mark.parametrize("value", NOT_STEPS)
+def test_bad_constant_steps(value):
+    with pytest.raises(ValueError) as error:
+        Constant(0.5, begin_step=value)
+    assert_names(str(error.value), "begin_step", value)
+
+
+def test_a_falling_schedule_is_refused():
+    with pytest.raises(ValueError, match=r"cannot fall.*Received: initial_sparsity=0.8, final_sparsity=0.2$"):
+        PolynomialDecay(0.8, 0.2, 0, 10)
+
+
+@pytest.mark.parametrize("value", ["polynomial", 0.5, None, PolynomialDecay, round])
+def test_what_is_not_a_schedule(value):
+    with pytest.raises(ValueError) as error:
+        as_schedule(value)
+    assert_names(str(error.value), "schedule", value)
+    assert all(name in str(error.value) for name in schedules.SCHEDULES)
+
+
+def test_numbers_of_numpy_are_numbers():
+    schedule = PolynomialDecay(np.float64(0.2), np.float64(0.8), np.int64(10), np.int64(50), frequency=np.int64(5))
+    assert schedule == PolynomialDecay(0.2, 0.8, 10, 50, frequency=5)
+    assert updates(schedule, 60)[:3] == [10, 15, 20]
+
+
+def test_a_schedule_does_not_change():
+    schedule = Constant(0.5)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        schedule.final_sparsity = 0.6
+    assert schedule == Constant(0.5) and schedule != Constant(0.6)
