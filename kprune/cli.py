@@ -5,12 +5,14 @@ Each command has flags of its own (an absl `FlagValues`), so its help shows what
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging as standard
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,91 +22,12 @@ from absl import flags, logging
 
 from . import data, models
 from ._version import __version__
+from .options import Command, Option
 from .scopes import SCOPES
 
 METHODS = ("dense", "synflow", "magnitude", "random", "gradual")
 _RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.05}
 _FIGURES = (".png", ".svg", ".pdf")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One flag.
-
-    Attributes:
-        name: without the dashes.
-        default: its value when it is not given; None for a flag that stands for nothing then.
-        help: one line.
-        kind: what its value is: str, int, float or bool; or a tuple of the values that it takes.
-        check: what a value must satisfy, and the sentence that says so.
-    """
-
-    name: str
-    default: Any
-    help: str
-    kind: type | tuple[str, ...] = str
-    check: tuple[Callable[[Any], bool], str] | None = None
-
-    def define(self, values: flags.FlagValues) -> None:
-        """Add the flag to `values`."""
-        if isinstance(self.kind, tuple):
-            flags.DEFINE_enum(self.name, self.default, list(self.kind), self.help, flag_values=values)
-        else:
-            kinds = {str: "string", int: "integer", float: "float", bool: "boolean"}
-            getattr(flags, f"DEFINE_{kinds[self.kind]}")(self.name, self.default, self.help, flag_values=values)
-        if self.check is not None:
-            test, message = self.check
-            flags.register_validator(self.name, lambda v: v is None or test(v), f"{message}.", flag_values=values)
-
-    @property
-    def usage(self) -> str:
-        """The flag as its user writes it."""
-        if self.kind is bool:
-            return f"--{self.name}"
-        return f"--{self.name}={'NAME' if isinstance(self.kind, tuple) else self.kind.__name__.upper()}"
-
-    @property
-    def line(self) -> str:
-        """Its line in the help."""
-        shown = {None: "", False: " [off]"}.get(self.default, f" [{self.default}]")
-        return f"  {self.usage:<21}{self.help}{shown}"
-
-
-@dataclass(frozen=True)
-class Command:
-    """One subcommand: its name, what its help says, and the function that runs it."""
-
-    name: str
-    summary: str
-    arguments: str
-    example: str
-    options: tuple[Option, ...]
-    notes: str
-    run: Callable[[Any, list[str]], None]
-
-    def parse(self, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
-        """The flags' values and the arguments that are not flags. Raises `flags.Error`."""
-        values = flags.FlagValues()
-        values.set_gnu_getopt(True)  # flags may follow the arguments
-        for option in self.options:
-            option.define(values)
-        arguments = values([f"kprune {self.name}", *argv])[1:]
-        expected = len(self.arguments.split())
-        if len(arguments) != expected:
-            wanted = f"expected {self.arguments}" if expected else "expected flags only"
-            raise flags.Error(f"{wanted}, got {' '.join(arguments) or 'nothing'}")
-        return values, arguments
-
-    @property
-    def help(self) -> str:
-        """What `--help` prints."""
-        usage = " ".join(word for word in (f"kprune {self.name}", self.arguments, "[flags]") if word)
-        lines = [option.line for option in self.options]
-        notes = f"\n{self.notes}\n" if self.notes else ""
-        return (
-            f"{self.summary}\n\nUsage:    {usage}\nExample:  {self.example}\n\n"
-            f"Flags [default]:\n" + "\n".join(lines) + f"\n{notes}"
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,15 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("--help", "-h", "help"):
+    if not words:
+        return _refuse(_overview())
+    if words[0] in ("--help", "-h", "help"):
         print(_overview())
-        return 0 if words else 2
+        return 0
     if words[0] == "--version":
         print(f"kprune {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"kprune: unknown command {words[0]!r}; there are {', '.join(COMMANDS)} (see kprune --help)", file=sys.stderr)
-        return 2
+        return _refuse(f"kprune: unknown command {words[0]!r}; there are {', '.join(COMMANDS)} (see kprune --help)")
     command = COMMANDS[words[0]]
     if {"--help", "-h"} & set(words[1:]):
         print(command.help, end="")
@@ -138,20 +62,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         values, arguments = command.parse(words[1:])
     except flags.Error as error:
-        print(f"kprune {command.name}: {error} (see kprune {command.name} --help)", file=sys.stderr)
-        return 2
+        return _refuse(f"kprune {command.name}: {error} (see kprune {command.name} --help)")
     _set_up_logging(values.verbose)
     try:
+        if values.plot:  # before the work, so that a folder that cannot be made is known at once
+            Path(values.plot).parent.mkdir(parents=True, exist_ok=True)
         command.run(values, arguments)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if values.debug:
             traceback.print_exc()
-        print(f"kprune: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _refuse(f"kprune: error: {' '.join(str(error).split())}", 1)
     except KeyboardInterrupt:
-        print("kprune: interrupted", file=sys.stderr)
-        return 130
+        return _refuse("kprune: interrupted", 130)
     return 0
+
+
+def _refuse(message: str, status: int = 2) -> int:
+    print(message, file=sys.stderr)
+    return status
 
 
 def train(values: Any, arguments: list[str]) -> None:
@@ -168,32 +96,38 @@ def train(values: Any, arguments: list[str]) -> None:
     from . import export, mask, plot_sparsity, summary
 
     target = Path(values.export_dir, "model") if values.export_dir else None
-    if target and not values.overwrite and (found := [p for p in (target, target.with_name("model.keras")) if p.exists()]):
-        raise ValueError(f"{found[0]} exists; add --overwrite to replace it. Received: export_dir={values.export_dir!r}")
+    for file in (target, target.with_name("model.keras")) if target and not values.overwrite else ():
+        if file.exists():
+            raise ValueError(f"{file} exists; add --overwrite. Received: export_dir={values.export_dir!r}")
     image_size = None if values.image_size is None else (values.image_size, values.image_size)
     dataset = data.load(
         values.dataset, directory=values.data_dir, image_size=image_size, batch_size=values.batch_size, seed=values.seed
     )
-    library = _library(values.library)
+    library = importlib.import_module(values.library)
     library.utils.set_random_seed(values.seed)
     network = models.get(values.model)(dataset.input_shape, dataset.classes, values.width, library=library)
     size = f"{network.count_params():,} parameters"
     if values.library == "tf_keras" and values.method != "dense":
         network = mask(network).model
-    steps = len(dataset.train) if not isinstance(dataset.train, tuple) else -(-len(dataset.train[0]) // values.batch_size)
+    steps = values.epochs * _steps_per_epoch(dataset)
     network.compile(
-        optimizer=_optimizer(library, values, steps * values.epochs),
+        optimizer=_optimizer(library, values, steps),
         loss=library.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    how = "dense" if values.method == "dense" else f"{values.method} to {values.sparsity:.4g} sparsity"
-    shape = "x".join(map(str, dataset.input_shape))
-    print(f"{values.model} ({size}) on {values.dataset} ({shape}, {dataset.classes} classes): {how}, {values.epochs} epochs")
-    callbacks = _callbacks(values, steps * values.epochs)
-    history = network.fit(**dataset.fit_kwargs(), epochs=values.epochs, callbacks=callbacks).history["val_accuracy"]
+    how = "dense" if values.method == "dense" else f"{values.method} to sparsity {values.sparsity:.6g}"
+    images = f"{'x'.join(map(str, dataset.input_shape))}, {dataset.classes} classes"
+    print(f"{values.model} ({size}) on {values.dataset} ({images}): {how}, {steps} steps")
+    fitted = network.fit(
+        **dataset.fit_kwargs(),
+        epochs=values.epochs,
+        callbacks=_callbacks(values, steps),
+        verbose=1 if sys.stdout.isatty() else 2,  # a bar on a terminal, a line for each epoch in a file
+    )
+    accuracy = fitted.history["val_accuracy"]
+    best = max(accuracy)
     print(f"\n{summary(network)}")
-    best = max(history)
-    print(f"\ntest accuracy: last {history[-1]:.2%}, best {best:.2%} (epoch {history.index(best) + 1})")
+    print(f"\ntest accuracy: last {accuracy[-1]:.2%}, best {best:.2%} (epoch {accuracy.index(best) + 1})")
     if values.plot:
         plot_sparsity(network, values.plot)
         print(f"figure: {values.plot}")
@@ -226,14 +160,10 @@ def inspect(values: Any, arguments: list[str]) -> None:
             print(f"figure: {values.plot}")
 
 
-def _library(name: str) -> Any:
-    if name == "tf_keras":
-        import tf_keras
-
-        return tf_keras
-    import keras
-
-    return keras
+def _steps_per_epoch(dataset: data.Dataset) -> int:
+    if isinstance(dataset.train, tuple):
+        return math.ceil(len(dataset.train[0]) / dataset.batch_size)
+    return len(dataset.train)  # type: ignore[arg-type]  # a tf.data.Dataset of files knows its length
 
 
 def _optimizer(library: Any, values: Any, steps: int) -> Any:
@@ -263,17 +193,16 @@ def _callbacks(values: Any, steps: int) -> list[Any]:
 
 
 def _set_up_logging(verbose: bool) -> None:
-    """absl's log on stderr, without its dates and line numbers."""
-    import logging as standard
-
+    """absl's log on stderr, without its dates and line numbers; TensorFlow's own only if it is an error."""
+    flags.FLAGS.mark_as_parsed()  # or absl warns that it logs too early
+    standard.getLogger("tensorflow").setLevel(standard.ERROR)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(standard.Formatter("%(levelname)s: %(message)s"))
     logging.set_verbosity(logging.INFO if verbose else logging.WARNING)
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  kprune {c.name:<{width}}  {c.summary}\n  {'':<{width}}           {c.example}\n" for c in COMMANDS.values())
+    commands = "\n".join(f"  kprune {c.name:<9}{c.summary}\n{'':18}{c.example}\n" for c in COMMANDS.values())
     return (
         "kprune trains sparse neural networks with Keras and says what is left of them.\n\n"
         f"{commands}\n`kprune COMMAND --help` lists the flags of a command, `kprune --version` the version.\n"
@@ -286,9 +215,10 @@ def _at_least(least: int) -> tuple[Callable[[Any], bool], str]:
 
 
 _POSITIVE = (lambda value: value > 0, "must be above 0")
+_SPARSITY = (lambda value: 0 <= value < 1, "must be at least 0 and below 1")
 _FIGURE = (lambda value: Path(value).suffix.lower() in _FIGURES, f"must end in {', '.join(_FIGURES)}")
 _COMMON = (
-    Option("verbose", False, "log more, such as the table of every epoch", bool),
+    Option("verbose", False, "log more", bool),
     Option("debug", False, "after an error, show where it came from", bool),
 )
 
@@ -301,9 +231,7 @@ _TRAIN = Command(
         Option("model", "conv-4", "network; the names are below", tuple(models.MODELS)),
         Option("dataset", "digits", "data set; the names are below", data.NAMES),
         Option("method", "synflow", "how to prune: see below", METHODS),
-        Option(
-            "sparsity", 0.9, "fraction of zeros to prune to", float, (lambda v: 0 <= v < 1, "must be at least 0, below 1")
-        ),
+        Option("sparsity", 0.9, "fraction of zeros to prune to", float, _SPARSITY),
         Option("epochs", 15, "passes over the training images", int, _at_least(1)),
         Option("export_dir", None, "folder for the trained model, as SavedModel and .keras; none is written without"),
         Option("overwrite", False, "replace a model that is there already", bool),
@@ -318,7 +246,7 @@ _TRAIN = Command(
         Option("seed", 0, "of initial weights, order of images, random pruning", int, _at_least(0)),
         Option("data_dir", None, "for imagenet: folder with train/CLASS/* and val/CLASS/*"),
         Option("image_size", None, "for imagenet: height and width in pixels", int, _at_least(1)),
-        Option("library", "keras", "keras (Keras 3) or tf_keras (Keras 2, with tfmot's wrappers)", ("keras", "tf_keras")),
+        Option("library", "keras", "keras (Keras 3) or tf_keras (Keras 2, tfmot's wrappers)", ("keras", "tf_keras")),
         *_COMMON,
     ),
     f"Methods:  dense      prune nothing\n"

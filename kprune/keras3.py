@@ -16,7 +16,7 @@ DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 def weight_names(model: Any) -> set[str]:
     """The names by which `mask(weights=...)` knows the model's weights."""
-    return {_name(layer, v) for layer, v in _owned(model)}
+    return {weight_name(layer, v) for layer, v in _owned(model)}
 
 
 def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
@@ -25,7 +25,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
     chosen, masked, skipped = [], [], {}
     already = {id(v) for layer in all_layers(model) if is_masked(layer) for v in layer.mask_store.masked}
     for (layer, v), path in zip(owned, paths, strict=True):
-        reason = skip_reason(_name(layer, v), v, path, layer, filters, weights, _unfit(layer, v))
+        reason = skip_reason(weight_name(layer, v), v, path, layer, filters, weights, unfit(layer, v))
         if id(v) in already or not reason:
             masked.append(path)
             chosen.append(v)
@@ -38,12 +38,12 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
 
 
 def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
-    return [
-        (v.path, layer, v, mask)
-        for layer in all_layers(model)
-        if is_masked(layer)
-        for v, mask in zip(layer.mask_store.masked, layer.mask_store.masks, strict=True)
-    ]
+    found: dict[int, tuple[str, Any, Any, Any]] = {}
+    for layer in all_layers(model):
+        if is_masked(layer):
+            for v, mask in zip(layer.mask_store.masked, layer.mask_store.masks, strict=True):
+                found.setdefault(id(v), (v.path, layer, v, mask))
+    return list(found.values())
 
 
 def strip_model(model: Any) -> Any:
@@ -85,12 +85,14 @@ def _owned(model: Any) -> list[tuple[Any, Any]]:
     return list(found.values())
 
 
-def _name(layer: Any, v: Any) -> str:
+def weight_name(layer: Any, v: Any) -> str:
+    """The name by which `mask(weights=...)` knows a weight of this layer."""
     # A depthwise layer calls its only weight "kernel", where a separable one says "depthwise_kernel".
     return "depthwise_kernel" if isinstance(layer, DEPTHWISE) and v.name == "kernel" else v.name
 
 
-def _unfit(layer: Any, v: Any) -> str:
+def unfit(layer: Any, v: Any) -> str:
+    """Why a weight of this kind cannot be masked, or ""."""
     if layer.quantization_mode is not None or "float" not in v.dtype:
         return f"the layer is quantised ({layer.quantization_mode or v.dtype})"
     if len(v.shape) < 2:

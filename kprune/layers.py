@@ -39,12 +39,14 @@ class MaskStore(keras.layers.Layer):
     masked: list[Any]
     masks: list[Any]
 
-    def add(self, variables: list[Any]) -> None:
-        """Add an all-True mask for each of `variables` (keras.Variable of any shape)."""
+    def add(self, variables: list[Any], shared: dict[int, Any]) -> None:
+        """Add a mask for each of `variables` (keras.Variable of any shape): `shared[id(v)]`, or a new one, all True."""
         # A plain tuple of references would be tracked as weights of this layer too, and saved twice.
         object.__setattr__(self, "masked", list(variables))
         self.masks = [
-            self.add_weight(name=f"{v.name}_mask", shape=v.shape, initializer="ones", dtype="bool", trainable=False)
+            shared[id(v)]
+            if id(v) in shared
+            else self.add_weight(name=f"{v.name}_mask", shape=v.shape, initializer="ones", dtype="bool", trainable=False)
             for v in variables
         ]
         self.built = True
@@ -195,6 +197,13 @@ def plain_weights(layer: Any) -> list[Any]:
 def attach(layer: Any, variables: list[Any]) -> None:
     """Mask `variables` (weights of the layer or of layers below it) in place, all-True; masked ones stay as they are."""
     wanted = {id(v) for v in variables}
+    # A weight that several layers own (tied weights) has one mask, which all of them hold.
+    masks = {
+        id(v): mask
+        for sub in all_layers(layer)
+        if is_masked(sub)
+        for v, mask in zip(sub.mask_store.masked, sub.mask_store.masks, strict=True)
+    }
     visited: dict[int, bool] = {}
 
     def visit(current: Any) -> bool:
@@ -204,7 +213,7 @@ def attach(layer: Any, variables: list[Any]) -> None:
         visited[id(current)] = False
         own = [v for v in own_weights(current) if id(v) in wanted]
         if own:
-            _add_masks(current, own)
+            _add_masks(current, own, masks)
         below = [visit(sub) for sub in sublayers(current) if not isinstance(current, keras.layers.RNN)]
         if any(below) and not isinstance(current, Masked) and not _keras_container(current):
             current.__class__ = masked_class(type(current))
@@ -219,25 +228,23 @@ def _keras_container(layer: Any) -> bool:
     return isinstance(layer, keras.Model) and type(layer).__module__.startswith("keras.")
 
 
-def _add_masks(layer: Any, variables: list[Any]) -> None:
+def _add_masks(layer: Any, variables: list[Any], masks: dict[int, Any]) -> None:
     if is_masked(layer):
         known = {id(v) for v in layer.mask_store.masked}
-        fresh = {id(v) for v in variables} - known
-        if fresh:  # a wider second `mask()`: one store per layer keeps the file format simple, so it is made anew
-            old = {id(v): m.numpy() for v, m in zip(layer.mask_store.masked, layer.mask_store.masks, strict=True)}
-            _remove_store(layer)
-            _add_masks(layer, [v for v in own_weights(layer) if id(v) in known | fresh])
-            for v, m in zip(layer.mask_store.masked, layer.mask_store.masks, strict=True):
-                if id(v) in old:
-                    m.assign(old[id(v)])
-        return
+        wanted = known | {id(v) for v in variables}
+        if wanted == known:
+            return
+        # A wider second `mask()`: one store per layer keeps the file format simple, so it is made anew.
+        _remove_store(layer)
+        variables = [v for v in own_weights(layer) if id(v) in wanted]
     store = MaskStore(name="mask_store", dtype="float32")
-    store.add(variables)
+    store.add(variables, masks)
     with _unlocked(layer):
         layer.mask_store = store
     if not isinstance(layer, Masked):
         layer.__class__ = masked_class(type(layer))
     for v, mask in zip(store.masked, store.masks, strict=True):
+        masks[id(v)] = mask
         if v.regularizer is not None and not isinstance(v.regularizer, MaskedRegularizer):
             v.regularizer = MaskedRegularizer(v.regularizer, mask)
 

@@ -50,7 +50,7 @@ def nth_highest(vectors: list[np.ndarray], n: int) -> float:
     size = sum(v.size for v in vectors)
     stride = max(1, size // 4096)
     sample = np.sort(np.concatenate([v[::stride] for v in vectors]))[::-1]
-    rank, slack = n * sample.size // size, sample.size // 32
+    rank, slack = (n - 1) * sample.size // size, sample.size // 32
     high, low = sample[max(rank - slack, 0)], sample[min(rank + slack, sample.size - 1)]
     above = sum(np.count_nonzero(v > high) for v in vectors)
     # A bracket that reaches down to the pruned entries (-inf, often most of them) stops short of them.

@@ -277,7 +277,7 @@ def _naming(model: Any) -> _Naming:
         return _Naming(lambda layer, w: wrappers._name(w), wrappers._path, lambda layer, w: len(w.shape) > 1)
     from . import keras3
 
-    return _Naming(keras3._name, lambda v: str(v.path), lambda layer, v: not keras3._unfit(layer, v))
+    return _Naming(keras3.weight_name, lambda v: str(v.path), lambda layer, v: not keras3.unfit(layer, v))
 
 
 def _row(path: str, layer: Any, name: str, kept: np.ndarray, uses: int | None) -> Row:

@@ -5,14 +5,16 @@ forward pass sees the masked weight, so that a pruned one gets no gradient, and 
 exactly 0 after the step; the wrapper's own schedule never prunes.
 
 tf_keras has no public setter for a variable's constraint, nor a public walk over all layers: `_constraint` and
-`_flatten_layers` are used here and in criteria/synflow_tf_keras.py only (checked with tf_keras 2.21, tfmot 0.8.1).
+`_flatten_layers` are used here only, and what a layer does in its own `__call__` around `call` has no public name
+either (checked with tf_keras 2.21, tfmot 0.8.1).
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import tensorflow as tf
@@ -33,37 +35,37 @@ _NOT_RULED = -1.0
 class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     """tfmot's wrapper without what changes a model's predictions or losses; under tfmot's name, so that both load it.
 
-    The layer computes with where(mask, w, 0). It keeps its own dtype policy, takes part in Keras's masking of time
-    steps, keeps its activity regulariser, and a MultiHeadAttention can be read back from a file.
+    The layer computes with where(mask, w, 0). It keeps its own dtype policy and activity regulariser, takes part in
+    Keras's masking of time steps, and a MultiHeadAttention can be read back from a file.
     """
 
     def __init__(self, layer: Any, **kwargs: Any):
         super().__init__(layer, **{"dtype": layer.dtype_policy, **kwargs})
-        self.take_over()
-
-    def take_over(self) -> None:
-        """What has to be set on the wrapper when tfmot made it."""
-        self.supports_masking = self.layer.supports_masking
-        self._activity_regularizer = self.layer.activity_regularizer
+        self.supports_masking = layer.supports_masking
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # MultiHeadAttention makes its weights from the tensors of its first call, tfmot asks for them before it.
-        if hasattr(self.layer, "_build_from_signature") and not self.layer._built_from_signature:
-            given = inspect.signature(self.layer.call).bind(*args, **kwargs).arguments
-            with tf.name_scope(self.layer.name):
-                self.layer._build_from_signature(given["query"], given["value"], given.get("key"))
+        if self._too_early():
+            self.layer(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
     def build(self, input_shape: Any) -> None:
-        if getattr(self.layer, "_built_from_signature", True):
+        if not self._too_early():
             super().build(input_shape)
 
+    def _too_early(self) -> bool:
+        """Whether it is a MultiHeadAttention that has not been called: tfmot asks for weights that it makes then."""
+        dense = getattr(self.layer, "_output_dense", None)
+        return hasattr(self.layer, "_build_from_signature") and not getattr(dense, "built", False)
+
     def add_weight(self, name: Any = None, *args: Any, **kwargs: Any) -> Any:
-        # The masks of one wrapper all get the same name from tfmot, which HDF5 files cannot hold.
-        taken = sum(_name(w).rpartition("_")[0] == name or _name(w) == name for w in self._non_trainable_weights)
-        return super().add_weight(f"{name}_{taken}" if taken else name, *args, **kwargs)
+        # The masks of one wrapper all get the same name from tfmot, which HDF5 files cannot hold: "1/mask", "2/mask".
+        taken = sum(_name(w) == name for w in self._non_trainable_weights)
+        with tf.name_scope(str(taken)) if taken else nullcontext():
+            return super().add_weight(name, *args, **kwargs)
 
     def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        if not _is_never(self.pruning_schedule):  # loaded from a file, and kprune has not taken over
+            return super().call(inputs, training=training, **kwargs)
         known = inspect.signature(self.layer.call).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
             kwargs = {name: value for name, value in kwargs.items() if name in known or name != "mask"}
@@ -80,6 +82,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             for attributes, name, _, value in swapped:
                 attributes[name] = value
             outputs = self.layer.call(inputs, **kwargs)
+            self.layer._handle_activity_regularization(inputs, outputs)
         finally:
             for attributes, name, w, _ in swapped:
                 attributes[name] = w
@@ -87,6 +90,10 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         return self.layer.compute_mask(inputs, mask)
+
+
+# So that files of masked models load without tfmot's `prune_scope`; inside it tf_keras takes this one, too.
+tf_keras.utils.get_custom_objects().setdefault("PruneLowMagnitude", PruneLowMagnitude)
 
 
 class MaskConstraint:
@@ -128,6 +135,8 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
                 reason = "tfmot cannot wrap the layers of a subclassed model; wrap them where the model makes them"
             elif not reason and not any(w is p for p in prunable):
                 reason = f"tfmot does not support this weight of a {type(layer).__name__} layer"
+            elif not reason and not any(w is t for t in layer.trainable_weights):
+                reason = "it is frozen (not trainable)"  # tf_keras says so of the layer, not of the variable
             if reason:
                 skipped.append((w, reason))
             else:
@@ -162,10 +171,10 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
 
 def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
     return [
-        (_path(w), wrapper, w, mask)
+        (_path(w, wrapper.layer), wrapper, w, mask)
         for wrapper in _wrappers(model)
         for w, mask, threshold in wrapper.pruning_vars
-        if float(threshold) != _NOT_RULED
+        if float(threshold.numpy()) != _NOT_RULED
     ]
 
 
@@ -204,13 +213,13 @@ def _adopt(model: Any) -> None:
     for wrapper in _wrappers(model):
         if type(wrapper) is pruning_wrapper.PruneLowMagnitude:
             wrapper.__class__ = PruneLowMagnitude
-            wrapper.take_over()
+            wrapper.supports_masking = wrapper.layer.supports_masking
             changed = True
-        if getattr(wrapper.pruning_schedule, "begin_step", None) != _NEVER:
+        if not _is_never(wrapper.pruning_schedule):
             ruled.add(type(wrapper.pruning_schedule).__name__)
             wrapper.pruning_schedule = _never()
             wrapper.pruning_obj._pruning_schedule = wrapper.pruning_schedule
-        # Before step 1 tfmot's wrapper asserts that its UpdatePruningStep callback is there, should tfmot load the file.
+        # Before step 1 tfmot's wrapper asserts that its UpdatePruningStep callback is there, should tfmot load a file.
         if int(wrapper.pruning_step) < 1:
             wrapper.pruning_step.assign(1)
         for w, mask, _ in wrapper.pruning_vars:
@@ -237,6 +246,10 @@ def _report(model: Any, skipped: list[tuple[Any, str]]) -> MaskReport:
 
 def _never() -> Any:
     return tfmot.sparsity.keras.ConstantSparsity(0.0, begin_step=_NEVER)
+
+
+def _is_never(schedule: Any) -> bool:
+    return getattr(schedule, "begin_step", None) == _NEVER
 
 
 def _wrappers(model: Any) -> list[Any]:
@@ -275,8 +288,10 @@ def _clonable(model: Any) -> bool:
     return isinstance(model, tf_keras.Sequential) or (isinstance(model, tf_keras.Model) and model._is_graph_network)
 
 
-def _path(w: Any) -> str:
-    return str(w.name).partition(":")[0]
+def _path(w: Any, layer: Any = None) -> str:
+    """The weight's path, the same whether it was made before or after its layer was wrapped, or by a file's loader."""
+    path = re.sub(r"(^|/)prune_low_magnitude_", r"\1", str(w.name).partition(":")[0])
+    return path if layer is None or layer.name in path.split("/") else f"{layer.name}/{path}"
 
 
 def _name(w: Any) -> str:

@@ -257,3 +257,26 @@ def test_loads_after_import_kprune_alone(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) == len(kprune.masked_weights(model))
+
+
+def test_tied_weights_have_one_mask():
+    made = []
+
+    class Linear(layers.Layer):
+        def build(self, shape):
+            self.kernel = made[0] if made else self.add_weight(shape=(shape[-1], 6), name="kernel")
+            made.append(self.kernel)
+
+        def call(self, x):
+            return keras.ops.matmul(x, self.kernel)
+
+    one, two = Linear(), Linear()
+    model = keras.Sequential([keras.Input((6,)), one, layers.ReLU(), two])
+    assert kprune.mask(model).masked == (one.kernel.path,)
+    halve(model)
+    assert len(kprune.masked_weights(model)) == 1
+    model.compile("adam", "mse")
+    x, y = data((6,), outputs=(6,))
+    model.fit(x, y, epochs=2, verbose=0)
+    assert_zero(model)
+    assert type(kprune.strip(model).layers[-1]) is Linear

@@ -144,7 +144,7 @@ def test_floors_by_hand():
     assert with_floor("global", 0.5)(scores, 0.5) == {"a": 2, "b": 1, "c": 1}
     assert with_floor("global", 1)(scores, 0.25) == {"a": 4, "b": 1, "c": 1}
     assert with_floor("global", 5)(scores, 0.0) == {"a": 4, "b": 2, "c": 2}  # of a smaller weight, all of it
-    assert with_floor(layerwise, 2)(scores, 0.25) == {"a": 2, "b": 2, "c": 2}
+    assert with_floor(layerwise, 2)({"a": np.ones(8), "b": np.ones(2)}, 0.5) == {"a": 3, "b": 2}
 
 
 @pytest.mark.parametrize(("floor", "least"), [(0.07, 7), (0.14, 14), (0.29, 29), (0.5, 50), (0.505, 51), (0.55, 55)])

@@ -1,0 +1,81 @@
+# Everything here sets itself up: a virtual environment in .venv and kprune in it, as a wheel built from this folder.
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test bench clean lint types doctest test-tensorflow test-jax test-tf-keras install-demo install-test
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A worker takes up to 3 GB.
+PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 6
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+help:
+	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
+	@echo "make test   check style and types, run all tests"
+	@echo "make bench  time SynFlow on VGG-16"
+	@echo "make clean  remove what these leave behind"
+	@echo "All need Python 3.11, 3.12 or 3.13: PYTHON=/path/to/python3 says which."
+
+demo: install-demo
+	$(BIN)/python examples/demo.py
+
+bench: install-demo
+	$(BIN)/python benchmarks/synflow.py
+
+test: lint types doctest test-tensorflow test-jax test-tf-keras
+
+lint: install-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The wheel, not this folder: only there kprune.callbacks and kprune.models are where a type checker looks for them.
+types: install-test
+	cd $(VENV) && bin/mypy --config-file ../setup.cfg -p kprune
+
+# `-p conftest` has every doctest start from the same seed and from fresh layer names, like every test.
+doctest: install-test
+	PYTHONPATH=tests KERAS_BACKEND=tensorflow $(PYTEST) -p conftest --doctest-modules --pyargs kprune
+
+test-tensorflow: install-test
+	KERAS_BACKEND=tensorflow $(PYTEST) tests --ignore=tests/tf_keras
+
+test-jax: install-test
+	KERAS_BACKEND=jax $(PYTEST) tests --ignore=tests/tf_keras
+
+# In a process of their own, as tfmot changes what `tf.keras` is.
+test-tf-keras: install-test
+	KERAS_BACKEND=tensorflow $(PYTEST) tests/tf_keras
+
+# What kprune needs, once and again when that changes; then kprune itself, each time, so that no run sees stale code.
+# setuptools leaves `build` and `kprune.egg-info` behind, from where a deleted module would find its way into a wheel.
+install-demo: $(VENV)/.stamp-demo
+install-test: $(VENV)/.stamp-test
+install-demo install-test:
+	@rm -rf build kprune.egg-info
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
+	@rm -rf build kprune.egg-info
+
+$(VENV)/.stamp-demo: EXTRAS := demo
+$(VENV)/.stamp-test: EXTRAS := demo,jax,test
+$(VENV)/.stamp-demo $(VENV)/.stamp-test: $(BIN)/python setup.cfg pyproject.toml constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt ".[$(EXTRAS)]"
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3.13 python3.12 python3.11; do \
+		if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
+			echo "$$python -m venv $(VENV)  # $$($$python --version)"; \
+			$$python -m venv $(VENV) && exit 0; \
+			rm -rf $(VENV); exit 1; \
+		fi; \
+	done; \
+	echo "kprune needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is none (nor is there a python3.13, python3.12 or" \
+		"python3.11). Say where one is: make PYTHON=/path/to/python3.12 ..." >&2; \
+	exit 1
+
+clean:
+	rm -rf $(VENV) build dist kprune.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,89 @@
+"""Flags and subcommands of a command line, over absl: each command with flags and a help of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from absl import flags
+
+
+@dataclass(frozen=True)
+class Option:
+    """One flag.
+
+    Attributes:
+        name: without the dashes.
+        default: its value when it is not given; None for a flag that stands for nothing then.
+        help: one line.
+        kind: what its value is: str, int, float or bool; or a tuple of the values that it takes.
+        check: what a value must satisfy, and the sentence that says so.
+    """
+
+    name: str
+    default: Any
+    help: str
+    kind: type | tuple[str, ...] = str
+    check: tuple[Callable[[Any], bool], str] | None = None
+
+    def define(self, values: flags.FlagValues) -> None:
+        """Add the flag to `values`."""
+        if isinstance(self.kind, tuple):
+            flags.DEFINE_enum(self.name, self.default, list(self.kind), self.help, flag_values=values)
+        else:
+            kinds = {str: "string", int: "integer", float: "float", bool: "boolean"}
+            getattr(flags, f"DEFINE_{kinds[self.kind]}")(self.name, self.default, self.help, flag_values=values)
+        if self.check is not None:
+            test, message = self.check
+            flags.register_validator(self.name, lambda v: v is None or test(v), message, flag_values=values)
+
+    @property
+    def usage(self) -> str:
+        """The flag as its user writes it."""
+        if isinstance(self.kind, tuple):
+            return f"--{self.name}=NAME"
+        return f"--{self.name}" + {bool: "", int: "=N", float: "=X", str: "=PATH"}[self.kind]
+
+    @property
+    def line(self) -> str:
+        """Its line in the help."""
+        shown = "" if self.default is None else f" [{'off' if self.default is False else self.default}]"
+        return f"  {self.usage:<21}{self.help}{shown}"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: its name, what its help says, and the function that runs it."""
+
+    name: str
+    summary: str
+    arguments: str
+    example: str
+    options: tuple[Option, ...]
+    notes: str
+    run: Callable[[Any, list[str]], None]
+
+    def parse(self, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+        """The flags' values and the arguments that are not flags. Raises `flags.Error`."""
+        values = flags.FlagValues()
+        values.set_gnu_getopt(True)  # flags may follow the arguments
+        for option in self.options:
+            option.define(values)
+        arguments = values([f"kprune {self.name}", *argv])[1:]
+        expected = len(self.arguments.split())
+        if len(arguments) != expected:
+            wanted = f"expected {self.arguments}" if expected else "expected flags only"
+            raise flags.Error(f"{wanted}, got {' '.join(arguments) or 'nothing'}")
+        return values, arguments
+
+    @property
+    def help(self) -> str:
+        """What `--help` prints."""
+        usage = " ".join(word for word in (f"kprune {self.name}", self.arguments, "[flags]") if word)
+        lines = [option.line for option in self.options]
+        notes = f"\n{self.notes}\n" if self.notes else ""
+        return (
+            f"{self.summary}\n\nUsage:    {usage}\nExample:  {self.example}\n\n"
+            f"Flags [default]:\n" + "\n".join(lines) + f"\n{notes}"
+        )

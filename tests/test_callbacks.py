@@ -1,0 +1,258 @@
+"""The callbacks in `fit`: what they prune and when, what they log, and how they get along."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import EachBatch, assert_zero, data, mlp
+from keras import layers
+
+import kprune
+from kprune.callbacks import GradualPruning, PruneAtInit, SparsityLogger, SynFlow
+from kprune.optimizers import iterations
+from kprune.schedules import Constant, PolynomialDecay
+from kprune.scopes import zeros_for
+
+TOTAL = 8 * 12 + 12 * 12 + 12 * 3
+
+
+def zeros(model):
+    return sum(int((~w.kept()).sum()) for w in kprune.masked_weights(model))
+
+
+class Recorder(keras.callbacks.Callback):
+    """(optimizer steps, zeros) at each batch end; to be listed after the pruning callback."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        model = self.model
+        self.seen.append((iterations(model), zeros(model)))
+
+
+def fit(model, callbacks, steps=8, epochs=1, **kwargs):
+    x, y = data(n=8 * steps)
+    return model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, callbacks=callbacks, shuffle=False, **kwargs)
+
+
+def compiled(optimizer="adam", **kwargs):
+    model = mlp()
+    model.compile(optimizer, "mse", **kwargs)
+    return model
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "random", "synflow"])
+def test_prune_at_init_is_exact_from_the_first_step(criterion):
+    model, recorder = compiled(), Recorder()
+    fit(model, [PruneAtInit(criterion, 0.83), recorder, EachBatch(assert_zero)])
+    assert {z for _, z in recorder.seen} == {zeros_for(TOTAL, 0.83)}
+
+
+def test_synflow_callback_equals_prune():
+    one, other = mlp(), mlp()
+    other.set_weights(one.get_weights())
+    one.compile("sgd", "mse")
+    fit(one, [SynFlow(0.9, rounds=20)])
+    expected = kprune.prune(other, "synflow", 0.9, rounds=20, verbose=False)
+    for weight, mask in zip(kprune.masked_weights(one), expected.values(), strict=True):
+        np.testing.assert_array_equal(weight.kept(), mask)
+
+
+def test_a_second_fit_goes_on_with_the_masks_it_has():
+    model = compiled()
+    callback = PruneAtInit("magnitude", 0.5)
+    fit(model, [callback])
+    first = [w.kept() for w in kprune.masked_weights(model)]
+    fit(model, [callback])
+    for mask, weight in zip(first, kprune.masked_weights(model), strict=True):
+        np.testing.assert_array_equal(mask, weight.kept())
+
+
+def test_gradual_pruning_follows_its_schedule_step_by_step():
+    schedule = PolynomialDecay(0.1, 0.8, begin_step=2, end_step=7, frequency=2)
+    model, recorder = compiled(), Recorder()
+    fit(model, [GradualPruning(schedule), recorder, EachBatch(assert_zero_if_pruned)], steps=6, epochs=2)
+    by_step = {2: schedule(2), 3: schedule(2), 4: schedule(4), 5: schedule(4), 6: schedule(6)}
+    expected = [(step, zeros_for(TOTAL, 0 if step < 2 else by_step.get(step, 0.8))) for step in range(1, 13)]
+    assert recorder.seen == expected
+
+
+def assert_zero_if_pruned(model):
+    if zeros(model):
+        assert_zero(model)
+
+
+@pytest.mark.parametrize("steps, frequency", [(50, 100), (199, 100), (7, 3)])
+def test_the_last_update_lands_on_the_final_sparsity(steps, frequency):
+    """tfmot never prunes in the first case and ends at 70 % in the second."""
+    model = compiled("sgd")
+    schedule = PolynomialDecay(0.0, 0.8, 0, steps, frequency=frequency)
+    fit(model, [GradualPruning(schedule)], steps=steps)
+    assert zeros(model) == zeros_for(TOTAL, 0.8)
+
+
+def test_tfmot_schedules_are_taken():
+    import tensorflow_model_optimization as tfmot
+
+    for schedule in (
+        tfmot.sparsity.keras.PolynomialDecay(0.2, 0.7, begin_step=1, end_step=6),
+        tfmot.sparsity.keras.ConstantSparsity(0.7, begin_step=0),
+    ):
+        model = compiled("sgd")
+        fit(model, [GradualPruning(schedule)])
+        assert zeros(model) == zeros_for(TOTAL, float(np.float32(0.7)))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(steps_per_execution=4),
+        dict(steps_per_execution=3, jit_compile=True),
+        dict(optimizer=lambda: keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)),
+        dict(optimizer=lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))),
+        dict(run_eagerly=True),
+    ],
+    ids=lambda how: ",".join(how),
+)
+def test_steps_are_the_optimizers(how):
+    how = dict(how)
+    model = compiled(how.pop("optimizer", lambda: "sgd")(), **how)
+    schedule, recorder = PolynomialDecay(0.0, 0.8, 0, 6, frequency=1), Recorder()
+    fit(model, [GradualPruning(schedule), recorder], steps=12)
+    assert recorder.seen[-1][0] == (6 if "SGD" in str(how) or model.optimizer.gradient_accumulation_steps else 12)
+    for step, count in recorder.seen:
+        assert count == zeros_for(TOTAL, schedule(step))
+    assert zeros(model) == zeros_for(TOTAL, 0.8)
+
+
+def test_a_resumed_fit_keeps_its_place_in_the_schedule():
+    schedule = PolynomialDecay(0.0, 0.8, 0, 16, frequency=2)
+    model, recorder = compiled("sgd"), Recorder()
+    fit(model, [GradualPruning(schedule), recorder])
+    fit(model, [GradualPruning(schedule), recorder])  # a new callback: only the optimizer knows the step
+    assert [z for _, z in recorder.seen] == [zeros_for(TOTAL, schedule(step - step % 2)) for step in range(1, 17)]
+
+
+@pytest.mark.parametrize("epochs, warned", [(1, True), (2, False)])
+def test_a_fit_that_is_too_short_is_reported_before_it_starts(epochs, warned, caplog):
+    model = compiled()
+    with caplog.at_level("WARNING", logger="absl"):
+        fit(model, [GradualPruning(PolynomialDecay(0.0, 0.8, 0, 10))], steps=6, epochs=epochs)
+    assert ("ends at step 6" in caplog.text and "end_step=10" in caplog.text) == warned
+
+
+def test_an_unknown_number_of_steps_is_reported(caplog):
+    x, y = data()
+
+    def batches():
+        yield x, y
+
+    with caplog.at_level("WARNING", logger="absl"):
+        compiled().fit(batches(), verbose=0, callbacks=[GradualPruning(Constant(0.5))])
+    assert "pass steps_per_epoch" in caplog.text
+
+
+def test_several_masking_callbacks_the_highest_sparsity_rules():
+    schedule = PolynomialDecay(0.0, 0.8, 0, 8, frequency=1)
+    model, recorder = compiled(), Recorder()
+    fit(model, [PruneAtInit("magnitude", 0.5), GradualPruning(schedule), PruneAtInit("random", 0.3), recorder])
+    assert [z for _, z in recorder.seen] == [zeros_for(TOTAL, max(0.5, schedule(step))) for step in range(1, 9)]
+
+
+def test_masks_only_shrink():
+    masks = []
+
+    class Keep(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            masks.append(np.concatenate([w.kept().ravel() for w in kprune.masked_weights(self.model)]))
+
+    schedule = PolynomialDecay(0.0, 0.9, 0, 8, frequency=1)
+    fit(compiled(), [GradualPruning(schedule, criterion="random"), GradualPruning(schedule, scope="layerwise"), Keep()])
+    assert all(not np.any(later & ~earlier) for earlier, later in zip(masks, masks[1:], strict=False))
+
+
+def test_sparsity_logger(caplog, tmp_path):
+    model = compiled()
+    callbacks = [GradualPruning(PolynomialDecay(0.2, 0.8, 0, 8, frequency=8)), SparsityLogger(str(tmp_path / "tb"))]
+    csv = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))
+    with caplog.at_level("INFO", logger="absl"):
+        history = fit(model, [*callbacks, csv], steps=4, epochs=2)
+    assert history.history["sparsity"] == [zeros_for(TOTAL, 0.2) / TOTAL, zeros_for(TOTAL, 0.8) / TOTAL]
+    assert "sparsity" in (tmp_path / "log.csv").read_text().splitlines()[0]
+    assert "hidden1/kernel" in caplog.text
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert len(events.Tags()["tensors"]) == 1 + 3
+
+
+def test_the_model_is_masked_without_being_asked():
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Dense(4)(inputs)))
+    model.compile("sgd", "mse")
+    fit(model, [PruneAtInit("magnitude", 0.5)])
+    assert len(kprune.masked_weights(model)) == 2
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: PruneAtInit("magnitude", 1.0), r"Received: sparsity=1.0$"),
+        (lambda: PruneAtInit("magnitude", 90), r"Received: sparsity=90$"),
+        (lambda: PruneAtInit("magnitud", 0.5), r"'magnitude'.*Received: criterion='magnitud'$"),
+        (lambda: PruneAtInit("magnitude", 0.5, scope="locl"), r"'layerwise'.*Received: scope='locl'$"),
+        (lambda: PruneAtInit("magnitude", 0.5, pattern="2:4"), r"Received: pattern='2:4'$"),
+        (lambda: SynFlow(0.5, rounds=0), r"Received: rounds=0$"),
+        (lambda: GradualPruning(0.5), r"Received: schedule=0.5$"),
+        (lambda: GradualPruning(Constant(0.5), criterion=3), r"Received: criterion=3$"),
+    ],
+)
+def test_bad_arguments_answer_when_the_callback_is_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_wrong_kernel_in_mid_training_is_noticed():
+    class Spoil(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            weight = kprune.masked_weights(self.model)[1]
+            weight.variable.assign(np.ones(weight.shape))
+
+    with pytest.raises(RuntimeError, match="hidden2/kernel are no longer 0"):
+        fit(compiled(), [PruneAtInit("magnitude", 0.5), Spoil()])
+
+
+def test_a_custom_train_step_is_masked_too():
+    """A model whose `call` is not what is trained: its layers are, one by one."""
+
+    class TwoParts(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder = layers.Dense(6, "relu"), layers.Dense(8)
+
+        def call(self, x):
+            return self.decoder(self.encoder(x))
+
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            return keras.ops.mean(keras.ops.square(self.decoder(self.encoder(2 * x)) - x))
+
+    model = TwoParts()
+    model(np.zeros((1, 8), "float32"))
+    model.compile("adam")
+    x, _ = data(n=64)
+    model.fit(x, batch_size=8, epochs=2, verbose=0, callbacks=[PruneAtInit("magnitude", 0.5), EachBatch(assert_zero)])
+    assert zeros(model) == 48
+
+
+def test_a_model_without_weights_is_refused_with_the_remedy():
+    """On TensorFlow, `fit` builds a model of unknown input shape only in its first step, on JAX before it."""
+    model = keras.Sequential([layers.Dense(3)])
+    model.compile("sgd", "mse")
+    if keras.backend.backend() == "jax":
+        fit(model, [PruneAtInit("magnitude", 0.5)])
+        assert zeros(model) == 12
+        return
+    with pytest.raises(ValueError, match=r"build it first.*`model.build\(input_shape\)`"):
+        fit(model, [PruneAtInit("magnitude", 0.5)])

@@ -1,0 +1,264 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+
+import keras
+import numpy as np
+import pytest
+
+import kprune
+from kprune import cli
+
+TINY = ["--model=lenet-300-100", "--width=0.1", "--epochs=1"]
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command in this process: (status, stdout, stderr)."""
+
+    def run(*words):
+        status = cli.main([str(word) for word in words])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def masked(tmp_path):
+    """A masked network and the .keras file that holds it."""
+    model = kprune.models.conv_2((8, 8, 1), 10, 0.1)
+    kprune.prune(model, "magnitude", sparsity=0.75)
+    model.save(tmp_path / "masked.keras")
+    return model, tmp_path / "masked.keras"
+
+
+def test_train_prunes_reports_and_exports(run, tmp_path):
+    status, out, _ = run("train", *TINY, f"--export_dir={tmp_path}/out", f"--plot={tmp_path}/figures/left.png")
+    assert status == 0
+    assert re.search(r"^lenet-300-100 \(2,370 parameters\) on digits .*: synflow to sparsity 0.9, 23 steps$", out, re.M)
+    assert "classifier/kernel" in out and "90.00%" in out and "zeros of the masks" in out
+    assert re.search(r"^test accuracy: last \d+\.\d\d%, best \d+\.\d\d% \(epoch 1\)$", out, re.M)
+    assert f"exported and checked: SavedModel {tmp_path}/out/model " in out
+    assert sorted(os.listdir(tmp_path / "out")) == ["model", "model.keras"]
+    assert (tmp_path / "out" / "model" / "saved_model.pb").is_file()
+    assert (tmp_path / "figures" / "left.png").read_bytes().startswith(b"\x89PNG")
+    kernels = [w for w in keras.models.load_model(tmp_path / "out" / "model.keras").weights if w.name == "kernel"]
+    assert sum(np.count_nonzero(w.numpy() == 0) for w in kernels) == 2088  # floor(0.9 * 2320)
+
+
+@pytest.mark.parametrize(
+    ("method", "zeros"), [("dense", 0), ("magnitude", 1740), ("random", 1740), ("gradual", 1740), ("synflow", 1740)]
+)
+def test_every_method_ends_at_its_sparsity(run, tmp_path, method, zeros):
+    folder = tmp_path / "out"
+    words = ["--sparsity=0.75", f"--export_dir={folder}", "--optimizer=sgd", "--decay=none", "--rounds=3"]
+    assert run("train", *TINY, f"--method={method}", *words)[0] == 0
+    for file in ("model", "model.keras"):
+        status, out, _ = run("inspect", folder / file, "--json")
+        report = json.loads(out)
+        assert (status, report["zeros"], report["size"], report["masked"]) == (0, zeros, 2320, False)
+        assert [row["path"].split("/")[-2:] for row in report["rows"]] == [
+            [layer, "kernel"] for layer in ("dense1", "dense2", "classifier")
+        ]
+
+
+def test_the_same_seed_trains_the_same_network(run, tmp_path):
+    def weights(seed, folder):
+        words = [f"--seed={seed}", "--method=random", f"--export_dir={tmp_path / folder}"]
+        assert run("train", *TINY, *words)[0] == 0
+        return keras.models.load_model(tmp_path / folder / "model.keras").get_weights()
+
+    first, again, other = weights(1, "a"), weights(1, "b"), weights(2, "c")
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != c).any() for a, c in zip(first, other, strict=True))
+
+
+def test_train_does_not_replace_a_model_unasked(run, tmp_path):
+    (tmp_path / "model.keras").touch()
+    status, out, err = run("train", *TINY, f"--export_dir={tmp_path}")
+    assert (status, out) == (1, "")  # before any training
+    assert err == f"kprune: error: {tmp_path}/model.keras exists; add --overwrite. Received: export_dir='{tmp_path}'\n"
+    assert run("train", *TINY, f"--export_dir={tmp_path}", "--overwrite")[0] == 0
+    assert (tmp_path / "model.keras").stat().st_size > 0
+
+
+def test_train_on_a_folder_of_images(run, tmp_path):
+    for part in ("train", "val"):
+        for number, name in enumerate(("cat", "dog")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(4):
+                image = np.full((9, 7, 3), 40 * i + 90 * number, np.uint8)
+                keras.utils.save_img(tmp_path / part / name / f"{i}.png", image)
+    words = ["--dataset=imagenet", f"--data_dir={tmp_path}", "--image_size=8", "--batch_size=3", "--method=gradual"]
+    status, out, _ = run("train", *TINY, *words)
+    assert status == 0
+    assert "(8x8x3, 2 classes): gradual to sparsity 0.9, 3 steps" in out and "90.00%" in out
+
+
+def test_inspect_a_masked_model(run, masked):
+    model, file = masked
+    status, out, _ = run("inspect", file)
+    assert status == 0 and out == f"{kprune.summary(model)}\n"
+    status, out, _ = run("inspect", "--json", file, f"--plot={file.with_suffix('.svg')}")
+    assert json.loads(out) == {"model": str(file), **kprune.summary(model).to_dict()}
+    assert file.with_suffix(".svg").stat().st_size > 0
+
+
+def test_inspect_a_stripped_model(run, masked):
+    model, file = masked
+    zeros = kprune.summary(model).zeros
+    kprune.strip(model).save(file)
+    status, out, _ = run("inspect", file, "--json")
+    report = json.loads(out)
+    assert (status, report["zeros"], report["masked"]) == (0, zeros, False)
+
+
+def test_inspect_a_saved_model_that_keras_did_not_make(run, tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    module = tf.Module()
+    module.matrix = tf.Variable([[0.0, 1.0], [0.0, 2.0]], name="matrix")
+    module.shift = tf.Variable([0.0, 1.0], name="shift")
+    call = tf.function(lambda x: x @ module.matrix + module.shift, input_signature=[tf.TensorSpec((None, 2))])
+    module.call = call
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures=call.get_concrete_function())
+    status, out, _ = run("inspect", tmp_path / "saved", "--json")
+    report = json.loads(out)
+    assert (status, report["size"], report["zeros"], report["other_size"]) == (0, 4, 2, 2)
+    assert [(row["path"], row["dead_channels"]) for row in report["rows"]] == [("matrix", 1)]
+
+
+# In a process of its own: tfmot changes what `tf.keras` is for the process that imports it.
+def test_tf_keras_models(tmp_path):
+    script = f"""
+import keras, tf_keras
+from kprune import cli, mask, models, prune
+words = ["--library=tf_keras", "--method=gradual", "--sparsity=0.75", "--export_dir={tmp_path}", "--optimizer=adamw"]
+assert cli.main(["train", *{TINY}, *words]) == 0
+masked = mask(models.lenet_300_100((8, 8, 1), 10, 0.1, library=tf_keras)).model
+prune(masked, "magnitude", 0.5)
+masked.save("{tmp_path}/masked.keras")
+for file in ("model", "model.keras", "masked.keras"):
+    print("REPORT", flush=True)
+    assert cli.main(["inspect", f"{tmp_path}/{{file}}", "--json"]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    log, *reports = done.stdout.split("REPORT\n")
+    assert "gradual to sparsity 0.75, 23 steps" in log and "75.00%" in log
+    found = [json.loads(report) for report in reports]
+    assert [(report["size"], report["zeros"], report["masked"]) for report in found] == [
+        (2320, 1740, False),
+        (2320, 1740, False),
+        (2320, 1160, True),
+    ]
+
+
+def test_help_of_each_command(run):
+    status, out, err = run("--help")
+    assert (status, err) == (0, "")
+    for name, command in cli.COMMANDS.items():
+        assert f"kprune {name} " in out and command.example in out
+        status, text, err = run(name, "--help")
+        assert (status, err) == (0, "")
+        assert f"Example:  {command.example}" in text
+        for option in command.options:
+            (line,) = [line for line in text.splitlines() if line.startswith(f"  --{option.name}")]
+            assert option.help in line
+            if option.default not in (None, False):
+                assert line.endswith(f"[{option.default}]")
+        assert max(map(len, text.splitlines())) <= 120
+    assert run("-h")[0] == run("train", "--seed=1", "-h")[0] == 0
+    assert run("--version")[1] == f"kprune {kprune.__version__}\n"
+
+
+def test_the_examples_in_the_help_are_right():
+    for command in cli.COMMANDS.values():
+        program, name, *words = command.example.split()
+        assert (program, name) == ("kprune", command.name)
+        command.parse(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prune"], "kprune: unknown command 'prune'; there are train, inspect (see kprune --help)"),
+        (["train", "--sparsty=0.9"], "kprune train: Unknown command line flag 'sparsty'.*"),
+        (["train", "--model=vgg-12"], "kprune train: flag --model=vgg-12: value should be one of .*vgg-11.*"),
+        (["train", "--method=snip"], "kprune train: flag --method=snip: value should be one of .*synflow.*"),
+        (["train", "--sparsity=1"], "kprune train: flag --sparsity=1.0: must be at least 0 and below 1 .*"),
+        (["train", "--sparsity=nan"], "kprune train: flag --sparsity=nan: must be at least 0 and below 1 .*"),
+        (["train", "--sparsity=most"], "kprune train: flag --sparsity=most: .*"),
+        (["train", "--epochs=0"], "kprune train: flag --epochs=0: must be at least 1 .*"),
+        (["train", "--width=0"], "kprune train: flag --width=0.0: must be above 0 .*"),
+        (["train", "--plot=left.jpg"], "kprune train: flag --plot=left.jpg: must end in .png, .svg, .pdf .*"),
+        (["train", "--epochs"], "kprune train: Missing value for flag --epochs .*"),
+        (["train", "vgg-11"], "kprune train: expected flags only, got vgg-11 (see kprune train --help)"),
+        (["inspect"], "kprune inspect: expected MODEL, got nothing (see kprune inspect --help)"),
+        (["inspect", "a", "b"], "kprune inspect: expected MODEL, got a b (see kprune inspect --help)"),
+    ],
+)
+def test_words_that_make_no_sense(run, words, message):
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(message.replace("(", r"\(").replace(")", r"\)") + "\n", err)
+
+
+def test_no_words_show_the_help(run):
+    status, out, err = run()
+    assert (status, out) == (2, "") and "kprune train --model" in err
+
+
+@pytest.mark.parametrize("kind", ["nothing", "text", "zip", "broken"])
+def test_inspect_what_is_no_model(run, tmp_path, masked, kind):
+    file = tmp_path / "model.keras"
+    if kind == "text":
+        file.write_text("no model")
+    elif kind == "zip":
+        np.savez(tmp_path / "arrays.npz", a=np.ones(2))
+        file = tmp_path / "arrays.npz"
+    elif kind == "broken":
+        file.write_bytes(masked[1].read_bytes()[:2000])
+    status, out, err = run("inspect", file)
+    assert (status, out) == (1, "")
+    assert err.startswith("kprune: error: ") and err.count("\n") == 1 and str(file) in err
+
+
+def test_a_download_that_fails_is_one_line(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise urllib.error.URLError("no network in tests")
+
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
+    monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", fail)
+    status, _, err = run("train", *TINY, "--dataset=mnist")
+    assert status == 1 and err.count("\n") == 1
+    assert re.match(
+        rf"kprune: error: Could not download mnist: .*no network.* Put mnist.npz .* {tmp_path}/datasets", err
+    )
+
+
+def test_an_error_of_the_library_is_one_line_and_debug_says_where(run):
+    words = ["train", *TINY, "--model=lenet-5"]  # too deep for 8x8 pixels
+    status, _, err = run(*words)
+    assert status == 1
+    assert re.fullmatch(r"kprune: error: lenet_5 needs images of at least 16x16 pixels\. Received: .*\n", err)
+    status, _, err = run(*words, "--debug")
+    assert status == 1 and "Traceback" in err and err.endswith("Received: input_shape=(8, 8, 1)\n")
+
+
+def test_interrupted(run, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kprune.data.load", interrupt)
+    assert run("train") == (130, "", "kprune: interrupted\n")
+
+
+def test_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "kprune.cli", "train", "--nope"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("kprune train: Unknown command line flag 'nope'")

@@ -1,0 +1,595 @@
+"""One contract for everything that is registered: a new criterion, scope, pattern, schedule or callback adds one row."""
+
+import random
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import pytest
+from helpers import EachBatch, assert_zero, data, mlp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from keras import layers
+from test_prune import assert_unchanged, snapshot, zeros
+
+import kprune
+from kprune import schedules
+from kprune.criteria import CRITERIA, Context
+from kprune.layers import all_layers
+from kprune.patterns import PATTERNS
+from kprune.prune import Plan
+from kprune.schedules import SCHEDULES, as_schedule, last_update
+from kprune.scopes import SCOPES, zeros_for
+
+steady = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+
+class Broken(Exception):
+    """Raised in the middle of things."""
+
+
+def raising(*args, **kwargs):
+    raise Broken
+
+
+@dataclass(frozen=True)
+class CriterionRow:
+    """How the contract breaks the criterion in the middle of its work, and whether the seed makes a difference.
+
+    Attributes:
+        breaks: takes pytest's monkeypatch; afterwards scoring must raise `Broken`.
+        seeded: whether the scores depend on the seed.
+    """
+
+    breaks: object
+    seeded: bool = False
+
+
+def breaks_layer_calls(monkeypatch):
+    """The last layer that is called raises, with all that the criterion patched for it in place."""
+    dense, calls = layers.Dense.call, []
+
+    def call(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Broken
+        return dense(self, *args, **kwargs)
+
+    monkeypatch.setattr(layers.Dense, "call", call)
+
+
+CRITERIA_ROWS = {
+    "magnitude": CriterionRow(lambda patch: patch.setattr(kprune.MaskedWeight, "value", raising)),
+    "random": CriterionRow(lambda patch: patch.setattr(np.random, "default_rng", raising), seeded=True),
+    "synflow": CriterionRow(breaks_layer_calls),
+}
+# name -> the number of entries that it keeps of weights of these sizes, in all
+SCOPE_ROWS = {
+    "global": lambda sizes, sparsity: sum(sizes) - zeros_for(sum(sizes), sparsity),
+    "layerwise": lambda sizes, sparsity: sum(size - zeros_for(size, sparsity) for size in sizes),
+}
+# name -> the number of entries that it keeps when asked for n of a shape
+PATTERN_ROWS = {
+    "unstructured": lambda shape, n_keep: n_keep,
+}
+# name -> a schedule that ends with this sparsity at this step, and begins at step 1 if it can
+SCHEDULE_ROWS = {
+    "constant": lambda sparsity, end: schedules.Constant(sparsity, end),
+    "polynomial": lambda sparsity, end: schedules.PolynomialDecay(0.1, sparsity, 1, end, frequency=2),
+    "exponential": lambda sparsity, end: schedules.Exponential(0.1, sparsity, 1, end, frequency=2),
+}
+
+
+@dataclass(frozen=True)
+class CallbackRow:
+    """How to make a callback that ends with a sparsity, within six steps.
+
+    Attributes:
+        make: takes the sparsity.
+        prunes: whether it changes masks at all.
+        at_init: whether it does all it does before the first step.
+    """
+
+    make: object
+    prunes: bool = True
+    at_init: bool = False
+
+
+CALLBACK_ROWS = {
+    "GradualPruning": CallbackRow(
+        lambda sparsity: kprune.callbacks.GradualPruning(SCHEDULE_ROWS["polynomial"](sparsity, 6))
+    ),
+    "PruneAtInit": CallbackRow(lambda sparsity: kprune.callbacks.PruneAtInit("magnitude", sparsity), at_init=True),
+    "SynFlow": CallbackRow(lambda sparsity: kprune.callbacks.SynFlow(sparsity, rounds=3), at_init=True),
+    "SparsityLogger": CallbackRow(lambda sparsity: kprune.callbacks.SparsityLogger(), prunes=False),
+}
+PRUNING = [name for name, row in CALLBACK_ROWS.items() if row.prunes]
+
+# Read when the tests are collected, before any test (or doctest) registers an entry of its own.
+REGISTERED = {
+    "criteria": (set(CRITERIA), set(CRITERIA_ROWS)),
+    "scopes": (set(SCOPES), set(SCOPE_ROWS)),
+    "patterns": (set(PATTERNS), set(PATTERN_ROWS)),
+    "schedules": (set(SCHEDULES), set(SCHEDULE_ROWS)),
+    "callbacks": (set(kprune.callbacks.__all__), set(CALLBACK_ROWS)),
+}
+
+
+@pytest.mark.parametrize("kind", REGISTERED)
+def test_every_registered_entry_has_a_row(kind):
+    registered, rows = REGISTERED[kind]
+    assert registered == rows, f"add a row for each new entry to {kind} at the top of this file, drop those of old ones"
+
+
+def test_every_entry_is_documented_and_named():
+    for registry in (CRITERIA, SCOPES, PATTERNS, SCHEDULES):
+        for name in REGISTERED[{"criterion": "criteria"}.get(registry.kind, registry.kind + "s")][0]:
+            entry = registry.get(name)
+            assert ">>>" in entry.__doc__, name
+            assert registry.get(entry) is entry
+    for name in kprune.callbacks.__all__:
+        cls = getattr(kprune.callbacks, name)
+        assert ">>>" in cls.__doc__ and issubclass(cls, keras.callbacks.Callback)
+
+
+# The models: each has the same three kernels, norm and dropout, written in another way.
+
+
+def parts():
+    return [
+        layers.Dense(10, "relu", name="hidden1"),
+        layers.BatchNormalization(name="norm"),
+        layers.Dropout(0.3, seed=3, name="drop"),
+        layers.Dense(9, "relu", name="hidden2"),
+        layers.Dense(3, name="logits"),
+    ]
+
+
+def flat():
+    return keras.Sequential([keras.Input((8,)), *parts()])
+
+
+def nested():
+    hidden1, norm, drop, hidden2, logits = parts()
+    inner_inputs = keras.Input((10,))
+    inner = keras.Model(inner_inputs, hidden2(drop(inner_inputs)), name="inner")
+    inputs = keras.Input((8,))
+    first = keras.Sequential([keras.Input((8,)), hidden1, norm], name="first")
+    return keras.Model(inputs, logits(inner(first(inputs))))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden1, self.norm, self.drop, self.hidden2, self.logits = parts()
+
+    def call(self, x, training=None):
+        x = self.drop(self.norm(self.hidden1(x), training=training), training=training)
+        return self.logits(self.hidden2(x))
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros((1, 8), "float32"))
+    return model
+
+
+def two_by_two():
+    one, other = keras.Input((8,), name="one"), keras.Input((4,), name="other")
+    hidden1, norm, drop, hidden2, logits = parts()
+    x = layers.Concatenate()([drop(norm(hidden1(one))), layers.Dense(6, "relu", name="side")(other)])
+    return keras.Model([one, other], {"logits": logits(hidden2(x)), "size": layers.Dense(1, name="size")(x)})
+
+
+# Which compiler takes the least time for small models.
+CHEAP = dict(jit_compile=keras.backend.backend() == "jax")
+MODELS = {"flat": flat, "nested": nested, "subclassed": subclassed, "two by two": two_by_two}
+
+
+def batch_for(kind):
+    (x, y), (other, size) = data(), data((4,), outputs=(1,), seed=1)
+    return ({"one": x, "other": other}, {"logits": y, "size": size}) if kind == "two by two" else (x, y)
+
+
+def trained(kind, masked=True, policy="float32", **compile_args):
+    """A compiled model of a kind, with state everywhere: moments, metrics, statistics, a seed generator."""
+    keras.config.set_dtype_policy(policy)
+    model = MODELS[kind]()
+    rng = np.random.default_rng(0)
+    for v in model.trainable_variables:  # biases and gammas too
+        v.assign(rng.normal(size=v.shape) * 0.5 + (1.0 if v.name == "gamma" else 0.0))
+    if masked:
+        kprune.mask(model)
+    metrics = {"logits": "mae", "size": "mae"} if kind == "two by two" else ["mae"]
+    model.compile("adam", "mse", metrics=metrics, **{**CHEAP, **compile_args})
+    x, y = batch_for(kind)
+    model.train_on_batch(x, y)
+    keras.config.set_dtype_policy("float32")
+    return model
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """Makes each trained model once: the tests that share it hold that it does not change."""
+    made = {}
+
+    def get(kind, **arguments):
+        key = (kind, *sorted(arguments.items()))
+        if key not in made:
+            made[key] = trained(kind, **arguments)
+        return made[key]
+
+    return get
+
+
+def scores_of(model, name, seed=0):
+    weights = kprune.masked_weights(model)
+    return CRITERIA.get(name)(Context(model, weights, {w.path: w.kept() for w in weights}, seed))
+
+
+def masks_of(model, name, sparsity, **arguments):
+    """The masks to which the model would be pruned; it is not."""
+    return Plan(name, **arguments).masks(model, sparsity)
+
+
+def count_zeros(masks):
+    return sum(int((~mask).sum()) for mask in masks.values())
+
+
+def assert_all_equal(one, other):
+    """Two dicts of arrays: the same keys in the same order, the same bits."""
+    assert list(one) == list(other)
+    for path in one:
+        np.testing.assert_array_equal(one[path], other[path], err_msg=path)
+
+
+# Criteria
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", CRITERIA_ROWS)
+def test_criterion(name, kind, shared):
+    model = shared(kind)
+    before = snapshot(model)
+    scores = scores_of(model, name)
+    assert_unchanged(model, before)
+
+    weights = kprune.masked_weights(model)
+    assert len(weights) == (5 if kind == "two by two" else 3)
+    assert list(scores) == [w.path for w in weights]
+    for w in weights:
+        assert scores[w.path].shape == w.shape
+        assert np.isfinite(scores[w.path]).all()
+        assert np.unique(scores[w.path]).size > 1, f"{w.path}: all scores are equal"
+
+    assert_all_equal(scores_of(model, name), scores)
+    other_seed = scores_of(model, name, seed=1)
+    same = all(np.array_equal(other_seed[path], scores[path]) for path in scores)
+    assert same == (not CRITERIA_ROWS[name].seeded)
+
+    total = sum(w.size for w in weights)
+    masks = masks_of(model, name, 0.57, rounds=2)
+    assert count_zeros(masks) == 57 * total // 100
+    assert_all_equal(masks_of(model, name, 0.57, rounds=2), masks)
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("name", CRITERIA_ROWS)
+def test_a_criterion_on_a_model_that_is_pruned(name):
+    model = trained("two by two")
+    masks = {}
+    for sparsity in (0.3, 0.57, 0.9):
+        new = kprune.prune(model, name, sparsity, rounds=2)
+        assert count_zeros(new) == zeros(model) == zeros_for(256, sparsity)
+        assert all(not np.any(new[path] & ~masks[path]) for path in masks)
+        masks = new
+    x, y = batch_for("two by two")
+    model.train_on_batch(x, y)
+    assert_zero(model)
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "plain"])
+@pytest.mark.parametrize("kind", ["nested", "subclassed"])
+@pytest.mark.parametrize("name", CRITERIA_ROWS)
+def test_a_criterion_that_raises_in_the_middle_leaves_everything_alone(name, kind, masked, shared, monkeypatch):
+    model = shared(kind, masked=masked)
+    before = snapshot(model)
+    x, _ = batch_for(kind)
+    outputs = np.asarray(model(x))
+    with monkeypatch.context() as patch:
+        CRITERIA_ROWS[name].breaks(patch)
+        with pytest.raises(Broken):
+            kprune.prune(model, name, 0.5, rounds=3)
+    assert_unchanged(model, before)
+    assert bool(kprune.masked_weights(model)) == masked
+    np.testing.assert_array_equal(np.asarray(model(x)), outputs)
+    if masked:  # and the next one works
+        assert count_zeros(masks_of(model, name, 0.5, rounds=3)) == 197 // 2
+
+
+@pytest.mark.parametrize("name", CRITERIA_ROWS)
+def test_scoring_draws_no_random_numbers(name, shared):
+    model = shared("flat")
+    draws = []
+    for scores in (False, True):
+        keras.utils.set_random_seed(11)
+        if scores:
+            scores_of(model, name)
+        draws.append((random.random(), np.random.random(), float(keras.random.normal(()))))
+    assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", CRITERIA_ROWS)
+def test_criterion_under_mixed_precision(name, policy, shared):
+    model, mixed = shared("nested"), shared("nested", policy=policy)
+    values = mixed.get_weights()
+    mixed.set_weights(model.get_weights())
+    before = snapshot(mixed)
+    # The weights are float32 under each policy, so the scores are those of the float32 model.
+    for one, other in zip(scores_of(mixed, name).values(), scores_of(model, name).values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10)
+    assert count_zeros(masks_of(mixed, name, 0.57, rounds=2)) == 57 * 197 // 100
+    assert_unchanged(mixed, before)
+    mixed.set_weights(values)
+
+
+@pytest.mark.parametrize("kind", ["nested", "subclassed"])
+@pytest.mark.parametrize("name", CRITERIA_ROWS)
+def test_the_way_a_model_is_written_does_not_matter(name, kind, shared):
+    values = {layer.name: layer.get_weights() for layer in shared("flat", masked=False).layers}
+    scores = []
+    for make in (flat, MODELS[kind]):
+        model = make()
+        for layer in all_layers(model):
+            if values.get(layer.name):
+                layer.set_weights(values[layer.name])
+        kprune.mask(model)
+        scores.append({path.split("/")[-2]: score for path, score in scores_of(model, name).items()})
+    assert scores[0].keys() == scores[1].keys() == {"hidden1", "hidden2", "logits"}
+    for layer, score in scores[0].items():
+        if not CRITERIA_ROWS[name].seeded or list(scores[0]) == list(scores[1]):
+            np.testing.assert_allclose(score, scores[1][layer], rtol=1e-12, err_msg=layer)
+
+
+@pytest.mark.parametrize("how", [dict(run_eagerly=True), dict(jit_compile=True), dict(jit_compile=False)], ids=str)
+@pytest.mark.parametrize("name", CRITERIA_ROWS)
+def test_the_way_a_model_is_compiled_does_not_matter(name, how, shared):
+    reference, model = shared("flat"), shared("flat", **how)
+    values = model.get_weights()
+    model.set_weights(reference.get_weights())
+    for one, other in zip(scores_of(model, name).values(), scores_of(reference, name).values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    masks = [masks_of(m, name, 0.8, rounds=3).values() for m in (model, reference)]
+    for one, other in zip(*masks, strict=True):
+        np.testing.assert_array_equal(one, other)
+    model.set_weights(values)
+
+
+# Scopes and patterns
+
+SCORES = arrays(
+    np.float64,
+    array_shapes(min_dims=1, max_dims=4, max_side=4),
+    elements=st.sampled_from([-np.inf, -1.0, 0.0, 0.25, 1.0, 2.0]),
+)
+
+
+@pytest.mark.parametrize("name", SCOPE_ROWS)
+@steady
+@given(arrays=st.lists(SCORES, min_size=1, max_size=4), one=st.floats(0, 0.999), other=st.floats(0, 0.999))
+def test_scope(name, arrays, one, other):
+    scope = SCOPES.get(name)
+    scores = {f"layer{i}": array for i, array in enumerate(arrays)}
+    copies = [array.copy() for array in arrays]
+    low, high = sorted([one, other])
+    many, few = scope(scores, low), scope(scores, high)
+    for n_keep, sparsity in [(many, low), (few, high), (scope(scores, 0.0), 0.0)]:
+        assert list(n_keep) == list(scores)
+        assert all(0 <= n_keep[path] <= score.size for path, score in scores.items())
+        assert all(n == int(n) for n in n_keep.values())
+        assert sum(n_keep.values()) == SCOPE_ROWS[name]([array.size for array in arrays], sparsity)
+    assert all(few[path] <= many[path] for path in scores)
+    assert scope(scores, low) == many
+    for array, copy in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.parametrize("name", PATTERN_ROWS)
+@steady
+@given(score=SCORES, draw=st.data())
+def test_pattern(name, score, draw):
+    pattern = PATTERNS.get(name)
+    few, many = sorted([draw.draw(st.integers(0, score.size)), draw.draw(st.integers(0, score.size))])
+    copy = score.copy()
+    masks = [pattern(score, n) for n in (few, many)]
+    for n, mask in zip((few, many), masks, strict=True):
+        assert mask.dtype == np.bool_ and mask.shape == score.shape
+        assert np.count_nonzero(mask) == PATTERN_ROWS[name](score.shape, n)
+        np.testing.assert_array_equal(pattern(score, n), mask)
+    assert not np.any(masks[0] & ~masks[1])
+    assert pattern(score, score.size).all() and not pattern(score, 0).any()
+    np.testing.assert_array_equal(score, copy)
+
+
+@pytest.mark.parametrize("pattern", PATTERN_ROWS)
+@pytest.mark.parametrize("scope", SCOPE_ROWS)
+def test_scopes_and_patterns_together(scope, pattern):
+    model = two_by_two()
+    kprune.mask(model)
+    sizes = [w.size for w in kprune.masked_weights(model)]
+    masks = {}
+    for sparsity in (0.3, 0.57, 0.9):
+        new = kprune.prune(model, "magnitude", sparsity, scope=scope, pattern=pattern)
+        assert sum(int(m.sum()) for m in new.values()) == SCOPE_ROWS[scope](sizes, sparsity)
+        assert all(not np.any(new[path] & ~masks[path]) for path in masks)
+        masks = new
+        assert_zero(model)
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("name", SCHEDULE_ROWS)
+def test_schedule(name):
+    schedule = SCHEDULE_ROWS[name](0.8, 7)
+    assert isinstance(schedule, SCHEDULES.get(name)) and isinstance(schedule, schedules.Schedule)
+    assert as_schedule(schedule) is schedule
+    values = [schedule(step) for step in range(20)]
+    assert all(0 <= a <= b <= 0.8 for a, b in zip(values, values[1:], strict=False))
+    assert values[0] == 0.0 and values[7:] == [0.8] * 13
+    assert last_update(schedule, 0) is None and last_update(schedule, 100) == schedule.end_step == 7
+    assert schedule == SCHEDULE_ROWS[name](0.8, 7) != SCHEDULE_ROWS[name](0.7, 7)
+
+
+@pytest.mark.parametrize("name", SCHEDULE_ROWS)
+def test_a_schedule_in_a_fit_lands_on_its_final_sparsity(name):
+    schedule = SCHEDULE_ROWS[name](0.8, 7)
+    model = mlp()
+    model.compile("adam", "mse")
+    seen = []
+    watch = EachBatch(lambda model: seen.append(zeros(model)))
+    x, y = data(n=80)
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[kprune.callbacks.GradualPruning(schedule), watch])
+    # After the n-th batch n steps are taken; step 1 or 7 may be the first with masks.
+    due = [last_update(schedule, step) for step in range(1, 11)]
+    assert seen == [0 if step is None else zeros_for(276, schedule(step)) for step in due]
+    assert seen[-1] == 220
+
+
+# Callbacks
+
+COMPILED = {
+    "plain": dict(jit_compile=False),
+    "jit": dict(jit_compile=True),
+    "three steps": dict(steps_per_execution=3, jit_compile=False),
+    "three steps, jit": dict(steps_per_execution=3, jit_compile=True),
+}
+
+
+def fit(model, callbacks, **arguments):
+    """A fit of 8 steps that checks for exact zeros, and masks that only shrink, at every batch end."""
+    checks = OnlyShrinks()
+    x, y = data(n=64)
+    arguments = {"batch_size": 8, "verbose": 0, "shuffle": False, **arguments}
+    history = model.fit(x, y, callbacks=[*callbacks, checks], **arguments)
+    assert checks.calls >= 3
+    return history, checks
+
+
+class OnlyShrinks(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.masks, self.calls, self.zeros = {}, 0, []
+
+    def on_train_begin(self, logs=None):
+        self.on_train_batch_end(0)
+
+    def on_train_batch_end(self, batch, logs=None):
+        new = {w.path: w.kept() for w in kprune.masked_weights(self.model)}
+        assert all(not np.any(new[path] & ~old) for path, old in self.masks.items())
+        self.masks = new
+        for w in kprune.masked_weights(self.model):
+            np.testing.assert_array_equal(w.value()[~w.kept()], 0.0, err_msg=w.path)
+        self.calls += 1
+        self.zeros.append(zeros(self.model))
+
+
+def compiled(**arguments):
+    model = mlp()
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1), "mse", **{**CHEAP, **arguments})
+    return model
+
+
+@pytest.mark.parametrize("how", COMPILED)
+@pytest.mark.parametrize("name", CALLBACK_ROWS)
+def test_callback(name, how):
+    row = CALLBACK_ROWS[name]
+    model = compiled(**COMPILED[how])
+    before = model.get_weights()
+    _, checks = fit(model, [row.make(0.8)])
+    assert checks.zeros[-1] == zeros(model) == (220 if row.prunes else 0)
+    assert bool(kprune.masked_weights(model)) == row.prunes
+    assert int(np.asarray(model.optimizer.iterations)) == 8
+    if not row.prunes:
+        plain = compiled(**COMPILED[how])
+        plain.set_weights(before)
+        fit(plain, [])
+        for a, b in zip(model.get_weights(), plain.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", CALLBACK_ROWS)
+def test_a_callback_used_twice_in_one_fit(name):
+    row = CALLBACK_ROWS[name]
+    model = compiled()
+    fit(model, [row.make(sparsity) for sparsity in (0.5, 0.8, 0.5)])
+    assert zeros(model) == (220 if row.prunes else 0)
+    once = row.make(0.8)
+    model = compiled()
+    fit(model, [once, once])
+    assert zeros(model) == (220 if row.prunes else 0)
+
+
+@pytest.mark.parametrize("name", CALLBACK_ROWS)
+def test_a_callback_in_two_fits(name):
+    row = CALLBACK_ROWS[name]
+    callback, expected = row.make(0.8), 220 if row.prunes else 0
+    model = compiled()
+    fit(model, [callback])
+    masks = {w.path: w.kept() for w in kprune.masked_weights(model)}
+    _, checks = fit(model, [callback])  # of the same model: goes on with its masks
+    assert checks.zeros[0] == checks.zeros[-1] == expected
+    for w in kprune.masked_weights(model):
+        np.testing.assert_array_equal(w.kept(), masks[w.path])
+    other = compiled()
+    fit(other, [callback])  # of another model: prunes that one
+    assert zeros(other) == expected
+
+
+@pytest.mark.parametrize(
+    ("highest", "order", "how"),
+    [*((name, order, "cheap") for name in PRUNING for order in (1, -1)), ("GradualPruning", 1, "three steps, jit")],
+)
+def test_all_callbacks_in_one_fit(highest, order, how):
+    callbacks = [row.make(0.9 if name == highest else 0.6) for name, row in CALLBACK_ROWS.items()][::order]
+    model = compiled(**COMPILED.get(how, CHEAP))
+    history, checks = fit(model, callbacks, epochs=2)
+    assert zeros(model) == 248  # the highest sparsity rules, and exactly
+    assert checks.zeros == sorted(checks.zeros)
+    assert history.history["sparsity"][-1] == 248 / 276
+
+
+@pytest.mark.parametrize("name", [name for name, row in CALLBACK_ROWS.items() if row.at_init])
+def test_a_callback_that_fails_before_the_first_step_leaves_the_model_as_it_was(name):
+    model = compiled()
+    model.get_layer("hidden2").kernel.assign(np.full((12, 12), np.nan, "float32"))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="infinite or NaN.*Received: "):
+        model.fit(*data(), batch_size=8, verbose=0, callbacks=[CALLBACK_ROWS[name].make(0.5)])
+    assert_unchanged(model, before, ["weights"])
+    assert kprune.masked_weights(model) == []
+
+
+@pytest.mark.parametrize("name", PRUNING)
+def test_a_callback_refuses_what_it_cannot_prune_before_anything_changes(name):
+    callback = CALLBACK_ROWS[name].make(0.5)
+    model = keras.Sequential([keras.Input((8,)), layers.Activation("relu")])
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=f"no weight that can be masked.*Received: model='{model.name}'$"):
+        model.fit(np.ones((8, 8)), np.ones((8, 8)), verbose=0, callbacks=[callback])
+    model = mlp()
+    model.compile(keras.optimizers.Muon(0.01), "mse")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="Received: optimizer=Muon$"):
+        model.fit(*data(), verbose=0, callbacks=[callback])
+    assert_unchanged(model, before, ["weights"])
+
+
+@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("sparsity", [1.0, -0.1, "0.5", True, None])
+def test_a_callback_refuses_what_is_not_a_sparsity(name, sparsity):
+    with pytest.raises(ValueError) as error:
+        CALLBACK_ROWS[name].make(sparsity)
+    assert f"sparsity={sparsity!r}" in str(error.value).partition("Received: ")[2]
