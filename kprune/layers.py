@@ -46,7 +46,9 @@ class MaskStore(keras.layers.Layer):
         self.masks = [
             shared[id(v)]
             if id(v) in shared
-            else self.add_weight(name=f"{v.name}_mask", shape=v.shape, initializer="ones", dtype="bool", trainable=False)
+            else self.add_weight(
+                name=f"{v.name}_mask", shape=v.shape, initializer="ones", dtype="bool", trainable=False
+            )
             for v in variables
         ]
         self.built = True
@@ -70,7 +72,7 @@ class MaskStore(keras.layers.Layer):
 
 
 class MaskedRegularizer:
-    """A weight regulariser that sees the masked weight: its gradient at a pruned entry is zero, whatever its formula."""
+    """A weight regulariser that sees the masked weight, so its gradient at a pruned entry is zero."""
 
     def __init__(self, regularizer: Any, mask: Any):
         self.regularizer, self.mask = regularizer, mask
@@ -111,11 +113,19 @@ class Masked:
         attach_pending(self)
 
 
-@functools.cache
+_CLASSES: dict[type, type] = {}
+
+
 def masked_class(cls: type) -> type:
     """The subclass `Masked<cls>` of a Keras layer class; made once per class."""
+    if cls not in _CLASSES:
+        _CLASSES[cls] = _make_masked_class(cls)
+    return _CLASSES[cls]
 
-    class MaskedLayer(Masked, cls):  # type: ignore[misc, valid-type]
+
+def _make_masked_class(cls: type) -> type:
+
+    class MaskedLayer(Masked, cls):
         @functools.wraps(cls.call)  # type: ignore[attr-defined]  # Keras reads the signature of `call`
         def call(self, *args: Any, **kwargs: Any) -> Any:
             store = self.mask_store
@@ -195,7 +205,7 @@ def plain_weights(layer: Any) -> list[Any]:
 
 
 def attach(layer: Any, variables: list[Any]) -> None:
-    """Mask `variables` (weights of the layer or of layers below it) in place, all-True; masked ones stay as they are."""
+    """Mask `variables` (weights of the layer or of layers below it) in place; masked ones stay as they are."""
     wanted = {id(v) for v in variables}
     # A weight that several layers own (tied weights) has one mask, which all of them hold.
     masks = {

@@ -257,7 +257,7 @@ def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tup
             raise ValueError(f"Unknown weight name; this model knows {known}. Received: weights={tuple(weights)!r}")
     if filters is not None and not isinstance(filters, str | list | tuple) and not callable(filters):
         raise ValueError(
-            f"`filters` is a regular expression, a list of them, or a function of a layer. Received: filters={filters!r}"
+            f"`filters` is a regular expression, several, or a function of a layer. Received: filters={filters!r}"
         )
     return filters, tuple(weights)
 

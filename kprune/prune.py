@@ -138,7 +138,7 @@ class Plan:
 
 
 def mask_for_pruning(model: Any) -> bool:
-    """Mask an unmasked Keras 3 model in place and say so; adopt one that tfmot wrapped. ValueError if neither can be."""
+    """Mask an unmasked Keras 3 model in place (True), or adopt one that tfmot wrapped; ValueError if neither can be."""
     if masked_weights(model):
         if is_tf_keras(model):
             mask(model)

@@ -48,11 +48,11 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     size = sum(flat.size for flat in flats)
     n_keep = size - zeros_for(size, sparsity)
     cut = nth_highest(flats, n_keep)
-    above = [np.count_nonzero(flat > cut) for flat in flats]
+    above = [int(np.count_nonzero(flat > cut)) for flat in flats]
     ties = n_keep - sum(above)
     shares = {}
     for path, flat, count in zip(scores, flats, above, strict=True):
-        tied = min(ties, np.count_nonzero(flat == cut))
+        tied = min(ties, int(np.count_nonzero(flat == cut)))
         ties -= tied
         shares[path] = count + tied
     return shares

@@ -1,13 +1,15 @@
 """The callbacks in `fit`: what they prune and when, what they log, and how they get along."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 from helpers import EachBatch, assert_zero, data, mlp
 from keras import layers
+from kprune.callbacks import GradualPruning, PruneAtInit, SparsityLogger, SynFlow
 
 import kprune
-from kprune.callbacks import GradualPruning, PruneAtInit, SparsityLogger, SynFlow
 from kprune.optimizers import iterations
 from kprune.schedules import Constant, PolynomialDecay
 from kprune.scopes import zeros_for
@@ -169,7 +171,7 @@ def test_masks_only_shrink():
 
     schedule = PolynomialDecay(0.0, 0.9, 0, 8, frequency=1)
     fit(compiled(), [GradualPruning(schedule, criterion="random"), GradualPruning(schedule, scope="layerwise"), Keep()])
-    assert all(not np.any(later & ~earlier) for earlier, later in zip(masks, masks[1:], strict=False))
+    assert all(not np.any(later & ~earlier) for earlier, later in itertools.pairwise(masks))
 
 
 def test_sparsity_logger(caplog, tmp_path):
@@ -220,7 +222,7 @@ def test_a_wrong_kernel_in_mid_training_is_noticed():
             weight = kprune.masked_weights(self.model)[1]
             weight.variable.assign(np.ones(weight.shape))
 
-    with pytest.raises(RuntimeError, match="hidden2/kernel are no longer 0"):
+    with pytest.raises(RuntimeError, match=r"hidden2/kernel are no longer 0"):
         fit(compiled(), [PruneAtInit("magnitude", 0.5), Spoil()])
 
 

@@ -1,5 +1,6 @@
-"""One contract for everything that is registered: a new criterion, scope, pattern, schedule or callback adds one row."""
+"""One contract for all that is registered: a new criterion, scope, pattern, schedule or callback adds one row."""
 
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ def breaks_layer_calls(monkeypatch):
 
 
 CRITERIA_ROWS = {
-    "magnitude": CriterionRow(lambda patch: patch.setattr(kprune.MaskedWeight, "value", raising)),
+    "magnitude": CriterionRow(lambda patch: patch.setattr(np, "abs", raising)),
     "random": CriterionRow(lambda patch: patch.setattr(np.random, "default_rng", raising), seeded=True),
     "synflow": CriterionRow(breaks_layer_calls),
 }
@@ -281,7 +282,7 @@ def test_a_criterion_on_a_model_that_is_pruned(name):
     masks = {}
     for sparsity in (0.3, 0.57, 0.9):
         new = kprune.prune(model, name, sparsity, rounds=2)
-        assert count_zeros(new) == zeros(model) == zeros_for(256, sparsity)
+        assert count_zeros(new) == zeros(model) == zeros_for(80 + 24 + 144 + 27 + 16, sparsity)
         assert all(not np.any(new[path] & ~masks[path]) for path in masks)
         masks = new
     x, y = batch_for("two by two")
@@ -437,7 +438,7 @@ def test_schedule(name):
     assert isinstance(schedule, SCHEDULES.get(name)) and isinstance(schedule, schedules.Schedule)
     assert as_schedule(schedule) is schedule
     values = [schedule(step) for step in range(20)]
-    assert all(0 <= a <= b <= 0.8 for a, b in zip(values, values[1:], strict=False))
+    assert all(0 <= a <= b <= 0.8 for a, b in itertools.pairwise(values))
     assert values[0] == 0.0 and values[7:] == [0.8] * 13
     assert last_update(schedule, 0) is None and last_update(schedule, 100) == schedule.end_step == 7
     assert schedule == SCHEDULE_ROWS[name](0.8, 7) != SCHEDULE_ROWS[name](0.7, 7)
@@ -566,7 +567,7 @@ def test_a_callback_that_fails_before_the_first_step_leaves_the_model_as_it_was(
     model = compiled()
     model.get_layer("hidden2").kernel.assign(np.full((12, 12), np.nan, "float32"))
     before = snapshot(model)
-    with pytest.raises(ValueError, match="infinite or NaN.*Received: "):
+    with pytest.raises(ValueError, match=r"infinite or NaN.*Received: "):
         model.fit(*data(), batch_size=8, verbose=0, callbacks=[CALLBACK_ROWS[name].make(0.5)])
     assert_unchanged(model, before, ["weights"])
     assert kprune.masked_weights(model) == []
@@ -582,7 +583,7 @@ def test_a_callback_refuses_what_it_cannot_prune_before_anything_changes(name):
     model = mlp()
     model.compile(keras.optimizers.Muon(0.01), "mse")
     before = snapshot(model)
-    with pytest.raises(ValueError, match="Received: optimizer=Muon$"):
+    with pytest.raises(ValueError, match=r"Received: optimizer=Muon$"):
         model.fit(*data(), verbose=0, callbacks=[callback])
     assert_unchanged(model, before, ["weights"])
 

@@ -130,9 +130,9 @@ def test_bad_arguments(arguments, message):
 
 
 def test_an_unbuilt_model_and_a_stranger_are_refused():
-    with pytest.raises(ValueError, match="build it first.*Received: model="):
+    with pytest.raises(ValueError, match=r"build it first.*Received: model="):
         kprune.mask(keras.Sequential([layers.Dense(3)]))
-    with pytest.raises(ValueError, match="Received: model=<class 'dict'>"):
+    with pytest.raises(ValueError, match=r"Received: model=<class 'dict'>"):
         kprune.mask({})
 
 
@@ -211,7 +211,7 @@ def test_loading_masks_into_a_model_masked_otherwise_is_refused(tmp_path):
     model.save_weights(tmp_path / "w.weights.h5")
     other = keras.Sequential([keras.Input((6, 2)), layers.SeparableConv1D(5, 3)])
     kprune.mask(other)
-    with pytest.raises(ValueError, match="masks for 2 weights"):
+    with pytest.raises(ValueError, match=r"masks for 2 weights"):
         other.load_weights(tmp_path / "w.weights.h5")
 
 

@@ -1,6 +1,7 @@
 """Schedules: their values by hand, tfmot's values step by step, and what holds of every schedule at every frequency."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -96,7 +97,7 @@ def any_schedule(draw):
 @given(any_schedule())
 def test_monotone_and_within_its_bounds(schedule):
     values = [schedule(t) for t in range(schedule.begin_step, schedule.end_step + 3)]
-    assert all(later >= earlier - 1e-12 for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(values))
     assert min(values) >= schedule.initial_sparsity - 1e-12
     assert max(values) <= schedule.final_sparsity + 1e-12
     assert all(schedule(t) == 0.0 for t in range(schedule.begin_step))

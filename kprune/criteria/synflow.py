@@ -175,8 +175,8 @@ def _warn_of_biases(model: Any) -> None:
     biased = [v.path for v in model.variables if v.name in ("bias", "beta") and np.any(np.asarray(v.numpy()))]
     if biased:
         logging.warning(
-            "SynFlow: %d biases are not zero (%s ...). They carry flow past pruned weights, so SynFlow's guarantee that "
-            "no layer is pruned to nothing does not hold; prune at initialisation, or use a floor on the scope.",
+            "SynFlow: %d biases are not zero (%s ...). They carry flow past pruned weights, so its guarantee that no "
+            "layer is pruned to nothing does not hold; prune at initialisation, or use a floor on the scope.",
             len(biased),
             biased[0],
         )

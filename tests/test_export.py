@@ -1,0 +1,133 @@
+"""Export: files that load without kprune, predict the same, and appear only when they do."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from helpers import assert_zero, data, mlp
+from keras import layers
+
+import kprune
+
+pytest.importorskip("tensorflow")
+
+LOAD = """
+import sys, numpy as np, keras, tensorflow as tf
+folder, keras_file, inputs, expected = sys.argv[1:]
+x, y = np.load(inputs), np.load(expected)
+loaded = tf.saved_model.load(folder)
+np.testing.assert_allclose(loaded.serve(tf.constant(x)), y, rtol=1e-4, atol=1e-5)
+np.testing.assert_allclose(keras.saving.load_model(keras_file).predict(x, verbose=0), y, rtol=1e-4, atol=1e-5)
+assert not any(name.partition(".")[0] == "kprune" for name in sys.modules)
+"""
+
+
+def images():
+    inputs = keras.Input((8, 8, 2))
+    x = layers.BatchNormalization()(layers.Conv2D(6, 3, activation="relu")(inputs))
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+def test_exported_files_load_without_kprune(tmp_path, rng):
+    model = images()
+    model.compile("adam", "mse")
+    x = rng.normal(size=(16, 8, 8, 2)).astype("float32")
+    model.fit(x, np.zeros((16, 3)), verbose=0, callbacks=[kprune.callbacks.SynFlow(0.8, verbose=False)])
+    y = model.predict(x, verbose=0)
+    done = kprune.export(model, tmp_path / "sparse")
+    assert done.saved_model == tmp_path / "sparse" and done.keras_file == tmp_path / "sparse.keras"
+    assert done.difference < 1e-5
+    assert 0 < done.zipped_bytes < done.saved_model_bytes
+    assert str(done.saved_model) in str(done)
+    np.save(tmp_path / "x.npy", x), np.save(tmp_path / "y.npy", y)
+    files = [str(done.saved_model), str(done.keras_file), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
+    env = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    ran = subprocess.run([sys.executable, "-c", LOAD, *files], capture_output=True, text=True, env=env, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+    assert len(kprune.masked_weights(model)) == 2
+    np.testing.assert_array_equal(model.predict(x, verbose=0), y)
+    model.fit(x, np.zeros((16, 3)), verbose=0)
+    assert_zero(model)
+
+
+def test_zeros_make_the_download_smaller(tmp_path):
+    sizes = []
+    for sparsity in (0.0, 0.95):
+        model = keras.Sequential([keras.Input((64,)), layers.Dense(256), layers.Dense(64)])
+        kprune.prune(model, "magnitude", sparsity)
+        sizes.append(kprune.export(model, tmp_path / f"at{sparsity}").zipped_bytes)
+    assert sizes[1] < 0.3 * sizes[0]
+
+
+@pytest.mark.parametrize("structure", ["list", "dict"])
+def test_several_inputs_and_outputs(structure, tmp_path):
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    x = layers.Add()([layers.Dense(5)(a), layers.Dense(5)(b)])
+    inputs = [a, b] if structure == "list" else {"a": a, "b": b}
+    model = keras.Model(inputs, {"one": layers.Dense(2)(x), "two": layers.Dense(3)(x)})
+    kprune.prune(model, "magnitude", 0.5)
+    assert kprune.export(model, tmp_path / "m").difference < 1e-5
+
+
+def test_a_plain_model_is_exported_too(tmp_path):
+    assert kprune.export(mlp(), tmp_path / "m").saved_model.is_dir()
+
+
+def test_nothing_is_replaced_unless_told(tmp_path):
+    model = mlp()
+    kprune.export(model, tmp_path / "m")
+    with pytest.raises(ValueError, match=r"overwrite=True.*Received: path="):
+        kprune.export(model, tmp_path / "m")
+    kprune.prune(model, "magnitude", 0.5)
+    kprune.export(model, tmp_path / "m", overwrite=True)
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(loaded.layers[0].kernel.numpy(), model.layers[0].kernel.numpy())
+
+
+def test_own_inputs_for_a_model_of_open_shape(tmp_path):
+    inputs = keras.Input((None, 3))
+    model = keras.Model(inputs, layers.Dense(4)(inputs))
+    kprune.mask(model)
+    with pytest.raises(ValueError, match=r"not fixed"):
+        kprune.export(model, tmp_path / "m")
+    assert kprune.export(model, tmp_path / "m", inputs=np.ones((2, 9, 3), "float32")).saved_model.is_dir()
+
+
+def test_a_file_that_predicts_something_else_is_not_kept(tmp_path, monkeypatch):
+    model = mlp()
+    kprune.prune(model, "magnitude", 0.5)
+    save = keras.Sequential.save
+
+    def spoiled(self, *args, **kwargs):
+        self.layers[0].bias.assign(np.ones(12))
+        save(self, *args, **kwargs)
+        self.layers[0].bias.assign(np.zeros(12))
+
+    monkeypatch.setattr(keras.Sequential, "save", spoiled)
+    with pytest.raises(RuntimeError, match=r"the .keras file does not predict"):
+        kprune.export(model, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+    assert len(kprune.masked_weights(model)) == 3
+
+
+def test_masks_survive_an_export_that_fails(tmp_path, monkeypatch):
+    model = mlp()
+    kprune.prune(model, "magnitude", 0.5)
+    kept = [w.kept() for w in kprune.masked_weights(model)]
+
+    def full(self, *args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(keras.Sequential, "save", full)
+    with pytest.raises(OSError, match=r"No space left"):
+        kprune.export(model, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+    for mask, weight in zip(kept, kprune.masked_weights(model), strict=True):
+        np.testing.assert_array_equal(mask, weight.kept())
+    model.compile("adam", "mse")
+    model.fit(*data(), verbose=0)
+    assert_zero(model)

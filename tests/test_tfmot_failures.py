@@ -1,0 +1,116 @@
+"""What users of tfmot report most, on Keras 3 models: each of these fails or silently does nothing there."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import EachBatch, assert_zero, data
+from keras import layers
+from kprune.callbacks import GradualPruning, PruneAtInit
+from test_layers import Subclassed
+
+import kprune
+from kprune.schedules import Constant, PolynomialDecay
+
+
+def sequential():
+    return keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu"), layers.Dense(3)])
+
+
+def functional():
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, layers.Dense(3)(layers.Concatenate()([layers.Dense(8)(inputs), inputs])))
+
+
+def nested():
+    inputs = keras.Input((6,))
+    return keras.Model(inputs, layers.Dense(3)(keras.Sequential([sequential(), layers.Dense(4)])(inputs)))
+
+
+def subclassed():
+    model = Subclassed(3)
+    model(np.zeros((1, 6), "float32"))
+    return model
+
+
+def hardly_supported():
+    """Rescaling, Normalization, EinsumDense, GroupNormalization, Attention, PReLU: any one aborts tfmot."""
+    inputs = keras.Input((6,))
+    x = layers.Normalization(mean=0.0, variance=1.0)(layers.Rescaling(0.5)(inputs))
+    x = layers.Reshape((3, 2))(x)
+    x = layers.EinsumDense("abc,cd->abd", output_shape=(3, 4))(x)
+    x = layers.GroupNormalization(2)(layers.PReLU()(x))
+    x = layers.Attention()([x, x])
+    x = layers.Bidirectional(layers.GRU(3, return_sequences=True))(x)
+    x = layers.TimeDistributed(layers.Dense(2))(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+def train(model, callback, epochs=2, **kwargs):
+    model.compile("adam", "mse", **kwargs)
+    x, y = data((6,), n=64)
+    check = EachBatch(assert_zero)
+    model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, callbacks=[callback, check])
+    assert check.calls == 8 * epochs
+    return kprune.summary(model)
+
+
+@pytest.mark.parametrize("make", [sequential, functional, nested, subclassed, hardly_supported])
+def test_every_kind_of_model_is_pruned_trained_and_stripped(make, tmp_path):
+    model = make()
+    report = train(model, PruneAtInit("magnitude", 0.75))
+    assert report.zeros == int(0.75 * report.size)
+    x, _ = data((6,))
+    predicted = model.predict(x, verbose=0)
+    np.testing.assert_array_equal(kprune.strip(model).predict(x, verbose=0), predicted)
+
+
+def test_one_epoch_of_few_steps_is_enough():
+    model = sequential()
+    report = train(model, GradualPruning(PolynomialDecay(0.5, 0.8, 0, 8)), epochs=1)
+    assert report.zeros == int(0.8 * report.size)
+
+
+def test_constant_sparsity_prunes_at_its_first_step():
+    assert train(sequential(), GradualPruning(Constant(0.6)), epochs=1).zeros == int(0.6 * 72)
+
+
+def test_equal_weights_are_pruned_to_the_exact_count():
+    model = keras.Sequential([keras.Input((10,)), layers.Dense(10, kernel_initializer="ones")])
+    masks = kprune.prune(model, "magnitude", 0.57)
+    assert sum(int((~mask).sum()) for mask in masks.values()) == 57
+
+
+def test_no_further_callback_is_needed_under_jit():
+    assert train(sequential(), PruneAtInit("magnitude", 0.5), jit_compile=True).zeros == 36
+
+
+def test_a_shared_layer_counts_its_steps_once():
+    inputs = keras.Input((6,))
+    shared = layers.Dense(6)
+    model = keras.Model(inputs, layers.Dense(3)(shared(shared(inputs))))
+    report = train(model, GradualPruning(PolynomialDecay(0.2, 0.8, 0, 16, frequency=1)))
+    assert report.zeros == int(0.8 * report.size)
+
+
+def test_the_budget_is_global():
+    model = sequential()
+    model.layers[1].kernel.assign(10 + np.zeros((8, 3)))
+    kprune.prune(model, "magnitude", 0.5)
+    per_layer = [int((~w.kept()).sum()) for w in kprune.masked_weights(model)]
+    assert per_layer == [36, 0]
+
+
+def test_tf_keras_is_not_imported_for_a_keras_3_model():
+    import os
+    import subprocess
+    import sys
+
+    script = (
+        "import sys, keras, kprune\n"
+        "m = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])\n"
+        "kprune.prune(m, 'synflow', 0.5, verbose=False); kprune.summary(m); kprune.strip(m)\n"
+        "assert not {'tf_keras', 'tensorflow_model_optimization'} & set(sys.modules)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False)
+    assert ran.returncode == 0, ran.stderr

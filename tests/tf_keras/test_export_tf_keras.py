@@ -1,0 +1,99 @@
+"""kprune.export of tf_keras models: files that load without kprune, and a model that stays as it is."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from helpers import assert_zero, data
+from tf_keras import layers
+from tfk_helpers import EachBatch, assert_same, masked_mlp, outputs, sequential, state, wrappers
+
+import kprune
+
+MODELS = {
+    "dense": (lambda: sequential((8,), layers.Dense(12, "relu"), layers.BatchNormalization(), layers.Dense(3)), (8,)),
+    "convolutions": (
+        lambda: sequential((6, 6, 2), layers.Conv2D(4, 3), layers.SeparableConv2D(3, 2), layers.Flatten()),
+        (6, 6, 2),
+    ),
+    "lstm": (lambda: sequential((5, 4), layers.LSTM(3, return_sequences=True), layers.GRU(2)), (5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_files_load_and_agree(name, tmp_path):
+    make, shape = MODELS[name]
+    model = kprune.mask(make()).model
+    kprune.prune(model, "magnitude", 0.75)
+    x = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
+    expected = outputs(model, x)
+    result = kprune.export(model, tmp_path / "sparse")
+    assert result.saved_model == tmp_path / "sparse" and result.keras_file == tmp_path / "sparse.keras"
+    assert result.difference <= 1e-4
+    served = tf.saved_model.load(str(result.saved_model))
+    np.testing.assert_allclose(served.serve(x).numpy(), expected[0], rtol=1e-4, atol=1e-5)
+    loaded = tf_keras.models.load_model(result.keras_file)
+    assert_same(outputs(loaded, x), expected)
+    assert wrappers(loaded) == []
+    kernels = [w for w in loaded.weights if w.name.split("/")[-1].split(":")[0] in kprune.masks.DEFAULT_WEIGHTS]
+    size = sum(int(np.prod(w.shape)) for w in kernels)
+    assert sum(int((w.numpy() == 0).sum()) for w in kernels) == int(0.75 * size)
+
+
+def test_the_files_need_neither_kprune_nor_tfmot(tmp_path):
+    model = masked_mlp()
+    kprune.export(model, tmp_path / "sparse")
+    x, _ = data()
+    np.save(tmp_path / "x.npy", x)
+    script = f"""
+import sys, numpy, tensorflow, tf_keras
+x = numpy.load({str(tmp_path / "x.npy")!r})
+served = tensorflow.saved_model.load({str(tmp_path / "sparse")!r})
+numpy.save({str(tmp_path / "served.npy")!r}, served.serve(x))
+numpy.save({str(tmp_path / "keras.npy")!r}, tf_keras.models.load_model({str(tmp_path / "sparse.keras")!r})(x))
+assert not any(name.split(".")[0] in ("kprune", "tensorflow_model_optimization") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, capture_output=True)
+    for name in ("served", "keras"):
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), outputs(model, x)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_model_stays_masked(jit, tmp_path):
+    model = masked_mlp("adam", jit_compile=jit)
+    x, y = data()
+    model.fit(x, y, batch_size=8, verbose=0)
+    before, compiled = state(model), model.train_function
+    constraints = [w.variable.constraint for w in kprune.masked_weights(model)]
+    kprune.export(model, tmp_path / "sparse")
+    assert state(model) == before and model.train_function is compiled
+    assert [w.variable.constraint for w in kprune.masked_weights(model)] == constraints
+    check = EachBatch(assert_zero)
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[check])
+    assert check.calls == 4
+
+
+def test_an_export_that_fails_leaves_the_model_masked(tmp_path, monkeypatch):
+    model = masked_mlp("adam", run_eagerly=True)
+    constraints = [w.variable.constraint for w in kprune.masked_weights(model)]
+
+    def broken(*args, **kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tf_keras.Sequential, "export", broken)
+    with pytest.raises(OSError, match="no space left"):
+        kprune.export(model, tmp_path / "sparse")
+    assert [w.variable.constraint for w in kprune.masked_weights(model)] == constraints
+    assert list(tmp_path.iterdir()) == []
+    model.fit(*data(), batch_size=8, verbose=0, callbacks=[EachBatch(assert_zero)])
+
+
+def test_a_plain_model_and_its_path_that_exists(tmp_path):
+    model = sequential((4,), layers.Dense(3))
+    kprune.export(model, tmp_path / "plain")
+    with pytest.raises(ValueError, match=r"pass overwrite=True.*Received: path="):
+        kprune.export(model, tmp_path / "plain")
+    kprune.export(model, tmp_path / "plain", overwrite=True)
