@@ -71,7 +71,7 @@ class MaskStore(keras.layers.Layer):
             mask.assign(np.unpackbits(bits, count=size).reshape(mask.shape).astype(bool))
 
 
-class MaskedRegularizer:
+class MaskedRegularizer(keras.regularizers.Regularizer):
     """A weight regulariser that sees the masked weight, so its gradient at a pruned entry is zero."""
 
     def __init__(self, regularizer: Any, mask: Any):
