@@ -56,14 +56,22 @@ def _slots(optimizer: Any, variable: Any) -> Iterator[tuple[Any, float]]:
     """
     if hasattr(optimizer, "get_slot_names"):
         for name in optimizer.get_slot_names():
-            yield optimizer.get_slot(variable, name), getattr(optimizer, "_initial_accumulator_value", 0.0)
+            initial = getattr(optimizer, "_initial_accumulator_value", 0.0) if name == "accumulator" else 0.0
+            try:
+                yield optimizer.get_slot(variable, name), initial
+            except KeyError:  # a variable that it does not train
+                return
         return
-    variables = list(getattr(optimizer, "_trainable_variables", []))
-    position = next((i for i, v in enumerate(variables) if v is variable), None)
+    if hasattr(optimizer, "_index_dict"):  # tf_keras
+        positions = optimizer._index_dict
+        position = positions.get(optimizer._var_key(variable))
+    else:
+        positions = list(getattr(optimizer, "_trainable_variables", []))
+        position = next((i for i, v in enumerate(positions) if v is variable), None)
     if position is None:
         return
     for name, slots in vars(optimizer).items():
-        if name == "_trainable_variables" or not isinstance(slots, list) or len(slots) != len(variables):
+        if name == "_trainable_variables" or not isinstance(slots, list) or len(slots) != len(positions):
             continue
         slot = slots[position]
         if hasattr(slot, "assign") and tuple(slot.shape) == tuple(variable.shape):

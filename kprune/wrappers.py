@@ -186,8 +186,8 @@ def strip_model(model: Any) -> Any:
         )
     shape = model.input_shape if _wrappers(model) else None
     for w in _pruned_by_wrappers(model):
-        if isinstance(w._constraint, MaskConstraint):
-            w._constraint = w._constraint.constraint
+        if isinstance(w.constraint, MaskConstraint):
+            _constrain(w, w.constraint.constraint)
     stripped = tfmot.sparsity.keras.strip_pruning(model)
     if not stripped.built:
         stripped.build(shape)
@@ -197,12 +197,12 @@ def strip_model(model: Any) -> Any:
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
     """Inside, a stripped clone, which shares the weights; afterwards the wrappers hold them at zero again."""
-    constraints = [(w, w._constraint) for w in _pruned_by_wrappers(model)]
+    constraints = [(w, w.constraint) for w in _pruned_by_wrappers(model)]
     try:
         yield strip_model(model) if _wrappers(model) else model
     finally:
         for w, constraint in constraints:
-            w._constraint = constraint
+            _constrain(w, constraint)
 
 
 def _adopt(model: Any) -> None:
@@ -220,12 +220,12 @@ def _adopt(model: Any) -> None:
             wrapper.pruning_schedule = _never()
             wrapper.pruning_obj._pruning_schedule = wrapper.pruning_schedule
         # Before step 1 tfmot's wrapper asserts that its UpdatePruningStep callback is there, should tfmot load a file.
-        if int(wrapper.pruning_step) < 1:
+        if int(wrapper.pruning_step.numpy()) < 1:
             wrapper.pruning_step.assign(1)
         for w, mask, _ in wrapper.pruning_vars:
             own = w.constraint.constraint if isinstance(w.constraint, MaskConstraint) else w.constraint
             if own is w.constraint or w.constraint.mask is not mask:
-                w._constraint = MaskConstraint(mask, own)
+                _constrain(w, MaskConstraint(mask, own))
                 changed = True
     if changed or ruled:
         # What was compiled before, tfmot's schedule included, is not used again.
@@ -259,6 +259,12 @@ def _wrappers(model: Any) -> list[Any]:
 
 def _pruned_by_wrappers(model: Any) -> list[Any]:
     return [w for wrapper in _wrappers(model) for w, *_ in wrapper.pruning_vars]
+
+
+def _constrain(w: Any, constraint: Any) -> None:
+    w = getattr(w, "_variable", w)  # inside the variable that mixed precision casts
+    for variable in getattr(w, "_values", [w]):  # and in each replica's
+        variable._constraint = constraint
 
 
 def _leaves(model: Any, reachable: bool) -> list[tuple[Any, bool]]:

@@ -8,6 +8,12 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from kprune.patterns import PATTERNS, nth_highest, unstructured
 
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """In place of conftest's: nothing here touches Keras, whose session takes longer to clear than a test to run."""
+
+
 steady = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
 # Few values, so that most scores have many ties; each is exact in float16.

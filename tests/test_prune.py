@@ -15,6 +15,14 @@ from kprune.prune import Plan
 from kprune.scopes import with_floor, zeros_for
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """In place of conftest's: without `clear_session`, which takes longer than most of these tests."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
 def zeros(model):
     return sum(int((~w.kept()).sum()) for w in kprune.masked_weights(model))
 

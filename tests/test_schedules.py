@@ -13,6 +13,12 @@ from kprune import schedules
 from kprune.schedules import Constant, Exponential, PolynomialDecay, Schedule, as_schedule, last_update
 from kprune.scopes import zeros_for
 
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """In place of conftest's: nothing here touches Keras, whose session takes longer to clear than a test to run."""
+
+
 steady = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 GOOD = dict(initial_sparsity=0.2, final_sparsity=0.8, begin_step=10, end_step=50)
 

@@ -296,3 +296,15 @@ def test_stripped_equals_masked_bit_for_bit(rng):
     np.testing.assert_array_equal(np.asarray(model(images)), called)
     kernels = [layer.kernel.numpy() for layer in model.layers if hasattr(layer, "kernel")]
     assert sum((k == 0).sum() for k in kernels) > 0
+
+
+def test_weights_set_from_outside_are_masked_before_and_after_strip(rng):
+    """`set_weights` may bring back what was pruned; the masked model does not see it, so strip must drop it."""
+    model = mlp()
+    kprune.prune(model, "magnitude", 0.5)
+    for weight in kprune.masked_weights(model):
+        weight.variable.assign(np.ones(weight.shape))
+    x, _ = data()
+    predicted = model.predict(x, verbose=0)
+    np.testing.assert_array_equal(kprune.strip(model).predict(x, verbose=0), predicted)
+    assert (model.layers[0].kernel.numpy() == 0).any()

@@ -69,11 +69,11 @@ synflow.default_rounds = 100  # type: ignore[attr-defined]
 
 
 def _make_scorer(context: Context) -> Scorer:
+    _warn_of_biases(context.model)
     if is_tf_keras(context.model):
         from .synflow_tf_keras import float64_scorer
 
         return float64_scorer(context.model, context.weights)
-    _warn_of_biases(context.model)
     absolute = [np.abs(weight.value().astype(np.float64)) for weight in context.weights]
     with linearized(context.model):
         if keras.backend.backend() == "tensorflow":
@@ -172,7 +172,11 @@ def _jax_scorer(model: Any, weights: list[MaskedWeight], absolute: list[np.ndarr
 
 
 def _warn_of_biases(model: Any) -> None:
-    biased = [v.path for v in model.variables if v.name in ("bias", "beta") and np.any(np.asarray(v.numpy()))]
+    biased = []
+    for v in model.variables:
+        path = getattr(v, "path", v.name).partition(":")[0]  # tf_keras names it "conv/bias:0"
+        if path.split("/")[-1] in ("bias", "beta") and np.any(np.asarray(v.numpy())):
+            biased.append(path)
     if biased:
         logging.warning(
             "SynFlow: %d biases are not zero (%s ...). They carry flow past pruned weights, so its guarantee that no "

@@ -14,7 +14,6 @@ from tfk_helpers import EachBatch, masked_mlp, mlp, pruned_fraction, sequential,
 import kprune
 
 SIZE = 8 * 12 + 12 * 12 + 12 * 3
-JIT = pytest.mark.parametrize("jit", [False, True], ids=["plain", "jit"])
 
 
 def zeros(model):
@@ -26,10 +25,7 @@ def fit(model, *callbacks, steps=4, epochs=1, **arguments):
     return model.fit(x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=list(callbacks), **arguments)
 
 
-@JIT
-@pytest.mark.parametrize(
-    "make", [lambda: PruneAtInit("magnitude", 0.9), lambda: SynFlow(0.9)], ids=["magnitude", "SynFlow"]
-)
+@pytest.mark.parametrize("make, jit", [(lambda: PruneAtInit("magnitude", 0.9), False), (lambda: SynFlow(0.9), True)])
 def test_pruned_before_the_first_step(make, jit):
     model = masked_mlp("adam", half=False, jit_compile=jit)
     check = EachBatch(lambda m: (assert_zero(m), counts.append(zeros(m))))
@@ -57,8 +53,7 @@ SCHEDULES = {
 }
 
 
-@JIT
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name, jit", [("kprune", True), ("tfmot", False)])
 def test_gradual_pruning_at_exactly_the_schedules_steps(name, jit):
     model = masked_mlp("adam", half=False, jit_compile=jit)
     counts = []
@@ -175,7 +170,7 @@ def test_an_all_equal_kernel_is_pruned_exactly():
     assert [(w.value() == 0).mean() for w in kprune.masked_weights(ours)] == [0.75] * 3
 
 
-@JIT
+@pytest.mark.parametrize("jit", [False, True])
 def test_weights_do_not_leak_between_steps_which_tfmots_do(jit):
     schedule = tfmot.sparsity.keras.ConstantSparsity(0.75, 0, frequency=1)
     theirs = tfmot.sparsity.keras.prune_low_magnitude(mlp(), pruning_schedule=schedule)

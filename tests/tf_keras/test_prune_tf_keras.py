@@ -15,11 +15,11 @@ def zeros(model):
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "random", "synflow"])
-@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.57, 0.999])
+@pytest.mark.parametrize("sparsity", [0.0, 0.57, 0.999])
 def test_the_number_of_zeros_is_exact(criterion, sparsity):
     model = masked_mlp(half=False)
     masks = kprune.prune(model, criterion, sparsity, rounds=2)
-    expected = int(round(1000 * sparsity)) * 276 // 1000
+    expected = round(1000 * sparsity) * 276 // 1000
     assert zeros(model) == sum(int((~m).sum()) for m in masks.values()) == expected
     for w in kprune.masked_weights(model):
         np.testing.assert_array_equal(w.value()[~masks[w.path]], 0.0)
@@ -110,7 +110,7 @@ WRONG = {
         ValueError,
         "'magnitude', 'random', 'synflow'.*Received: criterion='nonesuch'$",
     ),
-    "raises": (dict(criterion=raising), OwnError, ""),
+    "raises": (dict(criterion=raising), OwnError, "^$"),
     "NaN": (dict(criterion=with_a_nan), ValueError, "hidden1/kernel.*Received: criterion='with_a_nan'"),
     "missing": (dict(criterion=missing), ValueError, "hidden1/kernel.*Received: criterion='missing'"),
 }

@@ -133,7 +133,7 @@ def test_a_subclassed_model_is_refused():
     model = Subclassed()
     model(data()[0])
     kprune.mask(model)
-    with pytest.raises(ValueError, match="needs a Sequential or Functional one.*Received: model="):
+    with pytest.raises(ValueError, match=r"needs a Sequential or Functional one.*Received: model="):
         kprune.prune(model, "synflow", 0.5)
     assert len(kprune.prune(model, "magnitude", 0.5)) == 1
 
