@@ -196,9 +196,15 @@ def _set_up_logging(verbose: bool) -> None:
     """absl's log on stderr, without its dates and line numbers; TensorFlow's own only if it is an error."""
     flags.FLAGS.mark_as_parsed()  # or absl warns that it logs too early
     standard.getLogger("tensorflow").setLevel(standard.ERROR)
+    logging.get_absl_logger().addFilter(_is_worth_showing)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(standard.Formatter("%(levelname)s: %(message)s"))
     logging.set_verbosity(logging.INFO if verbose else logging.WARNING)
+
+
+def _is_worth_showing(record: standard.LogRecord) -> bool:
+    # Loading what JAX exported, TensorFlow warns of missing gradients, which nothing asks for.
+    return record.levelno >= standard.ERROR or f"{os.sep}tensorflow{os.sep}" not in record.pathname
 
 
 def _overview() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .registry import Registry
+from .threads import side_by_side
 
 PATTERNS = Registry("pattern")
 
@@ -52,9 +53,10 @@ def nth_highest(vectors: list[np.ndarray], n: int) -> float:
     sample = np.sort(np.concatenate([v[::stride] for v in vectors]))[::-1]
     rank, slack = (n - 1) * sample.size // size, sample.size // 32
     high, low = sample[max(rank - slack, 0)], sample[min(rank + slack, sample.size - 1)]
-    above = sum(np.count_nonzero(v > high) for v in vectors)
+    above = sum(side_by_side(lambda v: int(np.count_nonzero(v > high)), vectors))
     # A bracket that reaches down to the pruned entries (-inf, often most of them) stops short of them.
-    inside = np.concatenate([v[((v > low) if np.isneginf(low) else (v >= low)) & (v <= high)] for v in vectors])
+    reaches = np.greater if np.isneginf(low) else np.greater_equal
+    inside = np.concatenate(side_by_side(lambda v: v[reaches(v, low) & (v <= high)], vectors))
     if not above < n <= above + inside.size:  # the sample was not like the rest
         above, inside = 0, np.concatenate(vectors)
     position = inside.size - (n - above)

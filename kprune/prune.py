@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from .patterns import PATTERNS
 from .registry import Registry
 from .schedules import check_sparsity
 from .scopes import SCOPES
+from .threads import side_by_side
 
 
 def prune(
@@ -125,16 +125,14 @@ class Plan:
                 )
             return score if kept.all() else np.where(kept, score, -np.inf)
 
-        # NumPy leaves the interpreter free while it works through large arrays.
-        with ThreadPoolExecutor() as threads:
-            survivors = dict(
-                zip((w.path for w in context.weights), threads.map(survivor, context.weights), strict=True)
-            )
-            n_keep = self.scope(survivors, sparsity)
-            kept = threads.map(
-                lambda path: self.pattern(survivors[path], min(n_keep[path], np.count_nonzero(masks[path]))), survivors
-            )
-            return dict(zip(survivors, kept, strict=True))
+        paths = [weight.path for weight in context.weights]
+        survivors = dict(zip(paths, side_by_side(survivor, context.weights), strict=True))
+        n_keep = self.scope(survivors, sparsity)
+
+        def cut(path: str) -> np.ndarray:
+            return self.pattern(survivors[path], min(n_keep[path], int(np.count_nonzero(masks[path]))))
+
+        return dict(zip(paths, side_by_side(cut, paths), strict=True))
 
 
 def mask_for_pruning(model: Any) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .patterns import nth_highest
 from .registry import Registry
+from .threads import side_by_side
 
 Scores = dict[str, np.ndarray]
 Scope = Callable[[Scores, float], dict[str, int]]
@@ -48,13 +49,12 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     size = sum(flat.size for flat in flats)
     n_keep = size - zeros_for(size, sparsity)
     cut = nth_highest(flats, n_keep)
-    above = [int(np.count_nonzero(flat > cut)) for flat in flats]
-    ties = n_keep - sum(above)
+    counts = side_by_side(lambda flat: (int(np.count_nonzero(flat > cut)), int(np.count_nonzero(flat == cut))), flats)
+    ties = n_keep - sum(above for above, _ in counts)
     shares = {}
-    for path, flat, count in zip(scores, flats, above, strict=True):
-        tied = min(ties, int(np.count_nonzero(flat == cut)))
-        ties -= tied
-        shares[path] = count + tied
+    for path, (above, equal) in zip(scores, counts, strict=True):
+        shares[path] = above + min(ties, equal)
+        ties -= min(ties, equal)
     return shares
 
 
