@@ -109,6 +109,8 @@ class Plan:
 
     def _cut(self, context: Context, sparsity: float) -> Masks:
         masks, scores = context.masks, self.criterion(context)
+        if not isinstance(scores, dict):
+            raise ValueError(f"A criterion returns a dict, path -> scores. Received: criterion={self.name!r}")
 
         def survivor(weight: MaskedWeight) -> np.ndarray:
             score, kept = np.asarray(scores.get(weight.path, ())), masks[weight.path]
@@ -130,7 +132,13 @@ class Plan:
         n_keep = self.scope(survivors, sparsity)
 
         def cut(path: str) -> np.ndarray:
-            return self.pattern(survivors[path], min(n_keep[path], int(np.count_nonzero(masks[path]))))
+            kept = self.pattern(survivors[path], min(n_keep[path], int(np.count_nonzero(masks[path]))))
+            if kept.shape != masks[path].shape or kept.dtype != np.bool_:
+                raise ValueError(
+                    f"A pattern returns a bool array of the scores' shape {masks[path].shape}. "
+                    f"Received: shape={kept.shape}, dtype={kept.dtype}"
+                )
+            return kept
 
         return dict(zip(paths, side_by_side(cut, paths), strict=True))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def with_floor(scope: Scope | str, floor: int | float = 1) -> Scope:
 
     Args:
         scope: a scope or its name.
-        floor: an int is a number of entries, a float in (0, 1) a density; of a smaller weight, all of it.
+        floor: an int is a number of entries, a float from 0 to 1 a density; never more than a weight has left.
 
     Raises:
         ValueError: the floor is negative or a density above 1; or, when called, the floors alone need more entries
@@ -85,12 +86,17 @@ def with_floor(scope: Scope | str, floor: int | float = 1) -> Scope:
     {'a': 1, 'b': 1}
     """
     base = SCOPES.get(scope)
-    if floor < 0 or (isinstance(floor, float) and floor > 1):
+    count = isinstance(floor, Integral)
+    if not isinstance(floor, Real) or isinstance(floor, bool) or not 0 <= floor <= (math.inf if count else 1):
         raise ValueError(f"A floor is a number of entries >= 0, or a density from 0.0 to 1.0. Received: floor={floor}")
 
     def floored(scores: Scores, sparsity: float) -> dict[str, int]:
+        # What is pruned already (-inf) cannot be kept, so a floor does not reserve budget for it.
         least = {
-            path: min(score.size, floor if isinstance(floor, int) else math.ceil(floor * score.size))
+            path: min(
+                int(np.count_nonzero(score > -np.inf)),
+                int(floor) if count else math.ceil(round(float(floor) * score.size, 6)),
+            )
             for path, score in scores.items()
         }
         n_keep = base(scores, sparsity)
