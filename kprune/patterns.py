@@ -49,9 +49,9 @@ def nth_highest(vectors: list[np.ndarray], n: int) -> float:
     3.0
     """
     size = sum(v.size for v in vectors)
-    stride = max(1, size // 4096)
+    stride = max(1, size // 16384)
     sample = np.sort(np.concatenate([v[::stride] for v in vectors]))[::-1]
-    rank, slack = (n - 1) * sample.size // size, sample.size // 32
+    rank, slack = (n - 1) * sample.size // size, sample.size // 64
     high, low = sample[max(rank - slack, 0)], sample[min(rank + slack, sample.size - 1)]
     above = sum(side_by_side(lambda v: int(np.count_nonzero(v > high)), vectors))
     # A bracket that reaches down to the pruned entries (-inf, often most of them) stops short of them.

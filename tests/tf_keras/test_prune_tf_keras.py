@@ -86,6 +86,31 @@ def test_a_model_without_masks_is_refused_with_the_remedy():
     assert zeros(remedied) == 138
 
 
+@pytest.mark.parametrize("how", ["functional", "sequential"])
+def test_synflow_is_float64_also_in_a_model_inside_the_model(how):
+    # Their gain, 1e58, is beyond float32.
+    scores = []
+    for nest in (None, how):
+        dense = [tf_keras.layers.Dense(8, use_bias=False, name=f"dense{i}") for i in range(16)]
+        x = inputs = tf_keras.Input((8,))
+        for layer in dense[:-1]:
+            x = layer(x)
+        inner = tf_keras.Input((8,))
+        if nest == "sequential":
+            x = tf_keras.Sequential([inner, dense[-1]])(x)
+        else:
+            x = (tf_keras.Model(inner, dense[-1](inner)) if nest else dense[-1])(x)
+        model = kprune.mask(tf_keras.Model(inputs, x)).model
+        rng = np.random.default_rng(0)
+        for w in kprune.masked_weights(model):
+            w.variable.assign(1e3 * rng.normal(size=w.shape))
+        weights = kprune.masked_weights(model)
+        context = kprune.criteria.Context(model, weights, {w.path: w.kept() for w in weights})
+        scores.append([*kprune.criteria.synflow(context).values()])
+    for one, other in zip(*scores, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
 class OwnError(Exception):
     pass
 
