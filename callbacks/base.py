@@ -41,7 +41,7 @@ class MaskingCallback(Callback):
         super().set_model(model)
         if getattr(model, "optimizer", None) is not None:
             check_optimizer(model.optimizer)
-        mask_for_pruning(model)
+        self._fresh = mask_for_pruning(model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         check_zeros(self.model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import numbers
+from dataclasses import dataclass, field
 from typing import Any
 
 from .registry import Registry
@@ -29,11 +30,15 @@ class Schedule:
     final_sparsity: float
     begin_step: int
     end_step: int
-    frequency: int = 100
+    frequency: int = field(default=100, kw_only=True)  # by name only: tfmot has `power` in its place
 
     def __post_init__(self) -> None:
         check_sparsity("initial_sparsity", self.initial_sparsity)
         check_sparsity("final_sparsity", self.final_sparsity)
+        for name in ("begin_step", "end_step", "frequency"):
+            step = getattr(self, name)
+            if not isinstance(step, numbers.Integral) or isinstance(step, bool):
+                raise ValueError(f"`{name}` is a whole number of steps. Received: {name}={step!r}")
         if self.initial_sparsity > self.final_sparsity:
             raise ValueError(
                 "A pruned weight does not return, so a schedule cannot fall. Received: "
@@ -94,12 +99,12 @@ class PolynomialDecay(Schedule):
     0.4
     """
 
-    power: float = 3.0
+    power: float = field(default=3.0, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.power > 0:
-            raise ValueError(f"`power` must be positive. Received: power={self.power}")
+        if not isinstance(self.power, int | float) or not self.power > 0:
+            raise ValueError(f"`power` must be positive. Received: power={self.power!r}")
 
     def at(self, progress: float) -> float:
         return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * (1 - progress) ** self.power
@@ -132,7 +137,7 @@ class TfmotSchedule(Schedule):
         import tensorflow as tf
 
         step = self.begin_step + round(progress * (self.end_step - self.begin_step))
-        return float(self.schedule(tf.constant(step))[1])
+        return min(float(self.schedule(tf.constant(step))[1]), self.final_sparsity)
 
 
 def as_schedule(schedule: Any) -> Schedule:
@@ -151,8 +156,8 @@ def as_schedule(schedule: Any) -> Schedule:
 
         begin, end = int(schedule.begin_step), int(schedule.end_step)
         end = begin if type(schedule).__name__ == "ConstantSparsity" or end < 0 else end
-        first, last = (float(schedule(tf.constant(step))[1]) for step in (begin, end))
-        return TfmotSchedule(first, last, begin, end, int(schedule.frequency), schedule)
+        first, last = (float(str(schedule(tf.constant(step))[1].numpy())) for step in (begin, end))
+        return TfmotSchedule(first, last, begin, end, schedule, frequency=int(schedule.frequency))
     raise ValueError(
         f"Expected a schedule from kprune.schedules ({', '.join(SCHEDULES)}) or a tfmot PruningSchedule. "
         f"Received: schedule={schedule!r}"
@@ -175,7 +180,7 @@ def last_update(schedule: Schedule, step: int) -> int | None:
 
 def check_sparsity(name: str, sparsity: float) -> None:
     """Raises ValueError unless 0 <= sparsity < 1."""
-    if not isinstance(sparsity, int | float) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
+    if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         raise ValueError(
             f"`{name}` is the fraction of zeros, at least 0 and below 1 (0.9 keeps a tenth). "
             f"Received: {name}={sparsity!r}"

@@ -49,6 +49,8 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     flats = [score.reshape(-1) for score in scores.values()]
     size = sum(flat.size for flat in flats)
     n_keep = size - zeros_for(size, sparsity)
+    if n_keep == 0:
+        return dict.fromkeys(scores, 0)
     cut = nth_highest(flats, n_keep)
     counts = side_by_side(lambda flat: (int(np.count_nonzero(flat > cut)), int(np.count_nonzero(flat == cut))), flats)
     ties = n_keep - sum(above for above, _ in counts)

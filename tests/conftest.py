@@ -4,9 +4,15 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import gc
+
 import keras
 import numpy as np
 import pytest
+
+# What is imported by now stays: Keras's `clear_session` collects garbage in every test, and need not look at it.
+gc.collect()
+gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -112,6 +112,12 @@ def linearized(model: Any) -> Iterator[None]:
         for layer, what in zip(layers, kinds, strict=True):
             patch(layer, "_dtype_policy", keras.dtype_policies.DTypePolicy("float64"))
             activation = vars(layer).get("activation")
+            # Models inside the model would cast what they are given to the float32 of their Input.
+            if "_functional" in vars(layer):
+                patch(layer, "_convert_input_args", False)
+            for graph in (layer, vars(layer).get("_functional")):
+                if hasattr(graph, "_convert_inputs_to_tensors"):
+                    patch(graph, "_convert_inputs_to_tensors", _first)
             if what == "identity":
                 patch(layer, "call", _first)
             elif what == "multiply":

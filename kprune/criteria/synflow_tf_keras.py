@@ -59,7 +59,12 @@ def float64_scorer(
 def _homogeneous(layer: Any, pairs: list[tuple[Any, Any]]) -> Any:
     """The float64 layer that stands in for this one; (layer, stand-in) goes to `pairs`."""
     if isinstance(layer, tf_keras.Model):
-        return tf_keras.models.clone_model(layer, clone_function=lambda inner: _homogeneous(inner, pairs))
+        # Its inputs in float64 too, or it would cast what it is given to float32.
+        inputs = [
+            tf_keras.Input(batch_shape=x.shape, dtype="float64" if x.dtype.is_floating else x.dtype)
+            for x in layer.inputs
+        ]
+        return tf_keras.models.clone_model(layer, inputs, lambda inner: _homogeneous(inner, pairs))
     if isinstance(layer, pruning_wrapper.PruneLowMagnitude):
         layer = layer.layer
     what = kind(layer)
