@@ -22,7 +22,7 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
 
 def iterations(model: Any) -> int:
     """The number of optimizer steps that the model has taken: `optimizer.iterations`."""
-    return int(np.asarray(inner_optimizers(model.optimizer)[0].iterations))
+    return int(np.asarray(model.optimizer.iterations))
 
 
 def check_optimizer(optimizer: Any) -> None:

@@ -26,6 +26,22 @@ OPTIMIZERS = {
     "RMSprop": lambda **k: optimizers.RMSprop(0.01, momentum=0.9, centered=True, **k),
     "LossScale": lambda **k: optimizers.LossScaleOptimizer(optimizers.Adam(0.01, **k)),
 }
+if hasattr(optimizers, "MultiOptimizer"):
+
+    def several(**settings):
+        by_name = optimizers.OptimizerMap(default_optimizer=optimizers.Adam(0.01, **settings))
+        by_name["hidden1.*"] = optimizers.SGD(0.1, momentum=0.9, **settings)
+        return optimizers.MultiOptimizer(by_name)
+
+    OPTIMIZERS["MultiOptimizer"] = several
+if hasattr(optimizers, "MultiOptimizer"):
+
+    def several(**settings):
+        by_name = optimizers.OptimizerMap(default_optimizer=optimizers.Adam(0.01, **settings))
+        by_name["hidden1.*"] = optimizers.SGD(0.1, momentum=0.9, **settings)
+        return optimizers.MultiOptimizer(by_name)
+
+    OPTIMIZERS["MultiOptimizer"] = several
 if hasattr(optimizers, "ScheduleFreeAdamW"):
     OPTIMIZERS["ScheduleFreeAdamW"] = lambda **k: optimizers.ScheduleFreeAdamW(0.01, **k)
 
@@ -45,7 +61,6 @@ def test_every_builtin_optimizer_is_listed():
     skipped = {
         "Optimizer",
         "LossScaleOptimizer",
-        "MultiOptimizer",
         "OptimizerMap",
         "Muon",
     }  # Muon is refused, see below
@@ -76,6 +91,7 @@ def dense_then_pruned(optimizer, regularizer="l1l2", **compile_args):
     halve_then_check = HalveAfterTwoEpochs()
     model.fit(*data(), batch_size=8, epochs=4, verbose=0, callbacks=[halve_then_check])
     assert halve_then_check.checks > 0
+    assert iterations(model) == 16 // (getattr(optimizer, "gradient_accumulation_steps", None) or 1)
     assert_zero(model)  # also after the fit, which overwrites weights with their averages
     assert any(np.any(a != b) for a, b in zip(halve_then_check.before, model.get_weights(), strict=True))
     return model
