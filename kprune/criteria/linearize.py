@@ -6,6 +6,7 @@ names of their classes, which Keras 3 and tf_keras share.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -102,6 +103,10 @@ def linearized(model: Any) -> Iterator[None]:
                     f"Received: operation={type(operation).__name__}"
                 )
     saved: list[tuple[Any, str, Any]] = []
+    # On JAX, Keras's type promotion makes float32 of every float64, whatever JAX itself allows; it has no public switch
+    # (checked with Keras 3.13.2 and 3.15.1; test_synflow.py: a gain beyond float32).
+    promotion = importlib.import_module("keras.src.backend.common.dtypes").BIT64_TO_BIT32_DTYPE
+    promoted = promotion["float64"]
 
     def patch(layer: Any, name: str, value: Any) -> None:
         saved.append((layer, name, vars(layer).get(name, _ABSENT)))
@@ -109,6 +114,7 @@ def linearized(model: Any) -> Iterator[None]:
         object.__setattr__(layer, name, value)
 
     try:
+        promotion["float64"] = "float64"
         for layer, what in zip(layers, kinds, strict=True):
             patch(layer, "_dtype_policy", keras.dtype_policies.DTypePolicy("float64"))
             activation = vars(layer).get("activation")
@@ -129,6 +135,7 @@ def linearized(model: Any) -> Iterator[None]:
                 patch(layer, "activation", keras.activations.get(activation_for(getattr(activation, "__name__", ""))))
         yield
     finally:
+        promotion["float64"] = promoted
         for layer, name, value in reversed(saved):
             if value is _ABSENT:
                 object.__delattr__(layer, name)

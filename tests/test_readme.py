@@ -1,0 +1,40 @@
+"""The README's examples run as they stand, each kind in a process of its own."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras
+import pytest
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+USE_THE_CRITERION = (
+    'import kprune\nkprune.prune(kprune.models.conv_2(width=0.1), "magnitude_per_fan_in", sparsity=0.9)\n'
+)
+
+
+def test_all_blocks_are_known():
+    assert [block.split("\n")[0] for block in BLOCKS] == [
+        "import keras, kprune",
+        "schedule = kprune.schedules.PolynomialDecay(0.0, 0.9, begin_step=50, end_step=150, frequency=10)",
+        "import tf_keras, tensorflow_model_optimization as tfmot, kprune",
+        "import numpy as np",
+    ]
+
+
+@pytest.mark.parametrize("example", ["keras 3", "tf_keras", "criterion"])
+def test_examples_run(example, tmp_path):
+    if example == "tf_keras" and keras.backend.backend() != "tensorflow":
+        pytest.skip("tf_keras is tested once, beside the TensorFlow backend")
+    keras3, gradual, tf_keras, criterion = (block.replace("epochs=10", "epochs=2") for block in BLOCKS)
+    code = {"keras 3": keras3 + gradual, "tf_keras": tf_keras, "criterion": criterion + USE_THE_CRITERION}[example]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    if example != "criterion":
+        assert len(list((tmp_path / "out").iterdir())) == 2
