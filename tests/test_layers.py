@@ -106,6 +106,7 @@ KINDS = {
     "ConvLSTM2D": ((3, *IMAGE), lambda: layers.ConvLSTM2D(2, 3)),
     "Bidirectional": (SEQUENCE, lambda: layers.Bidirectional(layers.LSTM(4, recurrent_dropout=0.1))),
     "TimeDistributed": (SEQUENCE, lambda: layers.TimeDistributed(layers.Dense(5))),
+    "TimeDistributed LSTM": ((2, *SEQUENCE), lambda: layers.TimeDistributed(layers.LSTM(3))),
     "MultiHeadAttention": (SEQUENCE, lambda: attend),
     "GroupQueryAttention": (SEQUENCE, lambda: grouped),
     "Embedding": ((5,), lambda: layers.Embedding(10, 6)),
