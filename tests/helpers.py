@@ -1,5 +1,9 @@
 """Small models and checks that several test files use."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 from keras import layers
@@ -40,6 +44,15 @@ def assert_zero(model):
     values = pruned_values(model)
     assert values.size > 0
     np.testing.assert_array_equal(values, 0.0)
+
+
+def new_process(*words, **settings):
+    """Runs `python words...` to its end: its returncode, stdout and stderr. It finds what this process finds."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # tfmot leaves this one behind in the process that imports it; no user's process starts with it.
+    env.pop("TF_USE_LEGACY_KERAS", None)
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600, **settings)
 
 
 class EachBatch(keras.callbacks.Callback):

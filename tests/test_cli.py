@@ -2,14 +2,13 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
 import urllib.error
 
 import absl.logging
 import keras
 import numpy as np
 import pytest
+from helpers import new_process
 
 import kprune
 from kprune import cli
@@ -151,7 +150,7 @@ for file in ("model", "model.keras", "masked.keras"):
     print("REPORT", flush=True)
     assert cli.main(["inspect", f"{tmp_path}/{{file}}", "--json"]) == 0
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = new_process("-c", script)
     assert done.returncode == 0, done.stderr
     log, *reports = done.stdout.split("REPORT\n")
     assert "gradual to sparsity 0.75, 23 steps" in log and "75.00%" in log
@@ -265,6 +264,6 @@ def test_interrupted(run, monkeypatch):
 
 
 def test_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "kprune.cli", "train", "--nope"], capture_output=True, text=True)
+    done = new_process("-m", "kprune.cli", "train", "--nope")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith("kprune train: Unknown command line flag 'nope'")

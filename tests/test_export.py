@@ -1,13 +1,9 @@
 """Export: files that load without kprune, predict the same, and appear only when they do."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
-from helpers import assert_zero, data, mlp
+from helpers import assert_zero, data, mlp, new_process
 from keras import layers
 
 import kprune
@@ -15,7 +11,9 @@ import kprune
 pytest.importorskip("tensorflow")
 
 LOAD = """
-import sys, numpy as np, keras, tensorflow as tf
+import os, sys
+os.environ["KERAS_BACKEND"] = "tensorflow"
+import numpy as np, keras, tensorflow as tf
 folder, keras_file, inputs, expected = sys.argv[1:]
 x, y = np.load(inputs), np.load(expected)
 loaded = tf.saved_model.load(folder)
@@ -43,9 +41,7 @@ def test_exported_files_load_without_kprune(tmp_path, rng):
     assert 0 < done.zipped_bytes < done.saved_model_bytes
     assert str(done.saved_model) in str(done)
     np.save(tmp_path / "x.npy", x), np.save(tmp_path / "y.npy", y)
-    files = [str(done.saved_model), str(done.keras_file), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
-    env = {**os.environ, "KERAS_BACKEND": "tensorflow"}
-    ran = subprocess.run([sys.executable, "-c", LOAD, *files], capture_output=True, text=True, env=env, check=False)
+    ran = new_process("-c", LOAD, done.saved_model, done.keras_file, tmp_path / "x.npy", tmp_path / "y.npy")
     assert ran.returncode == 0, ran.stderr
 
     assert len(kprune.masked_weights(model)) == 2

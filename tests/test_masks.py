@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import assert_zero, data, halve, mlp
+from helpers import assert_zero, data, halve, mlp, new_process
 from keras import layers
 
 import kprune
@@ -230,10 +230,6 @@ def test_masks_are_stored_bit_packed(tmp_path):
 
 def test_loads_after_import_kprune_alone(tmp_path):
     """In a fresh process, in which no layer has been masked before."""
-    import os
-    import subprocess
-    import sys
-
     inputs = keras.Input((5, 4))
     x = layers.Bidirectional(layers.LSTM(3, return_sequences=True))(inputs)
     x = layers.MultiHeadAttention(2, 3)(x, x)
@@ -248,13 +244,7 @@ def test_loads_after_import_kprune_alone(tmp_path):
         "np.testing.assert_array_equal(m.predict(np.ones((2, 5, 4), 'float32'), verbose=0), np.load(sys.argv[2]))\n"
         "print(len(kprune.masked_weights(m)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "m.keras"), str(tmp_path / "y.npy")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=False,
-    )
+    done = new_process("-c", script, tmp_path / "m.keras", tmp_path / "y.npy")
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) == len(kprune.masked_weights(model))
 

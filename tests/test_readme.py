@@ -1,13 +1,11 @@
 """The README's examples run as they stand, each kind in a process of its own."""
 
-import os
 import pathlib
 import re
-import subprocess
-import sys
 
 import keras
 import pytest
+from helpers import new_process
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
@@ -31,10 +29,7 @@ def test_examples_run(example, tmp_path):
         pytest.skip("tf_keras is tested once, beside the TensorFlow backend")
     keras3, gradual, tf_keras, criterion = (block.replace("epochs=10", "epochs=2") for block in BLOCKS)
     code = {"keras 3": keras3 + gradual, "tf_keras": tf_keras, "criterion": criterion + USE_THE_CRITERION}[example]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
+    ran = new_process("-c", code, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     if example != "criterion":
         assert len(list((tmp_path / "out").iterdir())) == 2

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import EachBatch, assert_zero, data
+from helpers import EachBatch, assert_zero, data, new_process
 from keras import layers
 from kprune.callbacks import GradualPruning, PruneAtInit
 from test_layers import Subclassed
@@ -101,16 +101,11 @@ def test_the_budget_is_global():
 
 
 def test_tf_keras_is_not_imported_for_a_keras_3_model():
-    import os
-    import subprocess
-    import sys
-
     script = (
         "import sys, keras, kprune\n"
         "m = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])\n"
         "kprune.prune(m, 'synflow', 0.5, verbose=False); kprune.summary(m); kprune.strip(m)\n"
         "assert not {'tf_keras', 'tensorflow_model_optimization'} & set(sys.modules)\n"
     )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=False)
+    ran = new_process("-c", script)
     assert ran.returncode == 0, ran.stderr

@@ -1,13 +1,10 @@
 """kprune.export of tf_keras models: files that load without kprune, and a model that stays as it is."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from helpers import assert_zero, data
+from helpers import assert_zero, data, new_process
 from tf_keras import layers
 from tfk_helpers import EachBatch, assert_same, masked_mlp, outputs, sequential, state, wrappers
 
@@ -56,7 +53,8 @@ numpy.save({str(tmp_path / "served.npy")!r}, served.serve(x))
 numpy.save({str(tmp_path / "keras.npy")!r}, tf_keras.models.load_model({str(tmp_path / "sparse.keras")!r})(x))
 assert not any(name.split(".")[0] in ("kprune", "tensorflow_model_optimization") for name in sys.modules)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, capture_output=True)
+    ran = new_process("-c", script, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
     for name in ("served", "keras"):
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), outputs(model, x)[0], rtol=1e-5, atol=1e-6)
 
