@@ -10,7 +10,6 @@ import numpy as np
 
 from .patterns import nth_highest
 from .registry import Registry
-from .threads import side_by_side
 
 Scores = dict[str, np.ndarray]
 Scope = Callable[[Scores, float], dict[str, int]]
@@ -51,8 +50,7 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     n_keep = size - zeros_for(size, sparsity)
     if n_keep == 0:
         return dict.fromkeys(scores, 0)
-    cut = nth_highest(flats, n_keep)
-    counts = side_by_side(lambda flat: (int(np.count_nonzero(flat > cut)), int(np.count_nonzero(flat == cut))), flats)
+    _, counts = nth_highest(flats, n_keep)
     ties = n_keep - sum(above for above, _ in counts)
     shares = {}
     for path, (above, equal) in zip(scores, counts, strict=True):

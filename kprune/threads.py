@@ -16,5 +16,8 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     >>> side_by_side(abs, [-1, 2, -3])
     [1, 2, 3]
     """
+    work = list(items)
+    if len(work) < 2:
+        return [function(item) for item in work]
     with ThreadPoolExecutor() as threads:
-        return list(threads.map(function, items))
+        return list(threads.map(function, work))

@@ -133,7 +133,7 @@ def _tensorflow_scorer(model: Any, weights: list[MaskedWeight], absolute: list[n
 
     def scorer(masks: list[np.ndarray]) -> tuple[float, list[np.ndarray]]:
         total, scores = traced(*[tf.constant(m) for m in masks])
-        return float(total), [s.numpy() for s in scores]
+        return float(total), [np.asarray(s) for s in scores]
 
     return scorer
 
