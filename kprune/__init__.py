@@ -21,6 +21,7 @@ from .export import export  # noqa: E402
 from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, strip  # noqa: E402
 from .prune import prune  # noqa: E402
 from .report import plot_sparsity, summary  # noqa: E402
+from .schedules import plot_schedule  # noqa: E402
 
 __all__ = [
     "MaskReport",
@@ -34,6 +35,7 @@ __all__ = [
     "masked_weights",
     "models",
     "patterns",
+    "plot_schedule",
     "plot_sparsity",
     "prune",
     "schedules",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from .masks import unique_paths
 from .report import Row, Summary, percentage
+from .schedules import PerLayer, Schedule, TfmotSchedule, as_schedule
 
 _TOTAL, _KEPT, _GONE, _TEXT = "#d5dbe3", "#2f6db5", "#c62828", "#333333"
 _LABEL_WIDTH = 42
@@ -58,6 +62,61 @@ def draw(summary: Summary) -> Figure:
     if rows:
         figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=8.5)
     return figure
+
+
+def draw_schedules(schedules: Any, steps: int | None) -> Figure:
+    """The lines of `kprune.plot_schedule`."""
+    lines = _lines(schedules)
+    if not lines:
+        raise ValueError(f"There is no schedule to draw. Received: schedules={schedules!r}")
+    longest = max(schedule.end_step for schedule in lines.values())
+    last = max(math.ceil(1.1 * longest), 1) if steps is None else steps
+    figure = Figure(figsize=(9, 4.5), dpi=144, layout="constrained")
+    axes = figure.add_subplot()
+    for label, schedule in lines.items():
+        updates = [*range(schedule.begin_step, schedule.end_step, schedule.frequency), schedule.end_step]
+        at = [step for step in updates if step <= last]
+        sparsities = [0.0, *map(schedule, at)]
+        # From the last update the line goes on to the edge.
+        axes.step([0, *at, last], [*sparsities, sparsities[-1]], where="post", label=label, linewidth=1.6)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("sparsity")
+    axes.set_xlim(0, last)
+    axes.set_ylim(-0.02, 1.02)
+    _plain_axes(axes)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+    return figure
+
+
+def _lines(schedules: Any) -> dict[str, Schedule]:
+    """Label -> schedule; a `PerLayer` gives a line for each of its expressions."""
+    if isinstance(schedules, Mapping):
+        named = [(str(label), as_schedule(schedule)) for label, schedule in schedules.items()]
+    else:
+        listed = map(as_schedule, schedules if isinstance(schedules, list | tuple) else [schedules])
+        named = [(_label(schedule), schedule) for schedule in listed]
+    lines = []
+    for label, schedule in named:
+        if isinstance(schedule, PerLayer):
+            start = f"{label}: " if len(named) > 1 else ""
+            lines += [(f"{start}{expression!r}", member) for expression, member in schedule.schedules.items()]
+        else:
+            lines.append((label, schedule))
+    return dict(zip(unique_paths([label for label, _ in lines]), [schedule for _, schedule in lines], strict=True))
+
+
+def _label(schedule: Schedule | PerLayer) -> str:
+    if isinstance(schedule, PerLayer):
+        return "PerLayer"
+    if isinstance(schedule, TfmotSchedule):
+        return f"tfmot's {type(schedule.schedule).__name__}"
+    return type(schedule).__name__
+
+
+def _plain_axes(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#ececec", linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def short_paths(paths: list[str]) -> list[str]:

@@ -87,6 +87,11 @@ SCHEDULE_ROWS = {
     "constant": lambda sparsity, end: schedules.Constant(sparsity, end),
     "polynomial": lambda sparsity, end: schedules.PolynomialDecay(0.1, sparsity, 1, end, frequency=2),
     "exponential": lambda sparsity, end: schedules.Exponential(0.1, sparsity, 1, end, frequency=2),
+    "linear": lambda sparsity, end: schedules.Linear(0.1, sparsity, 1, end, frequency=2),
+    "cosine": lambda sparsity, end: schedules.Cosine(0.1, sparsity, 1, end, frequency=2),
+    "one_cycle": lambda sparsity, end: schedules.OneCycle(0.1, sparsity, 1, end, frequency=2),
+    # One update at each step from 1 to `end`.
+    "geometric": lambda sparsity, end: schedules.Geometric(1 - (1 - sparsity) ** (1 / end), 1, end, frequency=1),
 }
 
 

@@ -9,8 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kprune
 from kprune import schedules
-from kprune.schedules import Constant, Exponential, PolynomialDecay, Schedule, as_schedule, last_update
+from kprune.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    Geometric,
+    Linear,
+    OneCycle,
+    PerLayer,
+    PolynomialDecay,
+    Schedule,
+    applied,
+    as_schedule,
+    last_update,
+)
 from kprune.scopes import zeros_for
 
 
@@ -62,6 +76,88 @@ def test_exponential_by_hand():
     assert half(1) == pytest.approx(0.75)  # density 1/2 -> 1/4 -> 1/8
 
 
+def test_linear_by_hand():
+    schedule = Linear(0.2, 0.8, begin_step=10, end_step=50)
+    assert [schedule(t) for t in (9, 10, 20, 40, 50, 99)] == pytest.approx([0, 0.2, 0.35, 0.65, 0.8, 0.8])
+
+
+def test_cosine_by_hand():
+    schedule = Cosine(0.2, 0.8, begin_step=0, end_step=12)
+    # cos(pi p) at p = 0, 1/6, 1/4, 1/3, 1/2, 2/3: 1, sqrt(3)/2, sqrt(2)/2, 1/2, 0, -1/2
+    expected = {0: 0.2, 2: 0.5 - 0.15 * 3**0.5, 3: 0.5 - 0.15 * 2**0.5, 4: 0.35, 6: 0.5, 8: 0.65, 12: 0.8}
+    assert {t: schedule(t) for t in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_cycle_by_hand():
+    schedule = OneCycle(0.1, 0.9, begin_step=0, end_step=2, alpha=4 * math.log(2), beta=2 * math.log(2))
+    # exp(beta - alpha p) = 4, 1, 1/4 at p = 0, 1/2, 1: shares 5/4 / (5, 2, 5/4)
+    assert [schedule(t) for t in (0, 1, 2)] == pytest.approx([0.1 + 0.8 / 4, 0.1 + 0.8 * 5 / 8, 0.9])
+    default = OneCycle(0.0, 1 - 1e-9, begin_step=0, end_step=14)
+    assert default(0) == pytest.approx((1 + math.exp(-9)) / (1 + math.exp(5)))
+    assert default(5) == pytest.approx((1 + math.exp(-9)) / 2)  # p = beta / alpha
+    rises = np.diff([default(t) for t in range(15)])
+    assert rises.argmax() in (4, 5)
+    for beta in (-1e4, 1e4):  # neither overflows
+        extreme = OneCycle(0.1, 0.9, 0, 10, beta=beta)
+        assert 0.1 <= extreme(0) <= extreme(5) <= extreme(10) == 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name in ("alpha", "beta") for value in (math.nan, math.inf, "3", None, True)]
+    + [("alpha", 0), ("alpha", -1.0)],
+)
+def test_bad_one_cycles(name, value):
+    with pytest.raises(ValueError) as error:
+        OneCycle(**GOOD, **{name: value})
+    assert_names(str(error.value), name, value)
+
+
+def test_geometric_by_hand():
+    schedule = Geometric(0.5, begin_step=10, end_step=25, frequency=5)
+    assert updates(schedule, 40) == [10, 15, 20, 25]
+    expected = {9: 0.0, 10: 0.5, 14: 0.5, 15: 0.75, 20: 0.875, 24: 0.875, 25: 0.9375, 99: 0.9375}
+    assert {t: schedule(t) for t in expected} == expected
+    assert (schedule.rate, schedule.initial_sparsity, schedule.final_sparsity) == (0.5, 0.5, 0.9375)
+    short = Geometric(0.5, begin_step=10, end_step=21, frequency=5)  # the last update comes after one step
+    assert updates(short, 40) == [10, 15, 20, 21] and short(20) == 0.875 and short(21) == 0.9375
+    assert Geometric(0.2, 0, 200).final_sparsity == 0.488  # 1 - .8^3, and not .48799999999999993
+    assert Geometric(0.3, 7, 7, frequency=3).final_sparsity == 0.3
+    assert Geometric(0.0, 0, 100, frequency=10).final_sparsity == 0.0
+
+
+@steady
+@given(st.floats(0.001, 0.6), st.integers(0, 30), st.integers(0, 60), st.integers(1, 20))
+def test_each_geometric_update_prunes_the_same_share(rate, begin, steps, frequency):
+    try:
+        schedule = Geometric(rate, begin, begin + steps, frequency=frequency)
+    except ValueError as error:  # all 61 updates of .6 leave less than 1e-12
+        assert "leave nothing" in str(error) and (1 - rate) ** (1 + steps / frequency) < 1e-11
+        return
+    densities = [1.0, *(1 - schedule(step) for step in updates(schedule, begin + steps))]
+    for before, after in itertools.pairwise(densities):
+        assert after == pytest.approx(before * (1 - rate), abs=2e-12)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, math.nan, "0.5", None, True])
+def test_bad_rates(value):
+    with pytest.raises(ValueError) as error:
+        Geometric(value, 0, 10)
+    assert_names(str(error.value), "rate", value)
+
+
+def test_a_geometric_that_would_leave_nothing():
+    with pytest.raises(ValueError, match=r"Received: rate=0.9, begin_step=0, end_step=15, frequency=1$"):
+        Geometric(0.9, 0, 15, frequency=1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("begin_step", -1), ("end_step", 9), ("frequency", 0), ("end_step", 1.5)])
+def test_bad_geometric_steps(name, value):
+    with pytest.raises(ValueError) as error:
+        Geometric(**{"rate": 0.5, "begin_step": 10, "end_step": 50, name: value})
+    assert_names(str(error.value), name, value)
+
+
 def test_last_update_by_hand():
     schedule = PolynomialDecay(0.0, 0.8, begin_step=2, end_step=11, frequency=4)
     assert updates(schedule, 30) == [2, 6, 10, 11]
@@ -77,7 +173,7 @@ def test_last_update_by_hand():
 
 def test_the_first_update_is_exactly_the_initial_sparsity_in_counts():
     for initial in (0.1, 0.3, 0.57, 0.7):
-        for cls in (PolynomialDecay, Exponential):
+        for cls in (PolynomialDecay, Exponential, Linear, Cosine):
             schedule = cls(initial, 0.9, begin_step=5, end_step=45)
             assert zeros_for(1000, schedule(5)) == round(1000 * initial)
 
@@ -91,12 +187,19 @@ def any_schedule(draw):
     begin = draw(st.integers(0, 50))
     end = begin + draw(st.integers(0, 200))
     frequency = draw(st.integers(1, 300))
-    kind = draw(st.sampled_from(["constant", "polynomial", "exponential"]))
+    kind = draw(
+        st.sampled_from(["constant", "polynomial", "exponential", "linear", "cosine", "one_cycle", "geometric"])
+    )
     if kind == "constant":
         return Constant(high, begin)
     if kind == "polynomial":
         return PolynomialDecay(low, high, begin, end, frequency=frequency, power=draw(st.floats(0.1, 10)))
-    return Exponential(low, high, begin, end, frequency=frequency)
+    if kind == "one_cycle":
+        shape = dict(alpha=draw(st.floats(0.01, 100)), beta=draw(st.floats(-100, 100)))
+        return OneCycle(low, high, begin, end, frequency=frequency, **shape)
+    if kind == "geometric":
+        return Geometric(draw(st.floats(0, 0.1)), begin, end, frequency=frequency)
+    return schedules.SCHEDULES.get(kind)(low, high, begin, end, frequency=frequency)
 
 
 @steady
@@ -230,7 +333,7 @@ def assert_names(message, name, value):
     assert f"{name}={value}" in received or f"{name}={value!r}" in received, message
 
 
-@pytest.mark.parametrize("cls", [PolynomialDecay, Exponential])
+@pytest.mark.parametrize("cls", [PolynomialDecay, Exponential, Linear, Cosine, OneCycle])
 @pytest.mark.parametrize(("name", "value"), BAD)
 def test_bad_arguments(cls, name, value):
     cls(**GOOD)
@@ -284,3 +387,130 @@ def test_a_schedule_does_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         schedule.final_sparsity = 0.6
     assert schedule == Constant(0.5) and schedule != Constant(0.6)
+
+
+# PerLayer
+
+
+def test_per_layer_by_hand():
+    one = Linear(0.0, 0.5, begin_step=10, end_step=20, frequency=4)
+    other = Constant(0.9, begin_step=15)
+    schedule = PerLayer({"conv": one, "dense|head": other})
+    assert schedule(9) == {"conv": 0.0, "dense|head": 0.0}
+    assert schedule(15) == {"conv": 0.25, "dense|head": 0.9}
+    assert schedule(99) == {"conv": 0.5, "dense|head": 0.9}
+    assert updates(schedule, 40) == [10, 14, 15, 18, 20]
+    assert (schedule.begin_step, schedule.end_step) == (10, 20)
+    assert last_update(schedule, 9) is None
+    # At step 15 only the second updates: the first still has what it got at step 14.
+    assert applied(schedule, 15) == {"conv": pytest.approx(0.2), "dense|head": 0.9}
+    assert applied(schedule, 9) == {"conv": 0.0, "dense|head": 0.0}
+    assert as_schedule(schedule) is schedule
+    assert schedule == PerLayer({"conv": one, "dense|head": other}) != PerLayer({"conv": other, "dense|head": other})
+
+
+def test_a_per_layer_does_not_change_with_the_dict_it_was_given():
+    given = {"a": Constant(0.5)}
+    schedule = PerLayer(given)
+    given["b"] = Constant(0.6)
+    assert list(schedule.schedules) == ["a"]
+
+
+def test_a_per_layer_of_tfmots(tfmot):
+    schedule = PerLayer({"a": tfmot.PolynomialDecay(0.2, 0.7, 2, 9, frequency=3), "b": Constant(0.5)})
+    assert updates(schedule, 20) == [0, 2, 5, 8, 9]
+    assert schedule(9) == {"a": 0.7, "b": 0.5}
+
+
+@steady
+@given(st.lists(any_schedule(), min_size=1, max_size=3), st.integers(0, 300))
+def test_a_per_layer_updates_when_a_member_does(members, step):
+    schedule = PerLayer({str(i): member for i, member in enumerate(members)})
+    assert updates(schedule, 300) == sorted({t for member in members for t in updates(member, 300)})
+    assert schedule(step) == {str(i): member(step) for i, member in enumerate(members)}
+    latest = last_update(schedule, step)
+    if latest is not None:  # nothing happens between its updates
+        assert applied(schedule, step) == applied(schedule, latest)
+    # A member's masks follow what it would do by itself.
+    assert applied(schedule, step) == {str(i): applied(member, step) for i, member in enumerate(members)}
+
+
+@pytest.mark.parametrize(
+    ("value", "received"),
+    [
+        ({}, "schedules={}"),
+        (Constant(0.5), "schedules=Constant"),
+        ([("a", Constant(0.5))], "schedules=[('a'"),
+        ({"(": Constant(0.5)}, "expression='('"),
+        ({3: Constant(0.5)}, "expression=3"),
+        ({"a": 0.5}, "schedule=0.5"),
+        ({"a": PerLayer({"b": Constant(0.5)})}, "schedule=PerLayer"),
+    ],
+)
+def test_bad_per_layers(value, received):
+    with pytest.raises(ValueError) as error:
+        PerLayer(value)
+    assert f"Received: {received}" in str(error.value)
+
+
+# The figure
+
+
+def lines(figure):
+    """Label -> [(step, sparsity)] of the corners, as drawn."""
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "optimizer step" and axes.get_ylabel() == "sparsity"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [line.get_label() for line in axes.lines]
+    assert all(line.get_drawstyle() == "steps-post" for line in axes.lines)
+    return {line.get_label(): [(int(x), float(y)) for x, y in line.get_xydata()] for line in axes.lines}
+
+
+def test_the_figure_shows_what_is_applied(tmp_path):
+    schedule = Linear(0.0, 0.8, begin_step=10, end_step=40, frequency=20)
+    figure = kprune.plot_schedule(schedule, tmp_path / "schedule.png")
+    assert (tmp_path / "schedule.png").read_bytes().startswith(b"\x89PNG")
+    corners = [(0, 0), (10, 0), (30, pytest.approx(1.6 / 3)), (40, 0.8), (44, 0.8)]
+    assert lines(figure) == {"Linear": corners}
+    assert lines(kprune.plot_schedule(schedule, steps=35)) == {"Linear": [*corners[:3], (35, corners[2][1])]}
+    assert lines(kprune.plot_schedule(schedule, steps=5)) == {"Linear": [(0, 0), (5, 0)]}
+
+
+def test_the_figure_of_several_schedules():
+    one, other = Constant(0.5), Constant(0.6, 5)
+    assert list(lines(kprune.plot_schedule([one, other, Linear(0, 0.3, 0, 2)]))) == ["Constant", "Constant_2", "Linear"]
+    layered = PerLayer({"conv": one, "head": other})
+    assert lines(kprune.plot_schedule(layered, steps=6)) == {
+        "'conv'": [(0, 0), (0, 0.5), (6, 0.5)],
+        "'head'": [(0, 0), (5, 0.6), (6, 0.6)],
+    }
+    assert list(lines(kprune.plot_schedule({"all": one, "some": layered}))) == ["all", "some: 'conv'", "some: 'head'"]
+
+
+def test_the_figure_of_tfmots(tfmot):
+    figure = kprune.plot_schedule(tfmot.PolynomialDecay(0.0, 0.8, 0, 50, power=1), steps=60)
+    assert lines(figure) == {"tfmot's PolynomialDecay": [(0, 0), (0, 0), (50, 0.8), (60, 0.8)]}
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(any_schedule(), st.integers(1, 300))
+def test_the_figure_is_right_at_every_step(schedule, steps):
+    (corners,) = lines(kprune.plot_schedule({"it": schedule}, steps=steps)).values()
+    for step in range(steps + 1):
+        assert [y for x, y in corners if x <= step][-1] == applied(schedule, step)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "received"),
+    [
+        ((Constant(0.5), "a.jpeg"), "path='a.jpeg'"),
+        ((Constant(0.5), None, 0), "steps=0"),
+        ((Constant(0.5), None, 1.5), "steps=1.5"),
+        ((0.5,), "schedule=0.5"),
+        (([],), "schedules=[]"),
+        (({},), "schedules={}"),
+    ],
+)
+def test_bad_figures(arguments, received):
+    with pytest.raises(ValueError) as error:
+        kprune.plot_schedule(*arguments)
+    assert str(error.value).endswith(f"Received: {received}")
