@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
 from .patterns import nth_highest
 from .registry import Registry
+from .shares import alive, in_proportion, zeros_for
 
 Scores = dict[str, np.ndarray]
 Scope = Callable[[Scores, float], dict[str, int]]
+Bound = int | float | dict[str, int | float] | Callable[[str], int | float]
 
 SCOPES = Registry("scope")
-
-
-def zeros_for(size: int, sparsity: float) -> int:
-    """The exact number of zeros: floor(sparsity * size), never more than asked for.
-
-    The product is rounded to 6 decimals first, so that 0.57 of 100 is 57 and not 56 (0.57 * 100 is 56.999... in
-    binary).
-
-    >>> zeros_for(100, 0.57), zeros_for(9, 0.5)
-    (57, 4)
-    """
-    return math.floor(round(sparsity * size, 6))
 
 
 @SCOPES.register("global")
@@ -69,60 +61,288 @@ def layerwise(scores: Scores, sparsity: float) -> dict[str, int]:
     return {path: score.size - zeros_for(score.size, sparsity) for path, score in scores.items()}
 
 
-def with_floor(scope: Scope | str, floor: int | float = 1) -> Scope:
+@SCOPES.register("uniform")
+def uniform(scores: Scores, sparsity: float) -> dict[str, int]:
+    """The same density in each weight, and the exact total: sum(n_keep) = N - floor(sparsity * N).
+
+    "layerwise" rounds each weight up, so it keeps up to an entry per weight more. See `in_proportion`.
+
+    >>> scores = {"a": np.ones(5), "b": np.ones(5)}
+    >>> uniform(scores, 0.5), layerwise(scores, 0.5)
+    ({'a': 3, 'b': 2}, {'a': 3, 'b': 3})
+    """
+    return in_proportion(scores, sparsity, dict.fromkeys(scores, 1.0))
+
+
+@SCOPES.register("erk")
+def erk(scores: Scores, sparsity: float) -> dict[str, int]:
+    """Erdos-Renyi-Kernel densities (arXiv:1911.11134): small weights stay denser than large ones.
+
+    density[p] = min(1, c * sum(shape[p]) / prod(shape[p])), with the c of the exact total N - floor(sparsity * N). See
+    `in_proportion`.
+
+    >>> erk({"a": np.ones((2, 2)), "b": np.ones((8, 8))}, 0.75)  # densities min(1, 1.0 c) and 0.25 c, c = 0.85
+    {'a': 3, 'b': 14}
+    """
+    return in_proportion(scores, sparsity, {path: sum(s.shape) / max(s.size, 1) for path, s in scores.items()})
+
+
+@SCOPES.register("uniform_plus")
+def uniform_plus(scores: Scores, sparsity: float) -> dict[str, int]:
+    """The first weight dense, the last at least 20 % dense, else uniform (arXiv:1902.09574, named in 2010.07611).
+
+    The others make up for it, so that the total stays exact: sum(n_keep) = N - floor(sparsity * N).
+
+    Args:
+        scores: path -> float array, in the model's order; higher = keep; -inf = pruned already.
+        sparsity: fraction of zeros over all weights, in [0, 1).
+
+    Returns:
+        path -> number of entries to keep.
+
+    Raises:
+        ValueError: the first weight and a fifth of the last need more entries than the sparsity leaves.
+
+    >>> uniform_plus({"a": np.ones(2), "b": np.ones(20), "c": np.ones(10)}, 0.75)
+    {'a': 2, 'b': 4, 'c': 2}
+    """
+    paths = list(scores)
+    low = dict.fromkeys(paths, 0)
+    low[paths[-1]] = math.ceil(round(0.2 * scores[paths[-1]].size, 6))
+    low[paths[0]] = scores[paths[0]].size
+    low = {path: min(least, alive(scores[path])) for path, least in low.items()}
+    return _bounded(
+        uniform, scores, sparsity, low, None, "The first weight and 20 % of the last", "scope='uniform_plus'"
+    )
+
+
+def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], float]) -> Scope:
+    """A scope of given densities, scaled by one factor to the exact number of entries that the sparsity leaves.
+
+    n_keep[p] = min(size[p], round(c * density[p] * size[p])), c = 1 where the sparsity asked for is the one that the
+    densities imply; see `in_proportion`. With criterion="random" it is the control of arXiv:2009.08576 and 2009.11094:
+    does a method find good weights, or just good densities?
+
+    Args:
+        densities: regular expression, searched in a weight's path, the first that matches counts -> density; or a
+            function of path and shape. Finite, >= 0; only their ratios count, so one may be above 1.
+
+    Raises:
+        ValueError: a density is none; or, when called, no expression matches a weight, or one matches no weight.
+
+    >>> scope = per_layer({"logits": 0.5, "dense": 0.1})
+    >>> scope({"dense_1/kernel": np.ones(90), "logits/kernel": np.ones(10)}, 0.86)
+    {'dense_1/kernel': 9, 'logits/kernel': 5}
+    """
+    if not isinstance(densities, dict) and not callable(densities):
+        raise ValueError(f"`densities` is a dict or a function. Received: densities={densities!r}")
+
+    def check(values: Iterable[Any]) -> None:
+        for value in values:
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
+                raise ValueError(f"A density is a finite number, at least 0: {value!r} is not. Received: {received}")
+
+    received = f"densities={densities}"
+    check(densities.values() if isinstance(densities, dict) else ())
+
+    def scope(scores: Scores, sparsity: float) -> dict[str, int]:
+        if isinstance(densities, dict):
+            relative = _by_expression(densities, scores, None, received)
+            unmatched = [path for path, density in relative.items() if density is None]
+            if unmatched:
+                raise ValueError(f"No expression matches {', '.join(unmatched)}. Received: {received}")
+        else:
+            relative = {path: densities(path, score.shape) for path, score in scores.items()}
+            check(relative.values())
+        return in_proportion(scores, sparsity, relative)
+
+    return scope
+
+
+def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
     """A scope in which no weight keeps less than a floor; the rest of the budget is shared as `scope` would.
 
-    The total that is kept stays that of `scope`: what the floored weights gain, the others lose, by their scores.
+    The total that is kept stays that of `scope`: what the floored weights gain, the others lose, as if `scope` had
+    been asked for a higher sparsity. `with_floor(scope, 1)` never empties a weight.
 
     Args:
         scope: a scope or its name.
-        floor: an int is a number of entries, a float from 0 to 1 a density; never more than a weight has left.
+        floor: an int is a number of entries, a float from 0 to 1 a density; never more than a weight has left. Or a
+            dict, regular expression -> floor (the first that matches a path counts; 0 if none does), or a function of
+            the path.
 
     Raises:
-        ValueError: the floor is negative or a density above 1; or, when called, the floors alone need more entries
-            than the budget has.
+        ValueError: a floor is negative or a density above 1; or, when called, an expression matches no weight, or the
+            floors alone need more entries than the budget has.
 
     >>> with_floor("global", 1)({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
     {'a': 1, 'b': 1}
     """
     base = SCOPES.get(scope)
-    count = isinstance(floor, Integral)
-    if not isinstance(floor, Real) or isinstance(floor, bool) or not 0 <= floor <= (math.inf if count else 1):
-        raise ValueError(f"A floor is a number of entries >= 0, or a density from 0.0 to 1.0. Received: floor={floor}")
+    entries = _checked_bound("floor", floor, 0)
 
     def floored(scores: Scores, sparsity: float) -> dict[str, int]:
         # What is pruned already (-inf) cannot be kept, so a floor does not reserve budget for it.
-        least = {
-            path: min(
-                int(np.count_nonzero(score > -np.inf)),
-                int(floor) if count else math.ceil(round(float(floor) * score.size, 6)),
-            )
-            for path, score in scores.items()
-        }
-        n_keep = base(scores, sparsity)
-        budget = sum(n_keep.values())
-        if sum(least.values()) > budget:
-            raise ValueError(
-                f"The floors need {sum(least.values())} entries, sparsity {sparsity} leaves {budget}. "
-                f"Received: floor={floor}"
-            )
-        fixed: dict[str, int] = {}
-        while low := [path for path in n_keep if path not in fixed and n_keep[path] < least[path]]:
-            fixed.update({path: least[path] for path in low})
-            free = {path: score for path, score in scores.items() if path not in fixed}
-            left, size = budget - sum(fixed.values()), sum(score.size for score in free.values())
-            n_keep = {**n_keep, **fixed, **(_exactly(base, free, left, size) if free else {})}
-        return n_keep
+        low = {path: min(alive(scores[path]), math.ceil(least)) for path, least in entries(scores).items()}
+        return _bounded(base, scores, sparsity, low, None, "The floors", f"floor={floor}")
 
     return floored
 
 
-def _exactly(base: Scope, scores: Scores, n_keep: int, size: int) -> dict[str, int]:
-    """What the scope keeps of these weights when they keep `n_keep` together; the largest give what is too much."""
-    shares = base(scores, 1 - n_keep / size)
-    surplus = sum(shares.values()) - n_keep
-    for path in sorted(shares, key=lambda p: -shares[p]):
-        cut = min(max(surplus, 0), shares[path])
-        shares[path] -= cut
+def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
+    """A scope in which no weight keeps more than a ceiling; what it loses, the others gain.
+
+    The total that is kept stays that of `scope`. So a sparsity lower than the ceilings imply is refused, be it only
+    the first of several rounds or of a schedule.
+
+    Args:
+        scope: a scope or its name.
+        ceiling: as the floor of `with_floor`; a weight that no expression matches has none.
+
+    Raises:
+        ValueError: a ceiling is negative or a density above 1; or, when called, an expression matches no weight, or
+            the ceilings do not hold as many entries as are to be kept.
+
+    >>> with_ceiling("global", 0.75)({"a": np.array([8.0, 7.0, 6.0, 5.0]), "b": np.array([4.0, 3.0, 2.0, 1.0])}, 0.5)
+    {'a': 3, 'b': 1}
+    """
+    base = SCOPES.get(scope)
+    entries = _checked_bound("ceiling", ceiling, 1.0)
+
+    def capped(scores: Scores, sparsity: float) -> dict[str, int]:
+        high = {path: math.floor(most) for path, most in entries(scores).items()}
+        return _bounded(base, scores, sparsity, dict.fromkeys(scores, 0), high, "The ceilings", f"ceiling={ceiling}")
+
+    return capped
+
+
+def kept_out(
+    scope: Scope | str, first: bool = False, last: bool = False, paths: str | Sequence[str] | None = None
+) -> Scope:
+    """A scope that leaves some weights dense; the others are pruned harder, so that the total stays that of `scope`.
+
+    Args:
+        scope: a scope or its name.
+        first: whether the model's first masked weight stays dense.
+        last: whether its last one does.
+        paths: a regular expression, or several, searched in the paths of others that do.
+
+    Raises:
+        ValueError: nothing is to be kept out; or, when called, an expression matches no weight, or the dense weights
+            alone need more entries than the budget has.
+
+    >>> kept_out("uniform", first=True)({"a": np.ones(2), "b": np.ones(4), "c": np.ones(4)}, 0.6)
+    {'a': 2, 'b': 1, 'c': 1}
+    """
+    base = SCOPES.get(scope)
+    expressions = [paths] if isinstance(paths, str) else list(paths or ())
+    received = f"first={first}, last={last}, paths={paths!r}"
+    if not (first or last or expressions):
+        raise ValueError(f"Say which weights stay dense. Received: {received}")
+
+    def outside(scores: Scores, sparsity: float) -> dict[str, int]:
+        dense = _by_expression(dict.fromkeys(expressions, True), scores, False, received)
+        dense[next(iter(scores))] |= first
+        dense[next(reversed(scores))] |= last
+        low = {path: alive(score) if dense[path] else 0 for path, score in scores.items()}
+        high = {path: score.size for path, score in scores.items()}
+        return _bounded(base, scores, sparsity, low, high, "The weights that stay dense", received)
+
+    return outside
+
+
+def _bounded(
+    base: Scope,
+    scores: Scores,
+    sparsity: float,
+    low: dict[str, int],
+    high: dict[str, int] | None,
+    what: str,
+    received: str,
+) -> dict[str, int]:
+    """clip(base(scores, s), low, high), with the s at which as many entries are kept as the scope keeps of its own.
+
+    The scope is always asked about all weights: it may go by their order or by their names.
+    """
+    n_keep = base(scores, sparsity)
+    budget, size = sum(n_keep.values()), sum(score.size for score in scores.values())
+    if sum(low.values()) > budget:
+        raise ValueError(
+            f"{what} need {sum(low.values())} entries, sparsity {sparsity} leaves {budget}. Received: {received}"
+        )
+    if high is None:
+        high = {path: score.size for path, score in scores.items()}
+    else:
+        if sum(high.values()) < budget:
+            raise ValueError(
+                f"{what} hold {sum(high.values())} entries, sparsity {sparsity} keeps {budget}. Received: {received}"
+            )
+        within = {path: min(most, alive(scores[path])) for path, most in high.items()}
+        high = within if sum(within.values()) >= budget else high
+
+    def clipped(n_keep: dict[str, int]) -> dict[str, int]:
+        return {path: min(max(n, low[path]), high[path]) for path, n in n_keep.items()}
+
+    few, many, asked, best = 0, size, size - zeros_for(size, sparsity), clipped(high)
+    for trial in range(200):
+        shares = clipped(n_keep)
+        surplus = sum(shares.values()) - budget
+        if surplus == 0:
+            return shares
+        if surplus > 0:
+            many, best = asked, shares
+        else:
+            few = asked
+        if many - few <= 1:
+            break
+        # One entry less asked for is mostly one less kept, so a few such steps do; where they are slow, halving is not.
+        asked = asked - surplus if trial < 8 or trial % 2 else (few + many) // 2
+        asked = asked if few < asked < many else (few + many) // 2
+        try:
+            n_keep = base(scores, 1 - asked / size)
+        except ValueError:  # the scope has bounds of its own, which so few entries do not meet
+            n_keep = low
+    # A scope that rounds each weight by itself ("layerwise") skips totals: the largest give what is too much.
+    surplus = sum(best.values()) - budget
+    for path in sorted(best, key=lambda p: -best[p]):
+        cut = min(max(surplus, 0), best[path] - low[path])
+        best[path] -= cut
         surplus -= cut
-    return shares
+    return best
+
+
+def _by_expression(values: dict[str, Any], paths: Iterable[str], default: Any, received: str) -> dict[str, Any]:
+    """path -> the value of the first expression that is found in it, or the default."""
+    paths = list(paths)
+    for expression in values:
+        if not any(re.search(expression, path) for path in paths):
+            raise ValueError(f"{expression!r} matches none of {', '.join(paths)}. Received: {received}")
+    return {path: next((v for e, v in values.items() if re.search(e, path)), default) for path in paths}
+
+
+def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[Scores], dict[str, float]]:
+    """What the bound comes to in entries (densities unrounded) of each weight; ValueError if it is none."""
+
+    def entries(value: Any, size: int) -> float:
+        count = isinstance(value, Integral)
+        if (
+            not isinstance(value, Real)
+            or isinstance(value, bool)
+            or not 0 <= float(value) <= (math.inf if count else 1)
+        ):
+            raise ValueError(
+                f"A {name} is a number of entries >= 0, or a density from 0.0 to 1.0. Received: {name}={bound}"
+            )
+        return min(size, math.floor(float(value))) if count else round(float(value) * size, 6)
+
+    for value in bound.values() if isinstance(bound, dict) else () if callable(bound) else (bound,):
+        entries(value, 0)
+
+    def of_each(scores: Scores) -> dict[str, float]:
+        if isinstance(bound, dict):
+            values = _by_expression(bound, scores, default, f"{name}={bound}")
+        else:
+            values = {path: bound(path) if callable(bound) else bound for path in scores}
+        return {path: entries(values[path], score.size) for path, score in scores.items()}
+
+    return of_each

@@ -77,7 +77,22 @@ CRITERIA_ROWS = {
 SCOPE_ROWS = {
     "global": lambda sizes, sparsity: sum(sizes) - zeros_for(sum(sizes), sparsity),
     "layerwise": lambda sizes, sparsity: sum(size - zeros_for(size, sparsity) for size in sizes),
+    "uniform": lambda sizes, sparsity: sum(sizes) - zeros_for(sum(sizes), sparsity),
+    "erk": lambda sizes, sparsity: sum(sizes) - zeros_for(sum(sizes), sparsity),
+    "uniform_plus": lambda sizes, sparsity: sum(sizes) - zeros_for(sum(sizes), sparsity),
 }
+# name -> the number of entries of weights that it cannot do without: asked for fewer, it raises
+SCOPE_NEEDS = {
+    "uniform_plus": lambda arrays: (
+        alive(arrays[0]) + (min(-(-arrays[-1].size // 5), alive(arrays[-1])) if len(arrays) > 1 else 0)
+    ),
+}
+
+
+def alive(array):
+    return int(np.count_nonzero(array > -np.inf))
+
+
 # name -> the number of entries that it keeps when asked for n of a shape
 PATTERN_ROWS = {
     "unstructured": lambda shape, n_keep: n_keep,
@@ -395,6 +410,11 @@ def test_scope(name, arrays, one, other):
     scores = {f"layer{i}": array for i, array in enumerate(arrays)}
     copies = [array.copy() for array in arrays]
     low, high = sorted([one, other])
+    for sparsity in (low, high):
+        if SCOPE_ROWS[name]([array.size for array in arrays], sparsity) < SCOPE_NEEDS.get(name, lambda _: 0)(arrays):
+            with pytest.raises(ValueError, match=r"need .* Received: "):
+                scope(scores, sparsity)
+            return
     many, few = scope(scores, low), scope(scores, high)
     for n_keep, sparsity in [(many, low), (few, high), (scope(scores, 0.0), 0.0)]:
         assert list(n_keep) == list(scores)
@@ -430,8 +450,14 @@ def test_scopes_and_patterns_together(scope, pattern):
     model = two_by_two()
     kprune.mask(model)
     sizes = [w.size for w in kprune.masked_weights(model)]
+    needs = SCOPE_NEEDS.get(scope, lambda _: 0)([w.value() for w in kprune.masked_weights(model)])
     masks = {}
     for sparsity in (0.3, 0.57, 0.9):
+        if SCOPE_ROWS[scope](sizes, sparsity) < needs:
+            assert sparsity == 0.9
+            with pytest.raises(ValueError, match=r"need .* Received: "):
+                kprune.prune(model, "magnitude", sparsity, scope=scope, pattern=pattern)
+            break
         new = kprune.prune(model, "magnitude", sparsity, scope=scope, pattern=pattern)
         assert sum(int(m.sum()) for m in new.values()) == SCOPE_ROWS[scope](sizes, sparsity)
         assert all(not np.any(new[path] & ~masks[path]) for path in masks)

@@ -1,0 +1,92 @@
+"""Shares: how many entries a sparsity leaves, in exact integers, and how they are divided in given proportions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def zeros_for(size: int, sparsity: float) -> int:
+    """The exact number of zeros: floor(sparsity * size), never more than asked for.
+
+    The product is rounded to 6 decimals first, so that 0.57 of 100 is 57 and not 56 (0.57 * 100 is 56.999... in
+    binary).
+
+    >>> zeros_for(100, 0.57), zeros_for(9, 0.5)
+    (57, 4)
+    """
+    return math.floor(round(sparsity * size, 6))
+
+
+def alive(score: np.ndarray) -> int:
+    """The number of entries that are not pruned already, whose score is above -inf.
+
+    >>> alive(np.array([1.0, -np.inf]))
+    1
+    """
+    return int(np.count_nonzero(score > -np.inf))
+
+
+def in_proportion(scores: dict[str, np.ndarray], sparsity: float, densities: dict[str, float]) -> dict[str, int]:
+    """Densities in given proportions, and exactly the number of entries that the sparsity leaves.
+
+    n_keep[p] = min(alive[p], round(c * densities[p] * size[p])), with the c at which they add up to
+    N - floor(sparsity * N), N = number of entries of all weights, alive = entries above -inf; ties in rounding go to
+    the earlier weight. Pruned entries count only once all that is alive is kept: a sparser model is left as it is.
+
+    Args:
+        scores: path -> float array; higher = keep; -inf = pruned already.
+        sparsity: fraction of zeros over all weights, in [0, 1).
+        densities: path -> relative density, finite, >= 0; one of 0 keeps nothing as long as the others have room.
+
+    Returns:
+        path -> number of entries to keep. Monotone: no weight keeps more at a higher sparsity.
+
+    >>> scores = {"a": np.ones(4), "b": np.ones(8), "c": np.ones(8)}
+    >>> in_proportion(scores, 0.5, {"a": 4, "b": 2, "c": 1})
+    {'a': 4, 'b': 4, 'c': 2}
+    """
+    sizes = np.array([score.size for score in scores.values()], int)
+    living = np.array([alive(score) for score in scores.values()], int)
+    relative = np.array([float(densities[path]) for path in scores])
+    n_keep, left = np.zeros_like(sizes), int(sizes.sum()) - zeros_for(int(sizes.sum()), sparsity)
+    wanted = relative > 0
+    for amounts, caps in [
+        (relative * sizes, np.where(wanted, living, 0)),
+        (sizes, np.where(wanted, 0, living)),
+        (sizes, sizes - living),
+    ]:
+        taken = min(left, int(caps.sum()))
+        n_keep += _apportion(taken, amounts, caps)
+        left -= taken
+    return dict(zip(scores, n_keep.tolist(), strict=True))
+
+
+def _apportion(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray:
+    """min(caps, round(c * amounts)), with the c at which they add up to the budget.
+
+    Unlike the method of largest remainders, this rounding is monotone: a smaller budget never gives anyone more.
+    """
+    n = np.zeros_like(caps)
+    takes = np.flatnonzero(caps)
+    if budget in (0, int(caps.sum())):
+        return caps.copy() if budget else n
+    amount, cap = amounts[takes] / amounts[takes].max(), caps[takes]
+    # The unrounded total is linear in c between the points where a weight reaches its cap.
+    reached = np.unique([0.0, *(cap / amount)])
+    c = np.interp(budget, [np.minimum(cap, c * amount).sum() for c in reached], reached)
+    share = np.minimum(cap, np.floor(c * amount + 0.5)).astype(int)
+    while True:
+        # In these values of c the next entry of each weight comes and its last one goes.
+        comes = np.where(share < cap, (share + 0.5) / amount, np.inf)
+        goes = np.where(share > 0, (share - 0.5) / amount, -np.inf)
+        first, last = int(np.argmin(comes)), share.size - 1 - int(np.argmax(goes[::-1]))
+        surplus = int(share.sum()) - budget
+        if surplus == 0 and (goes[last], last) <= (comes[first], first):
+            n[takes] = share
+            return n
+        if surplus <= 0:
+            share[first] += 1
+        if surplus >= 0:
+            share[last] -= 1
