@@ -22,10 +22,12 @@ from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, st
 from .prune import prune  # noqa: E402
 from .report import plot_sparsity, summary  # noqa: E402
 from .schedules import plot_schedule  # noqa: E402
+from .sensitivity import Sensitivity, sensitivity  # noqa: E402
 
 __all__ = [
     "MaskReport",
     "MaskedWeight",
+    "Sensitivity",
     "__version__",
     "callbacks",
     "criteria",
@@ -40,6 +42,7 @@ __all__ = [
     "prune",
     "schedules",
     "scopes",
+    "sensitivity",
     "set_masks",
     "strip",
     "summary",

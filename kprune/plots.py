@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from .masks import unique_paths
 from .report import Row, Summary, percentage
 from .schedules import PerLayer, Schedule, TfmotSchedule, as_schedule
 
+if TYPE_CHECKING:
+    from .sensitivity import Sensitivity
+
 _TOTAL, _KEPT, _GONE, _TEXT = "#d5dbe3", "#2f6db5", "#c62828", "#333333"
 _LABEL_WIDTH = 42
+
+
+def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> Figure:
+    """The figure that `make` draws, written to `path` if there is one; ValueError first if it is of another kind."""
+    if path is not None and os.path.splitext(path)[1].lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"A figure is written as .png, .svg or .pdf. Received: path={os.fspath(path)!r}")
+    figure = make()
+    if path is not None:
+        figure.savefig(path)
+    return figure
 
 
 def draw(summary: Summary) -> Figure:
@@ -85,6 +100,31 @@ def draw_schedules(schedules: Any, steps: int | None) -> Figure:
     axes.set_ylim(-0.02, 1.02)
     _plain_axes(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+    return figure
+
+
+def draw_sensitivity(report: Sensitivity) -> Figure:
+    """The heat map of `kprune.Sensitivity.plot`."""
+    rows, sparsities = report.rows, report.sparsities
+    values = np.array([list(row.values.values()) for row in rows])
+    size = (3.6 + 0.75 * len(sparsities), 1.5 + 0.27 * max(len(rows), 3))
+    figure = Figure(figsize=size, dpi=144, layout="constrained")
+    axes = figure.add_subplot()
+    finite = [value for value in (*values.flat, report.dense) if np.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
+    image = axes.imshow(values, cmap="Blues_r", vmin=low, vmax=high if high > low else low + 1, aspect="auto")
+    axes.set_facecolor(_TOTAL)  # of cells that are NaN
+    middle = (low + high) / 2
+    for (y, x), value in np.ndenumerate(values):
+        color = "white" if value < middle else _TEXT
+        axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(len(sparsities)), [f"{sparsity:.6g}" for sparsity in sparsities])
+    axes.set_yticks(range(len(rows)), short_paths([row.path for row in rows]), fontsize=8.5)
+    axes.set_xlabel("sparsity of this weight alone")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).outline.set_visible(False)
+    figure.suptitle(f"{report.metric}; {report.dense:.4g} as it is", fontsize=11)
     return figure
 
 

@@ -394,16 +394,11 @@ def plot_schedule(schedules: Any, path: str | os.PathLike[str] | None = None, st
     >>> figure.axes[0].get_ylabel()
     'sparsity'
     """
-    if path is not None and os.path.splitext(path)[1].lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"A figure is written as .png, .svg or .pdf. Received: path={os.fspath(path)!r}")
     if steps is not None and (not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 1):
         raise ValueError(f"`steps` is a whole number of steps, at least 1. Received: steps={steps!r}")
-    from .plots import draw_schedules
+    from .plots import draw_schedules, written
 
-    figure = draw_schedules(schedules, steps)
-    if path is not None:
-        figure.savefig(path)
-    return figure
+    return written(path, lambda: draw_schedules(schedules, steps))
 
 
 def _check_expression(expression: Any) -> None:

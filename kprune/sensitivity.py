@@ -1,0 +1,254 @@
+"""The sensitivity scan: what the model loses when one weight alone is pruned."""
+
+from __future__ import annotations
+
+import io
+import numbers
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from .criteria import Context
+from .masks import MaskedWeight, masked_weights, strip
+from .prune import Plan, mask_for_pruning
+from .report import _LINES
+from .schedules import check_sparsity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class SensitivityRow:
+    """What the model is worth with one weight pruned.
+
+    Attributes:
+        path: the weight's unique name in the model, as in `kprune.masked_weights`.
+        size: number of its entries.
+        values: sparsity of this weight -> the metric of the model, in the order of the scan.
+    """
+
+    path: str
+    size: int
+    values: dict[float, float]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What `kprune.sensitivity` found; `print(report)` shows a table.
+
+    Attributes:
+        rows: one `SensitivityRow` per masked weight, in model order.
+        dense: the metric of the model as it is.
+        metric: the metric's name: a compiled one's, or that of the function.
+    """
+
+    rows: tuple[SensitivityRow, ...]
+    dense: float
+    metric: str
+
+    @property
+    def sparsities(self) -> tuple[float, ...]:
+        """The sparsities of the scan, in its order."""
+        return tuple(self.rows[0].values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything above as numbers, strings and lists that JSON can hold; `values` in the order of `sparsities`."""
+        return {
+            "metric": self.metric,
+            "dense": self.dense,
+            "sparsities": list(self.sparsities),
+            "rows": [{"path": row.path, "size": row.size, "values": list(row.values.values())} for row in self.rows],
+        }
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw a heat map, weights by sparsities.
+
+        Args:
+            path: where to write it, if anywhere: .png, .svg or .pdf.
+
+        Returns:
+            The `matplotlib.figure.Figure`. No display is needed and no state of pyplot is touched.
+
+        Raises:
+            ValueError: the path ends in something else.
+        """
+        from .plots import draw_sensitivity, written
+
+        return written(path, lambda: draw_sensitivity(self))
+
+    def __str__(self) -> str:
+        table = Table(box=_LINES, pad_edge=False)
+        table.add_column("weight")
+        for header in ("size", *(f"{sparsity:.6g}" for sparsity in self.sparsities)):
+            table.add_column(header, justify="right")
+        for row in self.rows:
+            table.add_row(row.path, f"{row.size:,}", *(f"{value:.4f}" for value in row.values.values()))
+        text = io.StringIO()
+        plain: dict[str, Any] = dict.fromkeys(
+            ("markup", "emoji", "highlight", "force_terminal", "force_jupyter"), False
+        )
+        Console(file=text, width=10_000, color_system=None, **plain).print(table)
+        lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
+        return "\n".join(
+            [*lines, f"{self.metric} with that weight alone pruned to that sparsity; as it is: {self.dense:.4f}"]
+        )
+
+
+def sensitivity(
+    model: Any,
+    evaluate: Any,
+    sparsities: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99),
+    criterion: str | Callable[..., Any] = "magnitude",
+    pattern: str | Callable[..., Any] = "unstructured",
+    seed: int = 0,
+    verbose: bool = True,
+) -> Sensitivity:
+    """Find out which weights a model can spare: prune each one alone, evaluate, restore (arXiv:1506.02626).
+
+    values[s] = metric(model in which this weight has floor(s * size) zeros and all others are as they are)
+
+    The criterion scores the model once, as it is; an iterative one (SynFlow) too. That is weights x sparsities
+    evaluations and one of the model as it is, by one compiled function. Afterwards weights, masks, statistics, seeds
+    and metrics are bit for bit what they were, also when an evaluation raises; the optimizer is not touched.
+
+    Args:
+        model: a built Keras 3 model (without masks it is masked for the duration), or a tf_keras model that
+            `kprune.mask` returned.
+        evaluate: a function of the model that returns a number, higher = better, and does not train it; or the data
+            for `model.evaluate`: (x, y), (x, y, sample_weight), a list of batches, a `tf.data.Dataset` or anything
+            else that `model.evaluate` takes and that can be gone through many times. Then the metric is the first
+            compiled one that is not a loss.
+        sparsities: fractions of zeros, each in [0, 1). A weight that is sparser already stays as it is.
+        criterion, pattern, seed: as in `kprune.prune`.
+        verbose: show a progress bar over the evaluations.
+
+    Returns:
+        `Sensitivity`: `rows`, `dense`, `metric`, `as_dict()`, `plot(path)`; its str is a table.
+
+    Raises:
+        ValueError: an argument is wrong, the model has nothing to mask, a score is NaN or infinite, no metric is
+            compiled, or `evaluate` does not return a number. The model is as it was then.
+
+    >>> import keras, kprune
+    >>> layers = [keras.layers.Dense(4, kernel_initializer="ones", name=name) for name in ("wide", "out")]
+    >>> model = keras.Sequential([keras.Input((8,)), *layers], name="net")
+    >>> report = kprune.sensitivity(model, lambda model: float(keras.ops.sum(model(keras.ops.ones((1, 8))))), [0.5])
+    >>> report.dense, [(row.path, row.values) for row in report.rows]
+    (128.0, [('net/wide/kernel', {0.5: 64.0}), ('net/out/kernel', {0.5: 64.0})])
+    """
+    plan = Plan(criterion, "layerwise", pattern, 1, seed)
+    sparsities = _checked(sparsities)
+    measure = _measure(model, evaluate)
+    with _restored(model):
+        weights = masked_weights(model)
+        metric, dense = measure()
+        scores = plan.criterion(Context(model, weights, {w.path: w.kept() for w in weights}, seed))
+        plan.criterion = lambda context: scores
+        values: dict[str, dict[float, float]] = {w.path: {} for w in weights}
+        bar = tqdm(total=len(weights) * len(sparsities), desc="sensitivity", disable=not verbose, delay=1)
+        with bar:
+            for sparsity in sparsities:
+                # Layerwise, so each of these masks is that of its weight pruned alone.
+                masks = plan.masks(model, sparsity)
+                for w in weights:
+                    with _pruned(w, masks[w.path]):
+                        _, values[w.path][sparsity] = measure()
+                    bar.update()
+    return Sensitivity(tuple(SensitivityRow(w.path, w.size, values[w.path]) for w in weights), dense, metric)
+
+
+@contextmanager
+def _restored(model: Any) -> Iterator[None]:
+    """Inside, the model has masks; afterwards it is as it was."""
+    fresh = mask_for_pruning(model)
+    metrics = [v for metric in getattr(model, "metrics", []) for v in metric.variables]
+    kept = [(v, np.array(v.numpy())) for v in {id(v): v for v in (*model.variables, *metrics)}.values()]
+    try:
+        yield
+    finally:
+        for metric in getattr(model, "metrics", []):  # also those that the first evaluation has made
+            metric.reset_state()
+        for v, value in kept:
+            v.assign(value)
+        if fresh:
+            strip(model)
+
+
+@contextmanager
+def _pruned(weight: MaskedWeight, mask: np.ndarray) -> Iterator[None]:
+    """Inside, the weight has this mask. Unlike `set_masks`, this leaves the optimizer's memory of it alone."""
+    value, old = weight.value(), np.asarray(weight.mask.numpy())
+    weight.mask.assign(mask.astype(old.dtype))
+    weight.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
+    try:
+        yield
+    finally:
+        weight.mask.assign(old)
+        weight.variable.assign(value)
+
+
+def _measure(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
+    """A function that returns the metric's name and its value now."""
+    if callable(evaluate):
+        return lambda: _by_function(model, evaluate)
+    wrong = "Expected a function of the model, or data that can be gone through many times"
+    if isinstance(evaluate, tuple):
+        if len(evaluate) not in (2, 3):
+            raise ValueError(f"{wrong}: (x, y) or (x, y, sample_weight). Received: evaluate=tuple of {len(evaluate)}")
+        data = dict(zip(("x", "y", "sample_weight"), evaluate, strict=False))
+        inputs: Callable[[], dict[str, Any]] = lambda: data  # noqa: E731
+    elif isinstance(evaluate, list):
+        inputs = lambda: {"x": (batch for batch in evaluate), "steps": len(evaluate)}  # noqa: E731
+    elif (hasattr(evaluate, "__iter__") or hasattr(evaluate, "__getitem__")) and not isinstance(
+        evaluate, str | Iterator
+    ):
+        inputs = lambda: {"x": evaluate}  # noqa: E731
+    else:
+        raise ValueError(f"{wrong}: (x, y), a tf.data.Dataset, a list of batches. Received: evaluate={evaluate!r}")
+    if getattr(model, "optimizer", None) is None:
+        raise ValueError(
+            "Data is evaluated by the compiled metrics: compile the model, or pass a function of it. "
+            f"Received: model={model.name!r}, which is not compiled"
+        )
+    return lambda: _by_metric(model, inputs())
+
+
+def _by_function(model: Any, evaluate: Callable[[Any], Any]) -> tuple[str, float]:
+    name = getattr(evaluate, "__name__", "<lambda>")
+    value = evaluate(model)
+    try:
+        number = float("no number" if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`evaluate` returns a number. Received: evaluate={name}, which returned {value!r}") from None
+    return "value" if name == "<lambda>" else name, number
+
+
+def _by_metric(model: Any, inputs: dict[str, Any]) -> tuple[str, float]:
+    results = model.evaluate(**inputs, verbose=0, return_dict=True)
+    # Keras sorts what it returns; the model itself knows the order in which the metrics were compiled.
+    names = [n for n in model.get_metrics_result() if n in results and n != "loss" and not n.endswith("_loss")]
+    if not names:
+        raise ValueError(
+            "No metric is compiled besides the loss: compile with metrics=['accuracy'], or pass a function of the "
+            f"model. Received: model={model.name!r}, which reports {', '.join(results)}"
+        )
+    return names[0], float(results[names[0]])
+
+
+def _checked(sparsities: Any) -> tuple[float, ...]:
+    if isinstance(sparsities, str | numbers.Number) or not isinstance(sparsities, Iterable):
+        raise ValueError(f"`sparsities` are several numbers, as in [0.5, 0.9]. Received: sparsities={sparsities!r}")
+    listed = list(sparsities)
+    for sparsity in listed:
+        check_sparsity("sparsity", sparsity)
+    if not listed or len(set(listed)) < len(listed):
+        raise ValueError(f"`sparsities` holds at least one, each once. Received: sparsities={listed!r}")
+    return tuple(float(sparsity) for sparsity in listed)
