@@ -7,10 +7,10 @@ from typing import Any
 
 from absl import logging
 
-from kprune.masks import set_masks
+from kprune.masks import masked_weights, set_masks, strip
 from kprune.optimizers import iterations
 from kprune.prune import Plan
-from kprune.schedules import Schedule, as_schedule, last_update
+from kprune.schedules import PerLayer, Schedule, applied, as_schedule, last_update
 
 from .base import MaskingCallback
 
@@ -24,12 +24,15 @@ class GradualPruning(MaskingCallback):
     if the fit ends before the schedule does.
 
     Args:
-        schedule: from `kprune.schedules`, or a tfmot `PruningSchedule` (on either Keras).
+        schedule: from `kprune.schedules`, or a tfmot `PruningSchedule` (on either Keras). With
+            `kprune.schedules.PerLayer` each group of weights has a schedule, and the scope shares each group's
+            sparsity within it.
         criterion, scope, pattern, rounds, seed: as in `kprune.prune`.
 
     Raises:
         ValueError: an argument is wrong; at the start of `fit`: the model has nothing to mask, or its optimizer cannot
-            keep weights at zero (Muon); at an update: a score is not finite.
+            keep weights at zero (Muon), or an expression of a `PerLayer` is found in no masked weight's path; at an
+            update: a score is not finite.
 
     >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
@@ -43,7 +46,7 @@ class GradualPruning(MaskingCallback):
 
     def __init__(
         self,
-        schedule: Schedule | Any,
+        schedule: Schedule | PerLayer | Any,
         criterion: str | Callable[..., Any] = "magnitude",
         scope: str | Callable[..., Any] = "global",
         pattern: str | Callable[..., Any] = "unstructured",
@@ -57,8 +60,15 @@ class GradualPruning(MaskingCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._updated_at = None
-        self._warn_of_a_short_fit()
-        self._update()
+        try:
+            if isinstance(self.schedule, PerLayer):
+                self.schedule.check(weight.path for weight in masked_weights(self.model))
+            self._warn_of_a_short_fit()
+            self._update()
+        except BaseException:
+            if self._fresh:
+                strip(self.model)
+            raise
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._update()
@@ -67,7 +77,7 @@ class GradualPruning(MaskingCallback):
         # Also right after a resumed start: pruning again to a sparsity that the masks have already changes nothing.
         step = last_update(self.schedule, iterations(self.model))
         if step is not None and step != self._updated_at:
-            set_masks(self.model, self.plan.masks(self.model, self.schedule(step)))
+            set_masks(self.model, self.plan.masks(self.model, applied(self.schedule, step)))
             self._updated_at = step
 
     def _warn_of_a_short_fit(self) -> None:
@@ -81,16 +91,20 @@ class GradualPruning(MaskingCallback):
             return
         accumulation = getattr(self.model.optimizer, "gradient_accumulation_steps", None) or 1
         planned = params["steps"] * params["epochs"] // accumulation
-        if planned < self.schedule.end_step:
-            reached = last_update(self.schedule, planned)
-            logging.warning(
-                "GradualPruning: this fit ends at step %d (%d steps x %d epochs), before the schedule's end_step=%d: "
-                "it reaches sparsity %.4g, not the final %.4g. Set end_step to at most %d, or train longer.",
-                planned,
-                params["steps"],
-                params["epochs"],
-                self.schedule.end_step,
-                0.0 if reached is None else self.schedule(reached),
-                self.schedule.final_sparsity,
-                planned,
-            )
+        # Of a PerLayer each member answers for itself.
+        members = self.schedule.schedules if isinstance(self.schedule, PerLayer) else {None: self.schedule}
+        for expression, schedule in members.items():
+            if planned < schedule.end_step:
+                logging.warning(
+                    "GradualPruning%s: this fit ends at step %d (%d steps x %d epochs), before the schedule's "
+                    "end_step=%d: it reaches sparsity %.4g, not the final %.4g. Set end_step to at most %d, or train "
+                    "longer.",
+                    "" if expression is None else f" of {expression!r}",
+                    planned,
+                    params["steps"],
+                    params["epochs"],
+                    schedule.end_step,
+                    applied(schedule, planned),
+                    schedule.final_sparsity,
+                    planned,
+                )

@@ -6,7 +6,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -280,7 +280,7 @@ class PerLayer:
 
     Raises:
         ValueError: not a dict, an empty one, a key that is not a regular expression, a value that is no schedule. In
-            a fit: an expression that takes no weight of the model.
+            a fit: an expression that matches no masked weight of the model.
 
     >>> schedule = PerLayer({"conv": Linear(0.0, 0.5, 0, 100), "": Linear(0.0, 0.9, 50, 150)})
     >>> schedule(0), schedule(100), schedule.end_step
@@ -310,6 +310,15 @@ class PerLayer:
     def end_step(self) -> int:
         """The step of the last update of all."""
         return max(schedule.end_step for schedule in self.schedules.values())
+
+    def check(self, paths: Iterable[str]) -> None:
+        """Raises ValueError if an expression is found in none of the weights' paths."""
+        paths = list(paths)
+        for expression in self.schedules:
+            if not any(re.search(expression, path) for path in paths):
+                raise ValueError(
+                    f"The expression is found in none of {', '.join(paths)}. Received: expression={expression!r}"
+                )
 
     def __call__(self, step: int) -> dict[str, float]:
         """Expression -> sparsity (fraction of zeros) at an optimizer step; 0 before a member's own begin."""

@@ -453,6 +453,15 @@ def test_bad_per_layers(value, received):
     assert f"Received: {received}" in str(error.value)
 
 
+def test_every_expression_of_a_per_layer_has_to_be_found():
+    schedule = PerLayer({"conv": Constant(0.5), "^dense": Constant(0.6)})
+    schedule.check(["net/conv1/kernel", "dense/kernel"])
+    with pytest.raises(
+        ValueError, match=r"found in none of net/conv1/kernel, net/dense/kernel\. Received: .*'\^dense'$"
+    ):
+        schedule.check(iter(["net/conv1/kernel", "net/dense/kernel"]))
+
+
 # The figure
 
 

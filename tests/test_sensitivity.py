@@ -264,6 +264,14 @@ def test_the_model_is_as_it_was_when_the_data_raise_in_the_middle_of_an_evaluati
     model.fit(x, y, batch_size=16, verbose=0)
 
 
+def test_metrics_that_the_scan_makes_are_left_empty():
+    model = mlp()
+    model.compile("sgd", "mse", metrics=["mae"], **CHEAP)
+    kprune.sensitivity(model, data(), (0.5,), verbose=False)
+    assert len(model.metrics_variables) >= 4
+    assert all(float(v.numpy()) == 0 for v in model.metrics_variables)
+
+
 def test_a_masked_model_is_not_compiled_again():
     traces = []
 
