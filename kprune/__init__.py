@@ -15,7 +15,7 @@ _root = pathlib.Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
     __path__.append(str(_root))
 
-from . import callbacks, criteria, data, models, patterns, schedules, scopes  # noqa: E402
+from . import callbacks, controls, criteria, data, models, patterns, schedules, scopes  # noqa: E402
 from ._version import __version__  # noqa: E402
 from .export import export  # noqa: E402
 from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, strip  # noqa: E402
@@ -30,6 +30,7 @@ __all__ = [
     "Sensitivity",
     "__version__",
     "callbacks",
+    "controls",
     "criteria",
     "data",
     "export",

@@ -1,0 +1,408 @@
+"""Controls: the least salient weights, shuffled masks, fresh values."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+from helpers import EachBatch, assert_zero, data, halve, mlp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from keras import layers
+from test_prune import assert_unchanged, snapshot
+
+import kprune
+from kprune.controls import inverted, reinitialize, shuffle_masks, shuffled
+from kprune.prune import Plan
+
+steady = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+CHEAP = dict(jit_compile=keras.backend.backend() == "jax")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """In place of conftest's: without `clear_session`, which takes longer than most of these tests."""
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def masks_of(model):
+    return {w.path: w.kept() for w in kprune.masked_weights(model)}
+
+
+def values_of(model):
+    return {w.path: w.value() for w in kprune.masked_weights(model)}
+
+
+def counts(masks):
+    return {path: int(mask.sum()) for path, mask in masks.items()}
+
+
+def slots(model):
+    """path -> the arrays that Adam remembers of each masked weight."""
+    positions = {v.path: i for i, v in enumerate(model.optimizer._trainable_variables)}
+    return {
+        w.path: [s[positions[w.path]].numpy() for s in (model.optimizer._momentums, model.optimizer._velocities)]
+        for w in kprune.masked_weights(model)
+    }
+
+
+def fitted(half=True):
+    """A masked mlp that Adam has trained for a few steps."""
+    model = mlp()
+    model.compile(keras.optimizers.Adam(0.01), "mse", **CHEAP)
+    kprune.mask(model)
+    if half:
+        halve(model)
+    model.fit(*data(), batch_size=8, verbose=0)
+    return model
+
+
+def trains_on(model):
+    """A further fit moves all that is kept, and nothing that is pruned."""
+    before, check = values_of(model), EachBatch(assert_zero)
+    model.fit(*data(seed=1), batch_size=8, verbose=0, callbacks=[check])
+    assert check.calls == 4
+    # Not all: a relu that no input opens, or that has no way out, moves nothing.
+    return all((w.value() != before[w.path])[w.kept()].mean() > 0.3 for w in kprune.masked_weights(model))
+
+
+# inverted
+
+
+def test_inverted_keeps_the_other_half():
+    one, other = mlp(), mlp()
+    kprune.mask(one)
+    kprune.mask(other)
+    other.set_weights(one.get_weights())
+    kept = list(kprune.prune(one, "magnitude", 0.5).values())
+    for mask, opposite in zip(kept, kprune.prune(other, inverted("magnitude"), 0.5).values(), strict=True):
+        np.testing.assert_array_equal(mask, ~opposite)  # 276 weights of different sizes: no tie in the middle
+    assert_zero(other)
+
+
+def test_inverted_in_rounds_keeps_the_smallest_of_all():
+    model = mlp()
+    values = np.sort(np.concatenate([np.abs(layer.kernel.numpy()).reshape(-1) for layer in model.layers]))
+    kprune.prune(model, inverted("magnitude"), 0.75, rounds=3)
+    kept = np.concatenate([np.abs(w.value()[w.kept()]) for w in kprune.masked_weights(model)])
+    np.testing.assert_array_equal(np.sort(kept), values[:69])
+
+
+def test_inverted_takes_over_what_the_criterion_is_like():
+    assert Plan(inverted("synflow")).rounds == Plan("synflow").rounds == 100
+    assert Plan(inverted("magnitude")).rounds == 1
+    assert Plan(inverted("synflow")).name == "inverted synflow"
+
+    def mine(context, sign=1):
+        return {w.path: np.arange(w.size).reshape(w.shape) * sign >= 2 for w in context.weights}
+
+    mine.default_rounds = 7
+    for criterion in (mine, functools.partial(mine, sign=1)):
+        opposite = inverted(criterion)
+        assert opposite.default_rounds == 7
+        context = type("Context", (), {"weights": kprune.masked_weights(fitted())[2:]})
+        (scores,) = opposite(context).values()
+        assert scores.shape == (12, 3) and scores.reshape(-1)[:3].tolist() == [0.0, 0.0, -1.0]
+        assert mine.__name__ == "mine" and "inverted" in opposite.__name__
+    assert not any(name.startswith("inverted") for name in kprune.criteria.CRITERIA)
+
+
+def test_inverted_twice_is_the_criterion():
+    model = mlp()
+    kprune.mask(model)
+    kept = Plan("magnitude").masks(model, 0.7)
+    again = Plan(inverted(inverted("magnitude"))).masks(model, 0.7)
+    for path in kept:
+        np.testing.assert_array_equal(kept[path], again[path])
+
+
+@pytest.mark.parametrize("criterion", ["magnetude", 3, None], ids=repr)
+def test_inverted_of_nothing_known(criterion):
+    with pytest.raises(ValueError, match=f"Received: criterion={criterion!r}$"):
+        inverted(criterion)
+
+
+# shuffled
+
+MASKS = st.lists(arrays(bool, array_shapes(min_dims=1, max_dims=4, max_side=5)), min_size=1, max_size=4).map(
+    lambda found: {f"layer{i}/kernel": mask for i, mask in enumerate(found)}
+)
+
+
+@steady
+@given(MASKS, st.integers(0, 2**40))
+def test_shuffled_keeps_the_counts(masks, seed):
+    copies = {path: mask.copy() for path, mask in masks.items()}
+    new = shuffled(masks, seed)
+    assert list(new) == list(masks) and counts(new) == counts(masks)
+    again = shuffled(dict(list(masks.items())[:2]), seed)
+    for path, mask in masks.items():
+        assert new[path].shape == mask.shape and new[path].dtype == np.bool_
+        np.testing.assert_array_equal(mask, copies[path])
+        if path in again:  # and do not depend on the weights that come after
+            np.testing.assert_array_equal(new[path], again[path])
+
+
+def test_shuffled_gives_each_entry_the_same_chance():
+    mask = {"a": np.arange(12).reshape(3, 4) < 3, "b": np.arange(12).reshape(3, 4) < 3}
+    draws = [shuffled(mask, seed) for seed in range(600)]
+    for path in mask:
+        often = sum(draw[path].astype(int) for draw in draws)
+        assert often.min() > 105 and often.max() < 195  # 150 expected, standard deviation 10.6
+    assert sum(np.array_equal(draw["a"], draw["b"]) for draw in draws) < 20  # 1 of 220 expected
+    assert len({draw["a"].tobytes() for draw in draws}) > 180  # of 220 that there are
+
+
+# shuffle_masks
+
+
+def test_shuffled_masks_on_the_initial_weights():
+    model = mlp(units=40)
+    model.compile(keras.optimizers.Adam(0.01), "mse", **CHEAP)
+    kprune.mask(model)
+    initial, biases = values_of(model), [layer.bias for layer in model.layers]
+    model.fit(*data(), batch_size=8, verbose=0)
+    before = kprune.prune(model, "magnitude", 0.8)
+    model.fit(*data(), batch_size=8, verbose=0)
+    trained = [bias.numpy() for bias in biases]
+    masks = shuffle_masks(model, seed=1, values=initial)
+    assert counts(masks) == counts(before) == counts(masks_of(model))
+    overlap = sum(int((masks[path] & before[path]).sum()) for path in masks) / sum(counts(masks).values())
+    assert overlap < 0.5  # by chance 0.2 or a little more, as the layers differ in density
+    for w in kprune.masked_weights(model):
+        np.testing.assert_array_equal(masks[w.path], w.kept())
+        np.testing.assert_array_equal(w.value(), np.where(masks[w.path], initial[w.path], 0))
+        assert all((slot == 0).all() for slot in slots(model)[w.path])
+    for bias, value in zip(biases, trained, strict=True):
+        np.testing.assert_array_equal(bias.numpy(), value)
+    assert trains_on(model)
+
+
+def test_shuffled_masks_without_values():
+    model = fitted()
+    before, old, state = values_of(model), masks_of(model), slots(model)
+    assert all((slot[old[path]] != 0).any() for path, kinds in state.items() for slot in kinds)
+    masks = shuffle_masks(model)
+    for w in kprune.masked_weights(model):
+        both = old[w.path] & masks[w.path]
+        assert 0 < both.sum() < old[w.path].sum()
+        np.testing.assert_array_equal(w.value(), np.where(both, before[w.path], 0))
+        for new_slot, slot in zip(slots(model)[w.path], state[w.path], strict=True):
+            np.testing.assert_array_equal(new_slot, np.where(both, slot, 0))
+    assert trains_on(model)
+
+
+def test_the_seed_decides_the_shuffle():
+    model = fitted()
+    start = masks_of(model)
+
+    def drawn(seed):
+        kprune.set_masks(model, start)
+        return np.concatenate([mask.reshape(-1) for mask in shuffle_masks(model, seed).values()])
+
+    np.testing.assert_array_equal(drawn(3), drawn(3))
+    assert (drawn(3) != drawn(4)).any()
+
+
+def test_a_bad_shuffle_changes_nothing():
+    model = fitted()
+    before, values = snapshot(model), values_of(model)
+    first, *others = values
+    for arguments, message in [
+        (dict(seed=-1), "Received: seed=-1$"),
+        (dict(seed=1.5), "Received: seed=1.5$"),
+        (dict(values={path: values[path] for path in others}), r"an array for each masked weight.*Received: values="),
+        (dict(values={**values, "z": values[first]}), r"Received: values=\[.*'z'\]$"),
+        (dict(values={**values, first: values[first].T}), r"of shape \(8, 12\). Received: shape=\(12, 8\)$"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            shuffle_masks(model, **arguments)
+        assert_unchanged(model, before)
+    for control in (shuffle_masks, reinitialize):
+        with pytest.raises(ValueError, match=r"has no masks: .* Received: model='plain'$"):
+            control(keras.Sequential([keras.Input((2,)), layers.Dense(2)], name="plain"))
+
+
+# reinitialize
+
+
+def zoo():
+    """Every way in which Keras's layers call a weight and its initializer."""
+    image = keras.Input((8, 8, 3))
+    x = layers.SeparableConv2D(4, 3, pointwise_initializer="he_normal")(image)
+    x = layers.DepthwiseConv2D(3, depthwise_initializer=keras.initializers.RandomUniform(2.0, 3.0), name="depth")(x)
+    x = layers.BatchNormalization(name="norm")(layers.Conv2D(6, 3)(x))
+    x = layers.PReLU()(layers.GroupNormalization(2)(x))
+    x = layers.LSTM(5, return_sequences=True, name="lstm")(layers.Reshape((-1, 6))(x))
+    x = layers.Bidirectional(layers.GRU(4, return_sequences=True))(x)
+    x = layers.LayerNormalization()(layers.MultiHeadAttention(2, 4)(x, x))
+    x = layers.Dropout(0.5)(x)
+    x = layers.RNN(layers.StackedRNNCells([layers.LSTMCell(3), layers.GRUCell(3)]))(x)
+    model = keras.Model(image, layers.Dense(7, name="logits")(x))
+    kprune.mask(model, weights=("kernel", "recurrent_kernel", "pointwise_kernel", "depthwise_kernel"))
+    return model
+
+
+def disturb(model):
+    """Other values in all weights but the masks and the seeds of dropout."""
+    rng = np.random.default_rng(5)
+    for v in model.weights:
+        if v.dtype == "float32":
+            v.assign(rng.normal(5, 1, size=v.shape))
+
+
+def test_masked_weights_are_drawn_anew():
+    model = zoo()
+    disturb(model)
+    halve(model)
+    before, old = snapshot(model), masks_of(model)
+    reinitialize(model, seed=4)
+    drawn = {id(w.variable): w for w in kprune.masked_weights(model)}
+    assert len(drawn) == 19
+    for v, path, value in before["weights"]:
+        if id(v) not in drawn:
+            np.testing.assert_array_equal(v.numpy(), value, err_msg=path)
+            continue
+        w = drawn[id(v)]
+        np.testing.assert_array_equal(w.kept(), old[w.path])
+        assert (w.value()[w.kept()] != value[w.kept()]).all() and w.value().dtype == value.dtype
+        assert (np.abs(w.value()[w.kept()]) < 3).all() and (w.value()[w.kept()] != 0).all()
+    assert_zero(model)
+
+
+def test_each_layers_own_initializer_draws():
+    model = mlp(units=300)
+    for layer, initializer in zip(
+        model.layers, ["he_normal", "orthogonal", keras.initializers.RandomUniform(2, 3)], strict=True
+    ):
+        layer.kernel_initializer = keras.initializers.get(initializer)
+    kprune.mask(model)
+    reinitialize(model, seed=4)
+    he, orthogonal, uniform = values_of(model).values()
+    assert abs(he.std() / np.sqrt(2 / 8) - 1) < 0.05 and abs(he.mean()) < 0.05
+    np.testing.assert_allclose(orthogonal @ orthogonal.T, np.eye(300), atol=1e-4)
+    assert uniform.min() >= 2 and uniform.max() <= 3 and abs(uniform.mean() - 2.5) < 0.05
+
+
+def test_all_weights_are_drawn_anew():
+    model = zoo()
+    built = {w.path: w.numpy() for w in model.weights}
+    disturb(model)
+    halve(model)
+    old = masks_of(model)
+    reinitialize(model, seed=4, weights="all")
+    kept = {id(w.variable): w.kept() for w in kprune.masked_weights(model)}
+    plain = 0
+    for v in model.weights:
+        if id(v) in kept:
+            assert (v.numpy() != built[v.path])[kept[id(v)]].all()
+        elif "float" in v.dtype:
+            # Biases (an LSTM's ones included), scales and statistics have constant initializers.
+            np.testing.assert_array_equal(v.numpy(), built[v.path], err_msg=v.path)
+            plain += 1
+    assert plain == 22
+    lstm = model.get_layer("lstm").cell.bias.numpy()
+    np.testing.assert_array_equal(lstm, np.repeat([0, 1, 0, 0], 5))
+    for path, mask in masks_of(model).items():
+        np.testing.assert_array_equal(mask, old[path])
+    assert_zero(model)
+
+
+def test_all_leaves_frozen_layers_alone():
+    model = keras.Sequential(
+        [keras.Input((8,)), layers.Dense(4, name="frozen"), layers.BatchNormalization(), layers.Dense(3)]
+    )
+    for layer in model.layers[:2]:
+        layer.trainable = False
+    kprune.mask(model)
+    disturb(model)
+    before = [v.numpy() for layer in model.layers[:2] for v in layer.weights]
+    bias = model.layers[2].bias
+    reinitialize(model, weights="all")
+    for v, value in zip([v for layer in model.layers[:2] for v in layer.weights], before, strict=True):
+        np.testing.assert_array_equal(v.numpy(), value)
+    np.testing.assert_array_equal(bias.numpy(), 0)
+
+
+def test_the_seed_decides_the_values():
+    # One initializer with a seed of its own for all layers, as Keras warns against.
+    shared = keras.initializers.GlorotUniform(seed=1)
+    model = mlp(outputs=12, kernel_initializer=shared)
+    kprune.mask(model)
+    built = list(values_of(model).values())
+
+    def drawn(seed):
+        disturb(model)
+        reinitialize(model, seed)
+        return list(values_of(model).values())
+
+    one, again, other = drawn(1), drawn(1), drawn(2)
+    for a, b, c, start in zip(one, again, other, built, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (a != c).mean() > 0.99 and (a != start).mean() > 0.99
+    assert one[1].shape == one[2].shape and (one[1] != one[2]).mean() > 0.99
+    np.testing.assert_array_equal(built[1], built[2])
+
+
+def test_the_optimizer_forgets_and_the_model_trains_on():
+    model = fitted()
+    biases = [layer.bias for layer in model.layers]
+    positions = {v.path: i for i, v in enumerate(model.optimizer._trainable_variables)}
+    momentum = model.optimizer._momentums[positions[biases[0].path]]
+    remembered = momentum.numpy()
+    assert (remembered != 0).any() and all((slot != 0).any() for kinds in slots(model).values() for slot in kinds)
+    steps = int(model.optimizer.iterations)
+    reinitialize(model)
+    assert all((slot == 0).all() for kinds in slots(model).values() for slot in kinds)
+    np.testing.assert_array_equal(momentum.numpy(), remembered)
+    assert int(model.optimizer.iterations) == steps
+    assert trains_on(model)
+    reinitialize(model, weights="all")
+    np.testing.assert_array_equal(momentum.numpy(), 0)
+    assert trains_on(model)
+
+
+@keras.saving.register_keras_serializable("kprune_tests")
+class Own(layers.Layer):
+    """A layer whose weight no attribute `kernel_initializer` can draw."""
+
+    def __init__(self, initializer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.kernel_initializer = initializer
+
+    def build(self, shape):
+        self.kernel = self.add_weight(name="kernel", shape=(shape[-1], 3))
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.kernel)
+
+
+@pytest.mark.parametrize(
+    "initializer", [None, lambda shape, dtype=None: keras.ops.ones(shape)], ids=["none", "function"]
+)
+def test_a_layer_without_an_initializer_is_named(initializer):
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(4), Own(initializer, name="mine")])
+    kprune.mask(model)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"mine/kernel cannot be drawn anew.*Received: layer='mine', initializer="):
+        reinitialize(model)
+    assert_unchanged(model, before)
+    model.get_layer("mine").kernel_initializer = keras.initializers.Ones()
+    reinitialize(model)
+    np.testing.assert_array_equal(model.get_layer("mine").kernel.numpy(), 1)
+
+
+def test_a_bad_reinitialization_changes_nothing():
+    model = fitted()
+    before = snapshot(model)
+    for arguments, message in [
+        (dict(seed=-1), "Received: seed=-1$"),
+        (dict(seed=True), "Received: seed=True$"),
+        (dict(weights="kernel"), "Received: weights='kernel'$"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            reinitialize(model, **arguments)
+        assert_unchanged(model, before)
