@@ -245,8 +245,7 @@ def kept_out(
         dense[next(iter(scores))] |= first
         dense[next(reversed(scores))] |= last
         low = {path: alive(score) if dense[path] else 0 for path, score in scores.items()}
-        high = {path: score.size for path, score in scores.items()}
-        return _bounded(base, scores, sparsity, low, high, "The weights that stay dense", received)
+        return _bounded(base, scores, sparsity, low, None, "The weights that stay dense", received)
 
     return outside
 
@@ -270,15 +269,11 @@ def _bounded(
         raise ValueError(
             f"{what} need {sum(low.values())} entries, sparsity {sparsity} leaves {budget}. Received: {received}"
         )
-    if high is None:
-        high = {path: score.size for path, score in scores.items()}
-    else:
-        if sum(high.values()) < budget:
-            raise ValueError(
-                f"{what} hold {sum(high.values())} entries, sparsity {sparsity} keeps {budget}. Received: {received}"
-            )
-        within = {path: min(most, alive(scores[path])) for path, most in high.items()}
-        high = within if sum(within.values()) >= budget else high
+    high = {path: score.size for path, score in scores.items()} if high is None else high
+    if sum(high.values()) < budget:
+        raise ValueError(
+            f"{what} hold {sum(high.values())} entries, sparsity {sparsity} keeps {budget}. Received: {received}"
+        )
 
     def clipped(n_keep: dict[str, int]) -> dict[str, int]:
         return {path: min(max(n, low[path]), high[path]) for path, n in n_keep.items()}

@@ -522,6 +522,15 @@ def test_scopes_that_go_by_the_order_keep_to_it_inside_others():
     assert with_ceiling(kept_out("uniform", first=True), {"a": 5})(scores, 0.5) == {"a": 5, "b": 25, "c": 20}
 
 
+def test_a_search_that_asks_for_less_than_the_scope_inside_can_give():
+    # Of 100 entries less asked for, "b" has 99 and keeps them: steps are short, so it halves, below the 3,000 of "a".
+    scores = {"a": np.ones(3000), "b": np.ones(10_000), "c": np.ones(100)}
+    inside = kept_out("uniform", first=True)
+    with pytest.raises(ValueError, match="stay dense need 3000"):
+        inside(scores, 1 - 2000 / 13_100)
+    assert with_floor(inside, {"b": 0.5})(scores, 1 - 8002 / 13_100) == {"a": 3000, "b": 5000, "c": 2}
+
+
 def test_bounds_ask_a_scope_a_few_times_only():
     asked = []
 
