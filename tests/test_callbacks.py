@@ -11,7 +11,7 @@ from kprune.callbacks import GradualPruning, PruneAtInit, SparsityLogger, SynFlo
 
 import kprune
 from kprune.optimizers import iterations
-from kprune.schedules import Constant, PolynomialDecay
+from kprune.schedules import Constant, PerLayer, PolynomialDecay
 from kprune.scopes import zeros_for
 
 TOTAL = 8 * 12 + 12 * 12 + 12 * 3
@@ -142,6 +142,61 @@ def test_a_fit_that_is_too_short_is_reported_before_it_starts(epochs, warned, ca
     with caplog.at_level("WARNING", logger="absl"):
         fit(model, [GradualPruning(PolynomialDecay(0.0, 0.8, 0, 10))], steps=6, epochs=epochs)
     assert ("ends at step 6" in caplog.text and "end_step=10" in caplog.text) == warned
+
+
+def by_layer(model):
+    """Zeros of hidden1 (96 weights), hidden2 (144) and logits (36)."""
+    return tuple(int((~w.kept()).sum()) for w in kprune.masked_weights(model))
+
+
+@pytest.mark.xfail(raises=TypeError, reason="until `Plan.masks` takes a dict of sparsities")
+def test_each_group_of_weights_follows_its_own_schedule():
+    one = PolynomialDecay(0.0, 0.5, 2, 6, power=1, frequency=2)
+    schedule = PerLayer({"hidden1": one, "hidden": Constant(0.75, 3), "nothing more|lstm|logits": Constant(0.0, 1)})
+    model, seen = compiled(), []
+    fit(model, [GradualPruning(schedule), EachBatch(lambda model: seen.append(by_layer(model)))])
+    # hidden1 is 96 weights: 0, 24, 48 zeros from steps 2, 4, 6 on, also where the others update in between.
+    assert seen == [(0, 0, 0), (0, 0, 0), (0, 108, 0), (24, 108, 0), (24, 108, 0), *3 * [(48, 108, 0)]]
+
+
+@pytest.mark.xfail(raises=TypeError, reason="until `Plan.masks` takes a dict of sparsities")
+def test_what_no_expression_of_a_per_layer_matches_is_left_alone_and_groups_share_their_sparsity():
+    model = compiled()
+    model.get_layer("hidden1").kernel.assign(1e-3 * np.ones((8, 12)))
+    schedule = PerLayer({"hidden": Constant(0.4)})
+    fit(model, [GradualPruning(schedule, criterion=first_layers_first)])
+    assert by_layer(model) == (96, 0, 0)  # of 240 in the group, all of the first layer's
+    model = compiled()
+    fit(model, [GradualPruning(schedule, criterion=first_layers_first, scope="layerwise")])
+    assert by_layer(model) == (38, 57, 0)
+
+
+def first_layers_first(context):
+    return {w.path: np.full(w.shape, float(i)) for i, w in enumerate(context.weights)}
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+def test_a_per_layer_that_matches_nothing_is_refused_before_anything_changes(masked):
+    model = compiled()
+    if masked:
+        kprune.mask(model)
+    before = model.get_weights()
+    schedule = PerLayer({"hidden": Constant(0.5), "convolution": Constant(0.5, begin_step=5)})
+    with pytest.raises(ValueError, match=r"hidden1/kernel, .*Received: expression='convolution'$"):
+        fit(model, [GradualPruning(schedule)])
+    assert bool(kprune.masked_weights(model)) == masked
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert iterations(model) == 0
+
+
+@pytest.mark.xfail(raises=TypeError, reason="until `Plan.masks` takes a dict of sparsities")
+def test_a_fit_too_short_for_a_member_of_a_per_layer_is_reported(caplog):
+    schedule = PerLayer({"hidden": PolynomialDecay(0.0, 0.8, 0, 10), "logits": PolynomialDecay(0.0, 0.5, 0, 6)})
+    with caplog.at_level("WARNING", logger="absl"):
+        fit(compiled(), [GradualPruning(schedule)], steps=6)
+    assert "of 'hidden': this fit ends at step 6" in caplog.text and "not the final 0.8" in caplog.text
+    assert "'logits'" not in caplog.text
 
 
 def test_an_unknown_number_of_steps_is_reported(caplog):

@@ -65,6 +65,17 @@ def test_gradual_pruning_at_exactly_the_schedules_steps(name, jit):
     assert_zero(model)
 
 
+@pytest.mark.xfail(raises=TypeError, reason="until `Plan.masks` takes a dict of sparsities")
+def test_each_group_of_weights_follows_its_own_schedule():
+    model, seen = masked_mlp("adam", half=False), []
+    tfmots = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.5, 2, 6, power=1, frequency=2)
+    schedule = kprune.schedules.PerLayer({"hidden1": tfmots, "hidden": kprune.schedules.Constant(0.75, 3)})
+    check = EachBatch(lambda m: seen.append([int((w.value() == 0).sum()) for w in kprune.masked_weights(m)]))
+    fit(model, GradualPruning(schedule), check, steps=7)
+    assert seen == [[0, 0, 0], [0, 0, 0], [0, 108, 0], [24, 108, 0], [24, 108, 0], [48, 108, 0], [48, 108, 0]]
+    assert_zero(model)
+
+
 # (schedule, steps of the fit, sparsity that tfmot ends with): silent failures of tfmot, see docs of the issue tracker.
 FEW_STEPS = {
     "PolynomialDecay over 50 steps": (lambda s: s.PolynomialDecay(0.0, 0.8, 0, 50), 51, 0.0),
