@@ -9,9 +9,32 @@ A new criterion is one function of a `Context`, registered under a name, plus on
 """
 
 from .base import CRITERIA, Context, Scores
+from .gradient import fisher, force, grasp, iterative_snip, snip, taylor
 from .linearize import assume_homogeneous
-from .magnitude import magnitude
+from .magnitude import lamp, large_final, magnitude
 from .random import random
-from .synflow import synflow
+from .synflow import synflow, synflow_l2
+from .training import init_final_sign, large_init, magnitude_increase, movement
 
-__all__ = ["CRITERIA", "Context", "Scores", "assume_homogeneous", "magnitude", "random", "synflow"]
+__all__ = [
+    "CRITERIA",
+    "Context",
+    "Scores",
+    "assume_homogeneous",
+    "fisher",
+    "force",
+    "grasp",
+    "init_final_sign",
+    "iterative_snip",
+    "lamp",
+    "large_final",
+    "large_init",
+    "magnitude",
+    "magnitude_increase",
+    "movement",
+    "random",
+    "snip",
+    "synflow",
+    "synflow_l2",
+    "taylor",
+]

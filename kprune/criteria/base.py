@@ -1,4 +1,11 @@
-"""What a criterion is given, and the registry of criteria."""
+"""What a criterion is given, and the registry of criteria.
+
+A criterion is registered with the traits in which it differs from the plain case:
+
+- `default_rounds`: rounds of scoring and cutting where the user does not say (1);
+- `needs`: what it reads of the context beside weights and masks, among "data", "initial" and "movement" (nothing);
+- `revives`: whether a weight that an earlier round cut may return in a later one (False).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..batches import Batch
 from ..masks import MaskedWeight, Masks
 from ..registry import Registry
 
@@ -24,12 +32,18 @@ class Context:
         weights: its masked weights, in model order.
         masks: path -> bool array; the masks of this round, which the model itself need not carry yet.
         seed: for criteria that draw random numbers.
+        data: batches (x, y, sample_weight) of NumPy arrays, for criteria that need data.
+        initial: path -> array, the weights' values at initialisation.
+        movement: path -> array, how far training moved each weight away from zero: sum over steps of w * (change of w).
     """
 
     model: Any
     weights: list[MaskedWeight]
     masks: Masks
     seed: int = 0
+    data: list[Batch] = field(default_factory=list, repr=False)
+    initial: Scores = field(default_factory=dict, repr=False)
+    movement: Scores = field(default_factory=dict, repr=False)
     _made: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
@@ -37,3 +51,12 @@ class Context:
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
+
+    def kept_values(self) -> list[np.ndarray]:
+        """The weights' values under this round's masks, float32 or float64: w where kept, else 0."""
+        return [np.where(self.masks[w.path], v, np.zeros((), v.dtype)) for w, v in self.values()]
+
+    def values(self) -> list[tuple[MaskedWeight, np.ndarray]]:
+        """The weights with their values as they are stored, float32 or float64."""
+        wide = [(w, w.value()) for w in self.weights]
+        return [(w, v if v.dtype == np.float64 else v.astype(np.float32)) for w, v in wide]

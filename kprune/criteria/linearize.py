@@ -6,7 +6,6 @@ names of their classes, which Keras 3 and tf_keras share.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ import keras
 from keras import ops
 
 from ..layers import all_layers, sublayers
+from .precision import computing_in, first
 
 # Taken as they are: f(c * x) = c * f(x) for c > 0 once biases and statistics count as inputs, in inference mode.
 HOMOGENEOUS = {
@@ -102,30 +102,11 @@ def linearized(model: Any) -> Iterator[None]:
                     "SynFlow cannot see through this operation of the graph; make it a layer that it knows. "
                     f"Received: operation={type(operation).__name__}"
                 )
-    saved: list[tuple[Any, str, Any]] = []
-    # On JAX, Keras's type promotion makes float32 of every float64, whatever JAX itself allows; it has no public switch
-    # (checked with Keras 3.13.2 and 3.15.1; test_synflow.py: a gain beyond float32).
-    promotion = importlib.import_module("keras.src.backend.common.dtypes").BIT64_TO_BIT32_DTYPE
-    promoted = promotion["float64"]
-
-    def patch(layer: Any, name: str, value: Any) -> None:
-        saved.append((layer, name, vars(layer).get(name, _ABSENT)))
-        # Past Keras's own `__setattr__`, which would track the value as part of the layer.
-        object.__setattr__(layer, name, value)
-
-    try:
-        promotion["float64"] = "float64"
+    with computing_in(model, "float64") as patch:
         for layer, what in zip(layers, kinds, strict=True):
-            patch(layer, "_dtype_policy", keras.dtype_policies.DTypePolicy("float64"))
             activation = vars(layer).get("activation")
-            # Models inside the model would cast what they are given to the float32 of their Input.
-            if "_functional" in vars(layer):
-                patch(layer, "_convert_input_args", False)
-            for graph in (layer, vars(layer).get("_functional")):
-                if hasattr(graph, "_convert_inputs_to_tensors"):
-                    patch(graph, "_convert_inputs_to_tensors", _first)
             if what == "identity":
-                patch(layer, "call", _first)
+                patch(layer, "call", first)
             elif what == "multiply":
                 patch(layer, "call", _geometric_mean)
             elif what == "relu":
@@ -134,13 +115,6 @@ def linearized(model: Any) -> Iterator[None]:
             elif callable(activation):
                 patch(layer, "activation", keras.activations.get(activation_for(getattr(activation, "__name__", ""))))
         yield
-    finally:
-        promotion["float64"] = promoted
-        for layer, name, value in reversed(saved):
-            if value is _ABSENT:
-                object.__delattr__(layer, name)
-            else:
-                object.__setattr__(layer, name, value)
 
 
 def geometric_mean(factors: list[Any], where: Callable[..., Any]) -> Any:
@@ -151,13 +125,6 @@ def geometric_mean(factors: list[Any], where: Callable[..., Any]) -> Any:
         root = where(positive, where(positive, x, 1.0) ** (1.0 / len(factors)), 0.0)
         product = root if product is None else product * root
     return product
-
-
-_ABSENT = object()
-
-
-def _first(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    return inputs
 
 
 def _geometric_mean(inputs: list[Any]) -> Any:

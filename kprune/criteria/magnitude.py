@@ -1,4 +1,4 @@
-"""Magnitude: the size of a weight."""
+"""Magnitude: the size of a weight, alone or beside the others of its layer."""
 
 import numpy as np
 
@@ -21,3 +21,48 @@ def magnitude(context: Context) -> Scores:
     [[0.0, -4.0], [-3.0, 0.0]]
     """
     return {weight.path: np.abs(weight.value()) for weight in context.weights}
+
+
+@CRITERIA.register("large_final")
+def large_final(context: Context) -> Scores:
+    """The final magnitude: score = |w|, by the name it has among the mask criteria of arXiv:1905.01067.
+
+    Returns:
+        As `magnitude`.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    >>> len(kprune.prune(model, "large_final", sparsity=0.5))
+    1
+    """
+    return magnitude(context)
+
+
+@CRITERIA.register("lamp")
+def lamp(context: Context) -> Scores:
+    """Layer-adaptive magnitude: score_u = w_u^2 / sum of w_v^2 over all v of the layer with |w_v| >= |w_u|, v from u on.
+
+    The order within a layer is that of the magnitude, and its largest weight has the score 1, so that a global scope
+    shares the budget among the layers without emptying one (arXiv:2010.07611). Of equal weights the later in C order
+    stands higher.
+
+    Returns:
+        path -> float64 array of the weight's shape, from 0 to 1; 0 for weights that are pruned already.
+
+    >>> import keras, kprune, numpy as np
+    >>> one, two = keras.layers.Dense(2, use_bias=False), keras.layers.Dense(1, use_bias=False)
+    >>> model = keras.Sequential([keras.Input((1,)), one, two])
+    >>> one.set_weights([np.array([[9.0, 8.0]])]); two.set_weights([np.array([[0.3], [0.1]])])
+    >>> _ = kprune.prune(model, "lamp", sparsity=0.5)  # scores 1, 0.44 and 1, 0.1
+    >>> one.kernel.numpy().tolist(), round(float(two.kernel.numpy()[0, 0]), 4)
+    ([[9.0, 0.0]], 0.3)
+    """
+    scores = {}
+    for weight, value in zip(context.weights, context.kept_values(), strict=True):
+        squares = value.reshape(-1).astype(np.float64) ** 2
+        order = np.argsort(squares, kind="stable")
+        above = np.cumsum(squares[order][::-1])[::-1]
+        score = np.zeros(squares.size)
+        score[order] = np.divide(squares[order], above, out=np.zeros(squares.size), where=above > 0)
+        scores[weight.path] = score.reshape(weight.shape)
+    return scores

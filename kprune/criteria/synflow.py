@@ -19,8 +19,8 @@ from .linearize import linearized
 Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
 
 
-@CRITERIA.register("synflow")
-def synflow(context: Context) -> Scores:
+@CRITERIA.register("synflow", default_rounds=100)
+def synflow(context: Context, inputs: str = "ones") -> Scores:
     """Synaptic flow: score = |w * dR/dw|, R = sum of the outputs at an all-ones input (arXiv:2006.05467).
 
     R is the output of the network in which every weight, bias and normalisation parameter (gamma, beta, moving mean
@@ -31,6 +31,11 @@ def synflow(context: Context) -> Scores:
 
     The paper's algorithm is 100 rounds of it, each pruning to density final ** (r / 100) over all layers together:
     that is the default of `kprune.prune(model, "synflow", ...)`, with `scope="global"`.
+
+    Args:
+        context: needs no data, unless `inputs` is "mean".
+        inputs: "ones", or "mean": the absolute value of the mean of `data`, as
+            `kprune.prune(model, functools.partial(kprune.criteria.synflow, inputs="mean"), 0.9, data=(x, y))`.
 
     Returns:
         path -> float64 array of the weight's shape, >= 0, in units of R; 0 for weights that are pruned already.
@@ -47,7 +52,37 @@ def synflow(context: Context) -> Scores:
     >>> first.kernel.numpy().tolist(), second.kernel.numpy().tolist()
     ([[1.0, 0.0]], [[3.0], [0.0]])
     """
-    scorer = context.once("synflow", lambda: _make_scorer(context))
+    return _flow(context, 1, inputs)
+
+
+@CRITERIA.register("synflow_l2", default_rounds=100)
+def synflow_l2(context: Context, inputs: str = "ones") -> Scores:
+    """SynFlow by squares: score = w^2 * dR/d(w^2), R = sum over all paths of the product of their squared weights.
+
+    As `synflow`, but every parameter enters by its square, so that R is the path norm, the trace of the path kernel
+    (arXiv:2108.10589); a moving variance v becomes v^2, which is exact but for the normalisation's epsilon.
+
+    Args:
+        context, inputs: as of `synflow`.
+
+    Returns:
+        As `synflow`.
+
+    >>> import keras, kprune, numpy as np
+    >>> first, second = keras.layers.Dense(2, use_bias=False), keras.layers.Dense(1, use_bias=False)
+    >>> model = keras.Sequential([keras.Input((1,)), first, second])
+    >>> first.set_weights([np.array([[1.0, -2.0]])]); second.set_weights([np.array([[3.0], [1.0]])])
+    >>> _ = kprune.prune(model, "synflow_l2", sparsity=0.5)  # paths of 9 and 4
+    >>> first.kernel.numpy().tolist(), second.kernel.numpy().tolist()
+    ([[1.0, 0.0]], [[3.0], [0.0]])
+    """
+    return _flow(context, 2, inputs)
+
+
+def _flow(context: Context, power: int, inputs: str) -> Scores:
+    if inputs not in ("ones", "mean") or (inputs == "mean" and not context.data):
+        raise ValueError(f"`inputs` is 'ones', or 'mean' with `data`. Received: inputs={inputs!r}")
+    scorer = context.once(f"synflow {power} {inputs}", lambda: _make_scorer(context, power, inputs))
     total, scores = scorer([context.masks[weight.path] for weight in context.weights])
     untouched = all(mask.all() for mask in context.masks.values())
     for weight, score in zip(context.weights, scores, strict=True):
@@ -65,10 +100,7 @@ def synflow(context: Context) -> Scores:
     return dict(zip((weight.path for weight in context.weights), scores, strict=True))
 
 
-synflow.default_rounds = 100  # type: ignore[attr-defined]
-
-
-def _make_scorer(context: Context) -> Scorer:
+def _make_scorer(context: Context, power: int = 1, inputs: str = "ones") -> Scorer:
     _warn_of_biases(context.model)
     if is_tf_keras(context.model):
         from .synflow_tf_keras import float64_scorer

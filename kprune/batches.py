@@ -1,0 +1,109 @@
+"""Batches of data for the criteria that need some, and samples with the same number of examples of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import keras
+import numpy as np
+
+# One batch: inputs, targets and sample weights (None if there are none), each an array or a structure of arrays.
+Batch = tuple[Any, Any, Any]
+
+BATCH_SIZE = 256
+
+
+def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
+    """The first batches of any kind of data, as NumPy arrays.
+
+    Args:
+        data: a tuple of arrays `(x, y)` or `(x, y, sample_weight)`, cut into batches of 256 in their order; or
+            anything that yields such batches itself: a `tf.data.Dataset`, a generator, a list of tuples, a
+            `keras.utils.PyDataset`. `x` and `y` may be lists or dicts of arrays.
+        batches: how many to take, fewer if there are fewer; None for all.
+
+    Returns:
+        A list of (x, y, sample_weight or None).
+
+    Raises:
+        ValueError: `batches` is not a positive whole number, the data hold no batch, or a batch has no targets.
+
+    >>> x, y = np.zeros((300, 8)), np.zeros(300)
+    >>> [len(batch[0]) for batch in take_batches((x, y), batches=None)]
+    [256, 44]
+    """
+    if batches is not None and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 1):
+        raise ValueError(f"`batches` is a whole number, at least 1, or None for all. Received: batches={batches!r}")
+    if isinstance(data, tuple):
+        source = _slices(data)
+    elif isinstance(data, np.ndarray | dict) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise ValueError(
+            "`data` is a tuple (x, y), or yields such tuples: a tf.data.Dataset, a generator, a list of batches. "
+            f"Received: data={type(data).__name__}"
+        )
+    else:
+        source = iter(data)
+    taken = []
+    for batch in islice(source, batches):
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+        if y is None:
+            raise ValueError("The criterion needs targets: each batch is a tuple (x, y). Received: y=None")
+        taken.append(tuple(keras.tree.map_structure(np.asarray, part) for part in (x, y)) + (_array(weight),))
+    if not taken or not len(keras.tree.flatten(taken[0][0])[0]):
+        raise ValueError("`data` holds no example. Received: batches=0")
+    return taken
+
+
+def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple[Any, Any]:
+    """The same number of examples of each class, drawn without replacement: what SNIP and GraSP score best on.
+
+    Args:
+        x: array, or structure of arrays, whose first axis is the example.
+        y: class ids (n,) or (n, 1), or one-hot (n, classes).
+        per_class: examples of each class; all of those of a class that has fewer.
+        seed: of the draw.
+
+    Returns:
+        (x, y) of the examples drawn, in the order of the classes' ids.
+
+    Raises:
+        ValueError: `per_class` is below 1, or x and y differ in length.
+
+    >>> x, y = balanced_sample(np.arange(6), np.array([0, 0, 0, 0, 1, 1]), per_class=2)
+    >>> y.tolist()
+    [0, 0, 1, 1]
+    """
+    y = np.asarray(y)
+    lengths = {len(part) for part in keras.tree.flatten(x)} | {len(y)}
+    if len(lengths) != 1:
+        raise ValueError(f"x and y have as many examples as each other. Received: lengths={sorted(lengths)}")
+    if per_class < 1:
+        raise ValueError(f"`per_class` is at least 1. Received: per_class={per_class!r}")
+    ids = y.argmax(-1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(-1)
+    draw = np.random.default_rng(seed)
+    chosen = np.concatenate([draw.permutation(np.flatnonzero(ids == c))[:per_class] for c in np.unique(ids)])
+    return keras.tree.map_structure(lambda part: np.asarray(part)[chosen], x), y[chosen]
+
+
+def examples(batch: Batch) -> Iterator[Batch]:
+    """Each example of a batch, as a batch of one."""
+    for i in range(len(keras.tree.flatten(batch[0])[0])):
+        x, y = (keras.tree.map_structure(lambda part, i=i: part[i : i + 1], part) for part in batch[:2])
+        yield x, y, keras.tree.map_structure(lambda part, i=i: part[i : i + 1], batch[2])
+
+
+def _slices(data: tuple[Any, ...]) -> Iterator[Batch]:
+    if len(data) not in (2, 3):
+        raise ValueError(f"A tuple of data is (x, y) or (x, y, sample_weight). Received: length={len(data)}")
+    arrays = keras.tree.map_structure(np.asarray, tuple(data))
+    lengths = {len(array) for array in keras.tree.flatten(arrays)}
+    if len(lengths) != 1:
+        raise ValueError(f"x and y have as many examples as each other. Received: lengths={sorted(lengths)}")
+    for start in range(0, lengths.pop(), BATCH_SIZE):
+        yield keras.tree.map_structure(lambda array, start=start: array[start : start + BATCH_SIZE], arrays)
+
+
+def _array(weight: Any) -> Any:
+    return None if weight is None else keras.tree.map_structure(np.asarray, weight)

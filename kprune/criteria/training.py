@@ -1,0 +1,90 @@
+"""Criteria that compare a weight with what it was before training (arXiv:1905.01067), or with its way since."""
+
+import numpy as np
+
+from .base import CRITERIA, Context, Scores
+
+
+@CRITERIA.register("large_init", needs=("initial",))
+def large_init(context: Context) -> Scores:
+    """The initial magnitude: score = |w_initial| (arXiv:1905.01067).
+
+    Returns:
+        path -> float array of the weight's shape, in the weight's units.
+
+    >>> import keras, kprune, numpy as np
+    >>> dense = keras.layers.Dense(1, use_bias=False)
+    >>> model = keras.Sequential([keras.Input((2,)), dense])
+    >>> initial = {dense.kernel.path: np.array([[1.0], [2.0]])}
+    >>> dense.set_weights([np.array([[5.0], [3.0]])])
+    >>> _ = kprune.prune(model, "large_init", 0.5, initial=initial)
+    >>> dense.kernel.numpy().tolist()
+    [[0.0], [3.0]]
+    """
+    return {path: np.abs(first) for path, first, _ in _pairs(context)}
+
+
+@CRITERIA.register("magnitude_increase", needs=("initial",))
+def magnitude_increase(context: Context) -> Scores:
+    """What training added to the magnitude: score = |w| - |w_initial| (arXiv:1905.01067).
+
+    Returns:
+        path -> float array of the weight's shape, any sign, in the weight's units.
+
+    >>> import keras, kprune, numpy as np
+    >>> dense = keras.layers.Dense(1, use_bias=False)
+    >>> model = keras.Sequential([keras.Input((2,)), dense])
+    >>> initial = {dense.kernel.path: np.array([[4.5], [-1.0]])}
+    >>> dense.set_weights([np.array([[5.0], [3.0]])])
+    >>> _ = kprune.prune(model, "magnitude_increase", 0.5, initial=initial)
+    >>> dense.kernel.numpy().tolist()
+    [[0.0], [3.0]]
+    """
+    return {path: np.abs(last) - np.abs(first) for path, first, last in _pairs(context)}
+
+
+@CRITERIA.register("init_final_sign", needs=("initial",))
+def init_final_sign(context: Context) -> Scores:
+    """The final magnitude where the sign is still the initial one: score = max(0, w * sign(w_initial)).
+
+    The criterion of the supermasks of arXiv:1905.01067.
+
+    Returns:
+        path -> float array of the weight's shape, >= 0, in the weight's units.
+
+    >>> import keras, kprune, numpy as np
+    >>> dense = keras.layers.Dense(1, use_bias=False)
+    >>> model = keras.Sequential([keras.Input((2,)), dense])
+    >>> initial = {dense.kernel.path: np.array([[-0.1], [0.2]])}
+    >>> dense.set_weights([np.array([[5.0], [3.0]])])
+    >>> _ = kprune.prune(model, "init_final_sign", 0.5, initial=initial)
+    >>> dense.kernel.numpy().tolist()
+    [[0.0], [3.0]]
+    """
+    return {path: np.maximum(last * np.sign(first), 0) for path, first, last in _pairs(context)}
+
+
+@CRITERIA.register("movement", needs=("movement",))
+def movement(context: Context) -> Scores:
+    """Movement pruning: score = sum over training steps of w_t * (w_{t+1} - w_t) (arXiv:2005.07683); signed.
+
+    Weights that training moves away from zero are kept. Under plain SGD the change is -rate * dL/dw, so that it is the
+    paper's accumulated -w * dL/dw; under other optimizers the change is that of their own update.
+    `kprune.callbacks.GradualPruning` collects it from the start of the fit.
+
+    Returns:
+        path -> float array of the weight's shape, any sign, in squared units of the weight.
+
+    >>> import keras, kprune, numpy as np
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> callback = kprune.callbacks.GradualPruning(kprune.schedules.Constant(0.5, begin_step=4), "movement")
+    >>> _ = model.fit(np.ones((64, 8)), np.ones((64, 1)), batch_size=8, verbose=0, callbacks=[callback])
+    >>> kprune.summary(model).sparsity
+    0.5
+    """
+    return {weight.path: context.movement[weight.path] for weight in context.weights}
+
+
+def _pairs(context: Context) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    return [(w.path, np.asarray(context.initial[w.path]), value) for w, value in context.values()]
