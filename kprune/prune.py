@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from .threads import side_by_side
 def prune(
     model: Any,
     criterion: str | Callable[..., Any],
-    sparsity: float,
+    sparsity: float | dict[str, float],
     *,
     scope: str | Callable[..., Any] = "global",
     pattern: str | Callable[..., Any] = "unstructured",
@@ -40,8 +41,11 @@ def prune(
             that `kprune.mask` returned.
         criterion: a name from `kprune.criteria.CRITERIA` ("magnitude", "random", "synflow") or a function of a
             `kprune.criteria.Context` that returns path -> scores, higher = keep.
-        sparsity: fraction of zeros over all masked weights, in [0, 1). Exactly floor(sparsity * size) zeros.
-        scope: how it is shared among the weights: "global", "layerwise", or `kprune.scopes.with_floor(...)`.
+        sparsity: fraction of zeros over all masked weights, in [0, 1). Exactly floor(sparsity * size) zeros. Or a
+            dict of regular expression, searched in the weights' paths (the first that is found counts) -> sparsity:
+            each group is pruned to its own, the scope shares it within the group, other weights are left alone.
+        scope: how it is shared among the weights: a name from `kprune.scopes.SCOPES` ("global", "layerwise", "uniform",
+            "uniform_plus", "erk") or a function such as `kprune.scopes.with_floor(...)`, `per_layer(...)`.
         pattern: the shape of the zeros: "unstructured".
         rounds: number of rounds; the criterion's own number by default (100 for "synflow", else 1).
         seed: of criteria that draw random numbers.
@@ -62,7 +66,7 @@ def prune(
     172
     """
     plan = Plan(criterion, scope, pattern, rounds, seed)
-    check_sparsity("sparsity", sparsity)
+    check_sparsities(sparsity)
     fresh = mask_for_pruning(model)
     try:
         masks = plan.masks(model, sparsity, verbose)
@@ -96,18 +100,21 @@ class Plan:
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f"`seed` is a whole number, at least 0. Received: seed={seed!r}")
 
-    def masks(self, model: Any, sparsity: float, verbose: bool = False) -> Masks:
+    def masks(self, model: Any, sparsity: float | dict[str, float], verbose: bool = False) -> Masks:
         """The masks to which the model would be pruned; the model is not changed."""
         weights = masked_weights(model)
+        groups = _groups([weight.path for weight in weights], sparsity)
         context = Context(model, weights, {weight.path: weight.kept() for weight in weights}, self.seed)
         steps = range(1, self.rounds + 1)
         # `delay` keeps a bar that would flash by off the screen.
-        for r in tqdm(steps, desc=f"{self.name} to {sparsity:.2%} sparsity", disable=not verbose, delay=1):
-            context.masks = self._cut(context, 1 - (1 - sparsity) ** (r / self.rounds))
+        goal = "its sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
+        for r in tqdm(steps, desc=f"{self.name} to {goal}", disable=not verbose, delay=1):
+            due = [(paths, 1 - (1 - final) ** (r / self.rounds)) for paths, final in groups]
+            context.masks = self._cut(context, due)
         _warn_of_collapse(weights, context.masks)
         return context.masks
 
-    def _cut(self, context: Context, sparsity: float) -> Masks:
+    def _cut(self, context: Context, groups: list[tuple[list[str], float]]) -> Masks:
         masks, scores = context.masks, self.criterion(context)
         if not isinstance(scores, dict):
             raise ValueError(f"A criterion returns a dict, path -> scores. Received: criterion={self.name!r}")
@@ -129,7 +136,10 @@ class Plan:
 
         paths = [weight.path for weight in context.weights]
         survivors = dict(zip(paths, side_by_side(survivor, context.weights), strict=True))
-        n_keep = self.scope(survivors, sparsity)
+        n_keep = {path: survivors[path].size for path in paths}
+        for group, sparsity in groups:
+            shares = self.scope({path: survivors[path] for path in group}, sparsity)
+            n_keep.update((path, shares[path]) for path in group)
 
         def cut(path: str) -> np.ndarray:
             kept = self.pattern(survivors[path], min(n_keep[path], int(np.count_nonzero(masks[path]))))
@@ -160,6 +170,33 @@ def mask_for_pruning(model: Any) -> bool:
             f"The model has no weight that can be masked: {report.skipped}. Received: model={model.name!r}"
         )
     return True
+
+
+def check_sparsities(sparsity: float | dict[str, float]) -> None:
+    """Raises ValueError unless it is a sparsity, or a dict of some."""
+    if isinstance(sparsity, dict):
+        for expression, value in sparsity.items():
+            check_sparsity(f"sparsity[{expression!r}]", value)
+    else:
+        check_sparsity("sparsity", sparsity)
+
+
+def _groups(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple[list[str], float]]:
+    """(paths of a group, its sparsity): all paths, or those whose first expression found is that of the dict."""
+    if not isinstance(sparsity, dict):
+        return [(paths, sparsity)]
+    found: dict[str, list[str]] = {expression: [] for expression in sparsity}
+    for path in paths:
+        first = next((expression for expression in sparsity if re.search(expression, path)), None)
+        if first is not None:
+            found[first].append(path)
+    for expression, group in found.items():
+        if not group:
+            raise ValueError(
+                f"This expression matches no masked weight (or an earlier one takes them all); the weights are "
+                f"{', '.join(paths)}. Received: sparsity={expression!r}"
+            )
+    return [(group, sparsity[expression]) for expression, group in found.items()]
 
 
 def _resolve(registry: Registry, entry: Any) -> Callable[..., Any]:
