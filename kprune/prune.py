@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .criteria import CRITERIA, Context
 from .masks import MaskedWeight, Masks, is_tf_keras, mask, masked_weights, set_masks, strip
 from .patterns import PATTERNS
-from .registry import Registry
+from .registry import Registry, trait
 from .schedules import check_sparsity
 from .scopes import SCOPES
 from .threads import side_by_side
@@ -92,8 +92,8 @@ class Plan:
         self.criterion = _resolve(CRITERIA, criterion)
         self.scope = _resolve(SCOPES, scope)
         self.pattern = _resolve(PATTERNS, pattern)
-        self.rounds = getattr(self.criterion, "default_rounds", 1) if rounds is None else rounds
-        self.name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "criterion")
+        self.rounds = trait(self.criterion, "default_rounds", 1) if rounds is None else rounds
+        self.name = CRITERIA.name_of(criterion)
         self.seed = seed
         if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 1:
             raise ValueError(f"`rounds` is a whole number, at least 1. Received: rounds={rounds!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -26,12 +27,17 @@ class Registry:
         self.kind = kind
         self._entries: dict[str, Callable[..., Any]] = {}
 
-    def register(self, name: str) -> Callable[[Entry], Entry]:
-        """Decorator: makes a function available under `name`. Raises ValueError if the name is taken."""
+    def register(self, name: str, **traits: Any) -> Callable[[Entry], Entry]:
+        """Decorator: makes a function available under `name`, with `traits` as its attributes (see `trait`).
+
+        Raises ValueError if the name is taken.
+        """
 
         def add(entry: Entry) -> Entry:
             if name in self._entries:
                 raise ValueError(f"The {self.kind} is registered already. Received: name={name!r}")
+            for trait_name, value in traits.items():
+                setattr(entry, trait_name, value)
             self._entries[name] = entry
             return entry
 
@@ -48,5 +54,27 @@ class Registry:
             )
         return self._entries[entry]
 
+    def name_of(self, entry: Any) -> str:
+        """What to call an entry in messages: its name here, else the function's own, else the kind."""
+        plain = _unwrapped(entry)
+        names = [name for name, registered in self._entries.items() if registered is plain]
+        return entry if isinstance(entry, str) else names[0] if names else getattr(plain, "__name__", self.kind)
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
+
+
+def trait(entry: Callable[..., Any], name: str, default: Any) -> Any:
+    """A trait of a registered function, also of a `functools.partial` of it; `default` if it has none.
+
+    >>> import functools
+    >>> def draft(context, steps=1): ...
+    >>> draft.default_rounds = 100
+    >>> trait(functools.partial(draft, steps=2), "default_rounds", 1), trait(print, "default_rounds", 1)
+    (100, 1)
+    """
+    return getattr(_unwrapped(entry), name, default)
+
+
+def _unwrapped(entry: Any) -> Any:
+    return _unwrapped(entry.func) if isinstance(entry, functools.partial) else entry

@@ -1,5 +1,6 @@
 """`kprune.prune`: exact counts, rounds over survivors, and a model that is as it was when anything is wrong."""
 
+import functools
 import math
 import re
 
@@ -534,3 +535,9 @@ def test_a_group_that_cannot_be_pruned_is_refused_before_anything_changes(sparsi
     with pytest.raises(ValueError, match=f"Received: {received}$"):
         kprune.prune(model, "magnitude", sparsity)
     assert_unchanged(model, before)
+
+
+def test_a_partial_of_a_criterion_keeps_its_rounds_and_its_name():
+    plan = Plan(functools.partial(kprune.criteria.synflow))
+    assert (plan.rounds, plan.name) == (100, "synflow")
+    assert Plan(functools.partial(functools.partial(kprune.criteria.magnitude))).rounds == 1

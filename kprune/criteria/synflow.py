@@ -19,7 +19,7 @@ from .linearize import linearized
 Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
 
 
-@CRITERIA.register("synflow")
+@CRITERIA.register("synflow", default_rounds=100)
 def synflow(context: Context) -> Scores:
     """Synaptic flow: score = |w * dR/dw|, R = sum of the outputs at an all-ones input (arXiv:2006.05467).
 
@@ -63,9 +63,6 @@ def synflow(context: Context) -> Scores:
                 f"that gamma another value. Received: R={total}"
             )
     return dict(zip((weight.path for weight in context.weights), scores, strict=True))
-
-
-synflow.default_rounds = 100  # type: ignore[attr-defined]
 
 
 def _make_scorer(context: Context) -> Scorer:
