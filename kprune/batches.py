@@ -50,7 +50,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
         if y is None:
             raise ValueError("The criterion needs targets: each batch is a tuple (x, y). Received: y=None")
-        taken.append(tuple(keras.tree.map_structure(np.asarray, part) for part in (x, y)) + (_array(weight),))
+        taken.append((keras.tree.map_structure(np.asarray, x), keras.tree.map_structure(np.asarray, y), _array(weight)))
     if not taken or not len(keras.tree.flatten(taken[0][0])[0]):
         raise ValueError("`data` holds no example. Received: batches=0")
     return taken
@@ -90,8 +90,10 @@ def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple
 def examples(batch: Batch) -> Iterator[Batch]:
     """Each example of a batch, as a batch of one."""
     for i in range(len(keras.tree.flatten(batch[0])[0])):
-        x, y = (keras.tree.map_structure(lambda part, i=i: part[i : i + 1], part) for part in batch[:2])
-        yield x, y, keras.tree.map_structure(lambda part, i=i: part[i : i + 1], batch[2])
+        yield tuple(  # type: ignore[misc]
+            part if part is None else keras.tree.map_structure(lambda array, i=i: array[i : i + 1], part)
+            for part in batch
+        )
 
 
 def _slices(data: tuple[Any, ...]) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from .criteria import CRITERIA, Context
+from .batches import take_batches
+from .criteria import CRITERIA, Context, Scores
 from .masks import MaskedWeight, Masks, is_tf_keras, mask, masked_weights, set_masks, strip
 from .patterns import PATTERNS
-from .registry import Registry
+from .registry import Registry, trait
 from .schedules import check_sparsity
 from .scopes import SCOPES
 from .threads import side_by_side
@@ -21,12 +23,15 @@ from .threads import side_by_side
 def prune(
     model: Any,
     criterion: str | Callable[..., Any],
-    sparsity: float,
+    sparsity: float | dict[str, float],
     *,
     scope: str | Callable[..., Any] = "global",
     pattern: str | Callable[..., Any] = "unstructured",
     rounds: int | None = None,
     seed: int = 0,
+    data: Any = None,
+    batches: int | None = 1,
+    initial: dict[str, np.ndarray] | None = None,
     optimizer: Any = None,
     verbose: bool = True,
 ) -> Masks:
@@ -40,11 +45,21 @@ def prune(
             that `kprune.mask` returned.
         criterion: a name from `kprune.criteria.CRITERIA` ("magnitude", "random", "synflow") or a function of a
             `kprune.criteria.Context` that returns path -> scores, higher = keep.
-        sparsity: fraction of zeros over all masked weights, in [0, 1). Exactly floor(sparsity * size) zeros.
-        scope: how it is shared among the weights: "global", "layerwise", or `kprune.scopes.with_floor(...)`.
+        sparsity: fraction of zeros over all masked weights, in [0, 1). Exactly floor(sparsity * size) zeros. Or a
+            dict of regular expression, searched in the weights' paths (the first that is found counts) -> sparsity:
+            each group is pruned to its own, the scope shares it within the group, other weights are left alone.
+        scope: how it is shared among the weights: a name from `kprune.scopes.SCOPES` ("global", "layerwise", "uniform",
+            "uniform_plus", "erk") or a function such as `kprune.scopes.with_floor(...)`, `per_layer(...)`.
         pattern: the shape of the zeros: "unstructured".
         rounds: number of rounds; the criterion's own number by default (100 for "synflow", else 1).
         seed: of criteria that draw random numbers.
+        data: for criteria that ask the loss ("snip", "force", "grasp", "taylor", "fisher" ...): arrays (x, y) or
+            (x, y, sample_weight), cut into batches of 256; or what yields batches, such as a tf.data.Dataset. The
+            model must be compiled with its loss.
+        batches: how many batches of `data` to use; None for all.
+        initial: for criteria that compare with the weights before training ("large_init", "magnitude_increase",
+            "init_final_sign"): path -> array, taken then as
+            `{w.path: w.value() for w in kprune.masked_weights(model)}`.
         optimizer: of a custom training loop; its slots are reset where masks change. By default the compiled one.
         verbose: show a progress bar over the rounds.
 
@@ -61,8 +76,8 @@ def prune(
     >>> sum(int((~mask).sum()) for mask in masks.values())  # floor(0.9 * (8 * 16 + 16 * 4))
     172
     """
-    plan = Plan(criterion, scope, pattern, rounds, seed)
-    check_sparsity("sparsity", sparsity)
+    plan = Plan(criterion, scope, pattern, rounds, seed, data, batches, initial)
+    check_sparsities(sparsity)
     fresh = mask_for_pruning(model)
     try:
         masks = plan.masks(model, sparsity, verbose)
@@ -84,31 +99,60 @@ class Plan:
         pattern: str | Callable[..., Any] = "unstructured",
         rounds: int | None = None,
         seed: int = 0,
+        data: Any = None,
+        batches: int | None = 1,
+        initial: dict[str, np.ndarray] | None = None,
     ):
         self.criterion = _resolve(CRITERIA, criterion)
         self.scope = _resolve(SCOPES, scope)
         self.pattern = _resolve(PATTERNS, pattern)
-        self.rounds = getattr(self.criterion, "default_rounds", 1) if rounds is None else rounds
-        self.name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "criterion")
+        self.rounds = trait(self.criterion, "default_rounds", 1) if rounds is None else rounds
+        self.name = CRITERIA.name_of(criterion)
         self.seed = seed
         if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 1:
             raise ValueError(f"`rounds` is a whole number, at least 1. Received: rounds={rounds!r}")
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f"`seed` is a whole number, at least 0. Received: seed={seed!r}")
+        self.needs = trait(self.criterion, "needs", ())
+        if "data" in self.needs and data is None:
+            raise ValueError(f"The criterion {self.name!r} asks the loss: give it data=(x, y). Received: data=None")
+        # Taken once: a generator gives each batch only once, and all updates of a fit are to see the same data.
+        self.data = [] if data is None else take_batches(data, batches)
+        self.initial = initial
+        self.movement: Scores | None = None  # collected by GradualPruning
 
-    def masks(self, model: Any, sparsity: float, verbose: bool = False) -> Masks:
+    def masks(self, model: Any, sparsity: float | dict[str, float], verbose: bool = False) -> Masks:
         """The masks to which the model would be pruned; the model is not changed."""
         weights = masked_weights(model)
-        context = Context(model, weights, {weight.path: weight.kept() for weight in weights}, self.seed)
-        steps = range(1, self.rounds + 1)
+        groups = _groups([weight.path for weight in weights], sparsity)
+        current = {weight.path: weight.kept() for weight in weights}
+        initial, movement = (self._history(name, weights) for name in ("initial", "movement"))
+        context = Context(model, weights, current, self.seed, self.data, initial, movement)
+        steps, revives = range(1, self.rounds + 1), trait(self.criterion, "revives", False)
         # `delay` keeps a bar that would flash by off the screen.
-        for r in tqdm(steps, desc=f"{self.name} to {sparsity:.2%} sparsity", disable=not verbose, delay=1):
-            context.masks = self._cut(context, 1 - (1 - sparsity) ** (r / self.rounds))
+        goal = "its sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
+        for r in tqdm(steps, desc=f"{self.name} to {goal}", disable=not verbose, delay=1):
+            due = [(paths, 1 - (1 - final) ** (r / self.rounds)) for paths, final in groups]
+            context.masks = self._cut(context, due, current if revives else context.masks)
         _warn_of_collapse(weights, context.masks)
         return context.masks
 
-    def _cut(self, context: Context, sparsity: float) -> Masks:
-        masks, scores = context.masks, self.criterion(context)
+    def _history(self, name: str, weights: list[MaskedWeight]) -> Scores:
+        """`initial` or `movement`, checked if the criterion needs it."""
+        given = getattr(self, name) or {}
+        if name in self.needs:
+            for weight in weights:
+                shape = np.shape(given[weight.path]) if weight.path in given else None
+                if shape != weight.shape:
+                    raise ValueError(
+                        f"The criterion {self.name!r} needs `{name}`, a dict with an array of shape {weight.shape} for "
+                        f"{weight.path}; GradualPruning takes it by itself. Received: shape={shape}"
+                    )
+        return given
+
+    def _cut(self, context: Context, groups: list[tuple[list[str], float]], masks: Masks) -> Masks:
+        """The masks of a round, which keep nothing that `masks` does not."""
+        scores = self.criterion(context)
         if not isinstance(scores, dict):
             raise ValueError(f"A criterion returns a dict, path -> scores. Received: criterion={self.name!r}")
 
@@ -129,7 +173,10 @@ class Plan:
 
         paths = [weight.path for weight in context.weights]
         survivors = dict(zip(paths, side_by_side(survivor, context.weights), strict=True))
-        n_keep = self.scope(survivors, sparsity)
+        n_keep = {path: survivors[path].size for path in paths}
+        for group, sparsity in groups:
+            shares = self.scope({path: survivors[path] for path in group}, sparsity)
+            n_keep.update((path, shares[path]) for path in group)
 
         def cut(path: str) -> np.ndarray:
             kept = self.pattern(survivors[path], min(n_keep[path], int(np.count_nonzero(masks[path]))))
@@ -160,6 +207,33 @@ def mask_for_pruning(model: Any) -> bool:
             f"The model has no weight that can be masked: {report.skipped}. Received: model={model.name!r}"
         )
     return True
+
+
+def check_sparsities(sparsity: float | dict[str, float]) -> None:
+    """Raises ValueError unless it is a sparsity, or a dict of some."""
+    if isinstance(sparsity, dict):
+        for expression, value in sparsity.items():
+            check_sparsity(f"sparsity[{expression!r}]", value)
+    else:
+        check_sparsity("sparsity", sparsity)
+
+
+def _groups(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple[list[str], float]]:
+    """(paths of a group, its sparsity): all paths, or those whose first expression found is that of the dict."""
+    if not isinstance(sparsity, dict):
+        return [(paths, sparsity)]
+    found: dict[str, list[str]] = {expression: [] for expression in sparsity}
+    for path in paths:
+        first = next((expression for expression in sparsity if re.search(expression, path)), None)
+        if first is not None:
+            found[first].append(path)
+    for expression, group in found.items():
+        if not group:
+            raise ValueError(
+                f"This expression matches no masked weight (or an earlier one takes them all); the weights are "
+                f"{', '.join(paths)}. Received: sparsity={expression!r}"
+            )
+    return [(group, sparsity[expression]) for expression, group in found.items()]
 
 
 def _resolve(registry: Registry, entry: Any) -> Callable[..., Any]:

@@ -149,7 +149,6 @@ def by_layer(model):
     return tuple(int((~w.kept()).sum()) for w in kprune.masked_weights(model))
 
 
-@pytest.mark.xfail(raises=TypeError, reason="until `Plan.masks` takes a dict of sparsities")
 def test_each_group_of_weights_follows_its_own_schedule():
     one = PolynomialDecay(0.0, 0.5, 2, 6, power=1, frequency=2)
     schedule = PerLayer({"hidden1": one, "hidden": Constant(0.75, 3), "nothing more|lstm|logits": Constant(0.0, 1)})
@@ -159,7 +158,6 @@ def test_each_group_of_weights_follows_its_own_schedule():
     assert seen == [(0, 0, 0), (0, 0, 0), (0, 108, 0), (24, 108, 0), (24, 108, 0), *3 * [(48, 108, 0)]]
 
 
-@pytest.mark.xfail(raises=TypeError, reason="until `Plan.masks` takes a dict of sparsities")
 def test_what_no_expression_of_a_per_layer_matches_is_left_alone_and_groups_share_their_sparsity():
     model = compiled()
     model.get_layer("hidden1").kernel.assign(1e-3 * np.ones((8, 12)))
@@ -190,7 +188,6 @@ def test_a_per_layer_that_matches_nothing_is_refused_before_anything_changes(mas
     assert iterations(model) == 0
 
 
-@pytest.mark.xfail(raises=TypeError, reason="until `Plan.masks` takes a dict of sparsities")
 def test_a_fit_too_short_for_a_member_of_a_per_layer_is_reported(caplog):
     schedule = PerLayer({"hidden": PolynomialDecay(0.0, 0.8, 0, 10), "logits": PolynomialDecay(0.0, 0.5, 0, 6)})
     with caplog.at_level("WARNING", logger="absl"):

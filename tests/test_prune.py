@@ -1,5 +1,6 @@
 """`kprune.prune`: exact counts, rounds over survivors, and a model that is as it was when anything is wrong."""
 
+import functools
 import math
 import re
 
@@ -514,3 +515,29 @@ def test_compiled_functions_still_train_after_a_failure():
     kprune.prune(model, "magnitude", 0.5)
     model.fit(*data(), batch_size=16, verbose=0)
     assert_zero(model)
+
+
+def test_a_sparsity_for_each_group_of_weights():
+    model = mlp()
+    masks = kprune.prune(model, "magnitude", {"hidden1": 0.25, "hidden": 0.75}, rounds=2)
+    assert [int((~mask).sum()) for mask in masks.values()] == [24, 108, 0]  # of 96, 144 and 36
+    masks = kprune.prune(model, "magnitude", {"logits|hidden1": 0.5})
+    assert sum(int((~mask).sum()) for path, mask in masks.items() if "hidden2" not in path) == 66
+    assert zeros(model) == 66 + 108
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "received"), [({"lstm": 0.5}, "sparsity='lstm'"), ({"hidden": 1.5}, r"sparsity\['hidden'\]=1.5")]
+)
+def test_a_group_that_cannot_be_pruned_is_refused_before_anything_changes(sparsity, received):
+    model = mlp()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=f"Received: {received}$"):
+        kprune.prune(model, "magnitude", sparsity)
+    assert_unchanged(model, before)
+
+
+def test_a_partial_of_a_criterion_keeps_its_rounds_and_its_name():
+    plan = Plan(functools.partial(kprune.criteria.synflow))
+    assert (plan.rounds, plan.name) == (100, "synflow")
+    assert Plan(functools.partial(functools.partial(kprune.criteria.magnitude))).rounds == 1

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 
+
 def clone_without_wrappers(model: Any, dtype: str, stand_in: Callable[[Any], tuple[Any, bool]]) -> tuple[Any, dict]:
     """A clone without wrappers, with weights and computation in `dtype` and values copied.
 

@@ -144,7 +144,9 @@ def taylor(context: Context, training: bool = False) -> Scores:
     [[1.0], [0.0]]
     """
     values, derivatives = context.kept_values(), gradients_of(context, training)
-    parts = ([np.abs(v * g) for v, g in zip(values, derivatives.gradient(values, b), strict=True)] for b in context.data)
+    parts = (
+        [np.abs(v * g) for v, g in zip(values, derivatives.gradient(values, b), strict=True)] for b in context.data
+    )
     return _by_path(context, [part / len(context.data) for part in _sum(parts)])
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -48,14 +49,14 @@ class Gradients:
 
             self._gradient, self._curvature = derivatives(model, context.weights, training, heat)
             return
-        _build_loss(model, context.data[0])
+        loss = _own_loss(model, context.data[0])
         make = {"tensorflow": _tensorflow_derivatives, "jax": _jax_derivatives}.get(keras.backend.backend())
         if make is None:
             raise ValueError(
                 "Criteria that need gradients run on the tensorflow and jax backends of Keras. "
                 f"Received: keras.backend.backend()={keras.backend.backend()!r}"
             )
-        self._gradient, self._curvature = make(model, context.weights, training, heat)
+        self._gradient, self._curvature = make(model, context.weights, training, heat, loss)
 
     def gradient(self, values: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
         """dL/dw at these values of the weights on one batch."""
@@ -86,22 +87,30 @@ def _tf_keras_loss() -> Any:
     return tf_keras.Model.compute_loss
 
 
-def _build_loss(model: Any, batch: Batch) -> None:
-    """Let Keras make its trackers of the losses of several outputs, as `fit` would; not possible in a traced function.
+def _own_loss(model: Any, batch: Batch) -> Any:
+    """A copy of the compiled loss, so that the trackers that it makes for several outputs are not the model's.
 
     `_compile_loss` has no public name (checked with Keras 3.13.2 and 3.15.1; a model that was never trained, in
     tests/test_gradients.py).
     """
-    loss = getattr(model, "_compile_loss", None)
-    if loss is not None and not loss.built:
-        with keras.StatelessScope():
-            y_pred = model(keras.tree.map_structure(lambda part: ops.convert_to_tensor(part[:1]), batch[0]))
-        loss.build(*keras.tree.map_structure(lambda part: part[:1], (batch[1], y_pred)))
+    loss = model._compile_loss
+    if loss is None:
+        return None
+    with keras.StatelessScope():
+        y_pred = model(keras.tree.map_structure(lambda part: ops.convert_to_tensor(part[:1]), batch[0]))
+    own = type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
+    own(keras.tree.map_structure(lambda part: part[:1], batch[1]), y_pred)
+    return own
 
 
-def _loss(
-    model: Any, updates: list[tuple[Any, Any]], batch: Any, training: bool, heat: Callable[[Any], Any]
-) -> Any:
+@contextmanager
+def _scoring(model: Any, loss: Any) -> Iterator[None]:
+    with computing_in(model, "float32") as patch:
+        patch(model, "_compile_loss", loss)
+        yield
+
+
+def _loss(model: Any, updates: list[tuple[Any, Any]], batch: Any, training: bool, heat: Callable[[Any], Any]) -> Any:
     """The loss of a Keras 3 model with these (variable, value) in place of its own; all else it updates is dropped."""
     x, y, sample_weight = batch
     scope = keras.StatelessScope()
@@ -116,7 +125,7 @@ def _mask_variables(model: Any) -> list[Any]:
 
 
 def _tensorflow_derivatives(
-    model: Any, weights: list[MaskedWeight], training: bool, heat: Callable[[Any], Any]
+    model: Any, weights: list[MaskedWeight], training: bool, heat: Callable[[Any], Any], own_loss: Any
 ) -> tuple[Derivative, Derivative]:
     import tensorflow as tf
 
@@ -143,7 +152,7 @@ def _tensorflow_derivatives(
     def run(function: Any) -> Derivative:
         def call(values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
             tensors = keras.tree.map_structure(tf.convert_to_tensor, (values, vectors, batch), none_is_leaf=False)
-            with computing_in(model, "float32"):
+            with _scoring(model, own_loss):
                 return [np.asarray(d) for d in function(*tensors)]
 
         return call
@@ -152,7 +161,7 @@ def _tensorflow_derivatives(
 
 
 def _jax_derivatives(
-    model: Any, weights: list[MaskedWeight], training: bool, heat: Callable[[Any], Any]
+    model: Any, weights: list[MaskedWeight], training: bool, heat: Callable[[Any], Any], own_loss: Any
 ) -> tuple[Derivative, Derivative]:
     import jax
 
@@ -176,7 +185,7 @@ def _jax_derivatives(
         def call(values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
             # Float64 arrays, and int64 class ids, in the types that JAX has.
             batch = jax.tree.map(lambda part: part.astype(jax.dtypes.canonicalize_dtype(part.dtype)), batch)
-            with computing_in(model, "float32"):
+            with _scoring(model, own_loss):
                 return [np.asarray(d) for d in function(values, vectors, [v.value for v in others], batch)]
 
         return call

@@ -40,7 +40,7 @@ def large_final(context: Context) -> Scores:
 
 @CRITERIA.register("lamp")
 def lamp(context: Context) -> Scores:
-    """Layer-adaptive magnitude: score_u = w_u^2 / sum of w_v^2 over all v of the layer with |w_v| >= |w_u|, v from u on.
+    """Layer-adaptive magnitude: score_u = w_u^2 / sum of w_v^2 over all v of the layer that rank from u up.
 
     The order within a layer is that of the magnitude, and its largest weight has the score 1, so that a global scope
     shares the budget among the layers without emptying one (arXiv:2010.07611). Of equal weights the later in C order

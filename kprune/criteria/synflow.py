@@ -102,36 +102,51 @@ def _flow(context: Context, power: int, inputs: str) -> Scores:
 
 def _make_scorer(context: Context, power: int = 1, inputs: str = "ones") -> Scorer:
     _warn_of_biases(context.model)
+    given = _inputs(context, inputs)
     if is_tf_keras(context.model):
         from .synflow_tf_keras import float64_scorer
 
-        return float64_scorer(context.model, context.weights)
-    absolute = [np.abs(weight.value().astype(np.float64)) for weight in context.weights]
+        return float64_scorer(context.model, context.weights, power, given)
+    absolute = [np.abs(weight.value().astype(np.float64)) ** power for weight in context.weights]
+    constants = _constants(context.model, context.weights, power)
     with linearized(context.model):
         if keras.backend.backend() == "tensorflow":
-            return _tensorflow_scorer(context.model, context.weights, absolute)
+            return _tensorflow_scorer(context.model, context.weights, absolute, constants, given)
         if keras.backend.backend() == "jax":
-            return _jax_scorer(context.model, context.weights, absolute)
+            return _jax_scorer(context.model, context.weights, absolute, constants, given)
     raise ValueError(
         "SynFlow runs on the tensorflow and jax backends of Keras. "
         f"Received: keras.backend.backend()={keras.backend.backend()!r}"
     )
 
 
-def _output(model: Any, weights: list[MaskedWeight], kernels: list[Any], others: list[tuple[Any, Any]]) -> Any:
+def _inputs(context: Context, inputs: str) -> dict[str, Any]:
+    """The arguments of the model's call: NumPy arrays for a batch of 1."""
+    if inputs == "ones":
+        return input_like(context.model, lambda shape, dtype: np.ones(shape, "float64" if "float" in dtype else dtype))
+
+    def mean(*parts: np.ndarray) -> np.ndarray:
+        return np.abs(np.concatenate(parts).astype(np.float64).mean(0, keepdims=True))
+
+    return {"": keras.tree.map_structure(mean, *(x for x, _, _ in context.data))}
+
+
+def _output(
+    model: Any, weights: list[MaskedWeight], kernels: list[Any], others: list[tuple[Any, Any]], given: dict[str, Any]
+) -> Any:
     """R, the sum of all outputs of a linearised Keras 3 model with these weights, of backend tensors."""
     scope = keras.StatelessScope()
     # `add_update` sets a value as it is; the constructor of the scope would cast it back to the variable's dtype.
     for variable, value in [*others, *((w.variable, k) for w, k in zip(weights, kernels, strict=True))]:
         scope.add_update((variable, value))
-    ones = input_like(model, lambda shape, dtype: keras.ops.ones(shape, "float64" if "float" in dtype else dtype))
     with scope:
-        outputs = call_with(model, ones, training=False)
+        tensors = keras.tree.map_structure(lambda x: keras.ops.convert_to_tensor(x, str(x.dtype)), given)
+        outputs = call_with(model, tensors, training=False)
     return sum(keras.ops.sum(output) for output in keras.tree.flatten(outputs))
 
 
-def _constants(model: Any, weights: list[MaskedWeight]) -> list[tuple[Any, np.ndarray]]:
-    """Every variable of the model that is not scored, with its value: |v| of floats, True for all masks."""
+def _constants(model: Any, weights: list[MaskedWeight], power: int) -> list[tuple[Any, np.ndarray]]:
+    """Every variable of the model that is not scored, with its value: |v| ** power of floats, True for all masks."""
     scored = {id(weight.variable) for weight in weights}
     masks = {id(m) for layer in all_layers(model) if is_masked(layer) for m in layer.mask_store.masks}
     values = []
@@ -140,16 +155,22 @@ def _constants(model: Any, weights: list[MaskedWeight]) -> list[tuple[Any, np.nd
             value = np.asarray(v.numpy())
             if id(v) in masks:
                 value = np.ones_like(value)
-            values.append((v, np.abs(value.astype(np.float64)) if "float" in v.dtype else value))
+            values.append((v, np.abs(value.astype(np.float64)) ** power if "float" in v.dtype else value))
     return values
 
 
-def _tensorflow_scorer(model: Any, weights: list[MaskedWeight], absolute: list[np.ndarray]) -> Scorer:
+def _tensorflow_scorer(
+    model: Any,
+    weights: list[MaskedWeight],
+    absolute: list[np.ndarray],
+    constants: list[tuple[Any, np.ndarray]],
+    given: dict[str, Any],
+) -> Scorer:
     import tensorflow as tf
 
     with tf.device("CPU:0"):
         kernels = [tf.constant(value) for value in absolute]
-        others = [(v, tf.constant(value)) for v, value in _constants(model, weights)]
+        others = [(v, tf.constant(value)) for v, value in constants]
 
     @tf.function(autograph=False, input_signature=[[tf.TensorSpec(w.shape, tf.bool) for w in weights]])
     def score(masks: list[Any]) -> Any:
@@ -157,7 +178,7 @@ def _tensorflow_scorer(model: Any, weights: list[MaskedWeight], absolute: list[n
             kept = [tf.where(m, k, tf.zeros((), k.dtype)) for m, k in zip(masks, kernels, strict=True)]
             with tf.GradientTape() as tape:
                 tape.watch(kept)
-                total = _output(model, weights, kept, others)
+                total = _output(model, weights, kept, others, given)
             gradients = tape.gradient(total, kept, unconnected_gradients="zero")
             return total, [tf.abs(g * k) for g, k in zip(gradients, kept, strict=True)]
 
@@ -170,17 +191,21 @@ def _tensorflow_scorer(model: Any, weights: list[MaskedWeight], absolute: list[n
     return scorer
 
 
-def _jax_scorer(model: Any, weights: list[MaskedWeight], absolute: list[np.ndarray]) -> Scorer:
+def _jax_scorer(
+    model: Any,
+    weights: list[MaskedWeight],
+    absolute: list[np.ndarray],
+    constants: list[tuple[Any, np.ndarray]],
+    given: dict[str, Any],
+) -> Scorer:
     import jax
 
     def host_float64() -> Any:
         return jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0])
 
-    constants = _constants(model, weights)
-
     def output(kept: list[Any], values: list[Any]) -> Any:
         others = [(v, value) for (v, _), value in zip(constants, values, strict=True)]
-        return _output(model, weights, kept, others)
+        return _output(model, weights, kept, others, given)
 
     def score(masks: list[Any], kernels: list[Any], values: list[Any]) -> Any:
         kept = [jax.numpy.where(m, k, 0.0) for m, k in zip(masks, kernels, strict=True)]

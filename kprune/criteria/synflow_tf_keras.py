@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from ..inputs import call_with, input_like
+from ..inputs import call_with
 from ..masks import MaskedWeight
 from .clone_tf_keras import clone_without_wrappers, copied
 from .linearize import activation_for, geometric_mean, kind
@@ -21,21 +21,20 @@ class _GeometricMean(tf_keras.layers.Layer):
 
 
 def float64_scorer(
-    model: Any, weights: list[MaskedWeight]
+    model: Any, weights: list[MaskedWeight], power: int, given: dict[str, Any]
 ) -> Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]:
     """Takes bool masks in the order of `weights`; returns R and one float64 array of scores per weight."""
     clone, twin = clone_without_wrappers(model, "float64", _homogeneous)
     for v in twin.values():
         if v.dtype.is_floating:
-            v.assign(tf.abs(v))
+            v.assign(tf.abs(v) ** power)
     kernels = [twin[id(weight.variable)] for weight in weights]
     absolute = [k.numpy() for k in kernels]
-    ones = input_like(clone, lambda shape, dtype: tf.ones(shape, "float64" if "float" in dtype else dtype))
 
     @tf.function(autograph=False)
     def score() -> Any:
         with tf.device("CPU:0"), tf.GradientTape() as tape:
-            total = sum(tf.reduce_sum(y) for y in tf.nest.flatten(call_with(clone, ones, training=False)))
+            total = sum(tf.reduce_sum(y) for y in tf.nest.flatten(call_with(clone, given, training=False)))
         gradients = tape.gradient(total, kernels, unconnected_gradients="zero")
         return total, [tf.abs(g * k) for g, k in zip(gradients, kernels, strict=True)]
 

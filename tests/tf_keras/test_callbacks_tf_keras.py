@@ -65,7 +65,6 @@ def test_gradual_pruning_at_exactly_the_schedules_steps(name, jit):
     assert_zero(model)
 
 
-@pytest.mark.xfail(raises=TypeError, reason="until `Plan.masks` takes a dict of sparsities")
 def test_each_group_of_weights_follows_its_own_schedule():
     model, seen = masked_mlp("adam", half=False), []
     tfmots = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.5, 2, 6, power=1, frequency=2)

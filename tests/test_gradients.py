@@ -1,0 +1,224 @@
+"""Criteria that ask the loss, against the SynFlow authors' code, finite differences and sums done by hand."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+from golden_networks import NAMES, build, load
+from helpers import data, mlp
+from keras import layers
+from test_prune import assert_unchanged, snapshot
+
+import kprune
+from kprune.batches import balanced_sample, take_batches
+from kprune.criteria import Context, fisher, grasp, snip, taylor
+from kprune.criteria.gradients import Gradients
+
+CRITERIA = {"snip": snip, "grasp": grasp}
+MODES = [(name, mode) for name in NAMES for mode in ("eval", "train") if (name, mode) != ("mlp3", "train")]
+
+
+def context_of(model, batch, **arguments):
+    kprune.mask(model)
+    weights = kprune.masked_weights(model)
+    return Context(model, weights, {w.path: w.kept() for w in weights}, data=take_batches(batch, None), **arguments)
+
+
+def golden_model(golden, softmax=False):
+    model = build(golden, keras)
+    if softmax:
+        model = keras.Model(model.input, layers.Softmax()(model.output))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
+    model.compile("sgd", loss)
+    return model
+
+
+@pytest.mark.parametrize(("name", "mode"), MODES)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scores_equal_the_authors(criterion, name, mode):
+    golden = load(name)
+    context = context_of(golden_model(golden), (golden.x, golden.y))
+    scores = CRITERIA[criterion](context, training=mode == "train")
+    reference = golden.scores(f"{criterion}_{mode}")
+    assert [path.split("/")[-2] for path in scores] == list(reference)
+    largest = max(np.abs(score).max() for score in reference.values())
+    tolerance = 2e-3 if (name, criterion, mode) == ("resnet20_w8", "grasp", "train") else 1e-4
+    for score, expected in zip(scores.values(), reference.values(), strict=True):
+        np.testing.assert_allclose(score, expected, rtol=1e-4, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("name", ["mlp3", "convbn"])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_masks_equal_the_authors(criterion, name):
+    golden = load(name)
+    for c in (1, 2):
+        model = golden_model(golden)
+        masks = kprune.prune(model, criterion, 1 - 10.0**-c, data=(golden.x, golden.y))
+        reference = golden.masks(f"{criterion}_eval_global/c{c}")
+        for mask, expected in zip(masks.values(), reference.values(), strict=True):
+            np.testing.assert_array_equal(mask, expected)
+
+
+def test_a_loss_of_probabilities_gives_grasp_the_same_temperature():
+    golden = load("mlp3")
+    scores = [grasp(context_of(golden_model(golden, softmax), (golden.x, golden.y))) for softmax in (False, True)]
+    for logits, probabilities in zip(*(list(s.values()) for s in scores), strict=True):
+        np.testing.assert_allclose(probabilities, logits, rtol=1e-2, atol=1e-4 * np.abs(logits).max())
+
+
+def test_the_hessian_product_is_that_of_finite_differences():
+    model = mlp(activity_regularizer=None)
+    model.compile("sgd", "mse")
+    for w in model.trainable_variables:
+        w.assign(np.random.default_rng(1).normal(size=w.shape))
+    for layer in model.layers:
+        layer.activation = keras.activations.tanh
+    batch = (*data(), None)
+    context = context_of(model, batch[:2])
+    derivatives, values = Gradients(context), context.kept_values()
+    vectors = [np.random.default_rng(2).normal(size=v.shape).astype("float32") for v in values]
+    product = derivatives.curvature(values, vectors, batch)
+
+    # In float64 by hand: tanh layers, mean squared error.
+    biases = [layer.bias.numpy().astype("float64") for layer in model.layers]
+
+    def gradient(kernels):
+        hidden = [batch[0].astype("float64")]
+        for kernel, bias in zip(kernels, biases, strict=True):
+            hidden.append(np.tanh(hidden[-1] @ kernel + bias))
+        back, found = 2 * (hidden[-1] - batch[1]) / batch[1].size, []
+        for i in reversed(range(3)):
+            back = back * (1 - hidden[i + 1] ** 2)
+            found.insert(0, hidden[i].T @ back)
+            back = back @ kernels[i].T
+        return found
+
+    step = 1e-5
+    wide = [v.astype("float64") for v in values]
+    up, down = (gradient([v + s * d for v, d in zip(wide, vectors, strict=True)]) for s in (step, -step))
+    for found, g, high, low in zip(product, derivatives.gradient(values, batch), up, down, strict=True):
+        np.testing.assert_allclose(found, (high - low) / (2 * step), rtol=1e-4, atol=1e-5)
+    for found, expected in zip(derivatives.gradient(values, batch), gradient(wide), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def linear():
+    """y = x . w with w = (1, 2), under the squared error."""
+    dense = layers.Dense(1, use_bias=False)
+    model = keras.Sequential([keras.Input((2,)), dense])
+    dense.set_weights([np.array([[1.0], [2.0]])])
+    model.compile("sgd", "mse")
+    return model
+
+
+X, Y = np.array([[3.0, 1.0], [1.0, -1.0]], "float32"), np.array([[0.0], [0.0]], "float32")
+# Outputs 5 and -1; gradients of the squared errors by w: 10 * (3, 1) and -2 * (1, -1).
+
+
+def test_by_hand():
+    one_batch = context_of(linear(), (X, Y))
+    [score] = snip(one_batch).values()  # mean gradient (14, 6), times w: 14, 12
+    np.testing.assert_allclose(score[:, 0], [14 / 26, 12 / 26], rtol=1e-6)
+    two = context_of(linear(), [(X[:1], Y[:1]), (X[1:], Y[1:])])
+    [score] = snip(two).values()  # summed (28, 12)
+    np.testing.assert_allclose(score[:, 0], [28 / 52, 24 / 52], rtol=1e-6)
+    [score] = taylor(two).values()  # mean of |30|, |-2| and of |20|, |4|
+    np.testing.assert_allclose(score[:, 0], [16, 12], rtol=1e-6)
+    [score] = fisher(one_batch).values()  # 1 * (900 + 4) / 2 / 2, 4 * (100 + 4) / 2 / 2
+    np.testing.assert_allclose(score[:, 0], [226, 104], rtol=1e-6)
+    [score] = grasp(one_batch, temperature=1.0).values()  # H = (10, 2; 2, 2): H (14, 6) = (152, 40)
+    np.testing.assert_allclose(score[:, 0], [152 / 232, 80 / 232], rtol=1e-6)
+
+
+def test_force_lets_a_weight_return_and_snip_does_not():
+    kept = {}
+    for name in ("iterative_snip", "force"):
+        seen = []
+
+        def criterion(context, name=name, seen=seen):
+            seen.append({path: mask.copy() for path, mask in context.masks.items()})
+            return kprune.criteria.CRITERIA.get(name)(context)
+
+        criterion.revives, criterion.needs = name == "force", ("data",)
+        model = mlp()
+        model.compile("sgd", "mse")
+        masks = kprune.prune(model, criterion, 0.9, rounds=12, data=data())
+        rounds = [np.concatenate([m.ravel() for m in m_of.values()]) for m_of in [*seen, masks]]
+        kept[name] = any(np.any(b & ~a) for a, b in zip(rounds, rounds[1:], strict=False))
+        assert sum(int(m.sum()) for m in masks.values()) == 276 - 248
+    assert kept == {"iterative_snip": False, "force": True}
+
+
+def test_force_never_revives_what_the_model_had_pruned():
+    model = mlp()
+    model.compile("sgd", "mse")
+    before = kprune.prune(model, "random", 0.5)
+    after = kprune.prune(model, "force", 0.8, rounds=10, data=data())
+    assert not any(np.any(after[path] & ~before[path]) for path in after)
+
+
+def test_a_model_that_was_never_trained_with_two_outputs():
+    one = keras.Input((8,))
+    x = layers.Dense(6, "relu")(one)
+    model = keras.Model(one, [layers.Dense(3)(x), layers.Dense(1)(x)])
+    model.compile("sgd", ["mse", "mae"], loss_weights=[1.0, 0.0])
+    x, y = data()
+    kprune.mask(model)
+    before = snapshot(model)
+    *_, ignored = snip(context_of(model, (x, [y, y[:, :1]]))).values()
+    np.testing.assert_array_equal(ignored, 0.0)
+    assert_unchanged(model, before)
+
+
+def test_partial_arguments_and_kinds_of_data():
+    tf = pytest.importorskip("tensorflow")
+    x, y = data(n=300)
+    sources = {
+        "arrays": (x, y),
+        "dataset": tf.data.Dataset.from_tensor_slices((x, y)).batch(256),
+        "generator": ((x[i : i + 256], y[i : i + 256]) for i in (0, 256)),
+        "list": [(x[:256], y[:256])],
+    }
+    found = []
+    for source in sources.values():
+        model = mlp()
+        keras.utils.set_random_seed(0)
+        for v in model.trainable_variables:
+            v.assign(np.random.default_rng(0).normal(size=v.shape))
+        model.compile("sgd", "mse")
+        found.append(list(kprune.prune(model, functools.partial(snip, training=True), 0.5, data=source).values()))
+    for masks in found[1:]:
+        for one, other in zip(masks, found[0], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_missing_is_said_before_anything_changes():
+    model = mlp()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"give it data=\(x, y\)\. Received: data=None$"):
+        kprune.prune(model, "snip", 0.5)
+    with pytest.raises(ValueError, match=r"not compiled with a loss$"):
+        kprune.prune(model, "snip", 0.5, data=data())
+    with pytest.raises(ValueError, match=r"needs `initial`.*Received: shape=None$"):
+        kprune.prune(model, "large_init", 0.5)
+    for wrong, received in [
+        ((np.ones(3),), "length=1"),
+        ([], "batches=0"),
+        (3, "data=int"),
+        ([(np.ones((2, 8)),)], "y=None"),
+    ]:
+        with pytest.raises(ValueError, match=f"Received: {received}$"):
+            kprune.prune(model, "snip", 0.5, data=wrong)
+    with pytest.raises(ValueError, match="Received: batches=0$"):
+        kprune.prune(model, "snip", 0.5, data=data(), batches=0)
+    assert_unchanged(model, before)
+
+
+def test_balanced_sample():
+    x, y = np.arange(10), np.array([0] * 6 + [1] * 3 + [2])
+    drawn, classes = balanced_sample(x, y, per_class=2)
+    assert classes.tolist() == [0, 0, 1, 1, 2] and (y[drawn] == classes).all() and len(set(drawn)) == 5
+    one_hot = np.eye(3)[y]
+    np.testing.assert_array_equal(balanced_sample(x, one_hot, per_class=2)[0], drawn)
+    assert balanced_sample(x, y, 2, seed=1)[0].tolist() != drawn.tolist()
