@@ -248,7 +248,7 @@ _TRAIN = Command(
         Option("learning_rate", None, "learning rate [0.001; for sgd 0.05]", float, _POSITIVE),
         Option("decay", "cosine", "how the learning rate falls: cosine (to 0 at the end) or none", ("cosine", "none")),
         Option("rounds", None, "rounds of scoring and pruning [100 for synflow, else 1]", int, _at_least(1)),
-        Option("scope", "global", f"how the sparsity is shared among layers: {' or '.join(SCOPES)}", tuple(SCOPES)),
+        Option("scope", "global", f"how the layers share the sparsity: {', '.join(SCOPES)}", tuple(SCOPES)),
         Option("seed", 0, "of initial weights, order of images, random pruning", int, _at_least(0)),
         Option("data_dir", None, "for imagenet: folder with train/CLASS/* and val/CLASS/*"),
         Option("image_size", None, "for imagenet: height and width in pixels", int, _at_least(1)),
