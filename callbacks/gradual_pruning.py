@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from kprune.masks import masked_weights, set_masks, strip
@@ -27,7 +28,8 @@ class GradualPruning(MaskingCallback):
         schedule: from `kprune.schedules`, or a tfmot `PruningSchedule` (on either Keras). With
             `kprune.schedules.PerLayer` each group of weights has a schedule, and the scope shares each group's
             sparsity within it.
-        criterion, scope, pattern, rounds, seed: as in `kprune.prune`.
+        criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`.
+        initial: as in `kprune.prune`; by default the weights at the start of the fit.
 
     Raises:
         ValueError: an argument is wrong; at the start of `fit`: the model has nothing to mask, or its optimizer cannot
@@ -52,10 +54,14 @@ class GradualPruning(MaskingCallback):
         pattern: str | Callable[..., Any] = "unstructured",
         rounds: int = 1,
         seed: int = 0,
+        data: Any = None,
+        batches: int | None = 1,
+        initial: dict[str, np.ndarray] | None = None,
     ):
         super().__init__()
         self.schedule = as_schedule(schedule)
-        self.plan = Plan(criterion, scope, pattern, rounds, seed)
+        self.plan = Plan(criterion, scope, pattern, rounds, seed, data, batches, initial)
+        self.initial = initial
         self._updated_at: int | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -64,6 +70,8 @@ class GradualPruning(MaskingCallback):
             if isinstance(self.schedule, PerLayer):
                 self.schedule.check(weight.path for weight in masked_weights(self.model))
             self._warn_of_a_short_fit()
+            if "initial" in self.plan.needs and self.initial is None:
+                self.plan.initial = {weight.path: weight.value() for weight in masked_weights(self.model)}
             self._update()
         except BaseException:
             if self._fresh:

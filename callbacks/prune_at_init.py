@@ -25,7 +25,7 @@ class PruneAtInit(MaskingCallback):
         criterion: name or function, as in `kprune.prune`; "synflow" by default.
         sparsity: fraction of zeros over all masked weights, in [0, 1).
         rounds: rounds of scoring and cutting; the criterion's own number by default (100 for "synflow", else 1).
-        scope, pattern, seed: as in `kprune.prune`.
+        scope, pattern, seed, data, batches: as in `kprune.prune`.
         verbose: show a progress bar over the rounds.
 
     Raises:
@@ -50,10 +50,12 @@ class PruneAtInit(MaskingCallback):
         pattern: str | Callable[..., Any] = "unstructured",
         seed: int = 0,
         verbose: bool = True,
+        data: Any = None,
+        batches: int | None = 1,
     ):
         super().__init__()
         check_sparsity("sparsity", sparsity)
-        self.plan = Plan(criterion, scope, pattern, rounds, seed)
+        self.plan = Plan(criterion, scope, pattern, rounds, seed, data, batches)
         self.sparsity = sparsity
         self.verbose = verbose
 

@@ -119,15 +119,13 @@ class Plan:
         # Taken once: a generator gives each batch only once, and all updates of a fit are to see the same data.
         self.data = [] if data is None else take_batches(data, batches)
         self.initial = initial
-        self.movement: Scores | None = None  # collected by GradualPruning
 
     def masks(self, model: Any, sparsity: float | dict[str, float], verbose: bool = False) -> Masks:
         """The masks to which the model would be pruned; the model is not changed."""
         weights = masked_weights(model)
         groups = _groups([weight.path for weight in weights], sparsity)
         current = {weight.path: weight.kept() for weight in weights}
-        initial, movement = (self._history(name, weights) for name in ("initial", "movement"))
-        context = Context(model, weights, current, self.seed, self.data, initial, movement)
+        context = Context(model, weights, current, self.seed, self.data, self._initial(weights))
         steps, revives = range(1, self.rounds + 1), trait(self.criterion, "revives", False)
         # `delay` keeps a bar that would flash by off the screen.
         goal = "its sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
@@ -137,15 +135,15 @@ class Plan:
         _warn_of_collapse(weights, context.masks)
         return context.masks
 
-    def _history(self, name: str, weights: list[MaskedWeight]) -> Scores:
-        """`initial` or `movement`, checked if the criterion needs it."""
-        given = getattr(self, name) or {}
-        if name in self.needs:
+    def _initial(self, weights: list[MaskedWeight]) -> Scores:
+        """The initial weights, checked if the criterion needs them."""
+        given = self.initial or {}
+        if "initial" in self.needs:
             for weight in weights:
                 shape = np.shape(given[weight.path]) if weight.path in given else None
                 if shape != weight.shape:
                     raise ValueError(
-                        f"The criterion {self.name!r} needs `{name}`, a dict with an array of shape {weight.shape} for "
+                        f"The criterion {self.name!r} needs `initial`, with an array of shape {weight.shape} for "
                         f"{weight.path}; GradualPruning takes it by itself. Received: shape={shape}"
                     )
         return given

@@ -20,6 +20,7 @@ from kprune.criteria import CRITERIA, Context
 from kprune.layers import all_layers
 from kprune.patterns import PATTERNS
 from kprune.prune import Plan
+from kprune.registry import trait
 from kprune.schedules import SCHEDULES, as_schedule, last_update
 from kprune.scopes import SCOPES, zeros_for
 
@@ -68,8 +69,25 @@ def breaks_layer_calls(monkeypatch):
     monkeypatch.setattr(layers.Dense, "call", call)
 
 
+def broken(name):
+    """Breaks a function of NumPy's."""
+    return lambda patch: patch.setattr(np, name, raising)
+
+
 CRITERIA_ROWS = {
-    "magnitude": CriterionRow(lambda patch: patch.setattr(np, "abs", raising)),
+    "fisher": CriterionRow(breaks_layer_calls),
+    "force": CriterionRow(breaks_layer_calls),
+    "grasp": CriterionRow(breaks_layer_calls),
+    "init_final_sign": CriterionRow(broken("maximum")),
+    "iterative_snip": CriterionRow(breaks_layer_calls),
+    "lamp": CriterionRow(broken("argsort")),
+    "large_final": CriterionRow(broken("abs")),
+    "large_init": CriterionRow(broken("abs")),
+    "magnitude_increase": CriterionRow(broken("abs")),
+    "snip": CriterionRow(breaks_layer_calls),
+    "synflow_l2": CriterionRow(breaks_layer_calls),
+    "taylor": CriterionRow(breaks_layer_calls),
+    "magnitude": CriterionRow(broken("abs")),
     "random": CriterionRow(lambda patch: patch.setattr(np.random, "default_rng", raising), seeded=True),
     "synflow": CriterionRow(breaks_layer_calls),
 }
@@ -253,14 +271,27 @@ def shared():
     return get
 
 
+def needed(model, name):
+    """What the criterion needs, as arguments of `kprune.prune`."""
+    needs, arguments = trait(CRITERIA.get(name), "needs", ()), {}
+    if "data" in needs:
+        arguments["data"] = [batch_for("two by two" if any("side" in v.path for v in model.variables) else "flat")]
+    if "initial" in needs:
+        rng = np.random.default_rng(7)
+        arguments["initial"] = {v.path: rng.normal(size=v.shape) for v in model.trainable_variables}
+    return arguments
+
+
 def scores_of(model, name, seed=0):
     weights = kprune.masked_weights(model)
-    return CRITERIA.get(name)(Context(model, weights, {w.path: w.kept() for w in weights}, seed))
+    plan = Plan(name, **needed(model, name))
+    masks = {w.path: w.kept() for w in weights}
+    return CRITERIA.get(name)(Context(model, weights, masks, seed, plan.data, plan.initial))
 
 
 def masks_of(model, name, sparsity, **arguments):
     """The masks to which the model would be pruned; it is not."""
-    return Plan(name, **arguments).masks(model, sparsity)
+    return Plan(name, **arguments, **needed(model, name)).masks(model, sparsity)
 
 
 def count_zeros(masks):
@@ -307,9 +338,10 @@ def test_criterion(name, kind, shared):
 @pytest.mark.parametrize("name", CRITERIA_ROWS)
 def test_a_criterion_on_a_model_that_is_pruned(name):
     model = two_by_two()
+    model.compile("sgd", "mse")
     masks = {}
     for sparsity in (0.3, 0.57, 0.9):
-        new = kprune.prune(model, name, sparsity, rounds=2)
+        new = kprune.prune(model, name, sparsity, rounds=2, **needed(model, name))
         assert count_zeros(new) == zeros(model) == zeros_for(80 + 24 + 144 + 27 + 16, sparsity)
         assert all(not np.any(new[path] & ~masks[path]) for path in masks)
         masks = new
@@ -326,7 +358,7 @@ def test_a_criterion_that_raises_in_the_middle_leaves_everything_alone(name, kin
     with monkeypatch.context() as patch:
         CRITERIA_ROWS[name].breaks(patch)
         with pytest.raises(Broken):
-            kprune.prune(model, name, 0.5, rounds=3)
+            kprune.prune(model, name, 0.5, rounds=3, **needed(model, name))
     assert_unchanged(model, before)
     assert bool(kprune.masked_weights(model)) == masked
     np.testing.assert_array_equal(np.asarray(model(x)), outputs)
@@ -337,6 +369,7 @@ def test_a_criterion_that_raises_in_the_middle_leaves_everything_alone(name, kin
 @pytest.mark.parametrize("name", CRITERIA_ROWS)
 def test_scoring_draws_no_random_numbers(name):
     model = flat()
+    model.compile("sgd", "mse")
     kprune.mask(model)
     draws = []
     for scores in (False, True):
@@ -372,6 +405,7 @@ def test_the_way_a_model_is_written_does_not_matter(name, kind, shared):
         for layer in all_layers(model):
             if values.get(layer.name):
                 layer.set_weights(values[layer.name])
+        model.compile("sgd", "mse")
         kprune.mask(model)
         scores.append({path.split("/")[-2]: score for path, score in scores_of(model, name).items()})
     assert scores[0].keys() == scores[1].keys() == {"hidden1", "hidden2", "logits"}
@@ -383,6 +417,7 @@ def test_the_way_a_model_is_written_does_not_matter(name, kind, shared):
 @pytest.mark.parametrize("how", [dict(run_eagerly=True), dict(jit_compile=True), dict(jit_compile=False)], ids=str)
 def test_the_way_a_model_is_compiled_does_not_matter(how):
     reference, model = flat(), trained("flat", **how)
+    reference.compile("sgd", "mse")
     kprune.mask(reference)
     reference.set_weights(model.get_weights())
     for name in CRITERIA_ROWS:

@@ -14,7 +14,7 @@ from .linearize import assume_homogeneous
 from .magnitude import lamp, large_final, magnitude
 from .random import random
 from .synflow import synflow, synflow_l2
-from .training import init_final_sign, large_init, magnitude_increase, movement
+from .training import init_final_sign, large_init, magnitude_increase
 
 __all__ = [
     "CRITERIA",
@@ -31,7 +31,6 @@ __all__ = [
     "large_init",
     "magnitude",
     "magnitude_increase",
-    "movement",
     "random",
     "snip",
     "synflow",

@@ -44,9 +44,10 @@ def derivatives(
         def call(values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
             for v, value in [*zip(variables, values, strict=True), *statistics]:
                 v.assign(value)
-            if not clone.compiled_loss._built:  # makes its trackers, which a traced function cannot
-                clone.compute_loss(*batch[:2], clone(batch[0], training=False), batch[2])
             tensors = keras.tree.map_structure(tf.convert_to_tensor, (vectors, batch), none_is_leaf=False)
+            x, y, sample_weight = tensors[1]
+            if not clone.compiled_loss._built:  # makes its trackers, which a traced function cannot
+                clone.compute_loss(x, y, clone(x, training=False), sample_weight)
             return [np.asarray(d) for d in function(*tensors)]
 
         return call

@@ -1,4 +1,4 @@
-"""Criteria that compare a weight with what it was before training (arXiv:1905.01067), or with its way since."""
+"""Criteria that compare a weight with what it was before training (arXiv:1905.01067)."""
 
 import numpy as np
 
@@ -62,28 +62,6 @@ def init_final_sign(context: Context) -> Scores:
     [[0.0], [3.0]]
     """
     return {path: np.maximum(last * np.sign(first), 0) for path, first, last in _pairs(context)}
-
-
-@CRITERIA.register("movement", needs=("movement",))
-def movement(context: Context) -> Scores:
-    """Movement pruning: score = sum over training steps of w_t * (w_{t+1} - w_t) (arXiv:2005.07683); signed.
-
-    Weights that training moves away from zero are kept. Under plain SGD the change is -rate * dL/dw, so that it is the
-    paper's accumulated -w * dL/dw; under other optimizers the change is that of their own update.
-    `kprune.callbacks.GradualPruning` collects it from the start of the fit.
-
-    Returns:
-        path -> float array of the weight's shape, any sign, in squared units of the weight.
-
-    >>> import keras, kprune, numpy as np
-    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
-    >>> model.compile("sgd", "mse")
-    >>> callback = kprune.callbacks.GradualPruning(kprune.schedules.Constant(0.5, begin_step=4), "movement")
-    >>> _ = model.fit(np.ones((64, 8)), np.ones((64, 1)), batch_size=8, verbose=0, callbacks=[callback])
-    >>> kprune.summary(model).sparsity
-    0.5
-    """
-    return {weight.path: context.movement[weight.path] for weight in context.weights}
 
 
 def _pairs(context: Context) -> list[tuple[str, np.ndarray, np.ndarray]]:

@@ -1,0 +1,67 @@
+"""Criteria that ask the loss, on tf_keras models under tfmot's wrappers, against the SynFlow authors' code."""
+
+import numpy as np
+import pytest
+import tf_keras
+from golden_networks import build, load
+from helpers import data
+from tfk_helpers import masked_mlp, mlp, state
+
+import kprune
+from kprune.batches import take_batches
+from kprune.criteria import Context, grasp, snip
+
+CRITERIA = {"snip": snip, "grasp": grasp}
+
+
+def scores_of(model, criterion, batch, **arguments):
+    weights = kprune.masked_weights(model)
+    context = Context(model, weights, {w.path: w.kept() for w in weights}, data=take_batches(batch))
+    return list(CRITERIA[criterion](context, **arguments).values())
+
+
+@pytest.mark.parametrize(("name", "mode"), [("mlp3", "eval"), ("convbn", "eval"), ("convbn", "train")])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scores_equal_the_authors(criterion, name, mode):
+    golden = load(name)
+    model = kprune.mask(build(golden, tf_keras)).model
+    model.compile("sgd", tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    before = state(model)
+    scores = scores_of(model, criterion, (golden.x, golden.y), training=mode == "train")
+    reference = list(golden.scores(f"{criterion}_{mode}").values())
+    largest = max(np.abs(score).max() for score in reference)
+    for score, expected in zip(scores, reference, strict=True):
+        np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-4 * largest)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("criterion", ["snip", "iterative_snip", "force", "grasp", "taylor", "fisher"])
+def test_counts_are_exact_and_pruned_weights_stay(criterion):
+    model = masked_mlp(half=False)
+    first = kprune.prune(model, criterion, 0.5, rounds=3, data=data())
+    more = kprune.prune(model, criterion, 0.8, rounds=3, data=data())
+    assert [sum(int((~m).sum()) for m in masks.values()) for masks in (first, more)] == [138, 220]
+    assert not any(np.any(more[path] & ~first[path]) for path in first)
+
+
+def test_initial_weights_by_gradual_pruning():
+    model = masked_mlp("adam", half=False)
+    schedule = kprune.schedules.Constant(0.5, begin_step=2)
+    model.fit(*data(), batch_size=8, verbose=0, callbacks=[kprune.callbacks.GradualPruning(schedule, "large_init")])
+    assert kprune.summary(model).zeros == 138
+
+
+def test_two_outputs_with_weights_of_their_losses():
+    inputs = tf_keras.Input((8,))
+    x = tf_keras.layers.Dense(6, "relu")(inputs)
+    outputs = {"a": tf_keras.layers.Dense(3, name="a")(x), "b": tf_keras.layers.Dense(1, name="b")(x)}
+    model = kprune.mask(tf_keras.Model(inputs, outputs)).model
+    model.compile("sgd", {"a": "mse", "b": "mae"}, loss_weights={"a": 1.0, "b": 0.0})
+    x, y = data()
+    *_, ignored = scores_of(model, "snip", (x, {"a": y, "b": y[:, :1]}))
+    np.testing.assert_array_equal(ignored, 0.0)
+
+
+def test_what_is_missing_is_said():
+    with pytest.raises(ValueError, match=r"not compiled with a loss$"):
+        kprune.prune(kprune.mask(mlp()).model, "snip", 0.5, data=data())
