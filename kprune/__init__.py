@@ -17,6 +17,7 @@ if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
 
 from . import callbacks, controls, criteria, data, models, patterns, schedules, scopes  # noqa: E402
 from ._version import __version__  # noqa: E402
+from .batches import balanced_sample  # noqa: E402
 from .export import export  # noqa: E402
 from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, strip  # noqa: E402
 from .prune import prune  # noqa: E402
@@ -29,6 +30,7 @@ __all__ = [
     "MaskedWeight",
     "Sensitivity",
     "__version__",
+    "balanced_sample",
     "callbacks",
     "controls",
     "criteria",
