@@ -408,7 +408,7 @@ def pattern_of_numbers(score, n_keep):
 
 
 KNOWN = {
-    "criterion": r"'magnitude', 'random', 'synflow'",
+    "criterion": "'lamp', .*'magnitude', .*'random', .*'synflow'",
     "scope": r"'global', 'layerwise'",
     "pattern": r"'unstructured'",
 }
