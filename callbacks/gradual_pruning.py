@@ -50,7 +50,7 @@ class GradualPruning(MaskingCallback):
         self,
         schedule: Schedule | PerLayer | Any,
         criterion: str | Callable[..., Any] = "magnitude",
-        scope: str | Callable[..., Any] = "global",
+        scope: str | Callable[..., Any] | None = None,
         pattern: str | Callable[..., Any] = "unstructured",
         rounds: int = 1,
         seed: int = 0,

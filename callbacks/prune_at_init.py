@@ -46,7 +46,7 @@ class PruneAtInit(MaskingCallback):
         criterion: str | Callable[..., Any] = "synflow",
         sparsity: float = 0.9,
         rounds: int | None = None,
-        scope: str | Callable[..., Any] = "global",
+        scope: str | Callable[..., Any] | None = None,
         pattern: str | Callable[..., Any] = "unstructured",
         seed: int = 0,
         verbose: bool = True,

@@ -57,6 +57,9 @@ def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]
 def shuffled(masks: Masks, seed: int = 0) -> Masks:
     """Each mask's entries in a random order: as many are kept of each weight, but others (arXiv:2009.08576).
 
+    The shape of the zeros is lost: shuffled 2:4, block or channel masks have none. The control of a pattern is
+    `kprune.prune(model, "random", sparsity, pattern=...)`.
+
     Args:
         masks: path -> bool array, True = kept, in the model's order.
         seed: the same seed gives the same masks, on every run and machine.

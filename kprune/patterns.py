@@ -1,14 +1,30 @@
-"""Patterns: the shape of the zeros. A pattern turns the scores of one weight and a count into its mask."""
+"""Patterns: the shape of the zeros. A pattern turns the scores of one weight and a count into its mask.
+
+A pattern sees every weight as (..., in, out), whatever its layer: see `kprune.layout`. The traits in which one differs
+from the plain case:
+
+- `default_scope`: the scope where the user does not name one ("global");
+- `blocks`: of a pattern that keeps blocks of entries whole, the function shape -> int array of that shape, the number
+  of the block that each entry belongs to (none). The scope is then given each block's mean as the score of its entries.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from .registry import Registry
+from .shares import alive
 from .threads import side_by_side
 
 PATTERNS = Registry("pattern")
 SAMPLE = 16384
+
+Pattern = Callable[[np.ndarray, int], np.ndarray]
+Blocks = Callable[[tuple[int, ...]], np.ndarray]
 
 
 @PATTERNS.register("unstructured")
@@ -28,8 +44,7 @@ def unstructured(score: np.ndarray, n_keep: int) -> np.ndarray:
     >>> unstructured(np.array([3.0, 1.0, 2.0, 2.0]), 2)
     array([ True, False,  True, False])
     """
-    if not 0 <= n_keep <= score.size:
-        raise ValueError(f"`n_keep` must be from 0 to {score.size}. Received: n_keep={n_keep}")
+    _check_count(score, n_keep)
     if n_keep == 0:
         return np.zeros(score.shape, bool)
     flat = score.reshape(-1)
@@ -39,6 +54,203 @@ def unstructured(score: np.ndarray, n_keep: int) -> np.ndarray:
     mask = flat > cut
     mask[np.flatnonzero(flat == cut)[: n_keep - above]] = True
     return mask.reshape(score.shape)
+
+
+@PATTERNS.family(r"(\d+):(\d+)", "n:m")
+def n_of_m(n: int, m: int) -> Pattern:
+    """A pattern that keeps at most n of each m consecutive inputs of an output: 2:4 keeps 2 of 4 (arXiv:2104.08378).
+
+    By name "2:4", "1:4" and so on. The first number is what is kept; tfmot's `sparsity_m_by_n` begins with the zeros.
+
+    A group is m entries that follow each other along the input axis, for each output and each position of a
+    convolution. Where m does not divide the axis, the last group is shorter, as if filled up with pruned entries. The
+    n highest of a group win, of equal ones those of the lowest index. All winners rank above all others; the `n_keep`
+    highest in that order are kept. So the count is exact, and with W = number of winners = sum over the groups of
+    min(n, entries left):
+
+    - n_keep <= W, which sparsity 1 - n/m and above means: no group keeps more than n;
+    - n_keep > W, early in a gradual schedule: only entries that win nowhere are zero.
+
+    The default scope is "layerwise": hardware asks for n:m in each layer, and a global budget gives some layers more
+    than W.
+
+    Args:
+        n: entries to keep of each group, 1 <= n < m.
+        m: entries of a group.
+
+    Returns:
+        A pattern: (score, n_keep) -> mask with exactly `n_keep` True, or all that is not pruned (-inf) if that is
+        less. It raises ValueError if n_keep is not from 0 to score.size.
+
+    Raises:
+        ValueError: n or m is out of range.
+
+    >>> score = np.array([[4.0, 3.0, 2.0, 1.0, 0.5]]).T  # 5 inputs, 1 output: a group of 4, a group of 1
+    >>> n_of_m(2, 4)(score, 3).T
+    array([[ True,  True, False, False,  True]])
+    >>> n_of_m(2, 4)(score, 4).T
+    array([[ True,  True,  True, False,  True]])
+    """
+    _check_sizes(n=n, m=m)
+    if n >= m:
+        raise ValueError(f"n:m keeps n of each m, so n is less than m. Received: n={n}, m={m}")
+
+    def keep(score: np.ndarray, n_keep: int) -> np.ndarray:
+        _check_count(score, n_keep)
+        n_keep = min(n_keep, alive(score))
+        winners = _winners(score, n, m)
+        n_winners = int(np.count_nonzero(winners))
+        if n_keep <= n_winners:
+            return unstructured(np.where(winners, score, -np.inf), n_keep)
+        return winners | unstructured(np.where(winners, -np.inf, score), n_keep - n_winners)
+
+    return _named(keep, f"{n}:{m}", n_of_m, default_scope="layerwise")
+
+
+@PATTERNS.family(r"(\d+)x(\d+)", "hxw")
+def block(h: int, w: int) -> Pattern:
+    """A pattern of whole tiles: h inputs x w outputs, at each position of a convolution (arXiv:1711.02782).
+
+    By name "4x4", "1x8" and so on. At the edges, where h or w does not divide the axis, the tiles are smaller.
+
+    A tile's score is the mean of its entries' scores, of those that are not pruned yet. The best tiles, of equal ones
+    those of the lowest index, are kept until `n_keep` entries are. So there are never more zeros than asked for, and
+    fewer by less than a tile per weight (under a "global" scope: by less than the largest tile in all). While less
+    than a tile is too much nothing is pruned: a model that is pruned again to the same sparsity stays as it is, as
+    long as no floor of a scope gives a weight more than its rank does.
+
+    Args:
+        h: height of a tile, along the input axis; at least 1.
+        w: its width, along the output axis; at least 1.
+
+    Returns:
+        A pattern: (score, n_keep) -> mask. Pruned entries (-inf) are not kept. It raises ValueError if n_keep is not
+        from 0 to score.size.
+
+    Raises:
+        ValueError: h or w is out of range.
+
+    >>> score = np.array([[1.0, 1.0, 5.0], [1.0, 1.0, 5.0], [4.0, 4.0, 0.0]])
+    >>> block(2, 2)(score, 4)
+    array([[False, False,  True],
+           [False, False,  True],
+           [ True,  True, False]])
+    """
+    _check_sizes(h=h, w=w)
+
+    def tiles(shape: tuple[int, ...]) -> np.ndarray:
+        *positions, rows, columns = shape
+        tall, wide = -(-rows // h), -(-columns // w)
+        tile = (np.arange(rows) // h)[:, None] * wide + np.arange(columns) // w
+        return np.arange(math.prod(positions)).reshape(*positions, 1, 1) * (tall * wide) + tile
+
+    return _named(lambda score, n_keep: _keep_whole(score, n_keep, tiles), f"{h}x{w}", block, blocks=tiles)
+
+
+def _filters(shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(np.arange(shape[-1]), shape)
+
+
+@PATTERNS.register("channel", blocks=_filters)
+def channel(score: np.ndarray, n_keep: int) -> np.ndarray:
+    """Keep whole output channels: all weights that lead to one unit or feature map (arXiv:1608.08710).
+
+    As `block`, with the filters in place of the tiles: a filter's score is the mean of its weights'. Its bias and what
+    reads its output are left alone. In an RNN layer a channel is a gate of a unit. A global budget can leave a weight
+    without any channel, `kprune.scopes.with_floor` prevents that; and a channel of the last layer is one of the
+    model's outputs, which `kprune.scopes.kept_out("global", last=True)` leaves dense.
+
+    Args:
+        score: float array (..., in, out); higher = keep; -inf = pruned already.
+        n_keep: number of entries to keep, 0 <= n_keep <= score.size.
+
+    Returns:
+        bool array of the score's shape: the best filters, as many as it takes to keep at least `n_keep` entries.
+
+    Raises:
+        ValueError: n_keep is out of range.
+
+    >>> channel(np.array([[3.0, 1.0, 2.0], [3.0, 1.0, 2.0]]), 3)
+    array([[ True, False,  True],
+           [ True, False,  True]])
+    """
+    return _keep_whole(score, n_keep, _filters)
+
+
+def pooled(score: np.ndarray, blocks: Blocks) -> np.ndarray:
+    """The scores with each block's mean over what is not pruned in place of its entries'; pruned ones stay -inf.
+
+    >>> pooled(np.array([[4.0, 1.0], [2.0, -np.inf]]), PATTERNS.get("channel").blocks)
+    array([[  3.,   1.],
+           [  3., -inf]])
+    """
+    numbers, means, _ = _measured(score, blocks)
+    return np.where(score > -np.inf, means[numbers].reshape(score.shape), -np.inf)
+
+
+def largest_block(score: np.ndarray, blocks: Blocks) -> int:
+    """The number of entries left in the block that has the most of them.
+
+    >>> largest_block(np.array([[4.0, 1.0], [2.0, -np.inf]]), PATTERNS.get("channel").blocks)
+    2
+    """
+    return int(_measured(score, blocks)[2].max())
+
+
+def _keep_whole(score: np.ndarray, n_keep: int, blocks: Blocks) -> np.ndarray:
+    _check_count(score, n_keep)
+    numbers, means, counts = _measured(score, blocks)
+    living = score > -np.inf
+    if counts.sum() - n_keep < counts.max():
+        return living
+    order = np.argsort(-means, kind="stable")
+    kept_before = np.cumsum(counts[order]) - counts[order]
+    keep = np.zeros(means.size, bool)
+    keep[order[kept_before < n_keep]] = True
+    return keep[numbers].reshape(score.shape) & living
+
+
+def _measured(score: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each entry's block (flat), and each block's mean (-inf if all of it is pruned) and number of entries left."""
+    shape = score.shape if score.ndim > 1 else (*score.shape, 1)
+    numbers, flat = blocks(shape).reshape(-1), score.reshape(-1)
+    living = flat > -np.inf
+    counts = np.bincount(numbers, living).astype(int)
+    sums = np.bincount(numbers, np.where(living, flat, 0))
+    return numbers, np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf), counts
+
+
+def _winners(score: np.ndarray, n: int, m: int) -> np.ndarray:
+    """The n highest of each group of m along the input axis, without what is pruned."""
+    *positions, rows, columns = score.shape if score.ndim > 1 else (*score.shape, 1)
+    n_groups = -(-rows // m)
+    padded = np.full((*positions, n_groups * m, columns), -np.inf, np.result_type(score, np.float32))
+    padded[..., :rows, :] = score.reshape(*positions, rows, columns)
+    groups = padded.reshape(*positions, n_groups, m, columns)
+    best = np.argsort(-groups, axis=-2, kind="stable")[..., :n, :]
+    won = np.zeros(groups.shape, bool)
+    np.put_along_axis(won, best, True, axis=-2)
+    return won.reshape(padded.shape)[..., :rows, :].reshape(score.shape) & (score > -np.inf)
+
+
+def _named(pattern: Pattern, name: str, factory: Callable[..., Any], **traits: Any) -> Pattern:
+    """The pattern with a name for messages, its factory's documentation and traits."""
+    pattern.__name__, pattern.__doc__ = name, factory.__doc__
+    for trait_name, value in traits.items():
+        setattr(pattern, trait_name, value)
+    return pattern
+
+
+def _check_count(score: np.ndarray, n_keep: int) -> None:
+    if not 0 <= n_keep <= score.size:
+        raise ValueError(f"`n_keep` must be from 0 to {score.size}. Received: n_keep={n_keep}")
+
+
+def _check_sizes(**sizes: int) -> None:
+    received = ", ".join(f"{name}={size!r}" for name, size in sizes.items())
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"`{name}` is a whole number, at least 1. Received: {received}")
 
 
 def nth_highest(vectors: list[np.ndarray], n: int) -> tuple[float, list[tuple[int, int]]]:
@@ -86,3 +298,6 @@ def _bracket(vectors: list[np.ndarray], n: int, size: int) -> tuple[float, float
     ordered = np.sort(np.concatenate(sample))[::-1]
     rank, slack = (n - 1) * ordered.size // size, ordered.size // 64
     return ordered[min(rank + slack, ordered.size - 1)], ordered[max(rank - slack, 0)]
+
+
+PATTERNS.register("2:4")(n_of_m(2, 4))

@@ -12,11 +12,13 @@ from tqdm import tqdm
 
 from .batches import take_batches
 from .criteria import CRITERIA, Context, Scores
+from .layout import Layout, layout_of
 from .masks import MaskedWeight, Masks, is_tf_keras, mask, masked_weights, set_masks, strip
-from .patterns import PATTERNS
+from .patterns import PATTERNS, largest_block, pooled
 from .registry import Registry, trait
 from .schedules import check_sparsity
 from .scopes import SCOPES
+from .shares import alive
 from .threads import side_by_side
 
 
@@ -25,7 +27,7 @@ def prune(
     criterion: str | Callable[..., Any],
     sparsity: float | dict[str, float],
     *,
-    scope: str | Callable[..., Any] = "global",
+    scope: str | Callable[..., Any] | None = None,
     pattern: str | Callable[..., Any] = "unstructured",
     rounds: int | None = None,
     seed: int = 0,
@@ -49,8 +51,12 @@ def prune(
             dict of regular expression, searched in the weights' paths (the first that is found counts) -> sparsity:
             each group is pruned to its own, the scope shares it within the group, other weights are left alone.
         scope: how it is shared among the weights: a name from `kprune.scopes.SCOPES` ("global", "layerwise", "uniform",
-            "uniform_plus", "erk") or a function such as `kprune.scopes.with_floor(...)`, `per_layer(...)`.
-        pattern: the shape of the zeros: "unstructured".
+            "uniform_plus", "erk") or a function such as `kprune.scopes.with_floor(...)`, `per_layer(...)`. By default
+            the pattern's own: "layerwise" for n:m, "global" for all others.
+        pattern: the shape of the zeros: "unstructured"; "2:4", "1:4" ... (of each 4 inputs of an output, 2 are kept);
+            "4x4", "1x8" ... (whole tiles, inputs x outputs); "channel" (whole filters); or a function of scores of
+            shape (..., in, out) and a count that returns the mask. Tiles and filters are kept whole, so there may be
+            fewer zeros than asked for, by less than one of them per weight: see `kprune.patterns`.
         rounds: number of rounds; the criterion's own number by default (100 for "synflow", else 1).
         seed: of criteria that draw random numbers.
         data: for criteria that ask the loss ("snip", "force", "grasp", "taylor", "fisher" ...): arrays (x, y) or
@@ -95,7 +101,7 @@ class Plan:
     def __init__(
         self,
         criterion: str | Callable[..., Any],
-        scope: str | Callable[..., Any] = "global",
+        scope: str | Callable[..., Any] | None = None,
         pattern: str | Callable[..., Any] = "unstructured",
         rounds: int | None = None,
         seed: int = 0,
@@ -104,8 +110,8 @@ class Plan:
         initial: dict[str, np.ndarray] | None = None,
     ):
         self.criterion = _resolve(CRITERIA, criterion)
-        self.scope = _resolve(SCOPES, scope)
         self.pattern = _resolve(PATTERNS, pattern)
+        self.scope = _resolve(SCOPES, trait(self.pattern, "default_scope", "global") if scope is None else scope)
         self.rounds = trait(self.criterion, "default_rounds", 1) if rounds is None else rounds
         self.name = CRITERIA.name_of(criterion)
         self.seed = seed
@@ -171,21 +177,38 @@ class Plan:
 
         paths = [weight.path for weight in context.weights]
         survivors = dict(zip(paths, side_by_side(survivor, context.weights), strict=True))
+        layouts = context.once("layouts", lambda: {weight.path: layout_of(weight) for weight in context.weights})
         n_keep = {path: survivors[path].size for path in paths}
         for group, sparsity in groups:
-            shares = self.scope({path: survivors[path] for path in group}, sparsity)
-            n_keep.update((path, shares[path]) for path in group)
+            n_keep.update(self._share({path: survivors[path] for path in group}, layouts, sparsity))
 
         def cut(path: str) -> np.ndarray:
-            kept = self.pattern(survivors[path], min(n_keep[path], int(np.count_nonzero(masks[path]))))
-            if kept.shape != masks[path].shape or kept.dtype != np.bool_:
+            score = layouts[path].canonical(survivors[path])
+            kept = self.pattern(score, min(n_keep[path], int(np.count_nonzero(masks[path]))))
+            if kept.shape != score.shape or kept.dtype != np.bool_:
                 raise ValueError(
-                    f"A pattern returns a bool array of the scores' shape {masks[path].shape}. "
+                    f"A pattern returns a bool array of the scores' shape {score.shape}. "
                     f"Received: shape={kept.shape}, dtype={kept.dtype}"
                 )
-            return kept
+            return layouts[path].original(kept)
 
         return dict(zip(paths, side_by_side(cut, paths), strict=True))
+
+    def _share(self, survivors: Scores, layouts: dict[str, Layout], sparsity: float) -> dict[str, int]:
+        """path -> number of entries to keep of a group's weights."""
+        blocks = trait(self.pattern, "blocks", None)
+        if blocks is None:
+            shares = self.scope(survivors, sparsity)
+            return {path: shares[path] for path in survivors}
+        scores = {path: layouts[path].canonical(survivor) for path, survivor in survivors.items()}
+        ranked = {path: layouts[path].original(pooled(score, blocks)) for path, score in scores.items()}
+        shares = self.scope(ranked, sparsity)
+        # Blocks rarely come out even, so some entries stay that were to go. Were they taken in the next update, then
+        # a fit that is resumed, where the same update comes once more, would end with other masks.
+        over = sum(max(alive(scores[path]) - shares[path], 0) for path in scores)
+        if over < max(largest_block(score, blocks) for score in scores.values()):
+            return {path: score.size for path, score in scores.items()}
+        return {path: shares[path] for path in survivors}
 
 
 def mask_for_pruning(model: Any) -> bool:

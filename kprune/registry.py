@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ class Registry:
     def __init__(self, kind: str):
         self.kind = kind
         self._entries: dict[str, Callable[..., Any]] = {}
+        self._families: dict[str, tuple[str, Callable[..., Any]]] = {}
 
     def register(self, name: str, **traits: Any) -> Callable[[Entry], Entry]:
         """Decorator: makes a function available under `name`, with `traits` as its attributes (see `trait`).
@@ -43,12 +45,31 @@ class Registry:
 
         return add
 
+    def family(self, expression: str, shown: str) -> Callable[[Entry], Entry]:
+        r"""Decorator: a name that the regular expression matches stands for what the function makes of its numbers.
+
+        >>> shapes = Registry("shape")
+        >>> @shapes.family(r"(\d+)x(\d+)", "hxw")
+        ... def rectangle(h, w): return lambda: h * w
+        >>> shapes.get("2x3")()
+        6
+        """
+
+        def add(make: Entry) -> Entry:
+            self._families[shown] = expression, make
+            return make
+
+        return add
+
     def get(self, entry: str | Callable[..., Any]) -> Callable[..., Any]:
         """The callable registered under a name; a callable is returned as it is. Raises ValueError otherwise."""
         if callable(entry):
             return entry
         if entry not in self._entries:
-            known = ", ".join(repr(name) for name in self)
+            for expression, make in self._families.values():
+                if found := re.fullmatch(expression, entry):
+                    return make(*map(int, found.groups()))
+            known = ", ".join(repr(name) for name in [*self, *self._families])
             raise ValueError(
                 f"Unknown {self.kind}; the known ones are {known}, or pass a function. Received: {self.kind}={entry!r}"
             )

@@ -257,7 +257,7 @@ def test_the_model_is_masked_without_being_asked():
         (lambda: PruneAtInit("magnitude", 90), r"Received: sparsity=90$"),
         (lambda: PruneAtInit("magnitud", 0.5), r"'magnitude'.*Received: criterion='magnitud'$"),
         (lambda: PruneAtInit("magnitude", 0.5, scope="locl"), r"'layerwise'.*Received: scope='locl'$"),
-        (lambda: PruneAtInit("magnitude", 0.5, pattern="2:4"), r"Received: pattern='2:4'$"),
+        (lambda: PruneAtInit("magnitude", 0.5, pattern="2:5:4"), r"'2:4'.*Received: pattern='2:5:4'$"),
         (lambda: SynFlow(0.5, rounds=0), r"Received: rounds=0$"),
         (lambda: GradualPruning(0.5), r"Received: schedule=0.5$"),
         (lambda: GradualPruning(Constant(0.5), criterion=3), r"Received: criterion=3$"),
