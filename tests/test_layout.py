@@ -10,6 +10,7 @@ from test_layers import ALL, Block, Projection, attend, grouped
 
 import kprune
 from kprune.layout import layout_of
+from kprune.prune import Plan
 
 SEQUENCE, IMAGE, VOLUME, VECTOR = (6, 10), (6, 6, 10), (3, 3, 3, 6), (10,)
 DENSE, CONV1D, CONV2D, DEPTHWISE2D = ((0,), (1,)), ((1,), (2,)), ((2,), (3,)), ((0, 1), (2, 3))
@@ -85,57 +86,58 @@ def by_output(array, axes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_2_of_4_in_every_layer_kind(kind, tmp_path, rng):
-    model = model_of(kind)
-    values = {w.path: by_output(np.abs(w.value()), axes_of(kind, w)) for w in kprune.masked_weights(model)}
-    kprune.prune(model, "magnitude", 0.5, pattern="2:4")
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    for weight, saved in zip(kprune.masked_weights(model), kprune.masked_weights(loaded), strict=True):
-        kept = by_output(saved.kept(), axes_of(kind, weight))
-        assert np.count_nonzero(~kept) == weight.size // 2
-        for start in range(0, kept.shape[-1], 4):
-            group, value = kept[..., start : start + 4], values[weight.path][..., start : start + 4]
-            assert np.all(group.sum(-1) <= 2)
-            if kept.shape[-1] % 4 == 0:  # then the sparsity leaves exactly two in each
-                best = np.sort(value)[..., -2:]
-                np.testing.assert_array_equal(np.sort(np.where(group, value, 0))[..., -2:], best)
-        np.testing.assert_array_equal(saved.kept(), weight.kept())
-    x = rng.integers(0, 10, (4, 5)) if kind == "Embedding" else rng.normal(size=(4, *KINDS[kind][0]))
-    predicted = np.asarray(model(x))
-    np.testing.assert_array_equal(np.asarray(kprune.strip(model)(x)), predicted)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_channels_and_blocks_in_every_layer_kind(kind):
+def test_every_layer_kind(kind, tmp_path):
     model = model_of(kind)
     weights = kprune.masked_weights(model)
-    filters = {w.path: np.moveaxis(by_output(np.abs(w.value()), axes_of(kind, w)), 1, 0) for w in weights}
-    kprune.prune(model, "magnitude", 0.5, pattern="channel", scope="layerwise")
     for w in weights:
-        kept = np.moveaxis(by_output(w.kept(), axes_of(kind, w)), 1, 0).reshape(len(filters[w.path]), -1)
-        assert np.all(kept.all(1) | ~kept.any(1)) and np.count_nonzero(~kept.any(1)) == len(kept) // 2
-        means = filters[w.path].reshape(kept.shape).mean(1)
-        assert means[kept.all(1)].min() > means[~kept.any(1)].max()
-    model = model_of(kind)
-    kprune.prune(model, "magnitude", 0.5, pattern="4x2", scope="layerwise")
-    for w in kprune.masked_weights(model):
-        kept = by_output(w.kept(), axes_of(kind, w))
-        assert w.size // 2 - 8 < np.count_nonzero(~kept) <= w.size // 2
-        for start in np.ndindex(-(-kept.shape[1] // 2), -(-kept.shape[2] // 4)):
-            tile = kept[:, 2 * start[0] :, 4 * start[1] :][:, :2, :4]
-            assert np.all(tile.all((1, 2)) | ~tile.any((1, 2)))
+        assert_layout(w, axes_of(kind, w))
+    for pattern, holds in HOLDS.items():
+        # Layerwise, for equal counts; n:m is so by default.
+        plan = Plan("magnitude", None if pattern == "2:4" else "layerwise", pattern)
+        masks = plan.masks(model, 0.5)
+        for w in weights:
+            holds(by_output(masks[w.path], axes_of(kind, w)), by_output(np.abs(w.value()), axes_of(kind, w)))
+    masks = kprune.prune(model, "magnitude", 0.5, pattern="2:4")
+    model.save(tmp_path / "model.keras")
+    loaded = kprune.masked_weights(keras.saving.load_model(tmp_path / "model.keras"))
+    assert len(loaded) == len(masks)
+    for w, mask in zip(loaded, masks.values(), strict=True):
+        np.testing.assert_array_equal(w.kept(), mask)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_layout_and_back(kind):
-    for weight in kprune.masked_weights(model_of(kind)):
-        layout, value = layout_of(weight), np.arange(weight.size).reshape(weight.shape)
-        canonical = layout.canonical(value)
-        assert canonical.shape == layout.shape and len(canonical.shape) >= 2
-        np.testing.assert_array_equal(layout.original(canonical), value)
-        incoming, outgoing = (np.prod([weight.shape[a] for a in axes]) for axes in axes_of(kind, weight))
-        assert canonical.shape[-2:] == (incoming, outgoing)
+def assert_layout(weight, axes):
+    layout, value = layout_of(weight), np.arange(weight.size).reshape(weight.shape)
+    canonical = layout.canonical(value)
+    assert canonical.shape == layout.shape
+    assert canonical.shape[-2:] == tuple(np.prod([weight.shape[a] for a in part]) for part in axes)
+    np.testing.assert_array_equal(layout.original(canonical), value)
+
+
+def holds_2_of_4(kept, values):
+    assert np.count_nonzero(~kept) == kept.size // 2
+    for start in range(0, kept.shape[-1], 4):
+        group, value = kept[..., start : start + 4], values[..., start : start + 4]
+        assert np.all(group.sum(-1) <= 2)
+        if kept.shape[-1] % 4 == 0:  # then the sparsity leaves exactly two in each: the largest
+            np.testing.assert_array_equal(np.sort(np.where(group, value, 0))[..., -2:], np.sort(value)[..., -2:])
+
+
+def holds_channels(kept, values):
+    filters, sizes = (np.moveaxis(array, 1, 0).reshape(kept.shape[1], -1) for array in (kept, values))
+    alive = filters.any(1)
+    assert np.array_equal(alive, filters.all(1)) and np.count_nonzero(~alive) == len(filters) // 2
+    assert sizes[alive].mean(1).min() > sizes[~alive].mean(1).max()
+
+
+def holds_tiles(kept, values):
+    """4 inputs x 2 outputs, smaller at the edges."""
+    assert kept.size // 2 - 8 < np.count_nonzero(~kept) <= kept.size // 2
+    for outputs, inputs in np.ndindex(-(-kept.shape[1] // 2), -(-kept.shape[2] // 4)):
+        tile = kept[:, 2 * outputs : 2 * outputs + 2, 4 * inputs : 4 * inputs + 4]
+        assert np.array_equal(tile.all((1, 2)), tile.any((1, 2)))
+
+
+HOLDS = {"2:4": holds_2_of_4, "channel": holds_channels, "4x2": holds_tiles}
 
 
 def test_a_low_rank_kernel_beside_the_one_of_an_einsum():
@@ -154,7 +156,7 @@ def test_scopes_see_the_weights_own_shapes():
         seen.append([score.shape for score in scores.values()])
         return {path: score.size // 2 for path, score in scores.items()}
 
+    model = model_of("MultiHeadAttention")
     for pattern in ("unstructured", "2:4", "4x2", "channel"):
-        model = model_of("MultiHeadAttention")
-        kprune.prune(model, "magnitude", 0.5, pattern=pattern, scope=scope)
+        Plan("magnitude", scope, pattern).masks(model, 0.5)
     assert seen == [[(10, 2, 4)] * 3 + [(2, 4, 10)]] * 4
