@@ -111,10 +111,44 @@ def alive(array):
     return int(np.count_nonzero(array > -np.inf))
 
 
-# name -> the number of entries that it keeps when asked for n of a shape
+@dataclass(frozen=True)
+class PatternRow:
+    """What a pattern promises.
+
+    Attributes:
+        holds: whether a mask (in, out) of sparsity 0.8 or more has the pattern's shape.
+        block: shape -> entries of its largest block: by less than this it may keep more than it is asked for.
+        prunes_again: whether it keeps entries that are pruned already, where too few others are left.
+    """
+
+    holds: object
+    block: object = lambda shape: 1
+    prunes_again: bool = False
+
+
+def at_most(n, m):
+    return lambda mask: all(mask[i : i + m].sum(0).max() <= n for i in range(0, len(mask), m))
+
+
+def whole(h, w):
+    def holds(mask):
+        starts = itertools.product(range(0, mask.shape[0], h), range(0, mask.shape[1], w))
+        return all(mask[i : i + h, o : o + w].all() == mask[i : i + h, o : o + w].any() for i, o in starts)
+
+    return holds
+
+
 PATTERN_ROWS = {
-    "unstructured": lambda shape, n_keep: n_keep,
+    "unstructured": PatternRow(lambda mask: True, prunes_again=True),
+    "2:4": PatternRow(at_most(2, 4)),
+    "channel": PatternRow(whole(1000, 1), block=lambda shape: np.prod(shape[:-1], dtype=int)),
 }
+# Of the patterns whose names have numbers, some that a rule for one pair of numbers could get wrong.
+NAMED_ROWS = {
+    "1:3": PatternRow(at_most(1, 3)),
+    "2x3": PatternRow(whole(2, 3), block=lambda shape: 6),
+}
+ALL_PATTERNS = {**PATTERN_ROWS, **NAMED_ROWS}
 # name -> a schedule that ends with this sparsity at this step, and begins at step 1 if it can
 SCHEDULE_ROWS = {
     "constant": lambda sparsity, end: schedules.Constant(sparsity, end),
@@ -462,30 +496,39 @@ def test_scope(name, arrays, one, other):
         np.testing.assert_array_equal(array, copy)
 
 
-@pytest.mark.parametrize("name", PATTERN_ROWS)
+@pytest.mark.parametrize("name", ALL_PATTERNS)
 @steady
 @given(score=SCORES, draw=st.data())
 def test_pattern(name, score, draw):
-    pattern = PATTERNS.get(name)
+    pattern, row = PATTERNS.get(name), ALL_PATTERNS[name]
     few, many = sorted([draw.draw(st.integers(0, score.size)), draw.draw(st.integers(0, score.size))])
-    copy = score.copy()
+    copy, block = score.copy(), row.block(score.shape if score.ndim > 1 else (*score.shape, 1))
     masks = [pattern(score, n) for n in (few, many)]
     for n, mask in zip((few, many), masks, strict=True):
         assert mask.dtype == np.bool_ and mask.shape == score.shape
-        assert np.count_nonzero(mask) == PATTERN_ROWS[name](score.shape, n)
+        n = n if row.prunes_again else min(n, alive(score))
+        assert n <= np.count_nonzero(mask) <= n + block - 1
         np.testing.assert_array_equal(pattern(score, n), mask)
     assert not np.any(masks[0] & ~masks[1])
-    assert pattern(score, score.size).all() and not pattern(score, 0).any()
+    everything = np.ones(score.shape, bool) if row.prunes_again else score > -np.inf
+    np.testing.assert_array_equal(pattern(score, score.size), everything)
+    assert not pattern(score, 0).any()
     np.testing.assert_array_equal(score, copy)
 
 
-@pytest.mark.parametrize("pattern", PATTERN_ROWS)
+def most_kept(pattern, weights):
+    """By how many entries a pattern may keep more than it is asked to, of all these weights."""
+    return sum(ALL_PATTERNS[pattern].block(w.shape) - 1 for w in weights)
+
+
+@pytest.mark.parametrize("pattern", ALL_PATTERNS)
 @pytest.mark.parametrize("scope", SCOPE_ROWS)
 def test_scopes_and_patterns_together(scope, pattern):
     model = two_by_two()
     kprune.mask(model)
-    sizes = [w.size for w in kprune.masked_weights(model)]
-    needs = SCOPE_NEEDS.get(scope, lambda _: 0)([w.value() for w in kprune.masked_weights(model)])
+    weights = kprune.masked_weights(model)
+    sizes = [w.size for w in weights]
+    needs = SCOPE_NEEDS.get(scope, lambda _: 0)([w.value() for w in weights])
     masks = {}
     for sparsity in (0.3, 0.57, 0.9):
         if SCOPE_ROWS[scope](sizes, sparsity) < needs:
@@ -494,10 +537,31 @@ def test_scopes_and_patterns_together(scope, pattern):
                 kprune.prune(model, "magnitude", sparsity, scope=scope, pattern=pattern)
             break
         new = kprune.prune(model, "magnitude", sparsity, scope=scope, pattern=pattern)
-        assert sum(int(m.sum()) for m in new.values()) == SCOPE_ROWS[scope](sizes, sparsity)
+        kept, asked = sum(int(m.sum()) for m in new.values()), SCOPE_ROWS[scope](sizes, sparsity)
+        assert asked <= kept <= asked + most_kept(pattern, weights)
+        if scope == "global":
+            assert kept < asked + max(ALL_PATTERNS[pattern].block(w.shape) for w in weights)
         assert all(not np.any(new[path] & ~masks[path]) for path in masks)
         masks = new
         assert_zero(model)
+        # As a fit that is resumed does: to the same sparsity once more, with scores that have changed.
+        assert_all_equal(kprune.prune(model, "random", sparsity, scope=scope, pattern=pattern), masks)
+
+
+@pytest.mark.parametrize("pattern", [name for name in ALL_PATTERNS if name != "unstructured"])
+@pytest.mark.parametrize("criterion", CRITERIA_ROWS)
+def test_criteria_and_patterns_together(criterion, pattern, shared):
+    model = shared("two by two")
+    weights = kprune.masked_weights(model)
+    for sparsity, rounds in [(0.8, 3), ({"hidden": 0.9, "logits": 0.8}, 2)]:
+        masks = masks_of(model, criterion, sparsity, rounds=rounds, pattern=pattern)
+        groups = [weights] if isinstance(sparsity, float) else [[w for w in weights if e in w.path] for e in sparsity]
+        for group, share in zip(groups, [0.8] if isinstance(sparsity, float) else sparsity.values(), strict=True):
+            scope = "layerwise" if ":" in pattern else "global"
+            asked = SCOPE_ROWS[scope]([w.size for w in group], share)
+            kept = sum(int(masks[w.path].sum()) for w in group)
+            assert asked <= kept <= asked + most_kept(pattern, group)
+            assert all(ALL_PATTERNS[pattern].holds(masks[w.path]) for w in group)
 
 
 # Schedules
@@ -530,6 +594,29 @@ def test_a_schedule_in_a_fit_lands_on_its_final_sparsity(name):
         watch = EachBatch(lambda model, seen=seen: seen.append(zeros(model)))
         model.fit(*data(n=80), batch_size=8, verbose=0, callbacks=[callback, watch])
         assert seen == expected
+
+
+@pytest.mark.parametrize("pattern", [name for name in ALL_PATTERNS if name != "unstructured"])
+def test_schedules_and_patterns_together(pattern):
+    model = mlp()
+    kprune.mask(model)
+    model.compile("sgd", "mse", **CHEAP)
+    dense = model.get_weights()
+    weights = kprune.masked_weights(model)
+    for name, row in SCHEDULE_ROWS.items():
+        model.set_weights(dense)  # masks and all
+        model.optimizer.iterations.assign(0)
+        schedule, seen = row(0.8, 7), []
+        watch = EachBatch(lambda model, seen=seen: seen.append([int(w.kept().sum()) for w in weights]))
+        callbacks = [kprune.callbacks.GradualPruning(schedule, pattern=pattern, scope="layerwise"), watch]
+        model.fit(*data(n=80), batch_size=8, verbose=0, callbacks=callbacks)
+        due = [last_update(schedule, step) for step in range(1, 11)]
+        assert len(seen) == len(due)
+        for counts, step in zip(seen, due, strict=True):
+            asked = [w.size - (0 if step is None else zeros_for(w.size, schedule(step))) for w in weights]
+            most = [n + ALL_PATTERNS[pattern].block(w.shape) - 1 for n, w in zip(asked, weights, strict=True)]
+            assert all(a <= n <= m for a, n, m in zip(asked, counts, most, strict=True)), (name, step)
+        assert all(ALL_PATTERNS[pattern].holds(w.kept()) for w in weights), name
 
 
 # Callbacks
