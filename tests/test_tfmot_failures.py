@@ -100,6 +100,61 @@ def test_the_budget_is_global():
     assert per_layer == [36, 0]
 
 
+def attentive():
+    """Conv1D, Conv3D and MultiHeadAttention, of which tfmot's 2:4 takes none."""
+    inputs = keras.Input((6,))
+    x = layers.Conv1D(8, 3, padding="same", name="conv1d")(layers.Reshape((6, 1))(inputs))
+    x = layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    x = layers.Conv3D(8, 2, padding="same", name="conv3d")(layers.Reshape((3, 2, 2, 4))(x))
+    return keras.Model(inputs, layers.Dense(3, name="logits")(layers.Flatten()(x)))
+
+
+def groups_of_four(path, mask):
+    """The inputs of each output in fours, by position of the convolution and output."""
+    heads_out = path.endswith(("query/kernel", "key/kernel", "value/kernel"))
+    mask = mask.reshape(*mask.shape[:-2], -1) if heads_out else mask
+    mask = mask.reshape(-1, mask.shape[-1]) if path.endswith("attention_output/kernel") else mask
+    return [mask[..., i : i + 4, :] for i in range(0, mask.shape[-2], 4)]
+
+
+def is_2_of_4(model):
+    weights = kprune.masked_weights(model)
+    assert len(weights) == 7
+    return all(group.sum(-2).max() <= 2 for w in weights for group in groups_of_four(w.path, w.kept()))
+
+
+def test_2_of_4_in_layers_of_every_kind_follows_the_schedule_and_outlives_a_file(tmp_path):
+    model, seen = attentive(), []
+    model.compile("adam", "mse")
+    x, y = data((6,), n=64)
+    schedule = PolynomialDecay(0.0, 0.5, 1, 7, power=1, frequency=2)
+    watch = EachBatch(lambda m: seen.append([int((w.value() == 0).sum()) for w in kprune.masked_weights(m)]))
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[GradualPruning(schedule, pattern="2:4"), watch])
+    weights = kprune.masked_weights(model)
+    sparsities = [0, 0, 1 / 6, 1 / 6, 1 / 3, 1 / 3, 1 / 2, 1 / 2]
+    assert seen == [[int(w.size * s + 1e-6) for w in weights] for s in sparsities]
+    assert is_2_of_4(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    loaded.fit(x, y, batch_size=8, verbose=0)
+    assert is_2_of_4(loaded)
+    for one, other in zip(weights, kprune.masked_weights(loaded), strict=True):
+        np.testing.assert_array_equal(one.kept(), other.kept())
+    predicted = model.predict(x, verbose=0)
+    np.testing.assert_array_equal(kprune.strip(model).predict(x, verbose=0), predicted)
+
+
+def test_blocks_on_kernels_of_any_rank():
+    model = attentive()
+    report = train(model, PruneAtInit("magnitude", 0.5, pattern="2x2"))
+    assert report.size // 2 - 4 < report.zeros <= report.size // 2
+    for w in kprune.masked_weights(model):
+        for group in groups_of_four(w.path, w.kept()):
+            for i, o in np.ndindex(-(-group.shape[-2] // 2), -(-group.shape[-1] // 2)):
+                tile = group[..., 2 * i : 2 * i + 2, 2 * o : 2 * o + 2]
+                assert np.array_equal(tile.all((-1, -2)), tile.any((-1, -2)))
+
+
 def test_tf_keras_is_not_imported_for_a_keras_3_model():
     script = (
         "import sys, keras, kprune\n"
