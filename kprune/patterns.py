@@ -177,24 +177,18 @@ def channel(score: np.ndarray, n_keep: int) -> np.ndarray:
     return _keep_whole(score, n_keep, _filters)
 
 
-def pooled(score: np.ndarray, blocks: Blocks) -> np.ndarray:
-    """The scores with each block's mean over what is not pruned in place of its entries'; pruned ones stay -inf.
+def pooled(score: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, int]:
+    """The scores by which a scope ranks blocks, and how many entries are left in the block that has the most.
 
-    >>> pooled(np.array([[4.0, 1.0], [2.0, -np.inf]]), PATTERNS.get("channel").blocks)
-    array([[  3.,   1.],
-           [  3., -inf]])
+    Each score is the mean of its block over what is not pruned yet; pruned entries stay -inf.
+
+    >>> scores, largest = pooled(np.array([[4.0, 1.0], [2.0, -np.inf]]), PATTERNS.get("channel").blocks)
+    >>> scores, largest
+    (array([[  3.,   1.],
+           [  3., -inf]]), 2)
     """
-    numbers, means, _ = _measured(score, blocks)
-    return np.where(score > -np.inf, means[numbers].reshape(score.shape), -np.inf)
-
-
-def largest_block(score: np.ndarray, blocks: Blocks) -> int:
-    """The number of entries left in the block that has the most of them.
-
-    >>> largest_block(np.array([[4.0, 1.0], [2.0, -np.inf]]), PATTERNS.get("channel").blocks)
-    2
-    """
-    return int(_measured(score, blocks)[2].max())
+    numbers, means, counts = _measured(score, blocks)
+    return np.where(score > -np.inf, means[numbers].reshape(score.shape), -np.inf), int(counts.max())
 
 
 def _keep_whole(score: np.ndarray, n_keep: int, blocks: Blocks) -> np.ndarray:

@@ -14,7 +14,7 @@ from .batches import take_batches
 from .criteria import CRITERIA, Context, Scores
 from .layout import Layout, layout_of
 from .masks import MaskedWeight, Masks, is_tf_keras, mask, masked_weights, set_masks, strip
-from .patterns import PATTERNS, largest_block, pooled
+from .patterns import PATTERNS, pooled
 from .registry import Registry, trait
 from .schedules import check_sparsity
 from .scopes import SCOPES
@@ -200,14 +200,15 @@ class Plan:
         if blocks is None:
             shares = self.scope(survivors, sparsity)
             return {path: shares[path] for path in survivors}
-        scores = {path: layouts[path].canonical(survivor) for path, survivor in survivors.items()}
-        ranked = {path: layouts[path].original(pooled(score, blocks)) for path, score in scores.items()}
+        paths = list(survivors)
+        pools = side_by_side(lambda path: pooled(layouts[path].canonical(survivors[path]), blocks), paths)
+        ranked = {path: layouts[path].original(score) for path, (score, _) in zip(paths, pools, strict=True)}
         shares = self.scope(ranked, sparsity)
         # Blocks rarely come out even, so some entries stay that were to go. Were they taken in the next update, then
         # a fit that is resumed, where the same update comes once more, would end with other masks.
-        over = sum(max(alive(scores[path]) - shares[path], 0) for path in scores)
-        if over < max(largest_block(score, blocks) for score in scores.values()):
-            return {path: score.size for path, score in scores.items()}
+        over = sum(max(alive(ranked[path]) - shares[path], 0) for path in paths)
+        if over < max(largest for _, largest in pools):
+            return {path: ranked[path].size for path in paths}
         return {path: shares[path] for path in survivors}
 
 

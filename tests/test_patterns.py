@@ -239,9 +239,10 @@ def test_channel_by_hand():
 
 def test_pooled_scores_are_means_of_what_is_left():
     score = np.array([[1, 5, 2], [3, 7, 4]], "float32")
-    pool = pooled(np.where(score == 7, -np.inf, score), block(2, 2).blocks)
+    pool, largest = pooled(np.where(score == 7, -np.inf, score), block(2, 2).blocks)
     np.testing.assert_array_equal(pool, [[3, 3, 3], [3, -np.inf, 3]])
-    assert pooled(score.astype(int), channel.blocks).tolist() == [[2, 6, 3], [2, 6, 3]]
+    assert largest == 3
+    assert pooled(score.astype(int), channel.blocks)[0].tolist() == [[2, 6, 3], [2, 6, 3]]
 
 
 WHOLE = {"channel": channel, "2x2": block(2, 2), "1x3": block(1, 3), "9x1": block(9, 1)}
