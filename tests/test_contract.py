@@ -548,20 +548,34 @@ def test_scopes_and_patterns_together(scope, pattern):
         assert_all_equal(kprune.prune(model, "random", sparsity, scope=scope, pattern=pattern), masks)
 
 
-@pytest.mark.parametrize("pattern", [name for name in ALL_PATTERNS if name != "unstructured"])
+STRUCTURED = [name for name in ALL_PATTERNS if name != "unstructured"]
+
+
+def assert_pattern(pattern, weights, masks, sparsity):
+    """The pattern's shape, and the number of zeros that its own scope comes to."""
+    scope = "layerwise" if ":" in pattern else "global"
+    asked = SCOPE_ROWS[scope]([w.size for w in weights], sparsity)
+    kept = sum(int(masks[w.path].sum()) for w in weights)
+    assert asked <= kept <= asked + most_kept(pattern, weights)
+    assert all(ALL_PATTERNS[pattern].holds(masks[w.path]) for w in weights)
+
+
+@pytest.mark.parametrize("pattern", STRUCTURED)
 @pytest.mark.parametrize("criterion", CRITERIA_ROWS)
 def test_criteria_and_patterns_together(criterion, pattern, shared):
+    model = shared("flat")
+    masks = masks_of(model, criterion, 0.8, rounds=3, pattern=pattern)
+    assert_pattern(pattern, kprune.masked_weights(model), masks, 0.8)
+
+
+@pytest.mark.parametrize("pattern", STRUCTURED)
+def test_groups_and_patterns_together(pattern, shared):
     model = shared("two by two")
-    weights = kprune.masked_weights(model)
-    for sparsity, rounds in [(0.8, 3), ({"hidden": 0.9, "logits": 0.8}, 2)]:
-        masks = masks_of(model, criterion, sparsity, rounds=rounds, pattern=pattern)
-        groups = [weights] if isinstance(sparsity, float) else [[w for w in weights if e in w.path] for e in sparsity]
-        for group, share in zip(groups, [0.8] if isinstance(sparsity, float) else sparsity.values(), strict=True):
-            scope = "layerwise" if ":" in pattern else "global"
-            asked = SCOPE_ROWS[scope]([w.size for w in group], share)
-            kept = sum(int(masks[w.path].sum()) for w in group)
-            assert asked <= kept <= asked + most_kept(pattern, group)
-            assert all(ALL_PATTERNS[pattern].holds(masks[w.path]) for w in group)
+    masks = masks_of(model, "magnitude", {"hidden": 0.9, "logits": 0.8}, pattern=pattern)
+    for expression, sparsity in {"hidden": 0.9, "logits": 0.8}.items():
+        group = [w for w in kprune.masked_weights(model) if expression in w.path]
+        assert_pattern(pattern, group, masks, sparsity)
+    assert sum(mask.all() for mask in masks.values()) == 2
 
 
 # Schedules
@@ -596,7 +610,7 @@ def test_a_schedule_in_a_fit_lands_on_its_final_sparsity(name):
         assert seen == expected
 
 
-@pytest.mark.parametrize("pattern", [name for name in ALL_PATTERNS if name != "unstructured"])
+@pytest.mark.parametrize("pattern", STRUCTURED)
 def test_schedules_and_patterns_together(pattern):
     model = mlp()
     kprune.mask(model)
@@ -617,6 +631,23 @@ def test_schedules_and_patterns_together(pattern):
             most = [n + ALL_PATTERNS[pattern].block(w.shape) - 1 for n, w in zip(asked, weights, strict=True)]
             assert all(a <= n <= m for a, n, m in zip(asked, counts, most, strict=True)), (name, step)
         assert all(ALL_PATTERNS[pattern].holds(w.kept()) for w in weights), name
+
+
+@pytest.mark.parametrize("pattern", ALL_PATTERNS)
+def test_a_resumed_fit_has_the_masks_that_it_had(pattern):
+    model, masks = mlp(), []
+    model.compile("adam", "mse", **CHEAP)
+    for _ in range(3):  # each ends some steps after an update, so the weights have moved since
+        callback = kprune.callbacks.GradualPruning(schedules.Linear(0.1, 0.8, 1, 28, frequency=7), pattern=pattern)
+        begin = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: masks.append({w.path: w.kept() for w in kprune.masked_weights(model)})
+        )
+        model.fit(*data(n=80), batch_size=8, verbose=0, callbacks=[callback, begin])
+        masks.append({w.path: w.kept() for w in kprune.masked_weights(model)})
+    _, *pairs = masks
+    for ended, resumed in zip(pairs[::2], pairs[1::2], strict=False):
+        assert_all_equal(ended, resumed)
+    assert count_zeros(masks[1]) < count_zeros(masks[3]) < count_zeros(masks[5])
 
 
 # Callbacks
