@@ -10,8 +10,8 @@ import numpy as np
 from absl import logging
 
 from kprune.files import joined, pack, split, unpack, write
-from kprune.masks import is_tf_keras, masked_weights, set_masks
-from kprune.rewind import Snapshot, rewind, snapshot
+from kprune.masks import current_masks, is_tf_keras
+from kprune.rewind import Snapshot, restore, snapshot
 
 from .base import MaskingCallback
 
@@ -68,27 +68,21 @@ class BackupAndRestore(MaskingCallback):
         if about.get("kind") != "kprune backup 1":
             raise ValueError(f"This file holds no backup. Received: path={name!r}")
         parts = split(arrays, "mask", "now", "callbacks")
-        known = snapshot(self.model)
-        held = Snapshot.from_arrays(parts["now"])
-        before = {weight.path: weight.kept() for weight in masked_weights(self.model)}
+        before = current_masks(self.model), snapshot(self.model)
         try:
-            set_masks(self.model, parts["mask"])
-            rewind(self.model, held)
+            restore(self.model, parts["mask"], Snapshot.from_arrays(parts["now"]))
             self._carrier.load(parts["callbacks"]["state"].tobytes())
         except ValueError as error:
-            set_masks(self.model, before)
-            rewind(self.model, known)
-            raise ValueError(f"{error}: this backup is of another fit; delete it or name another file. "
-                             f"Received: path={name!r}") from error
+            restore(self.model, *before)
+            raise ValueError(f"This backup is of another fit: delete it, or name another file. {error}, path={name!r}") from error
         # Keras has no public way to begin later once `fit` has begun; its own BackupAndRestore does the same (3.15.1).
         self.model._initial_epoch = about["epoch"] + 1
         logging.info("BackupAndRestore: epoch %d follows, from %s.", about["epoch"] + 2, name)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
-        masks = {weight.path: weight.kept() for weight in masked_weights(self.model)}
         state = {"state": np.frombuffer(self._carrier.dump(), np.uint8)}
-        arrays = joined(mask=masks, now=snapshot(self.model).to_arrays(), callbacks=state)
+        arrays = joined(mask=current_masks(self.model), now=snapshot(self.model).to_arrays(), callbacks=state)
         try:
             write(self.path, pack(arrays, {"kind": "kprune backup 1", "epoch": epoch}))
         except OSError as error:

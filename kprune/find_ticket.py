@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from .files import joined, pack, split, unpack, write
 from .lottery import Lottery, density
-from .masks import is_tf_keras, masked_weights, set_masks, strip
+from .masks import current_masks, is_tf_keras, masked_weights, strip
 from .prune import Plan, mask_for_pruning
-from .rewind import Snapshot, rewind, snapshot
+from .rewind import Snapshot, restore, snapshot
 from .ticket import Ticket
 
 
@@ -167,18 +167,11 @@ class _State:
                 f"Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
             )
         parts = split(arrays, "mask", "now", "to")
-        held = {weight.path: weight.kept() for weight in masked_weights(model)}
-        set_masks(model, parts["mask"])
-        try:
-            rewind(model, Snapshot.from_arrays(parts["now"]))
-        except ValueError:
-            set_masks(model, held)
-            raise
+        restore(model, parts["mask"], Snapshot.from_arrays(parts["now"]))
         return cls(about["density"], Snapshot.from_arrays(parts["to"]), about["initial_epoch"], about["results"])
 
     def save(self, folder: str | os.PathLike[str], lottery: Lottery, model: Any) -> None:
-        masks = {weight.path: weight.kept() for weight in masked_weights(model)}
-        arrays = joined(mask=masks, now=snapshot(model).to_arrays(), to=self.to.to_arrays())
+        arrays = joined(mask=current_masks(model), now=snapshot(model).to_arrays(), to=self.to.to_arrays())
         known = {"density": self.density, "initial_epoch": self.initial_epoch, "results": self.results}
         write(Path(folder, _STATE), pack(arrays, {"settings": lottery.settings, **known}))
 

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 
 from ._version import __version__
-from .masks import MaskedWeight, masked_weights, set_masks
+from .masks import MaskedWeight, current_masks, masked_weights, set_masks
 from .prune import Plan
 from .rewind import REWINDS, RewindPoint, Snapshot, rewind
 from .ticket import Ticket
@@ -66,9 +66,8 @@ class Lottery:
 
     def ticket(self, model: Any, to: Snapshot, results: list[dict[str, Any]]) -> Ticket:
         """The ticket of a model's masks and the weights of the rewind point."""
-        masks = {weight.path: weight.kept() for weight in masked_weights(model)}
         versions = {"keras": keras.__version__, "kprune": __version__}
-        return Ticket(masks, to.weights, {"settings": self.settings, "results": results, **versions})
+        return Ticket(current_masks(model), to.weights, {"settings": self.settings, "results": results, **versions})
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .files import joined, split
 from .layers import plain_weights, seed_states
-from .masks import is_tf_keras, masked_weights, set_masks, unique_paths
+from .masks import Masks, current_masks, is_tf_keras, masked_weights, set_masks, unique_paths
 from .optimizers import all_variables, build
 
 Arrays = dict[str, np.ndarray]
@@ -145,8 +145,12 @@ def model_weights(model: Any) -> dict[str, Any]:
 
         variables = plain_variables(model)
     else:
-        variables = [*plain_weights(model), *seed_states(model)]
+        variables = plain_weights(model)
     names = unique_paths([getattr(v, "path", v.name) for v in variables])
+    if not is_tf_keras(model):
+        # Keras numbers the generators of a process, so their own names are others in each run.
+        seeds = seed_states(model)
+        variables, names = [*variables, *seeds], [*names, *(f"seed_generator/{i}" for i in range(len(seeds)))]
     return {masked.get(id(v), name): v for v, name in zip(variables, names, strict=True)}
 
 
@@ -198,36 +202,55 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     weights = model_weights(model)
     slots = _optimizer_variables(model, optimizer)
-    due: list[tuple[Any, np.ndarray]] = []
-    if what != "none":
-        due += _matched(slots, to.optimizer, "optimizer")
-    if what == "weights":
-        due += _matched(weights, to.weights, "model")
-    for variable, value in due:
-        variable.assign(value)
+    held = matched(slots, to.optimizer, "optimizer"), matched(weights, to.weights, "model")
+    for variables, arrays, due in ((slots, held[0], what != "none"), (weights, held[1], what == "weights")):
+        for name, value in arrays.items() if due else ():
+            variables[name].assign(value)
     if what != "none":
         reapply_masks(model, optimizer)
 
 
+def restore(model: Any, masks: Masks, to: Snapshot) -> None:
+    """Bring back masks and a snapshot of one moment.
+
+    Raises:
+        ValueError: one of them is of another model or optimizer. Nothing has been changed then.
+    """
+    by_path = {weight.path: weight for weight in masked_weights(model)}
+    masks = matched(by_path, masks, "model")
+    before = current_masks(model)
+    set_masks(model, masks)
+    try:
+        rewind(model, to)
+    except ValueError:
+        set_masks(model, before)
+        raise
+
+
 def reapply_masks(model: Any, optimizer: Any = None) -> None:
     """Zero what the masks prune, in the weights and in the optimizer's slots."""
-    set_masks(model, {weight.path: weight.kept() for weight in masked_weights(model)}, optimizer)
+    set_masks(model, current_masks(model), optimizer)
 
 
-def _matched(variables: dict[str, Any], arrays: Arrays, of: str) -> list[tuple[Any, np.ndarray]]:
-    if list(variables) != list(arrays):
-        missing, unknown = [n for n in variables if n not in arrays], [n for n in arrays if n not in variables]
+def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> Arrays:
+    """path of mine -> array of theirs: by path, or where the names differ ("dense", "dense_1") by order.
+
+    Raises:
+        ValueError: there are more or fewer of them, or one has another shape; the first that does is named.
+    """
+    if len(mine) != len(theirs):
+        odd = next((path for path in [*mine, *theirs] if path not in mine or path not in theirs), "")
         raise ValueError(
-            f"The snapshot is of another {of}: it lacks {missing[:3] or 'nothing'} and has {unknown[:3] or 'nothing'} "
-            f"beside. Received: snapshot of {len(arrays)} arrays for {len(variables)} variables"
+            f"It is of another {of}: it has {len(theirs)} arrays for {len(mine)} variables; {odd!r} is only in one of "
+            f"the two. Received: {len(theirs)} arrays"
         )
-    for name, v in variables.items():
-        if tuple(v.shape) != arrays[name].shape:
-            raise ValueError(
-                f"The snapshot is of another {of}: {name} has shape {tuple(v.shape)}. "
-                f"Received: shape={arrays[name].shape}"
-            )
-    return [(v, arrays[name]) for name, v in variables.items()]
+    by_path = all(path in theirs for path in mine)
+    pairs = {path: theirs[path] for path in mine} if by_path else dict(zip(mine, theirs.values(), strict=True))
+    for path, array in pairs.items():
+        shape = tuple(mine[path].shape)
+        if array.shape != shape:
+            raise ValueError(f"It is of another {of}: {path} has shape {shape}. Received: shape={array.shape}")
+    return pairs
 
 
 def _optimizer_variables(model: Any, optimizer: Any) -> dict[str, Any]:

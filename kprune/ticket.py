@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from .files import joined, pack, split, unpack, write
-from .masks import Masks, mask, masked_weights, set_masks
-from .rewind import Arrays, model_weights, reapply_masks
+from .masks import Masks, current_masks, masked_weights, set_masks, strip
+from .prune import mask_for_pruning
+from .rewind import Arrays, matched, model_weights, reapply_masks
 
 _KIND = "kprune ticket 1"
 
@@ -45,7 +46,7 @@ class Ticket:
     def of(cls, model: Any, **about: Any) -> Ticket:
         """The ticket of a masked model as it is now."""
         weights = {path: np.array(v.numpy()) for path, v in model_weights(model).items()}
-        return cls({weight.path: weight.kept() for weight in masked_weights(model)}, weights, about)
+        return cls(current_masks(model), weights, about)
 
     @property
     def sparsity(self) -> float:
@@ -106,18 +107,14 @@ class Ticket:
             ValueError: the model does not match; the first weight that does not is named. Nothing has been changed
                 then.
         """
-        from .prune import mask_for_pruning
-
         mine = model_weights(model)
-        values = _match(mine, self.weights, skip, lambda v: tuple(v.shape)) if weights else {}
+        values = _match(mine, self.weights, skip) if weights else {}
         fresh = mask_for_pruning(model)
         try:
             masked = {weight.path: weight for weight in masked_weights(model)}
-            masks = _match(masked, self.masks, skip, lambda w: w.shape)
+            masks = _match(masked, self.masks, skip)
         except BaseException:
             if fresh:
-                from .masks import strip
-
                 strip(model)
             raise
         variables = model_weights(model)
@@ -127,24 +124,13 @@ class Ticket:
         reapply_masks(model, optimizer)
 
 
-def _match(mine: dict[str, Any], theirs: Arrays, skip: str | None, shape: Callable[[Any], tuple[int, ...]]) -> Arrays:
-    """path of mine -> array of theirs."""
-    wanted = {path: v for path, v in mine.items() if skip is None or not re.search(skip, path)}
-    if all(path in theirs for path in wanted):
-        pairs = {path: theirs[path] for path in wanted}
-    else:
-        offered = [array for path, array in theirs.items() if skip is None or not re.search(skip, path)]
-        if len(offered) != len(wanted):
-            raise ValueError(
-                f"The ticket is of another model: it has {len(offered)} weights, the model {len(wanted)}; "
-                f"{next(path for path in wanted if path not in theirs)} is not in it. skip= leaves out a head. "
-                f"Received: skip={skip!r}"
-            )
-        pairs = dict(zip(wanted, offered, strict=True))
-    for path, array in pairs.items():
-        if array.shape != shape(wanted[path]):
-            raise ValueError(
-                f"The ticket is of another model: {path} has shape {shape(wanted[path])} in the model. skip= leaves "
-                f"out a head. Received: shape={array.shape}"
-            )
-    return pairs
+def _match(mine: dict[str, Any], theirs: Arrays, skip: str | None) -> Arrays:
+    """path of mine -> array of theirs, without those to skip."""
+
+    def wanted(items: dict[str, Any]) -> dict[str, Any]:
+        return {path: item for path, item in items.items() if skip is None or not re.search(skip, path)}
+
+    try:
+        return matched(wanted(mine), wanted(theirs), "model")
+    except ValueError as error:
+        raise ValueError(f"The ticket does not match; skip= leaves out a head. {error}, skip={skip!r}") from error
