@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from kprune.files import joined, pack, split, unpack, write
@@ -71,20 +70,23 @@ class BackupAndRestore(MaskingCallback):
         before = current_masks(self.model), snapshot(self.model)
         try:
             restore(self.model, parts["mask"], Snapshot.from_arrays(parts["now"]))
-            self._carrier.load(parts["callbacks"]["state"].tobytes())
+            self._carrier.restore(parts["callbacks"], about["callbacks"])
         except ValueError as error:
             restore(self.model, *before)
-            raise ValueError(f"This backup is of another fit: delete it, or name another file. {error}, path={name!r}") from error
+            raise ValueError(
+                f"This backup is of another fit: delete it, or name another file. {error}, path={name!r}"
+            ) from error
         # Keras has no public way to begin later once `fit` has begun; its own BackupAndRestore does the same (3.15.1).
         self.model._initial_epoch = about["epoch"] + 1
         logging.info("BackupAndRestore: epoch %d follows, from %s.", about["epoch"] + 2, name)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
-        state = {"state": np.frombuffer(self._carrier.dump(), np.uint8)}
-        arrays = joined(mask=current_masks(self.model), now=snapshot(self.model).to_arrays(), callbacks=state)
+        # Not the carrier's own bytes: with a whole zip inside, a truncated one would be read as that.
+        states, known = self._carrier.states()
+        arrays = joined(mask=current_masks(self.model), now=snapshot(self.model).to_arrays(), callbacks=states)
         try:
-            write(self.path, pack(arrays, {"kind": "kprune backup 1", "epoch": epoch}))
+            write(self.path, pack(arrays, {"kind": "kprune backup 1", "epoch": epoch, "callbacks": known}))
         except OSError as error:
             logging.error("BackupAndRestore: epoch %d is not backed up: %s. The training goes on.", epoch + 1, error)
 

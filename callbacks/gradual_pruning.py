@@ -84,7 +84,9 @@ class GradualPruning(MaskingCallback):
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         super().set_state(state)
         if self.initial is None:
-            self.plan.initial = state
+            # By order: Keras may have given the layers other names since.
+            paths = [weight.path for weight in masked_weights(self.model)]
+            self.plan.initial = dict(zip(paths, state.values(), strict=True)) if state else None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._update()

@@ -23,8 +23,8 @@ class LotteryTicket(TakeSnapshot):
     rewound to epoch e, it trains the epochs from e to `epochs_per_level`; `total_epochs` counts them all. Pruning and
     rewinding happen between two epochs, after all callbacks have seen the end of the first. A rewind takes weights,
     normalisation statistics, seed generators, and the optimizer with its slots, iterations and learning rate back
-    (arXiv:1803.03635, 1903.01611, 2003.02389); data go back too if their order follows the optimizer's steps, as that of
-    `kprune.RewindableBatches` does.
+    (arXiv:1803.03635, 1903.01611, 2003.02389); data go back too if their order follows the optimizer's steps, as
+    that of `kprune.RewindableBatches` does.
 
     Keras's logs get `level` and `sparsity`, so History and CSVLogger tell levels apart. Beside it:
     `LearningRateScheduler(callback.within_level(schedule))`; a learning rate schedule in the optimizer needs nothing.
@@ -38,7 +38,8 @@ class LotteryTicket(TakeSnapshot):
         rewind_to: "init"; a number of optimizer steps (100 or "step:100"); "epoch:2"; or a share of `epochs_per_level`
             (0.1 or "fraction:0.1"). A step within an epoch is rewound to exactly; the level then begins with that
             epoch and trains it whole. With `steps_per_execution` = n, up to n - 1 steps later.
-        rewind: "weights"; "learning_rate", which leaves the weights as trained; or "none", which leaves all (fine-tuning).
+        rewind: "weights"; "learning_rate", which leaves the weights as trained; or "none", which leaves all as it is
+            (fine-tuning).
         criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`; criteria that compare with initial
             weights get those of the rewind point.
         path: an .npz file for the ticket; none is written without.

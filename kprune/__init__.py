@@ -22,8 +22,8 @@ from .export import export  # noqa: E402
 from .find_ticket import Level, find_ticket  # noqa: E402
 from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, strip  # noqa: E402
 from .prune import prune  # noqa: E402
-from .report import plot_sparsity, summary  # noqa: E402
 from .replay import RewindableBatches  # noqa: E402
+from .report import plot_sparsity, summary  # noqa: E402
 from .schedules import plot_schedule  # noqa: E402
 from .sensitivity import Sensitivity, sensitivity  # noqa: E402
 from .ticket import Ticket  # noqa: E402

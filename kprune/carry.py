@@ -18,7 +18,6 @@ from .layers import seed_states
 from .masks import is_tf_keras, masked_weights
 
 
-
 class Carrier:
     """The states of the callbacks of one fit.
 
@@ -40,16 +39,23 @@ class Carrier:
         if not any(known is holder for known in self.holders.values()):
             self.holders[f"{number} {name}"] = holder
 
-    def dump(self) -> bytes:
-        """The states, and those of the model's seed generators, which Keras does not save."""
+    def states(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The states, and those of the model's seed generators, which Keras does not save: arrays, and JSON."""
         arrays = {f"seeds/{i}": np.array(v.numpy()) for i, v in enumerate(_seeds(self.model))}
         for name, holder in self.holders.items():
             arrays.update({f"{name}/{key}": np.asarray(value) for key, value in holder.get_state().items()})
-        return pack(arrays, {"epoch": self.epoch, "holders": list(self.holders)})
+        return arrays, {"epoch": self.epoch, "holders": list(self.holders)}
+
+    def dump(self) -> bytes:
+        """The states as bytes."""
+        return pack(*self.states())
 
     def load(self, data: bytes) -> None:
-        """Give the states back to the callbacks; ValueError if they are those of another list of callbacks."""
-        arrays, about = unpack(data, "the callbacks' state in a backup")
+        """Give the callbacks what `dump` wrote; raises as `restore`."""
+        self.restore(*unpack(data, "the callbacks' state in a backup"))
+
+    def restore(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+        """Give the callbacks their states; ValueError if they are those of another list of callbacks."""
         if about["holders"] != list(self.holders):
             raise ValueError(
                 f"This backup was made by a fit with the callbacks {about['holders']}: give this one the same, in the "

@@ -46,6 +46,8 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
 def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What `pack` was given; ValueError that names the file if it is truncated, damaged, or of another kind."""
     try:
+        if not data.startswith(b"PK"):
+            raise ValueError("it is no zip archive")
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             stored = {key: archive[key] for key in archive.files}
         description, checksum = stored.pop(_ABOUT).tobytes(), str(stored.pop("sha256"))

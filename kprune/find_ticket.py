@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from .files import joined, pack, split, unpack, write
@@ -18,7 +17,6 @@ from .masks import current_masks, is_tf_keras, masked_weights, strip
 from .prune import Plan, mask_for_pruning
 from .rewind import Snapshot, restore, snapshot
 from .ticket import Ticket
-
 
 _STATE = "state.npz"
 

@@ -62,7 +62,8 @@ class MaskStore(keras.layers.Layer):
             store[_CARRIED] = np.frombuffer(carrier.dump(), np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
-        stored = [key for key in store.keys() if key != _CARRIED]
+        keys = list(store.keys())
+        stored = [key for key in keys if key != _CARRIED]
         if len(stored) != len(self.masks):
             raise ValueError(
                 f"The file holds masks for {len(stored)} weights of layer {self.name!r}, the model has "
@@ -74,7 +75,7 @@ class MaskStore(keras.layers.Layer):
             if bits.size != (size + 7) // 8:
                 raise ValueError(f"The file's mask for {mask.path} has another size. Received: bytes={bits.size}")
             mask.assign(np.unpackbits(bits, count=size).reshape(mask.shape).astype(bool))
-        if _CARRIED in store.keys():
+        if _CARRIED in keys:
             for carrier in self._carriers():
                 carrier.load(np.asarray(store[_CARRIED][...]).tobytes())
 

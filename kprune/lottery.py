@@ -63,7 +63,6 @@ class Lottery:
         set_masks(model, self.plan.masks(model, sparsity))
         rewind(model, to, self.rewind)
 
-
     def ticket(self, model: Any, to: Snapshot, results: list[dict[str, Any]]) -> Ticket:
         """The ticket of a model's masks and the weights of the rewind point."""
         versions = {"keras": keras.__version__, "kprune": __version__}

@@ -13,11 +13,11 @@ import threading
 import keras
 import numpy as np
 from keras import layers
+from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, SynFlow
 from sklearn.datasets import load_digits
 
 import kprune
-from kprune import files, masks, rewind
-from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, SynFlow
+from kprune import masks, rewind
 from kprune.prune import Plan
 from kprune.schedules import PolynomialDecay
 
@@ -100,9 +100,7 @@ def main(kind, folder, point, count):
         def train(model, level):
             return fit(2, *level.callbacks, backup=f"level-{level.number}/backup.npz")
 
-        ticket = kprune.find_ticket(
-            model, train, levels=2, rate=0.5, rewind="none", folder=folder, verbose=False
-        )
+        ticket = kprune.find_ticket(model, train, levels=2, rate=0.5, rewind="none", folder=folder, verbose=False)
         extra = {"ticket": np.array(ticket.checksum), "results": np.array(str(ticket.about["results"]))}
     elif kind == "synflow":
         fit(4, SynFlow(0.8, rounds=10, verbose=False))

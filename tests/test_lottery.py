@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from helpers import assert_zero
 from keras import layers
+from kprune.callbacks import LotteryTicket, TakeSnapshot
 from sklearn.datasets import load_digits
 
 import kprune
-from kprune.callbacks import LotteryTicket, TakeSnapshot
 from kprune.rewind import RewindPoint, rewind, snapshot
 
 DIGITS = load_digits()
@@ -301,7 +301,11 @@ def test_wrong_arguments_are_refused(wrong):
 
 @pytest.mark.parametrize(
     ("epochs", "rewind_to", "message"),
-    [(3, "init", "give fit epochs=4. Received: epochs=3"), (4, 20, "not within the 20 steps"), (4, "epoch:2", "within")],
+    [
+        (3, "init", "give fit epochs=4. Received: epochs=3"),
+        (4, 20, "not within the 20 steps"),
+        (4, "epoch:2", "within"),
+    ],
 )
 def test_a_fit_that_does_not_fit_the_levels_is_refused_before_it_begins(epochs, rewind_to, message):
     model = network()
@@ -314,7 +318,7 @@ def test_a_fit_that_does_not_fit_the_levels_is_refused_before_it_begins(epochs, 
 
 
 def test_a_fit_that_begins_in_a_later_level_without_its_state_is_refused():
-    with pytest.raises(ValueError, match="holds no state of one.*Received: initial_epoch=2"):
+    with pytest.raises(ValueError, match=r"holds no state of one.*Received: initial_epoch=2"):
         train(network(), 4, LotteryTicket(levels=1, epochs_per_level=2), initial_epoch=2)
 
 
