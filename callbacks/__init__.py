@@ -4,8 +4,19 @@ Masks only shrink: when several pruning callbacks are in one fit, or one is used
 its own target and the highest sparsity rules.
 """
 
+from .backup_and_restore import BackupAndRestore
 from .gradual_pruning import GradualPruning
+from .lottery_ticket import LotteryTicket
 from .prune_at_init import PruneAtInit, SynFlow
 from .sparsity_logger import SparsityLogger
+from .take_snapshot import TakeSnapshot
 
-__all__ = ["GradualPruning", "PruneAtInit", "SparsityLogger", "SynFlow"]
+__all__ = [
+    "BackupAndRestore",
+    "GradualPruning",
+    "LotteryTicket",
+    "PruneAtInit",
+    "SparsityLogger",
+    "SynFlow",
+    "TakeSnapshot",
+]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
+from kprune.carry import Carrier, carry, release
 from kprune.masks import moved_weights
 from kprune.optimizers import check_optimizer
 from kprune.prune import mask_for_pruning
@@ -37,14 +39,37 @@ class MaskingCallback(Callback):
     `set_model` runs before the trainer makes its compiled functions, so the masks cost no retracing.
     """
 
+    _restored = False
+    _carrier: Carrier | None = None
+
     def set_model(self, model: Any) -> None:
         super().set_model(model)
         if getattr(model, "optimizer", None) is not None:
             check_optimizer(model.optimizer)
         self._fresh = mask_for_pruning(model)
 
+    def set_params(self, params: Any) -> None:
+        super().set_params(params)
+        self._restored = False
+        self._carrier = carry(self.model, self, params)
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """What the callback knows that is in neither weights nor masks, for a backup."""
+        return {}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `get_state` gave to a backup. It comes before or after `on_train_begin`."""
+        self._restored = True
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self._carrier is not None:
+            self._carrier.begin(epoch)
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         check_zeros(self.model)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        release(self.model)
 
 
 def check_zeros(model: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from kprune.masks import masked_weights, set_masks, strip
-from kprune.optimizers import iterations
+from kprune.optimizers import iterations, optimizer_steps
 from kprune.prune import Plan
 from kprune.schedules import PerLayer, Schedule, applied, as_schedule, last_update
 
@@ -70,13 +70,23 @@ class GradualPruning(MaskingCallback):
             if isinstance(self.schedule, PerLayer):
                 self.schedule.check(weight.path for weight in masked_weights(self.model))
             self._warn_of_a_short_fit()
-            if "initial" in self.plan.needs and self.initial is None:
+            if "initial" in self.plan.needs and self.initial is None and not self._restored:
                 self.plan.initial = {weight.path: weight.value() for weight in masked_weights(self.model)}
             self._update()
         except BaseException:
             if self._fresh:
                 strip(self.model)
             raise
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        return dict(self.plan.initial or {}) if self.initial is None else {}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        super().set_state(state)
+        if self.initial is None:
+            # By order: Keras may have given the layers other names since.
+            paths = [weight.path for weight in masked_weights(self.model)]
+            self.plan.initial = dict(zip(paths, state.values(), strict=True)) if state else None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._update()
@@ -97,8 +107,7 @@ class GradualPruning(MaskingCallback):
                 self.schedule.end_step,
             )
             return
-        accumulation = getattr(self.model.optimizer, "gradient_accumulation_steps", None) or 1
-        planned = params["steps"] * params["epochs"] // accumulation
+        planned = optimizer_steps(self.model, params["steps"] * params["epochs"])
         # Of a PerLayer each member answers for itself.
         members = self.schedule.schedules if isinstance(self.schedule, PerLayer) else {None: self.schedule}
         for expression, schedule in members.items():

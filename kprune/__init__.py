@@ -15,20 +15,26 @@ _root = pathlib.Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
     __path__.append(str(_root))
 
-from . import callbacks, controls, criteria, data, models, patterns, schedules, scopes  # noqa: E402
+from . import callbacks, controls, criteria, data, models, patterns, rewind, schedules, scopes  # noqa: E402
 from ._version import __version__  # noqa: E402
 from .batches import balanced_sample  # noqa: E402
 from .export import export  # noqa: E402
+from .find_ticket import Level, find_ticket  # noqa: E402
 from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, strip  # noqa: E402
 from .prune import prune  # noqa: E402
+from .replay import RewindableBatches  # noqa: E402
 from .report import plot_sparsity, summary  # noqa: E402
 from .schedules import plot_schedule  # noqa: E402
 from .sensitivity import Sensitivity, sensitivity  # noqa: E402
+from .ticket import Ticket  # noqa: E402
 
 __all__ = [
+    "Level",
     "MaskReport",
     "MaskedWeight",
+    "RewindableBatches",
     "Sensitivity",
+    "Ticket",
     "__version__",
     "balanced_sample",
     "callbacks",
@@ -36,6 +42,7 @@ __all__ = [
     "criteria",
     "data",
     "export",
+    "find_ticket",
     "mask",
     "masked_weights",
     "models",
@@ -43,6 +50,7 @@ __all__ = [
     "plot_schedule",
     "plot_sparsity",
     "prune",
+    "rewind",
     "schedules",
     "scopes",
     "sensitivity",

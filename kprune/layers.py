@@ -22,6 +22,8 @@ import keras
 import numpy as np
 from keras import ops
 
+CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states, see carry.py
+_CARRIED = "callbacks"  # their key in the file
 _SPEC = "kprune"  # the key of a masked layer's config that holds the plain class and the masked weights' positions
 
 
@@ -56,11 +58,15 @@ class MaskStore(keras.layers.Layer):
     def save_own_variables(self, store: Any) -> None:
         for i, mask in enumerate(self.masks):
             store[str(i)] = np.packbits(mask.numpy())
+        for carrier in self._carriers():
+            store[_CARRIED] = np.frombuffer(carrier.dump(), np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
-        if len(store.keys()) != len(self.masks):
+        keys = list(store.keys())
+        stored = [key for key in keys if key != _CARRIED]
+        if len(stored) != len(self.masks):
             raise ValueError(
-                f"The file holds masks for {len(store.keys())} weights of layer {self.name!r}, the model has "
+                f"The file holds masks for {len(stored)} weights of layer {self.name!r}, the model has "
                 f"{len(self.masks)}: mask it with the same filters and weights before loading."
             )
         for i, mask in enumerate(self.masks):
@@ -69,6 +75,12 @@ class MaskStore(keras.layers.Layer):
             if bits.size != (size + 7) // 8:
                 raise ValueError(f"The file's mask for {mask.path} has another size. Received: bytes={bits.size}")
             mask.assign(np.unpackbits(bits, count=size).reshape(mask.shape).astype(bool))
+        if _CARRIED in keys:
+            for carrier in self._carriers():
+                carrier.load(np.asarray(store[_CARRIED][...]).tobytes())
+
+    def _carriers(self) -> list[Any]:
+        return [getattr(v, CARRIER) for v in self.masked if hasattr(v, CARRIER)]
 
 
 class MaskedRegularizer(keras.regularizers.Regularizer):
@@ -202,6 +214,12 @@ def plain_weights(layer: Any) -> list[Any]:
     """The layer's weights without kprune's masks."""
     masks = {id(m) for sub in all_layers(layer) if is_masked(sub) for m in sub.mask_store.masks}
     return [v for v in layer.weights if id(v) not in masks]
+
+
+def seed_states(layer: Any) -> list[Any]:
+    """The states of the seed generators at and below the layer (dropout ...), which Keras counts as no weights."""
+    weights = {id(v) for v in layer.weights}
+    return [v for v in layer.variables if id(v) not in weights and v.name == "seed_generator_state"]
 
 
 def attach(layer: Any, variables: list[Any]) -> None:

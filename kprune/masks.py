@@ -133,6 +133,11 @@ def masked_weights(model: Any) -> list[MaskedWeight]:
     return [MaskedWeight(path, *rest) for path, (_, *rest) in zip(paths, found, strict=True)]
 
 
+def current_masks(model: Any) -> Masks:
+    """path -> bool array of the weight's shape, True = kept; in model order."""
+    return {weight.path: weight.kept() for weight in masked_weights(model)}
+
+
 def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     """Change masks; the pruned weights become exactly 0 and the optimizer forgets what changed.
 
@@ -274,6 +279,7 @@ __all__ = [
     "MaskReport",
     "MaskedWeight",
     "Masks",
+    "current_masks",
     "is_tf_keras",
     "mask",
     "masked_weights",

@@ -25,6 +25,12 @@ def iterations(model: Any) -> int:
     return int(np.asarray(model.optimizer.iterations))
 
 
+def optimizer_steps(model: Any, batches: int | None) -> int | None:
+    """The optimizer steps that so many batches come to: fewer where it accumulates gradients; None of None."""
+    accumulation = getattr(model.optimizer, "gradient_accumulation_steps", None) or 1
+    return None if batches is None else batches // accumulation
+
+
 def check_optimizer(optimizer: Any) -> None:
     """Raises ValueError, naming the optimizer, if its update moves pruned weights."""
     for inner in inner_optimizers(optimizer):
@@ -76,3 +82,22 @@ def _slots(optimizer: Any, variable: Any) -> Iterator[tuple[Any, float]]:
         slot = slots[position]
         if hasattr(slot, "assign") and tuple(slot.shape) == tuple(variable.shape):
             yield slot, optimizer.initial_accumulator_value if name == "_accumulators" else 0.0
+
+
+def build(optimizer: Any, variables: list[Any]) -> None:
+    """Make the optimizer's slots if it has none yet."""
+    if hasattr(optimizer, "get_slot_names"):
+        raise ValueError(
+            "A legacy optimizer keeps its learning rate outside of its variables and cannot be rewound: use one of "
+            f"tf_keras.optimizers. Received: optimizer={type(optimizer).__name__} (legacy)"
+        )
+    if not getattr(optimizer, "built", getattr(optimizer, "_built", False)):
+        optimizer.build(variables)
+
+
+def all_variables(optimizer: Any) -> list[Any]:
+    """All that a built optimizer keeps: iterations, learning rate, slots, averages, loss scale; each once."""
+    found = list(optimizer.variables)
+    for inner in inner_optimizers(optimizer):
+        found += list(inner.variables)
+    return list({id(v): v for v in found}.values())

@@ -107,6 +107,24 @@ class MaskConstraint:
         return tf.where(tf.cast(self.mask, tf.bool), weight, tf.zeros_like(weight))
 
 
+class CarriedState(tf.train.experimental.PythonState):
+    """The states of the callbacks of a fit, in TensorFlow's checkpoints of its model; see carry.py."""
+
+    def __init__(self, carrier: Any):
+        self.carrier = carrier
+
+    def serialize(self) -> bytes:
+        return self.carrier.dump()
+
+    def deserialize(self, string_value: Any) -> None:
+        self.carrier.load(string_value)
+
+
+def plain_variables(model: Any) -> list[Any]:
+    """The model's weights without what tfmot's wrappers add: masks, thresholds, steps."""
+    return _weights(model)
+
+
 def weight_names(model: Any) -> set[str]:
     """The names by which `mask(weights=...)` knows the model's weights."""
     return {_name(w) for w in model.weights}

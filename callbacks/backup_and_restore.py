@@ -1,0 +1,97 @@
+"""BackupAndRestore: a backup of a fit that a kill at any moment leaves whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from kprune.files import joined, pack, split, unpack, write
+from kprune.masks import current_masks, is_tf_keras
+from kprune.rewind import Snapshot, restore, snapshot
+
+from .base import MaskingCallback
+
+
+class BackupAndRestore(MaskingCallback):
+    """Save at the end of each epoch all that a fit needs to go on, and go on with it when the fit is started again.
+
+    What `keras.callbacks.BackupAndRestore` is for Keras 3, but in one file, written whole or not at all: weights,
+    optimizer, seed generators, masks, and the state of kprune's callbacks in this fit. (Keras's writes weights and
+    epoch one after the other: killed between the two, the fit trains an epoch twice.) A fit that is killed at any
+    moment and started again ends with the weights and masks of one that was not, bit for bit, if its data come in an
+    order that the optimizer's step determines, as with `kprune.RewindableBatches`, or are not shuffled.
+
+    If a backup cannot be written (no space left), an error is logged and the training goes on; the last backup stays.
+
+    Args:
+        path: an .npz file, of this fit alone.
+        delete: whether to delete it when the fit has come to its end.
+
+    Raises:
+        ValueError: `path` is no .npz file; at the start of `fit`: the model is one of tf_keras (whose own
+            `BackupAndRestore` is safe and holds kprune's state, too), the file is truncated, damaged, of another
+            model, or of another list of callbacks. Nothing has been changed then.
+
+    >>> import keras, kprune, numpy as np, tempfile
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     backup = kprune.callbacks.BackupAndRestore(f"{folder}/backup.npz", delete=False)
+    ...     _ = model.fit(np.ones((32, 8)), np.ones((32, 1)), epochs=3, verbose=0, callbacks=[backup])
+    ...     model.fit(np.ones((32, 8)), np.ones((32, 1)), epochs=5, verbose=0, callbacks=[backup]).epoch
+    [3, 4]
+    """
+
+    def __init__(self, path: str | os.PathLike[str], delete: bool = True):
+        super().__init__()
+        if Path(path).suffix != ".npz":
+            raise ValueError(f"A backup is an .npz file. Received: path={os.fspath(path)!r}")
+        self.path, self.delete = Path(path), delete
+
+    def set_model(self, model: Any) -> None:
+        if is_tf_keras(model):
+            raise ValueError(
+                "For a tf_keras model use tf_keras.callbacks.BackupAndRestore: its backup holds the state of kprune's "
+                f"callbacks, too. Received: model={model.name!r}"
+            )
+        super().set_model(model)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not self.path.exists():
+            return
+        name = os.fspath(self.path)
+        arrays, about = unpack(self.path.read_bytes(), name)
+        if about.get("kind") != "kprune backup 1":
+            raise ValueError(f"This file holds no backup. Received: path={name!r}")
+        parts = split(arrays, "mask", "now", "callbacks")
+        before = current_masks(self.model), snapshot(self.model)
+        try:
+            restore(self.model, parts["mask"], Snapshot.from_arrays(parts["now"]))
+            self._carrier.restore(parts["callbacks"], about["callbacks"])
+        except ValueError as error:
+            restore(self.model, *before)
+            raise ValueError(
+                f"This backup is of another fit: delete it, or name another file. {error}, path={name!r}"
+            ) from error
+        # Keras has no public way to begin later once `fit` has begun; its own BackupAndRestore does the same (3.15.1).
+        self.model._initial_epoch = about["epoch"] + 1
+        logging.info("BackupAndRestore: epoch %d follows, from %s.", about["epoch"] + 2, name)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        # Not the carrier's own bytes: with a whole zip inside, a truncated one would be read as that.
+        states, known = self._carrier.states()
+        arrays = joined(mask=current_masks(self.model), now=snapshot(self.model).to_arrays(), callbacks=states)
+        try:
+            write(self.path, pack(arrays, {"kind": "kprune backup 1", "epoch": epoch, "callbacks": known}))
+        except OSError as error:
+            logging.error("BackupAndRestore: epoch %d is not backed up: %s. The training goes on.", epoch + 1, error)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.model._initial_epoch = None
+        if self.delete:
+            self.path.unlink(missing_ok=True)
+        super().on_train_end(logs)

@@ -1,0 +1,189 @@
+"""LotteryTicket: iterative pruning with rewinding inside one fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from absl import logging
+
+from kprune.lottery import Lottery, density
+from kprune.masks import masked_weights, strip
+from kprune.prune import Plan
+from kprune.ticket import Ticket
+
+from .take_snapshot import TakeSnapshot
+
+
+class LotteryTicket(TakeSnapshot):
+    """Train, prune a share of what is left, rewind, train again: `levels` times, in one `model.fit`.
+
+    Level 0 trains the model as it is for `epochs_per_level` epochs. A later level begins where the rewind point lies:
+    rewound to epoch e, it trains the epochs from e to `epochs_per_level`; `total_epochs` counts them all. Pruning and
+    rewinding happen between two epochs, after all callbacks have seen the end of the first. A rewind takes weights,
+    normalisation statistics, seed generators, and the optimizer with its slots, iterations and learning rate back
+    (arXiv:1803.03635, 1903.01611, 2003.02389); data go back too if their order follows the optimizer's steps, as
+    that of `kprune.RewindableBatches` does.
+
+    Keras's logs get `level` and `sparsity`, so History and CSVLogger tell levels apart. Beside it:
+    `LearningRateScheduler(callback.within_level(schedule))`; a learning rate schedule in the optimizer needs nothing.
+    EarlyStopping would end the whole fit in the first level that stops improving, and is answered with an error;
+    ReduceLROnPlateau would remember the best of the level before; use both with `kprune.find_ticket`.
+
+    Args:
+        levels: number of prunings, at least 1.
+        epochs_per_level: epochs of level 0.
+        rate: fraction of the surviving weights that each pruning takes.
+        rewind_to: "init"; a number of optimizer steps (100 or "step:100"); "epoch:2"; or a share of `epochs_per_level`
+            (0.1 or "fraction:0.1"). A step within an epoch is rewound to exactly; the level then begins with that
+            epoch and trains it whole. With `steps_per_execution` = n, up to n - 1 steps later.
+        rewind: "weights"; "learning_rate", which leaves the weights as trained; or "none", which leaves all as it is
+            (fine-tuning).
+        criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`; criteria that compare with initial
+            weights get those of the rewind point.
+        path: an .npz file for the ticket; none is written without.
+
+    Attributes:
+        ticket: `kprune.Ticket` after the fit: masks of the last level, and weights of the rewind point.
+        results: per level a dict of level, sparsity and the logs of its last epoch.
+
+    Raises:
+        ValueError: an argument is wrong; at the start of `fit`: as other pruning callbacks, or the fit has another
+            number of epochs than `total_epochs`, or the rewind point lies not within a level.
+        RuntimeError: the fit ended before the last level, stopped by another callback.
+
+    >>> import keras, kprune, numpy as np
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> lottery = kprune.callbacks.LotteryTicket(levels=2, epochs_per_level=1, rate=0.5)
+    >>> x, y, epochs = np.ones((32, 8)), np.ones((32, 1)), lottery.total_epochs()
+    >>> fitted = model.fit(x, y, epochs=epochs, verbose=0, callbacks=[lottery])
+    >>> fitted.history["level"], fitted.history["sparsity"]
+    ([0, 1, 2], [0.0, 0.5, 0.75])
+    """
+
+    def __init__(
+        self,
+        levels: int,
+        epochs_per_level: int,
+        rate: float = 0.2,
+        rewind_to: str | int | float = "init",
+        rewind: str = "weights",
+        criterion: str | Callable[..., Any] = "magnitude",
+        scope: str | Callable[..., Any] = "global",
+        pattern: str | Callable[..., Any] = "unstructured",
+        rounds: int | None = None,
+        seed: int = 0,
+        data: Any = None,
+        batches: int | None = 1,
+        path: str | os.PathLike[str] | None = None,
+    ):
+        if not isinstance(epochs_per_level, int) or isinstance(epochs_per_level, bool) or epochs_per_level < 1:
+            raise ValueError(
+                f"`epochs_per_level` is a whole number, at least 1. Received: epochs_per_level={epochs_per_level!r}"
+            )
+        plan = Plan(criterion, scope, pattern, rounds, seed, data, batches)
+        self.lottery = Lottery.of(levels, rate, rewind_to, rewind, plan)
+        self.epochs_per_level = epochs_per_level
+        self.path = path
+        super().__init__(rewind_to)
+
+    def begin(self) -> None:
+        super().begin()
+        self.ticket: Ticket | None = None
+        self.results: list[dict[str, Any]] = []
+        self._density: float | None = None
+        self._ended = 0
+
+    def epochs(self) -> int:
+        return self.epochs_per_level
+
+    def total_epochs(self, steps_per_epoch: int | None = None) -> int:
+        """The number of epochs that `fit` is to be given.
+
+        Args:
+            steps_per_epoch: needed if `rewind_to` is a number of steps other than 0.
+
+        Raises:
+            ValueError: it is needed, or the rewind point lies not within a level.
+        """
+        first = self.point.in_epochs(self.epochs_per_level, steps_per_epoch)
+        return self.epochs_per_level + self.lottery.levels * (self.epochs_per_level - first)
+
+    def within_level(self, schedule: Callable[..., float]) -> Callable[..., float]:
+        """A schedule for `LearningRateScheduler` that begins anew, at the rewind point, with each level.
+
+        Args:
+            schedule: epoch, or epoch and learning rate -> learning rate, as Keras takes it.
+        """
+        return lambda epoch, *rate: schedule(self._place(epoch)[1], *rate)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        try:
+            super().on_train_begin(logs)
+            expected, epochs = self.total_epochs(self.steps_per_epoch), (self.params or {}).get("epochs")
+            if epochs != expected:
+                raise ValueError(
+                    f"{self.lottery.levels + 1} trainings take {expected} epochs in all: give fit epochs={expected}. "
+                    f"Received: epochs={epochs}"
+                )
+        except BaseException:
+            if self._fresh:
+                strip(self.model)
+            raise
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        level, within = self._place(epoch)
+        if self._density is None:
+            if level > 0:
+                raise ValueError(
+                    "The fit goes on in the midst of a lottery, but what was loaded holds no state of one: begin with "
+                    f"epoch 0, or with a backup of such a fit. Received: initial_epoch={epoch}"
+                )
+            self._density = density(masked_weights(self.model))
+        super().on_epoch_begin(epoch)
+        if level > 0 and within == self.point.in_epochs(self.epochs_per_level, self.steps_per_epoch):
+            self.lottery.begin_level(self.model, level, self._density, self.snapshot)
+            logging.info("LotteryTicket: level %d begins at sparsity %.4f.", level, self._sparsity())
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        level, _ = self._place(epoch)
+        reached = {**(logs or {}), "level": level, "sparsity": self._sparsity()}
+        if logs is not None:
+            logs.update(reached)
+        self.results[level:] = [{**{key: float(value) for key, value in reached.items()}, "level": level}]
+        self._ended = epoch + 1
+
+    def on_train_end(self, logs: Any = None) -> None:
+        super().on_train_end(logs)
+        expected = self.total_epochs(self.steps_per_epoch)
+        if self._ended < expected:
+            raise RuntimeError(
+                f"The fit was stopped in level {self._place(self._ended - 1)[0]} of {self.lottery.levels}, after "
+                f"{self._ended} of {expected} epochs, by a callback that sets model.stop_training, such as "
+                "EarlyStopping or TerminateOnNaN. With EarlyStopping use kprune.find_ticket, which makes a fit of each "
+                f"level. Received: epochs={self._ended}"
+            )
+        self.ticket = self.lottery.ticket(self.model, self.snapshot, self.results)
+        if self.path is not None:
+            self.ticket.save(self.path)
+
+    def progress(self) -> dict[str, Any]:
+        return {**super().progress(), "density": self._density, "results": self.results, "ended": self._ended}
+
+    def set_progress(self, progress: dict[str, Any]) -> None:
+        super().set_progress(progress)
+        self._density, self.results, self._ended = (progress[key] for key in ("density", "results", "ended"))
+
+    def _sparsity(self) -> float:
+        return 1 - density(masked_weights(self.model))
+
+    def _place(self, epoch: int) -> tuple[int, int]:
+        """The level to which an epoch of the fit belongs, and which epoch it is of the level's training."""
+        if epoch < self.epochs_per_level:
+            return 0, epoch
+        first = self.point.in_epochs(self.epochs_per_level, self.steps_per_epoch)
+        level, within = divmod(epoch - self.epochs_per_level, self.epochs_per_level - first)
+        return level + 1, first + within

@@ -1,0 +1,92 @@
+"""TakeSnapshot: the model at one point of its training, to be rewound to later."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from kprune.optimizers import iterations, optimizer_steps
+from kprune.rewind import RewindPoint, Snapshot, snapshot
+
+from .base import MaskingCallback
+
+
+class TakeSnapshot(MaskingCallback):
+    """Take a snapshot when training reaches a point; `kprune.rewind.rewind(model, callback.snapshot)` goes back to it.
+
+    It counts optimizer steps from the begin of the fit, so gradient accumulation and `steps_per_execution` = n stay
+    right, the latter up to n - 1 steps late.
+
+    Args:
+        at: "init"; a number of optimizer steps (100 or "step:100"); "epoch:2"; or a share of the fit's epochs (0.1 or
+            "fraction:0.1").
+
+    Attributes:
+        snapshot: `kprune.rewind.Snapshot`, or None before the point is reached.
+
+    Raises:
+        ValueError: `at` is none of these; at the start of `fit`: it lies not within the fit.
+
+    >>> import keras, kprune, numpy as np
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> early = kprune.callbacks.TakeSnapshot(at="epoch:1")
+    >>> _ = model.fit(np.ones((32, 8)), np.ones((32, 1)), batch_size=8, epochs=3, verbose=0, callbacks=[early])
+    >>> kprune.rewind.rewind(model, early.snapshot)
+    >>> int(model.optimizer.iterations)
+    4
+    """
+
+    def __init__(self, at: str | int | float = "init"):
+        super().__init__()
+        self.point = RewindPoint.of(at)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget an earlier fit."""
+        self.snapshot: Snapshot | None = None
+        self.steps_per_epoch: int | None = None
+        self._begun_at: int | None = None
+
+    def epochs(self) -> int:
+        """The number of epochs of which the point may name a share."""
+        return (self.params or {}).get("epochs") or 1
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not self._restored:
+            self.begin()
+        self.steps_per_epoch = optimizer_steps(self.model, (self.params or {}).get("steps"))
+        self._step = self.point.in_steps(self.epochs(), self.steps_per_epoch)
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_begin(epoch)
+        if self._begun_at is None:
+            self._begun_at = iterations(self.model)
+        self._take()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._take()
+
+    def _take(self) -> None:
+        if self.snapshot is None and iterations(self.model) - self._begun_at >= self._step:
+            self.snapshot = snapshot(self.model)
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        arrays = {} if self.snapshot is None else self.snapshot.to_arrays()
+        return {"progress": np.frombuffer(json.dumps(self.progress()).encode(), np.uint8), **arrays}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        super().set_state(state)
+        arrays = {key: array for key, array in state.items() if key != "progress"}
+        self.set_progress(json.loads(state["progress"].tobytes()))
+        self.snapshot = Snapshot.from_arrays(arrays) if arrays else None
+
+    def progress(self) -> dict[str, Any]:
+        """What is to be carried beside the snapshot; what JSON can hold."""
+        return {"begun_at": self._begun_at}
+
+    def set_progress(self, progress: dict[str, Any]) -> None:
+        """Take it over."""
+        self._begun_at = progress["begun_at"]

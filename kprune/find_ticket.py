@@ -1,0 +1,183 @@
+"""find_ticket: a lottery that calls the user's own training once per level."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .files import joined, pack, split, unpack, write
+from .lottery import Lottery, density
+from .masks import current_masks, is_tf_keras, masked_weights, strip
+from .prune import Plan, mask_for_pruning
+from .rewind import Snapshot, restore, snapshot
+from .ticket import Ticket
+
+_STATE = "state.npz"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One training of a lottery, as `find_ticket` hands it to the user's function.
+
+    Attributes:
+        number: 0 for the network as it is given, then 1, 2 ...
+        sparsity: fraction of zeros over all masked weights.
+        initial_epoch: the epoch at which its training begins, for `fit(initial_epoch=...)`: 0, or after a rewind the
+            one in which the rewind point lies.
+        callbacks: must be among those of `fit`.
+        folder: a folder of its own for what the training writes (backups, logs), None without
+            `folder=`.
+    """
+
+    number: int
+    sparsity: float
+    initial_epoch: int
+    callbacks: list[Any]
+    folder: Path | None
+
+
+def find_ticket(
+    model: Any,
+    train: Callable[[Any, Level], Any],
+    *,
+    levels: int,
+    rate: float = 0.2,
+    rewind_to: str | int | float = "init",
+    rewind: str = "weights",
+    criterion: str | Callable[..., Any] = "magnitude",
+    scope: str | Callable[..., Any] = "global",
+    pattern: str | Callable[..., Any] = "unstructured",
+    rounds: int | None = None,
+    seed: int = 0,
+    data: Any = None,
+    batches: int | None = 1,
+    shuffle_seed: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    verbose: bool = True,
+) -> Ticket:
+    """Train, prune a share of what is left, rewind, train again: a lottery around the user's own training.
+
+    Level 0 trains the model as it is. Before each later level the share `rate` of the surviving weights is pruned and
+    the model rewound (arXiv:1803.03635, 1903.01611, 2003.02389). `train` makes its callbacks anew in each call, so
+    EarlyStopping, ReduceLROnPlateau and the like see each level for itself.
+
+    With `folder` the lottery survives any kill: started again with the same arguments, on a model that is built
+    alike, it goes on with the level that was not finished. Inside a level, a
+    `kprune.callbacks.BackupAndRestore(level.folder / "backup.npz")` in `train` does the same.
+
+    Args:
+        model: a built, compiled Keras 3 model, masked first if it has no masks; or a tf_keras model that `kprune.mask`
+            returned.
+        train: a function of model and `Level`, which trains the model. What it returns is noted in the ticket: the
+            History (the last logs), a dict of numbers, a number, or None.
+        levels, rate, rewind_to, rewind, criterion, scope, pattern, rounds, seed, data, batches: as in
+            `kprune.callbacks.LotteryTicket`; a share is one of the epochs of the fit of level 0.
+        shuffle_seed: Keras's random seed before each level, so that each shuffles its data alike; None sets none.
+        folder: where to keep the state, and a ticket per level ("level-3.npz").
+        verbose: show a progress bar over the levels.
+
+    Returns:
+        `kprune.Ticket`: the masks of the last level, the weights of the rewind point; `about["results"]` holds the
+        levels. The model is trained at the last level.
+
+    Raises:
+        ValueError: an argument is wrong, or `folder` holds the state of another lottery.
+        RuntimeError: `train` left out `level.callbacks`, so the rewind point was not seen.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> def train(model, level):
+    ...     fitting = dict(epochs=2, initial_epoch=level.initial_epoch, callbacks=level.callbacks, verbose=0)
+    ...     return model.fit(np.ones((32, 8)), np.ones((32, 1)), **fitting)
+    >>> ticket = kprune.find_ticket(model, train, levels=2, rate=0.5, rewind_to="epoch:1", verbose=False)
+    >>> ticket.sparsity
+    0.75
+    """
+    # Callbacks stand above the rest; only this driver hands one out.
+    from .callbacks import TakeSnapshot
+    from .callbacks.base import MaskingCallback
+
+    lottery = Lottery.of(levels, rate, rewind_to, rewind, Plan(criterion, scope, pattern, rounds, seed, data, batches))
+    fresh = mask_for_pruning(model)
+    try:
+        state = _State.load(folder, lottery, model)
+    except BaseException:
+        if fresh:
+            strip(model)
+        raise
+    taker = TakeSnapshot(rewind_to)
+    for number in tqdm(range(len(state.results), levels + 1), desc="lottery", unit="level", disable=not verbose):
+        if number > 0:
+            lottery.begin_level(model, number, state.density, state.to)
+        if shuffle_seed is not None:
+            importlib.import_module("tf_keras" if is_tf_keras(model) else "keras").utils.set_random_seed(shuffle_seed)
+        sparsity = 1 - density(masked_weights(model))
+        own = None if folder is None else Path(folder, f"level-{number}")
+        level = Level(number, sparsity, state.initial_epoch, [MaskingCallback() if number else taker], own)
+        if own is not None:
+            own.mkdir(parents=True, exist_ok=True)
+        result = _numbers(train(model, level))
+        if number == 0:
+            state.to = state.to or taker.snapshot
+            if state.to is None:
+                raise RuntimeError(
+                    "The rewind point was not reached: pass level.callbacks to fit, and train at least that far. "
+                    f"Received: rewind_to={rewind_to!r}"
+                )
+            state.initial_epoch = lottery.point.in_epochs(taker.epochs(), taker.steps_per_epoch)
+        state.results.append({"level": number, "sparsity": sparsity, **result})
+        ticket = lottery.ticket(model, state.to, state.results)
+        if folder is not None:
+            ticket.save(Path(folder, f"level-{number}.npz"))
+            state.save(folder, lottery, model)
+    return lottery.ticket(model, state.to, state.results)
+
+
+@dataclass
+class _State:
+    """What is known between two levels, and its file."""
+
+    density: float
+    to: Snapshot | None = None
+    initial_epoch: int = 0
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> _State:
+        """The state of the last level that ended, with the model as it was then; or that of the begin."""
+        path = None if folder is None else Path(folder, _STATE)
+        if path is None or not path.exists():
+            begin = cls(density(masked_weights(model)))
+            if lottery.point.steps == 0:
+                begin.to = snapshot(model)
+            return begin
+        arrays, about = unpack(path.read_bytes(), str(path))
+        if about.get("settings") != lottery.settings:
+            raise ValueError(
+                f"The folder holds another lottery, of {about.get('settings')}: name another folder, or delete it. "
+                f"Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
+            )
+        parts = split(arrays, "mask", "now", "to")
+        restore(model, parts["mask"], Snapshot.from_arrays(parts["now"]))
+        return cls(about["density"], Snapshot.from_arrays(parts["to"]), about["initial_epoch"], about["results"])
+
+    def save(self, folder: str | os.PathLike[str], lottery: Lottery, model: Any) -> None:
+        arrays = joined(mask=current_masks(model), now=snapshot(model).to_arrays(), to=self.to.to_arrays())
+        known = {"density": self.density, "initial_epoch": self.initial_epoch, "results": self.results}
+        write(Path(folder, _STATE), pack(arrays, {"settings": lottery.settings, **known}))
+
+
+def _numbers(result: Any) -> dict[str, float]:
+    """What a training returned, as numbers by name."""
+    if result is None:
+        return {}
+    if hasattr(result, "history"):
+        result = {name: values[-1] for name, values in result.history.items() if len(values)}
+    return {name: float(value) for name, value in (result if isinstance(result, dict) else {"result": result}).items()}

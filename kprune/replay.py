@@ -1,0 +1,68 @@
+"""Data whose order follows the optimizer's steps, so that it is rewound and resumed with them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from .masks import is_tf_keras
+from .optimizers import iterations
+
+
+class RewindableBatches(keras.utils.PyDataset):
+    """Batches of arrays in a random order that the optimizer's steps determine.
+
+    The batch of step t is that of place t mod n in the order of pass t // n, n = ceil(len(x) / batch_size); the order
+    of a pass is drawn from the seed and its number. So after a rewind, and in a process that goes on from a backup, the
+    data come as they came the first time from that step on. For a Keras 3 model; with `shuffle=False` in `fit`.
+
+    Args:
+        x: array, first axis = samples; or a list or dict of some.
+        y: array of as many samples.
+        batch_size: samples per step; the last batch of a pass may be smaller.
+        model: the compiled model that is trained with them.
+        seed: of the orders.
+
+    Raises:
+        ValueError: an argument is wrong; or, when used, batches are asked for in another order (fit shuffles).
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> batches = kprune.RewindableBatches(np.ones((10, 2)), np.ones((10, 1)), batch_size=4, model=model, seed=1)
+    >>> _ = model.fit(batches, epochs=2, shuffle=False, verbose=0)
+    >>> len(batches)
+    3
+    """
+
+    def __init__(self, x: Any, y: Any, batch_size: int, model: Any, seed: int = 0):
+        super().__init__()
+        sizes = {len(array) for array in keras.tree.flatten((x, y))}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(f"All arrays have the same number of samples, at least 1. Received: {sorted(sizes)}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` is a whole number, at least 1. Received: batch_size={batch_size!r}")
+        if is_tf_keras(model):
+            raise ValueError(f"This is for Keras 3 models. Received: model={model.name!r}, of tf_keras")
+        self.arrays, self.size, self.batch_size, self.model, self.seed = (x, y), sizes.pop(), batch_size, model, seed
+        self.on_epoch_begin()
+
+    def __len__(self) -> int:
+        return math.ceil(self.size / self.batch_size)
+
+    def on_epoch_begin(self) -> None:
+        """Keras calls it before the batches of an epoch: they begin where the optimizer is."""
+        # Not in __getitem__: in the JAX trainer the optimizer cannot be read while an epoch runs.
+        self._begin, self._next = iterations(self.model), 0
+
+    def __getitem__(self, index: int) -> Any:
+        if index not in (0, self._next):
+            raise ValueError(f"Batches come one after the other: give fit shuffle=False. Received: index={index}")
+        self._next = index + 1
+        turn, place = divmod(self._begin + index, len(self))
+        order = np.random.default_rng([self.seed, turn]).permutation(self.size)
+        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+        return keras.tree.map_structure(lambda array: array[chosen], self.arrays)

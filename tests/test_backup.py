@@ -1,0 +1,167 @@
+"""Backups: Keras's own holds the callbacks' state, ours is one file; what cannot be read or written is said."""
+
+import logging
+
+import keras
+import numpy as np
+import pytest
+from helpers import data, mlp
+from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, SynFlow
+
+import kprune
+from kprune.rewind import snapshot
+from kprune.schedules import PolynomialDecay
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Ends the process, as far as a test can, at the begin of an epoch."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.at:
+            raise KeyboardInterrupt
+
+
+def network():
+    keras.utils.set_random_seed(1)
+    model = mlp()
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    return model
+
+
+def fit(model, epochs, *callbacks):
+    batches = kprune.RewindableBatches(*data(n=60), 10, model)
+    return model.fit(batches, epochs=epochs, callbacks=list(callbacks), shuffle=False, verbose=0)
+
+
+def same(one, other):
+    for part in ("weights", "optimizer"):
+        pairs = zip(getattr(snapshot(one), part).items(), getattr(snapshot(other), part).values(), strict=True)
+        for (name, array), other_array in pairs:
+            np.testing.assert_array_equal(array, other_array, err_msg=name)
+    for weight, other_weight in zip(kprune.masked_weights(one), kprune.masked_weights(other), strict=True):
+        np.testing.assert_array_equal(weight.kept(), other_weight.kept())
+    return True
+
+
+def lottery():
+    return LotteryTicket(levels=2, epochs_per_level=2, rate=0.5, rewind_to=3)
+
+
+def gradual():
+    schedule = PolynomialDecay(0.0, 0.8, begin_step=6, end_step=30, frequency=4)
+    return GradualPruning(schedule, criterion="magnitude_increase")
+
+
+@pytest.mark.parametrize("make", [lottery, gradual, lambda: SynFlow(0.8, rounds=5, verbose=False)])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", ["keras", "kprune"])
+def test_resumed_it_ends_as_if_it_had_not_stopped(make, first, kind, tmp_path):
+    def backup():
+        if kind == "keras":
+            return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        return BackupAndRestore(tmp_path / "backup.npz")
+
+    def callbacks(*more):
+        return [backup(), make(), *more] if first else [make(), backup(), *more]
+
+    whole = network()
+    fit(whole, 6, make())
+    for stop in (1, 3, 5):
+        with pytest.raises(KeyboardInterrupt):
+            fit(network(), 6, *callbacks(Interrupt(stop)))
+    model = network()
+    history = fit(model, 6, *callbacks())
+    assert history.epoch == [5]
+    assert same(model, whole)
+    assert not (tmp_path / "backup").exists() and not (tmp_path / "backup.npz").exists()
+
+
+def test_a_torn_backup_of_keras_is_said(tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), 6, lottery(), keras.callbacks.BackupAndRestore(tmp_path / "b"), Interrupt(3))
+    # As a kill between Keras's two files leaves it: weights of epoch 3, the epoch of the save before.
+    (tmp_path / "b" / "training_metadata.json").write_text('{"epoch": 2, "batch": 0}')
+    with caplog.at_level(logging.WARNING, "absl"):
+        fit(network(), 6, lottery(), keras.callbacks.BackupAndRestore(tmp_path / "b"))
+    assert "killed between the two files" in caplog.text
+
+
+def test_a_backup_of_other_callbacks_is_refused_and_changes_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), 6, lottery(), BackupAndRestore(tmp_path / "b.npz"), Interrupt(3))
+    model, fresh = network(), network()
+    kprune.mask(fresh)
+    with pytest.raises(ValueError, match=r"another fit.*the same, in the same order.*Received.*path='.*b.npz'"):
+        fit(model, 6, gradual(), BackupAndRestore(tmp_path / "b.npz"))
+    assert same(model, fresh)
+
+
+def test_a_backup_of_another_model_is_refused_and_changes_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), 6, BackupAndRestore(tmp_path / "b.npz"), Interrupt(3))
+    model = mlp(units=5)
+    model.compile("adam", "mse")
+    before = [value.copy() for value in model.get_weights()]
+    with pytest.raises(ValueError, match=r"another fit.*hidden1/kernel.*path='.*b.npz'"):
+        fit(model, 6, BackupAndRestore(tmp_path / "b.npz"))
+    for value, array in zip(kprune.strip(model).get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, array)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda whole: b"", lambda whole: b"nonsense"])
+def test_a_truncated_or_foreign_backup_is_an_error_that_names_it(damage, tmp_path):
+    path = tmp_path / "b.npz"
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), 6, BackupAndRestore(path), Interrupt(3))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"truncated or damaged.*Received: file='.*b.npz'"):
+        fit(network(), 6, BackupAndRestore(path))
+
+
+def test_no_space_left_is_logged_and_the_training_goes_on(tmp_path, monkeypatch, caplog):
+    path, epochs = tmp_path / "b.npz", []
+
+    def full(name, fill):
+        epochs.append(1)
+        if len(epochs) > 2:
+            raise OSError(28, "No space left on device")
+        written(name, fill)
+
+    from kprune.callbacks import backup_and_restore
+
+    written = backup_and_restore.write
+    monkeypatch.setattr(backup_and_restore, "write", full)
+    with caplog.at_level(logging.ERROR, "absl"):
+        history = fit(network(), 4, BackupAndRestore(path, delete=False))
+    assert history.epoch == [0, 1, 2, 3]
+    assert caplog.text.count("No space left on device") == 2
+    monkeypatch.undo()
+    assert fit(network(), 4, BackupAndRestore(path)).epoch == [2, 3]
+
+
+def test_a_second_fit_in_the_same_process_begins_at_its_first_epoch(tmp_path):
+    model = network()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, 4, BackupAndRestore(tmp_path / "b.npz"), Interrupt(2))
+    assert fit(model, 4, BackupAndRestore(tmp_path / "b.npz")).epoch == [2, 3]
+    assert fit(model, 2, BackupAndRestore(tmp_path / "b.npz")).epoch == [0, 1]
+
+
+def test_a_path_that_is_not_npz_is_refused():
+    with pytest.raises(ValueError, match="Received: path='backup'"):
+        BackupAndRestore("backup")
+
+
+def test_a_checkpoint_of_the_fit_loads_into_a_model_outside_of_it(tmp_path):
+    model = network()
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True)
+    fit(model, 6, lottery(), checkpoint)
+    other = network()
+    kprune.mask(other)
+    other.optimizer.build(other.trainable_variables)
+    other.load_weights(tmp_path / "6.weights.h5")
+    assert same(other, model)

@@ -1,0 +1,78 @@
+"""Killed at any moment and started again, a training ends as one that was never killed, bit for bit."""
+
+import os
+import pathlib
+import signal
+
+import numpy as np
+import pytest
+from helpers import new_process
+from killed import KINDS, POINTS
+
+PROGRAM = pathlib.Path(__file__).with_name("killed.py")
+# `make test-faults` sets it: that many random kills for each kind of training.
+KILLS = int(os.environ.get("KPRUNE_KILLS", "0"))
+
+
+def run(kind, folder, point="never", count=1):
+    """Whether the training came to its end; otherwise it was killed."""
+    process = new_process(PROGRAM, kind, folder, point, count)
+    if process.returncode == -signal.SIGKILL:
+        return False
+    assert process.returncode == 0, process.stderr[-3000:]
+    return True
+
+
+def result(folder):
+    with np.load(folder / "result.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def assert_same_end(one, other):
+    one, other = result(one), result(other)
+    assert list(one) == list(other)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [
+        (
+            "lottery",
+            [("in a step", 5), ("half a file", 2), ("in rewinding", 1), ("before the rename", 2), ("in pruning", 1)],
+        ),
+        ("find_ticket", [("half a file", 3), ("in setting masks", 2), ("before the rename", 4)]),
+        ("synflow", [("in setting masks", 1), ("before the rename", 2)]),
+        ("large_init", [("in pruning", 4), ("half a file", 2)]),
+    ],
+)
+def test_killed_at_these_points(kind, kills, tmp_path):
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert run(kind, tmp_path / "whole")
+    killed = [run(kind, tmp_path / "killed", *kill) for kill in kills]
+    assert not any(killed), "a point was not reached, so this test tests nothing"
+    assert run(kind, tmp_path / "killed")
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.skipif(not KILLS, reason="many random kills: make test-faults")
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_random(kind, tmp_path, capsys):
+    (tmp_path / "whole").mkdir()
+    assert run(kind, tmp_path / "whole")
+    draw, kills, turn = np.random.default_rng(len(kind)), 0, 0
+    while kills < KILLS:
+        turn += 1
+        folder = tmp_path / f"killed-{turn}"
+        folder.mkdir()
+        ended = False
+        while not ended:
+            # At most three kills in a run, so that it ends.
+            point, count = draw.choice(list(POINTS)), int(draw.integers(1, 12 if kills % 2 else 5))
+            ended = run(kind, folder, point, count) if kills < 3 * turn else run(kind, folder)
+            kills += not ended
+        assert_same_end(tmp_path / "whole", folder)
+    with capsys.disabled():
+        print(f"\n{kind}: {kills} kills in {turn} runs, each ended bit-identical")

@@ -1,0 +1,339 @@
+"""Lottery tickets: a rewind is exact, levels are what they say, and other callbacks work beside or are refused."""
+
+import csv
+
+import keras
+import numpy as np
+import pytest
+from helpers import assert_zero
+from keras import layers
+from kprune.callbacks import LotteryTicket, TakeSnapshot
+from sklearn.datasets import load_digits
+
+import kprune
+from kprune.rewind import RewindPoint, rewind, snapshot
+
+DIGITS = load_digits()
+X, Y = (DIGITS.data / 16).astype("float32")[:600], DIGITS.target[:600]
+STEPS = 10  # an epoch of 600 images in batches of 60
+
+
+def network(optimizer=None, seed=1):
+    """With everything that a rewind must bring back: statistics, dropout, slots, a learning rate schedule."""
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            layers.Dense(24, "relu", name="hidden1"),
+            layers.BatchNormalization(name="norm"),
+            layers.Dropout(0.1, seed=3, name="dropout"),
+            layers.Dense(16, "relu", name="hidden2"),
+            layers.Dense(10, "softmax", name="logits"),
+        ],
+        name="net",
+    )
+    rate = keras.optimizers.schedules.CosineDecay(1e-2, 3 * STEPS)
+    model.compile(optimizer or keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["acc"])
+    return model
+
+
+def train(model, epochs, *callbacks, initial_epoch=0):
+    batches = kprune.RewindableBatches(X, Y, 60, model, seed=2)
+    return model.fit(
+        batches, epochs=epochs, initial_epoch=initial_epoch, callbacks=list(callbacks), shuffle=False, verbose=0
+    )
+
+
+def assert_same(one, other, but=()):
+    """All weights, statistics, seeds, slots and counters of two snapshots are equal bit for bit."""
+    for part in ("weights", "optimizer"):
+        assert list(getattr(one, part)) == list(getattr(other, part))
+        for name, array in getattr(one, part).items():
+            if name not in but:
+                np.testing.assert_array_equal(array, getattr(other, part)[name], err_msg=name)
+
+
+def masks(model):
+    return {weight.path: weight.kept() for weight in kprune.masked_weights(model)}
+
+
+@pytest.mark.parametrize("optimizer", [None, "sgd", "adamw", "lion"])
+def test_a_level_after_a_rewind_to_init_is_a_fresh_fit_under_its_mask(optimizer):
+    model = network(optimizer)
+    lottery = LotteryTicket(levels=1, epochs_per_level=2, rate=0.6)
+    train(model, lottery.total_epochs(), lottery)
+
+    fresh = network(optimizer)
+    kprune.mask(fresh)
+    kprune.set_masks(fresh, masks(model))
+    train(fresh, 2)
+    assert_same(snapshot(model), snapshot(fresh))
+    assert_zero(model)
+
+
+@pytest.mark.parametrize("at", [7, "step:7", "epoch:1", 0.35, "fraction:0.35"])
+def test_a_rewind_to_a_step_is_a_run_that_stopped_there(at):
+    model = network()
+    early = TakeSnapshot(at)
+    train(model, 2, early)
+    rewind(model, early.snapshot)
+
+    step = RewindPoint.of(at).in_steps(2, STEPS)
+    assert step == (10 if at == "epoch:1" else 7)
+    stopped = network()
+    kprune.mask(stopped)
+    batches = kprune.RewindableBatches(X, Y, 60, stopped, seed=2)
+    stopped.fit(batches, steps_per_epoch=step, shuffle=False, verbose=0)
+    assert_same(snapshot(model), snapshot(stopped))
+    train(model, 1)
+    train(stopped, 1)
+    assert_same(snapshot(model), snapshot(stopped))
+
+
+def test_later_levels_start_from_the_rewind_point_and_share_its_history():
+    model = network()
+    lottery = LotteryTicket(levels=2, epochs_per_level=3, rate=0.5, rewind_to="epoch:1")
+    seen = {}
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen[epoch] = snapshot(self.model)
+
+    assert lottery.total_epochs() == 7
+    history = train(model, 7, lottery, Look()).history
+    assert history["level"] == [0, 0, 0, 1, 1, 2, 2]
+    size = sum(weight.size for weight in kprune.masked_weights(model))
+    zeros = [0, 0, 0, *2 * [size // 2], *2 * [size * 3 // 4]]
+    assert [round(s * size) for s in history["sparsity"]] == zeros
+    for epoch in (3, 5):
+        for path, value in seen[1].weights.items():
+            rewound = seen[epoch].weights[path]
+            np.testing.assert_array_equal(rewound, np.where(rewound == 0, 0, value) if "kernel" in path else value)
+        assert seen[epoch].optimizer["0/iteration"] == STEPS
+    assert int(model.optimizer.iterations) == 3 * STEPS
+    assert [row["level"] for row in lottery.results] == [0, 1, 2]
+    assert lottery.results[1]["acc"] == history["acc"][4]
+
+
+@pytest.mark.parametrize("how", ["weights", "learning_rate", "none"])
+def test_what_each_rewind_brings_back(how):
+    model = network()
+    kprune.mask(model)
+    before = snapshot(model)
+    train(model, 1)
+    trained = snapshot(model)
+    rewind(model, before, how)
+    now = snapshot(model)
+    for part, back in (("weights", how == "weights"), ("optimizer", how != "none")):
+        for name, array in getattr(now, part).items():
+            np.testing.assert_array_equal(array, getattr(before if back else trained, part)[name], err_msg=name)
+
+
+def test_a_learning_rate_rewind_ends_at_the_same_step():
+    model = network()
+    lottery = LotteryTicket(levels=1, epochs_per_level=2, rewind_to="epoch:1", rewind="learning_rate")
+    train(model, lottery.total_epochs(), lottery)
+    assert int(model.optimizer.iterations) == 2 * STEPS
+
+
+def test_two_runs_are_the_same():
+    tickets = []
+    for _ in range(2):
+        lottery = LotteryTicket(levels=2, epochs_per_level=1, rate=0.5)
+        train(network(), 3, lottery)
+        tickets.append(lottery.ticket)
+    assert tickets[0].checksum == tickets[1].checksum
+    assert tickets[0].about == tickets[1].about
+
+
+def test_a_second_fit_begins_anew():
+    model = network()
+    lottery = LotteryTicket(levels=1, epochs_per_level=1, rate=0.5)
+    train(model, 2, lottery)
+    train(model, 2, lottery)
+    assert [round(row["sparsity"], 3) for row in lottery.results] == [0.5, 0.75]
+
+
+def test_steps_per_execution_takes_the_snapshot_at_the_next_batch_end():
+    model = network()
+    model.compile("adam", "sparse_categorical_crossentropy", steps_per_execution=5)
+    early = TakeSnapshot(7)
+    train(model, 1, early)
+    assert early.snapshot.optimizer["0/iteration"] == 10
+
+
+def test_find_ticket_is_the_callback_around_the_users_own_fits(tmp_path):
+    model, levels = network(), []
+
+    def fit(model, level):
+        levels.append(level)
+        return train(model, 2, *level.callbacks, initial_epoch=level.initial_epoch)
+
+    found = kprune.find_ticket(
+        model, fit, levels=2, rate=0.5, rewind_to="epoch:1", folder=tmp_path / "run", verbose=False
+    )
+    other = network()
+    lottery = LotteryTicket(levels=2, epochs_per_level=2, rate=0.5, rewind_to="epoch:1", path=tmp_path / "other.npz")
+    train(other, lottery.total_epochs(), lottery)
+    assert found.checksum == lottery.ticket.checksum == kprune.Ticket.load(tmp_path / "other.npz").checksum
+    assert_same(snapshot(model), snapshot(other))
+    assert [(level.number, level.initial_epoch) for level in levels] == [(0, 0), (1, 1), (2, 1)]
+    assert kprune.Ticket.load(tmp_path / "run" / "level-1.npz").sparsity == pytest.approx(0.5, abs=1e-3)
+    assert [row["acc"] for row in found.about["results"]] == [row["acc"] for row in lottery.results]
+
+
+def test_find_ticket_goes_on_where_it_was_stopped(tmp_path):
+    def fit(model, level):
+        if level.number == stop:
+            raise KeyboardInterrupt
+        called.append(level.number)
+        return train(model, 1, *level.callbacks)
+
+    options = {"levels": 3, "rate": 0.5, "verbose": False}
+    called, stop = [], None
+    whole = kprune.find_ticket(network(), fit, **options)
+    called, stop = [], 2
+    with pytest.raises(KeyboardInterrupt):
+        kprune.find_ticket(network(), fit, folder=tmp_path, **options)
+    assert called == [0, 1]
+    stop = None
+    resumed = kprune.find_ticket(network(seed=9), fit, folder=tmp_path, **options)
+    assert called == [0, 1, 2, 3]
+    assert resumed.checksum == whole.checksum and resumed.about == whole.about
+    with pytest.raises(ValueError, match=r"another lottery.*Received: folder="):
+        kprune.find_ticket(network(), fit, folder=tmp_path, **{**options, "rate": 0.4})
+
+
+def test_find_ticket_shuffles_each_level_alike_with_a_seed():
+    seen = []
+
+    class Losses(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(logs["loss"])
+
+    def fit(model, level):
+        model.fit(X, Y, batch_size=200, callbacks=[*level.callbacks, Losses()], verbose=0)
+
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(10)])
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(True))
+    kprune.find_ticket(model, fit, levels=1, rate=0.001, rewind="none", shuffle_seed=5, verbose=False)
+    assert seen[:3] == pytest.approx(seen[3:], rel=1e-2)
+    assert len({round(loss, 4) for loss in seen[:3]}) == 3
+
+
+def test_early_stopping_sees_each_level_for_itself():
+    levels = []
+
+    def fit(model, level):
+        stopper = keras.callbacks.EarlyStopping("loss", patience=0, min_delta=100)
+        history = train(model, 4, *level.callbacks, stopper)
+        levels.append(len(history.epoch))
+        return history
+
+    kprune.find_ticket(network(), fit, levels=2, verbose=False)
+    assert levels == [2, 2, 2]
+
+
+def test_early_stopping_inside_one_fit_is_refused_by_name():
+    lottery = LotteryTicket(levels=2, epochs_per_level=3)
+    with pytest.raises(RuntimeError, match=r"level 0 of 2.*EarlyStopping.*find_ticket.*Received: epochs=2"):
+        train(network(), 9, lottery, keras.callbacks.EarlyStopping("loss", patience=0, min_delta=100))
+
+
+def test_other_callbacks_beside_it(tmp_path):
+    model = network(keras.optimizers.SGD(0.5))
+    lottery = LotteryTicket(levels=1, epochs_per_level=2, rate=0.5)
+    train(
+        model,
+        4,
+        lottery,
+        keras.callbacks.LearningRateScheduler(lottery.within_level(lambda epoch: [0.5, 0.25][epoch])),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
+    )
+    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
+    assert [float(row["learning_rate"]) for row in rows] == [0.5, 0.25, 0.5, 0.25]
+    assert [int(float(row["level"])) for row in rows] == [0, 0, 1, 1]
+    first, last = (keras.models.load_model(tmp_path / f"{epoch}.keras") for epoch in (2, 4))
+    assert [round(kprune.summary(m).sparsity, 3) for m in (first, last)] == [0.0, 0.5]
+    np.testing.assert_array_equal(last.predict(X[:9], verbose=0), model.predict(X[:9], verbose=0))
+
+
+def test_the_learning_rate_variable_is_rewound():
+    model = network(keras.optimizers.SGD(0.5))
+    lottery = LotteryTicket(levels=1, epochs_per_level=1)
+    rates = []
+
+    class Reduce(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            rates.append(float(self.model.optimizer.learning_rate))
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.optimizer.learning_rate = 0.125
+
+    train(model, 2, lottery, Reduce())
+    assert rates == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"levels": 0},
+        {"levels": 1.5},
+        {"rate": 0.0},
+        {"rate": 1.0},
+        {"rate": 1},
+        {"epochs_per_level": 0},
+        {"rewind": "all"},
+        {"rewind_to": "begin"},
+        {"rewind_to": -1},
+        {"rewind_to": 1.0},
+        {"rewind_to": "fraction:1.5"},
+        {"rewind_to": True},
+        {"criterion": "magnitud"},
+        {"criterion": "snip"},
+    ],
+)
+def test_wrong_arguments_are_refused(wrong):
+    with pytest.raises(ValueError, match="Received: "):
+        LotteryTicket(**{"levels": 1, "epochs_per_level": 1, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rewind_to", "message"),
+    [
+        (3, "init", "give fit epochs=4. Received: epochs=3"),
+        (4, 20, "not within the 20 steps"),
+        (4, "epoch:2", "within"),
+    ],
+)
+def test_a_fit_that_does_not_fit_the_levels_is_refused_before_it_begins(epochs, rewind_to, message):
+    model = network()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        train(model, epochs, LotteryTicket(levels=1, epochs_per_level=2, rewind_to=rewind_to))
+    assert kprune.masked_weights(model) == []
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_fit_that_begins_in_a_later_level_without_its_state_is_refused():
+    with pytest.raises(ValueError, match=r"holds no state of one.*Received: initial_epoch=2"):
+        train(network(), 4, LotteryTicket(levels=1, epochs_per_level=2), initial_epoch=2)
+
+
+def test_rewinding_to_another_model_or_optimizer_is_refused_and_changes_nothing():
+    model, other = network(), network("sgd")
+    taken = snapshot(other)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"another optimizer.*Received: 2 arrays"):
+        rewind(model, taken)
+    with pytest.raises(ValueError, match="Received: rewind='all'"):
+        rewind(model, before, "all")
+    assert_same(snapshot(model), before)
+
+
+def test_batches_in_another_order_are_refused():
+    model = network()
+    with pytest.raises(Exception, match="shuffle=False"):
+        model.fit(kprune.RewindableBatches(X, Y, 60, model), shuffle=True, verbose=0)

@@ -1,0 +1,139 @@
+"""A ticket as an artefact: saved, loaded, applied, transferred; what does not fit is refused and changes nothing."""
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import data, halve, mlp
+from keras import layers
+
+import kprune
+from kprune import files
+
+
+def ticket_of(model, **about):
+    kprune.mask(model)
+    halve(model)
+    return kprune.Ticket.of(model, **about)
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    ticket = ticket_of(mlp(), data="digits", level=3)
+    ticket.save(tmp_path / "ticket.npz")
+    loaded = kprune.Ticket.load(tmp_path / "ticket.npz")
+    assert loaded.checksum == ticket.checksum and loaded.about == {"data": "digits", "level": 3}
+    assert loaded.sparsity == ticket.sparsity
+    for part in ("masks", "weights"):
+        assert list(getattr(loaded, part)) == list(getattr(ticket, part))
+        for path, array in getattr(ticket, part).items():
+            assert getattr(loaded, part)[path].dtype == array.dtype
+            np.testing.assert_array_equal(getattr(loaded, part)[path], array)
+    with np.load(tmp_path / "ticket.npz", allow_pickle=False) as file:
+        assert "sha256" in file.files
+
+
+def test_its_checksum_is_that_of_its_content():
+    ticket = ticket_of(mlp())
+    weights = {path: array.copy() for path, array in ticket.weights.items()}
+    assert kprune.Ticket(ticket.masks, weights).checksum == ticket.checksum
+    next(iter(weights.values()))[0, 0] += 1
+    assert kprune.Ticket(ticket.masks, weights).checksum != ticket.checksum
+
+
+def test_applied_to_a_model_whose_layers_have_other_names_it_is_the_same_network():
+    source = mlp()
+    ticket = ticket_of(source)
+    layer = [layers.Dense(12, "relu"), layers.Dense(12, "relu"), layers.Dense(3)]
+    target = keras.Sequential([keras.Input((8,)), *layer])
+    target.compile("adam", "mse")
+    target.fit(*data(), verbose=0)
+    ticket.apply(target)
+    x, _ = data()
+    np.testing.assert_array_equal(target.predict(x, verbose=0), source.predict(x, verbose=0))
+    for weight, mask in zip(kprune.masked_weights(target), ticket.masks.values(), strict=True):
+        np.testing.assert_array_equal(weight.kept(), mask)
+        slots = [v for v in target.optimizer.variables if tuple(v.shape) == weight.shape]
+        assert slots and all(np.all(v.numpy()[~mask] == 0) for v in slots if "hidden" in v.name)
+
+
+def test_masks_alone_leave_the_values():
+    target = mlp()
+    before = [layer.kernel.numpy() for layer in target.layers]
+    ticket = ticket_of(mlp())
+    ticket.apply(target, weights=False)
+    for value, layer, mask in zip(before, target.layers, ticket.masks.values(), strict=True):
+        np.testing.assert_array_equal(layer.kernel.numpy(), np.where(mask, value, 0))
+
+
+def test_transferred_to_another_head():
+    ticket = ticket_of(mlp(outputs=3))
+    target = mlp(outputs=7)
+    head = target.get_layer("logits").kernel.numpy()
+    with pytest.raises(ValueError, match=r"does not match; skip=.*logits.*Received: shape=\(12, 3\), skip=None"):
+        ticket.apply(target)
+    assert kprune.masked_weights(target) == []
+    ticket.apply(target, skip="logits")
+    np.testing.assert_array_equal(target.get_layer("logits").kernel.numpy(), head)
+    for weight in kprune.masked_weights(target):
+        assert weight.kept().all() == ("logits" in weight.path)
+
+
+def test_a_model_of_another_kind_is_refused_and_stays_as_it_was():
+    target = keras.Sequential([keras.Input((8,)), layers.Dense(12)])
+    before = target.get_weights()
+    with pytest.raises(ValueError, match=r"does not match.*6 arrays for 2 variables.*Received"):
+        ticket_of(mlp()).apply(target)
+    assert kprune.masked_weights(target) == []
+    np.testing.assert_array_equal(target.get_weights()[0], before[0])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign", "empty", "other npz", "backup"])
+def test_a_damaged_or_foreign_file_is_an_error_that_names_it(damage, tmp_path):
+    path = tmp_path / "ticket.npz"
+    ticket_of(mlp()).save(path)
+    whole = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "flipped":
+        middle = whole.index(b"array3.npy") + 200
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    elif damage == "foreign":
+        path.write_text("no npz at all")
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "other npz":
+        np.savez(path, a=np.ones(3))
+    else:
+        files.write(path, files.pack({}, {"kind": "something else"}))
+    with pytest.raises(ValueError, match=r"Received: (file|path)='.*ticket.npz'"):
+        kprune.Ticket.load(path)
+
+
+def test_a_name_that_is_not_npz_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Received: path="):
+        ticket_of(mlp()).save(tmp_path / "ticket.pkl")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bool", "int64", "uint8", ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", [(), (0, 3), (9,), (3, 5)])
+def test_any_array_is_packed(dtype, shape):
+    array = (np.arange(np.prod(shape, dtype=int)).reshape(shape) % 3).astype(dtype)
+    arrays, about = files.unpack(files.pack({"a/b": array}, {"x": [1, "y"]}), "here")
+    assert arrays["a/b"].dtype == array.dtype and about == {"x": [1, "y"]}
+    np.testing.assert_array_equal(arrays["a/b"], array)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "file.npz"
+    files.write(path, b"first")
+
+    def fail(name):
+        with open(name, "wb") as file:
+            file.write(b"half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        files.write(path, fail)
+    assert path.read_bytes() == b"first"
+    assert [file.name for file in path.parent.iterdir()] == ["file.npz"]
