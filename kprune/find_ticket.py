@@ -51,7 +51,7 @@ def find_ticket(
     rewind_to: str | int | float = "init",
     rewind: str = "weights",
     criterion: str | Callable[..., Any] = "magnitude",
-    scope: str | Callable[..., Any] = "global",
+    scope: str | Callable[..., Any] | None = None,
     pattern: str | Callable[..., Any] = "unstructured",
     rounds: int | None = None,
     seed: int = 0,
