@@ -311,4 +311,4 @@ def _needs_data(method: str) -> bool:
 
 def _shown(cells: Sequence[Cell]) -> str:
     mean = sum(cell.accuracy for cell in cells) / len(cells)
-    return f"{100 * mean:.1f}{'*' if any(cell.collapsed for cell in cells) else ' '}"
+    return f"{'*' * any(cell.collapsed for cell in cells)}{100 * mean:.1f}"
