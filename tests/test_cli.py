@@ -213,8 +213,8 @@ def test_sweep(run, tmp_path):
     with open(tmp_path / "new" / "collapse.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == (
-        "model,width,image_size,optimizer,decay,library,learning_rate,backend,dataset,batch_size,epochs,scope,rounds,"
-        "method,compression,seed,accuracy,best,sparsity,collapsed,seconds"
+        "model,width,data_dir,image_size,optimizer,decay,library,learning_rate,backend,dataset,batch_size,epochs,scope,"
+        "rounds,method,compression,seed,accuracy,best,sparsity,collapsed,seconds"
     )
     assert [(row["method"], row["seed"]) for row in rows] == [
         (method, seed) for seed in "01" for method in ("dense", "random", "snip")

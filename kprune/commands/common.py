@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import data, models
 from ..criteria import CRITERIA
+from ..masks import mask
 from ..options import Option
 from ..plots import FILE_TYPES
 from ..registry import trait
@@ -102,8 +103,6 @@ def load_data(values: Any, seed: int) -> data.Dataset:
 
 def new_network(values: Any, dataset: data.Dataset, seed: int, masked: bool) -> Any:
     """The network that the flags name, compiled; if it is to be masked and of tf_keras, in tfmot's wrappers."""
-    from .. import mask
-
     library = importlib.import_module(values.library)
     library.utils.set_random_seed(seed)
     network = models.get(values.model)(dataset.input_shape, dataset.classes, values.width, library=library)

@@ -14,6 +14,9 @@ from . import common
 
 _COMPRESSIONS = "10^0,10^0.5,10^1,10^1.5,10^2,10^2.5,10^3,10^3.5"
 
+# With the sweep's own, all flags that decide the outcome.
+_SETTINGS = ("model", "width", "data_dir", "image_size", "optimizer", "decay", "library")
+
 
 def run(values: Any, arguments: list[str]) -> None:
     """`kprune sweep`: accuracy against compression for several criteria, as a CSV file, a figure and a table.
@@ -42,10 +45,7 @@ def run(values: Any, arguments: list[str]) -> None:
         rounds=values.rounds,
         path=table,
         settings={
-            **{
-                name: getattr(values, name)
-                for name in ("model", "width", "image_size", "optimizer", "decay", "library")
-            },
+            **{name: getattr(values, name) for name in _SETTINGS},
             "learning_rate": common.learning_rate(values),
             "backend": keras.backend.backend(),
         },
