@@ -13,6 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from .batches import balanced_sample
+
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
@@ -89,6 +91,42 @@ class Dataset:
             `model.evaluate(**data.evaluate_kwargs())` does the right thing for arrays and for batches.
         """
         return self._inputs(self.test)
+
+    def sample(self, per_class: int = 10, seed: int = 0) -> Arrays:
+        """Training examples, the same number of each class: what the criteria that need data are given.
+
+        Args:
+            per_class: Examples of each class; all of those of a class that has fewer.
+            seed: Of the draw from arrays. Batches come shuffled: of these, the first examples of each class are taken.
+
+        Returns:
+            `(x, y)` as `kprune.balanced_sample` returns them. Give them to a criterion with `batches=None`: they may
+            be more than one batch.
+
+        Raises:
+            ValueError: `per_class` is below 1.
+
+        Example:
+            >>> x, y = load("digits").sample(per_class=2)
+            >>> x.shape, y[:4].tolist()
+            ((20, 8, 8, 1), [0, 0, 1, 1])
+        """
+        if isinstance(self.train, tuple):
+            x, y = self.train
+            return balanced_sample(x, y, per_class, seed)
+        if per_class < 1:
+            raise ValueError(f"`per_class` is at least 1. Received: per_class={per_class!r}")
+        missing = np.full(self.classes, per_class)
+        images, labels = [], []
+        for x, y in self.train:
+            for image, label in zip(np.asarray(x), np.asarray(y), strict=True):
+                if missing[label] > 0:
+                    missing[label] -= 1
+                    images.append(image)
+                    labels.append(label)
+            if not missing.any():
+                break
+        return balanced_sample(np.stack(images), np.stack(labels), per_class, seed)
 
     def _inputs(self, part: Arrays | Iterable) -> dict[str, Any]:
         if isinstance(part, tuple):

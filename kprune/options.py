@@ -17,7 +17,8 @@ class Option:
         name: without the dashes.
         default: its value when it is not given; None for a flag that stands for nothing then.
         help: one line.
-        kind: what its value is: str, int, float or bool; or a tuple of the values that it takes.
+        kind: what its value is: str, int, float, bool or list (words with commas between them, which its default is
+            written as, too); or a tuple of the values that it takes.
         check: what a value must satisfy, and the sentence that says so.
     """
 
@@ -32,7 +33,7 @@ class Option:
         if isinstance(self.kind, tuple):
             flags.DEFINE_enum(self.name, self.default, list(self.kind), self.help, flag_values=values)
         else:
-            kinds = {str: "string", int: "integer", float: "float", bool: "boolean"}
+            kinds = {str: "string", int: "integer", float: "float", bool: "boolean", list: "list"}
             getattr(flags, f"DEFINE_{kinds[self.kind]}")(self.name, self.default, self.help, flag_values=values)
         if self.check is not None:
             test, message = self.check
@@ -43,7 +44,7 @@ class Option:
         """The flag as its user writes it."""
         if isinstance(self.kind, tuple):
             return f"--{self.name}=NAME"
-        return f"--{self.name}" + {bool: "", int: "=N", float: "=X", str: "=PATH"}[self.kind]
+        return f"--{self.name}" + {bool: "", int: "=N", float: "=X", str: "=PATH", list: "=A,B"}[self.kind]
 
     @property
     def line(self) -> str:

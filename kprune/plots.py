@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from .masks import unique_paths
 from .report import Row, Summary, percentage
@@ -17,14 +18,17 @@ from .schedules import PerLayer, Schedule, TfmotSchedule, as_schedule
 
 if TYPE_CHECKING:
     from .sensitivity import Sensitivity
+    from .sweep import Sweep
 
 _TOTAL, _KEPT, _GONE, _TEXT = "#d5dbe3", "#2f6db5", "#c62828", "#333333"
+_LINES = ("#8a94a3", "#d9730d", "#2a9d8f", "#8e5bb5", "#2f6db5", "#c62828", "#b8860b", "#333333")
 _LABEL_WIDTH = 42
+FILE_TYPES = (".png", ".svg", ".pdf")
 
 
 def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> Figure:
     """The figure that `make` draws, written to `path` if there is one; ValueError first if it is of another kind."""
-    if path is not None and os.path.splitext(path)[1].lower() not in (".png", ".svg", ".pdf"):
+    if path is not None and os.path.splitext(path)[1].lower() not in FILE_TYPES:
         raise ValueError(f"A figure is written as .png, .svg or .pdf. Received: path={os.fspath(path)!r}")
     figure = make()
     if path is not None:
@@ -125,6 +129,36 @@ def draw_sensitivity(report: Sensitivity) -> Figure:
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).outline.set_visible(False)
     figure.suptitle(f"{report.metric}; {report.dense:.4g} as it is", fontsize=11)
+    return figure
+
+
+def draw_sweep(report: Sweep) -> Figure:
+    """The lines of `kprune.sweep.Sweep.plot`."""
+    figure = Figure(figsize=(9, 5), dpi=144, layout="constrained")
+    axes = figure.add_subplot()
+    at = report.compressions
+    for method, color in zip(report.methods, itertools.cycle(_LINES), strict=False):
+        columns = [report.of(method, compression) for compression in at]
+        accuracies = [[cell.accuracy for cell in column] for column in columns]
+        means = [np.mean(column) for column in accuracies]
+        axes.fill_between(at, list(map(min, accuracies)), list(map(max, accuracies)), color=color, alpha=0.15, lw=0)
+        axes.plot(at, means, color=color, linewidth=1.8, label=method)
+        for gone, marker in ((False, "o"), (True, "x")):
+            some = [i for i, column in enumerate(columns) if any(cell.collapsed for cell in column) == gone]
+            axes.scatter([at[i] for i in some], [means[i] for i in some], color=color, marker=marker)
+    axes.axhline(report.chance, color=_TEXT, linewidth=1, linestyle=":", label="chance")
+    axes.plot([], [], color=_TEXT, linestyle="", marker="x", label="a weight with nothing left")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("compression: weights / weights left")
+    axes.set_ylabel("test accuracy after the last epoch")
+    _plain_axes(axes)
+    seeds = len(report.seeds)
+    drawn = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
+    trained = " on ".join(str(report.settings[name]) for name in ("model", "dataset") if name in report.settings)
+    figure.suptitle(f"pruned before training: {trained}, {report.settings['epochs']} epochs, {drawn}", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
     return figure
 
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import pathlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from .flops import einsum_labels, is_einsum, is_transposed, kernel_uses, owned_weights
 from .masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, is_tf_keras, masked_weights, unique_paths
+from .tables import new_table, table_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# rich's SIMPLE in ASCII: a table that any terminal and any file's encoding can hold.
-_LINES = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
 @dataclass(frozen=True)
@@ -137,7 +130,7 @@ class Summary:
         }
 
     def __str__(self) -> str:
-        table = Table(box=_LINES, show_footer=True, pad_edge=False)
+        table = new_table(show_footer=True)
         totals = _cells(self.size, self.zeros, self.flops, self.effective_flops)
         for header, footer in zip(("weight", "layer", "shape"), ("total", "", ""), strict=True):
             table.add_column(header, footer)
@@ -149,14 +142,8 @@ class Summary:
             numbers = _cells(row.size, row.zeros, row.flops, row.effective_flops)
             shape = " x ".join(map(str, row.shape))
             table.add_row(row.path, row.layer, shape, *numbers, "COLLAPSED" if row.collapsed else dead)
-        text = io.StringIO()
-        # As wide as it needs to be, whatever the terminal: a log or a file has no width.
-        plain: dict[str, Any] = dict.fromkeys(
-            ("markup", "emoji", "highlight", "force_terminal", "force_jupyter"), False
-        )
-        Console(file=text, width=10_000, color_system=None, **plain).print(table)
-        lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
-        lines += [
+        lines = [
+            *table_lines(table),
             f"zeros of the {'masks' if self.masked else 'weights themselves (no masks)'}; "
             "mult-adds: multiply-adds for one example",
             f"other parameters: {self.other_size:,}, with {_count(self.other_flops)} mult-adds",
@@ -247,14 +234,11 @@ def plot_sparsity(model_or_summary: Any, path: str | os.PathLike[str] | None = N
     >>> figure.axes[0].get_xlabel()
     'parameters (labels: density)'
     """
-    if path is not None and pathlib.Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"A figure is written as .png, .svg or .pdf. Received: path={os.fspath(path)!r}")
-    from .plots import draw
+    from .plots import draw, written
 
-    figure = draw(model_or_summary if isinstance(model_or_summary, Summary) else summary(model_or_summary))
-    if path is not None:
-        figure.savefig(path)
-    return figure
+    return written(
+        path, lambda: draw(model_or_summary if isinstance(model_or_summary, Summary) else summary(model_or_summary))
+    )
 
 
 @dataclass(frozen=True)

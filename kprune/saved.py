@@ -1,4 +1,4 @@
-"""The report of a saved model: a `.keras` file of either Keras, or a SavedModel's folder."""
+"""Saved models: a `.keras` file of either Keras, loaded or reported; of a SavedModel's folder, the report."""
 
 from __future__ import annotations
 
@@ -38,19 +38,46 @@ def read(path: str | os.PathLike[str]) -> Summary:
     ...     read(f"{folder}/model.keras").zeros
     6
     """
+    if (Path(path) / "saved_model.pb").is_file():
+        return _of_saved_model(Path(path))
+    return summary(load(path))
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """The model in a `.keras` file, masks included, not compiled.
+
+    Args:
+        path: a `.keras` file of Keras 3 or tf_keras, masked or plain.
+
+    Returns:
+        A `keras.Model` or a `tf_keras.Model`, as it was saved.
+
+    Raises:
+        OSError: there is nothing at `path`, or it cannot be read.
+        ValueError: it is something else (a SavedModel's folder holds no layers to load), or a layer in it is not
+            known here.
+
+    >>> import keras, kprune, tempfile
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> _ = kprune.prune(model, "magnitude", sparsity=0.5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/model.keras")
+    ...     kprune.summary(load(f"{folder}/model.keras")).zeros
+    6
+    """
     file = Path(path)
     if not file.exists():
         raise OSError(f"There is no file or folder {str(path)!r}.")
     if (file / "saved_model.pb").is_file():
-        return _of_saved_model(file)
+        raise ValueError(
+            f"A SavedModel holds variables, not layers: load the .keras file that `kprune.export` wrote beside it. "
+            f"Received: path={os.fspath(path)!r}"
+        )
     if not zipfile.is_zipfile(file):
         raise ValueError(
-            f"Expected a .keras file, or a folder that holds saved_model.pb. Received: path={os.fspath(path)!r}"
+            f"Expected a .keras file (or a SavedModel, a folder that holds saved_model.pb, to report on). "
+            f"Received: path={os.fspath(path)!r}"
         )
-    return summary(_load(file))
-
-
-def _load(file: Path) -> Any:
     with zipfile.ZipFile(file) as archive:
         if "metadata.json" not in archive.namelist():
             raise ValueError(f"It is a zip archive, but not a .keras file. Received: path={str(file)!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import numbers
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,15 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from .criteria import Context
 from .masks import MaskedWeight, masked_weights, strip
 from .prune import Plan, mask_for_pruning
-from .report import _LINES
 from .schedules import check_sparsity
+from .tables import new_table, table_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +56,7 @@ class Sensitivity:
         """The sparsities of the scan, in its order."""
         return tuple(self.rows[0].values)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything above as numbers, strings and lists that JSON can hold; `values` in the order of `sparsities`."""
         return {
             "metric": self.metric,
@@ -85,20 +82,17 @@ class Sensitivity:
         return written(path, lambda: draw_sensitivity(self))
 
     def __str__(self) -> str:
-        table = Table(box=_LINES, pad_edge=False)
+        table = new_table()
         table.add_column("weight")
         for header in ("size", *(f"{sparsity:.6g}" for sparsity in self.sparsities)):
             table.add_column(header, justify="right")
         for row in self.rows:
             table.add_row(row.path, f"{row.size:,}", *(f"{value:.4f}" for value in row.values.values()))
-        text = io.StringIO()
-        plain: dict[str, Any] = dict.fromkeys(
-            ("markup", "emoji", "highlight", "force_terminal", "force_jupyter"), False
-        )
-        Console(file=text, width=10_000, color_system=None, **plain).print(table)
-        lines = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
         return "\n".join(
-            [*lines, f"{self.metric} with that weight alone pruned to that sparsity; as it is: {self.dense:.4f}"]
+            [
+                *table_lines(table),
+                f"{self.metric} with that weight alone pruned to that sparsity; as it is: {self.dense:.4f}",
+            ]
         )
 
 
@@ -131,7 +125,7 @@ def sensitivity(
         verbose: show a progress bar over the evaluations.
 
     Returns:
-        `Sensitivity`: `rows`, `dense`, `metric`, `as_dict()`, `plot(path)`; its str is a table.
+        `Sensitivity`: `rows`, `dense`, `metric`, `to_dict()`, `plot(path)`; its str is a table.
 
     Raises:
         ValueError: an argument is wrong, the model has nothing to mask, a score is NaN or infinite, no metric is

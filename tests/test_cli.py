@@ -1,3 +1,4 @@
+import csv
 import json
 import logging
 import os
@@ -55,7 +56,8 @@ def test_train_prunes_reports_and_exports(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "zeros"), [("dense", 0), ("magnitude", 1740), ("random", 1740), ("gradual", 1740), ("synflow", 1740)]
+    ("method", "zeros"),
+    [("dense", 0), *((method, 1740) for method in ("magnitude", "random", "gradual", "synflow", "snip", "grasp"))],
 )
 def test_every_method_ends_at_its_sparsity(run, tmp_path, method, zeros):
     folder = tmp_path / "out"
@@ -68,6 +70,29 @@ def test_every_method_ends_at_its_sparsity(run, tmp_path, method, zeros):
         assert [row["shape"] for row in report["rows"]] == [[64, 30], [30, 10], [10, 10]]
     # In the SavedModel, JAX's variables have no layer in their names.
     assert [row["path"].split("/")[-2] for row in report["rows"]] == ["dense1", "dense2", "classifier"]
+
+
+def test_every_criterion_that_needs_no_earlier_weights_is_a_method(run, tmp_path):
+    known = {name for name in kprune.criteria.CRITERIA if not name.startswith("magnitude_per_fan")}
+    (option,) = [option for option in cli.COMMANDS["train"].options if option.name == "method"]
+    earlier = {"large_init", "magnitude_increase", "init_final_sign"}
+    assert set(option.kind) == {"dense", "gradual"} | known - earlier
+
+
+def test_criteria_that_ask_the_loss_get_as_many_images_of_each_class(run, monkeypatch):
+    asked = []
+    plan = kprune.callbacks.PruneAtInit.__init__
+
+    def spy(self, *arguments, **options):
+        plan(self, *arguments, **options)
+        asked.append(self.plan.data)
+
+    monkeypatch.setattr(kprune.callbacks.PruneAtInit, "__init__", spy)
+    assert run("train", *TINY, "--method=taylor", "--seed=3")[0] == 0
+    ((batch,),) = asked
+    x, y = kprune.balanced_sample(*kprune.data.load("digits").train, seed=3)
+    np.testing.assert_array_equal(batch[0], x)
+    assert np.bincount(batch[1]).tolist() == np.bincount(y).tolist() == [10] * 10
 
 
 def test_the_same_seed_trains_the_same_network(run, tmp_path):
@@ -136,6 +161,79 @@ def test_inspect_a_saved_model_that_keras_did_not_make(run, tmp_path):
     assert [(row["path"], row["dead_channels"]) for row in report["rows"]] == [("matrix", 1)]
 
 
+def test_sensitivity(run, tmp_path):
+    model = kprune.models.lenet_300_100((8, 8, 1), 10, 0.1)
+    kprune.prune(model, "random", 0.2)
+    file, table, figure = tmp_path / "model.keras", tmp_path / "new" / "table.csv", tmp_path / "map.svg"
+    model.save(file)
+    digits = kprune.data.load("digits")
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    expected = kprune.sensitivity(model, digits.test, (0.5, 0.9), "random", seed=2, verbose=False)
+    words = [file, "--sparsities=0.5,0.9", "--criterion=random", "--seed=2"]
+    status, out, _ = run("sensitivity", *words, "--json")
+    found = json.loads(out)
+    assert status == 0 and (found.pop("model"), found.pop("dataset")) == (str(file), "digits")
+    assert found["dense"] == pytest.approx(expected.dense, abs=1e-6) and found["metric"] == "accuracy"
+    for row, wanted in zip(found["rows"], expected.to_dict()["rows"], strict=True):
+        assert (row["path"], row["size"]) == (wanted["path"], wanted["size"])
+        assert row["values"] == pytest.approx(wanted["values"], abs=1e-6)
+    status, out, _ = run("sensitivity", *words, f"--csv={table}", f"--plot={figure}")
+    lines = out.splitlines()
+    assert status == 0 and re.match(r" weight +size +0\.5 +0\.9$", lines[0])
+    assert lines[-2:] == [f"figure: {figure}", f"table: {table}"] and figure.stat().st_size > 0
+    with open(table, newline="") as opened:
+        header, *rows = csv.reader(opened)
+    assert header == ["weight", "size", "0.5", "0.9"]
+    assert rows == [[row["path"], str(row["size"]), *map(str, row["values"])] for row in found["rows"]]
+
+
+def test_sensitivity_of_what_does_not_fit(run, tmp_path):
+    kprune.models.lenet_300_100((8, 8, 1), 7, 0.1).save(tmp_path / "seven.keras")
+    kprune.models.lenet_300_100((9, 8, 1), 10, 0.1).save(tmp_path / "nine.keras")
+    for name, takes in (("seven", r"\(8, 8, 1\) and tells 7"), ("nine", r"\(9, 8, 1\) and tells 10")):
+        status, out, err = run("sensitivity", tmp_path / f"{name}.keras")
+        assert (status, out) == (1, "")
+        assert re.search(rf"{takes} classes apart.* Received: model='.*{name}.keras'\n$", err)
+    kprune.export(kprune.strip(kprune.models.conv_2((8, 8, 1), 10, 0.1)), tmp_path / "saved")
+    status, _, err = run("sensitivity", tmp_path / "saved")
+    assert status == 1 and "load the .keras file" in err and f"Received: path='{tmp_path}/saved'" in err
+
+
+SWEEP = ["sweep", "--model=lenet-300-100", "--width=0.1", "--epochs=1", "--methods=random,snip", "--seeds=2"]
+
+
+def test_sweep(run, tmp_path):
+    words = [*SWEEP, "--compressions=1,10^0.5", f"--out_dir={tmp_path}/new"]
+    status, out, err = run(*words)
+    assert status == 0 and "WARNING" not in err and "6/6" in err
+    lines = out.splitlines()
+    assert lines[0].split() == ["method", "1x", "3.162x"]
+    assert [line.split()[0] for line in lines[2:4]] == ["random", "snip"]
+    assert lines[-2:] == [f"table: {tmp_path}/new/collapse.csv", f"figure: {tmp_path}/new/collapse.png"]
+    with open(tmp_path / "new" / "collapse.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert ",".join(rows[0]) == (
+        "model,width,data_dir,image_size,optimizer,decay,library,learning_rate,backend,dataset,batch_size,epochs,scope,"
+        "rounds,method,compression,seed,accuracy,best,sparsity,collapsed,seconds"
+    )
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        (method, seed) for seed in "01" for method in ("dense", "random", "snip")
+    ]
+    assert rows[0]["learning_rate"] == "0.01" and rows[0]["backend"] == keras.backend.backend()
+    assert float(rows[1]["sparsity"]) == 1586 / 2320  # floor((1 - 10 ** -0.5) * 2320)
+    figure = tmp_path / "new" / "collapse.png"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    figure.unlink()
+    before = (tmp_path / "new" / "collapse.csv").read_bytes()
+    assert run(*words)[:2] == (0, out)  # nothing is trained again
+    assert figure.exists()
+    for word, name in (("--optimizer=sgd", "optimizer=adam there, sgd now"), ("--width=0.2", "width=0.1 there, 0.2")):
+        status, out, err = run(*words, word)
+        assert (status, out) == (1, "") and "made with other settings: " + name in err
+        assert err.endswith(f"Received: path='{tmp_path}/new/collapse.csv'\n")
+    assert (tmp_path / "new" / "collapse.csv").read_bytes() == before
+
+
 # In a process of its own: tfmot changes what `tf.keras` is for the process that imports it.
 def test_tf_keras_models(tmp_path):
     script = f"""
@@ -149,12 +247,22 @@ masked.save("{tmp_path}/masked.keras")
 for file in ("model", "model.keras", "masked.keras"):
     print("REPORT", flush=True)
     assert cli.main(["inspect", f"{tmp_path}/{{file}}", "--json"]) == 0
+for file in ("model.keras", "masked.keras"):
+    print("REPORT", flush=True)
+    assert cli.main(["sensitivity", f"{tmp_path}/{{file}}", "--sparsities=0.9", "--json"]) == 0
+words = ["--library=tf_keras", "--compressions=1,10", "--out_dir={tmp_path}"]
+assert cli.main([*{SWEEP}, *words]) == 0
 """
     done = new_process("-c", script)
     assert done.returncode == 0, done.stderr
     log, *reports = done.stdout.split("REPORT\n")
     assert "gradual to sparsity 0.75, 23 steps" in log and "75.00%" in log
-    found = [json.loads(report) for report in reports]
+    found = [json.loads(report) for report in (*reports[:4], reports[4].partition("\n}\n")[0] + "}")]
+    scans, found = found[3:], found[:3]
+    assert [(len(scan["rows"]), scan["sparsities"], scan["metric"]) for scan in scans] == [(3, [0.9], "accuracy")] * 2
+    with open(tmp_path / "collapse.csv", newline="") as file:
+        cells = [(row["method"], float(row["sparsity"])) for row in csv.DictReader(file)]
+    assert cells == [("dense", 0.0), ("random", 0.9), ("snip", 0.9)] * 2
     assert [(report["size"], report["zeros"], report["masked"]) for report in found] == [
         (2320, 1740, False),
         (2320, 1740, False),
@@ -190,10 +298,14 @@ def test_the_examples_in_the_help_are_right():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["prune"], "kprune: unknown command 'prune'; there are train, inspect (see kprune --help)"),
+        (
+            ["prune"],
+            "kprune: unknown command 'prune'; there are train, inspect, sensitivity, sweep (see kprune --help)",
+        ),
         (["train", "--sparsty=0.9"], "kprune train: Unknown command line flag 'sparsty'.*"),
         (["train", "--model=vgg-12"], "kprune train: flag --model=vgg-12: value should be one of .*vgg-11.*"),
-        (["train", "--method=snip"], "kprune train: flag --method=snip: value should be one of .*synflow.*"),
+        (["train", "--method=snap"], "kprune train: flag --method=snap: value should be one of .*synflow.*"),
+        (["train", "--method=large_init"], "kprune train: flag --method=large_init: value should be one of .*"),
         (["train", "--sparsity=1"], "kprune train: flag --sparsity=1.0: must be at least 0 and below 1 .*"),
         (["train", "--sparsity=nan"], "kprune train: flag --sparsity=nan: must be at least 0 and below 1 .*"),
         (["train", "--sparsity=most"], "kprune train: flag --sparsity=most: .*"),
@@ -203,6 +315,20 @@ def test_the_examples_in_the_help_are_right():
         (["train", "--epochs"], "kprune train: Missing value for flag --epochs .*"),
         (["train", "vgg-11"], "kprune train: expected flags only, got vgg-11 (see kprune train --help)"),
         (["inspect"], "kprune inspect: expected MODEL, got nothing (see kprune inspect --help)"),
+        (["sensitivity"], "kprune sensitivity: expected MODEL, got nothing (see kprune sensitivity --help)"),
+        (["sensitivity", "a", "--criterion=snip"], "kprune sensitivity: flag --criterion=snip: value should be .*"),
+        (["sensitivity", "a", "--sparsities=0.5,1"], "kprune sensitivity: flag --sparsities=.*: must be numbers .*"),
+        (["sensitivity", "a", "--sparsities=half"], "kprune sensitivity: flag --sparsities=.*: must be numbers .*"),
+        (
+            ["sweep", "--methods=snip,snap"],
+            "kprune sweep: flag --methods=.*: must be some of .*synflow.*, each once .*",
+        ),
+        (["sweep", "--methods=snip,snip"], "kprune sweep: flag --methods=.*: must be some of .*, each once .*"),
+        (["sweep", "--methods="], "kprune sweep: flag --methods=.*: must be some of .*, each once .*"),
+        (["sweep", "--compressions=10,0.5"], "kprune sweep: flag --compressions=.*: must be numbers of at least 1 .*"),
+        (["sweep", "--compressions=10^"], "kprune sweep: flag --compressions=.*: must be numbers of at least 1 .*"),
+        (["sweep", "--compressions=10^999"], "kprune sweep: flag --compressions=.*: must be numbers of at least 1 .*"),
+        (["sweep", "--seeds=0"], "kprune sweep: flag --seeds=0: must be at least 1 .*"),
         (["inspect", "a", "b"], "kprune inspect: expected MODEL, got a b (see kprune inspect --help)"),
     ],
 )

@@ -292,3 +292,36 @@ def test_class_folders_must_match(tmp_path):
     (tmp_path / "val" / "horse").mkdir()
     with pytest.raises(ValueError, match=r"same class folders\. Received: directory="):
         data.load("imagenet", directory=tmp_path, image_size=(8, 8))
+
+
+def test_a_sample_has_as_many_examples_of_each_class():
+    digits = data.load("digits")
+    x, y = digits.sample(per_class=3, seed=1)
+    assert x.shape == (30, 8, 8, 1) and y.tolist() == [c for c in range(10) for _ in range(3)]
+    again, other = digits.sample(per_class=3, seed=1), digits.sample(per_class=3, seed=2)
+    np.testing.assert_array_equal(x, again[0])
+    assert (x != other[0]).any()
+    with pytest.raises(ValueError, match=r"Received: per_class=0$"):
+        digits.sample(per_class=0)
+
+
+def test_a_sample_of_batches_reads_no_more_of_them_than_it_needs():
+    labels = [[0, 0, 0], [0, 1, 1], [1, 0, 1], [0, 0, 0]]
+    read = []
+
+    def batches():
+        for number, y in enumerate(labels):
+            read.append(number)
+            yield np.arange(3 * number, 3 * number + 3.0), np.array(y)
+
+    def dataset():
+        return data.Dataset("imagenet", batches(), (), (1, 1, 1), 2, 3)
+
+    x, y = dataset().sample(per_class=3)
+    assert y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert sorted(x[:3]) == [0, 1, 2] and sorted(x[3:]) == [4, 5, 6]
+    assert read == [0, 1, 2]
+    x, y = dataset().sample(per_class=5)  # of a class that has fewer, all
+    assert np.bincount(y).tolist() == [5, 4]
+    with pytest.raises(ValueError, match=r"Received: per_class=-1$"):
+        dataset().sample(per_class=-1)

@@ -371,7 +371,7 @@ def test_the_table():
 
 
 def test_the_report_as_a_dict():
-    report = REPORT.as_dict()
+    report = REPORT.to_dict()
     assert list(report) == ["metric", "dense", "sparsities", "rows"]
     assert report["sparsities"] == [0.5, 0.99]
     assert report["rows"][0] == {"path": "net/first/kernel", "size": 12345, "values": [0.96, 0.125]}
