@@ -10,6 +10,9 @@ from keras import layers
 
 import kprune
 
+# Which compiler takes the least time for small models, as arguments of `compile`.
+CHEAP = dict(jit_compile=keras.backend.backend() == "jax")
+
 
 def mlp(outputs=3, units=12, **dense):
     """8 -> units -> units -> outputs, relu."""

@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
-from helpers import EachBatch, assert_zero, data, halve, mlp
+from helpers import CHEAP, EachBatch, assert_zero, data, halve, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -17,7 +17,6 @@ from kprune.controls import inverted, reinitialize, shuffle_masks, shuffled
 from kprune.prune import Plan
 
 steady = settings(max_examples=100, deadline=None, derandomize=True, database=None)
-CHEAP = dict(jit_compile=keras.backend.backend() == "jax")
 
 
 @pytest.fixture(autouse=True)
