@@ -106,8 +106,8 @@ class GradualPruning(MaskingCallback):
         if any(np.any(weight.kept() & ~masks[weight.path]) for weight in masked_weights(self.model)):
             raise ValueError(
                 f"The criterion {self.plan.name!r} goes by how weights moved since the fit began, and none has: let "
-                f"the schedule prune nothing before some hundred steps are taken. Received: schedule={self.schedule!r}, "
-                f"which prunes at step {step}"
+                "the schedule prune nothing before some hundred steps are taken. "
+                f"Received: schedule={self.schedule!r}, which prunes at step {step}"
             )
 
     def _warn_of_a_short_fit(self) -> None:
