@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, EachBatch, assert_zero, data, mlp
-from hypothesis import given, settings
+from helpers import CHEAP, EachBatch, assert_zero, data, mlp, steady
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from keras import layers
@@ -26,15 +26,7 @@ from kprune.registry import trait
 from kprune.schedules import SCHEDULES, as_schedule, last_update
 from kprune.scopes import SCOPES, zeros_for
 
-steady = settings(max_examples=100, deadline=None, derandomize=True, database=None)
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """In place of conftest's: without `clear_session`, which takes longer than most of these tests."""
-    keras.utils.set_random_seed(0)
-    yield
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.one_session
 
 
 class Broken(Exception):

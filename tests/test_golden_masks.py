@@ -1,4 +1,4 @@
-"""Every mask of the golden files (see tests/golden/README.md), made anew by `kprune.prune`.
+"""Every mask of the golden files (see tests/golden/README.md), made anew by kprune.
 
 What the authors' loop does and `rounds` does not is a scope here: in round r the sparsity asked of a scope is
 1 - final ** (r / rounds), from which it finds r and goes by a schedule of its own.
@@ -14,7 +14,8 @@ import pytest
 from golden_networks import NAMES, Golden, build, load
 
 import kprune
-from kprune.criteria import CRITERIA, Context, grasp, snip, synflow
+from kprune.criteria import CRITERIA, Context, grasp, snip
+from kprune.prune import Plan
 from kprune.scopes import global_scope, zeros_for
 
 
@@ -26,7 +27,7 @@ def linear(final, scores, sparsity):
 
 @dataclass(frozen=True)
 class Run:
-    """How `kprune.prune` is asked for the masks of a run."""
+    """How `kprune.prune` would be asked for the masks of a run."""
 
     criterion: object
     rounds: int = 1
@@ -73,15 +74,30 @@ def test_every_mask_is_made_anew():
     assert [len(MASKS[name]) for name in NAMES] == [10 * 3 + 2, 12 * 3, 12 * 3]
 
 
-def pruned(golden: Golden, key: str, criterion: object, **arguments) -> dict[str, np.ndarray]:
-    """Masks by layer, at the density of the key."""
+def masked(golden: Golden, run: str):
+    """The network, masked where the run prunes: of one, the classifier is left dense."""
     model = build(golden, keras)
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    # What a run leaves dense, the classifier of one, is not masked.
-    kprune.mask(model, filters=[f"(^|/){layer}/kernel$" for layer in golden.masked(key)])
-    data = (golden.x, golden.y)
-    masks = kprune.prune(model, criterion, 1 - density(key), data=data, verbose=False, **arguments)
-    return {path.split("/")[-2]: mask for path, mask in masks.items()}
+    kprune.mask(model, filters=[f"(^|/){layer}/kernel$" for layer in golden.masked(run)])
+    return model
+
+
+def masks_of(model, golden: Golden, key: str, criterion, **arguments) -> dict[str, np.ndarray]:
+    """Layer -> the mask at the density of the key; the model itself is not pruned, and serves the other keys, too."""
+    plan = Plan(criterion, data=(golden.x, golden.y), **arguments)
+    return {path.split("/")[-2]: mask for path, mask in plan.masks(model, 1 - density(key)).items()}
+
+
+def traced_once(criterion):
+    """The criterion, with what it compiles for the first density kept for the others."""
+    contexts = []
+
+    def scores(context: Context):
+        contexts.append(context)
+        contexts[0].masks = context.masks
+        return CRITERIA.get(criterion)(contexts[0])
+
+    return scores
 
 
 def density(key: str) -> float:
@@ -104,59 +120,50 @@ def assert_the_authors(golden: Golden, name: str, key: str, masks: dict[str, np.
         assert np.count_nonzero(ours != theirs) <= close * np.count_nonzero(theirs), key
 
 
-def remembered(criterion: object):
-    """Scores as the criterion does, once: in a single round each density cuts the same scores."""
-    made = []
-
-    def scores(context: Context):
-        if not made:
-            made.append(CRITERIA.get(criterion)(context))
-        return made[0]
-
-    return scores
-
-
 @pytest.mark.parametrize(("name", "run"), [(name, run) for name in NAMES for run in RUNS if keys_of(name, run)])
 def test_masks_equal_the_authors(name, run):
     golden, how = load(name), RUNS[run]
-    criterion = remembered(how.criterion) if how.rounds == 1 else how.criterion
-    for key in keys_of(name, run):
+    keys, criterion = keys_of(name, run), traced_once(how.criterion)
+    model = masked(golden, keys[0])
+    for key in keys:
         scope = functools.partial(linear, density(key)) if how.scope is linear else how.scope
-        masks = pruned(golden, key, criterion, rounds=how.rounds, scope=scope)
+        masks = masks_of(model, golden, key, criterion, rounds=how.rounds, scope=scope)
         loss = run.startswith(("snip", "grasp"))
         assert_the_authors(golden, name, key, masks, SATURATED if name == "resnet20_w8" and loss else 0.0)
         if how.scope != "layerwise":
             assert np.count_nonzero(~joined(masks)) == zeros_for(joined(masks).size, 1 - density(key))
 
 
-@pytest.mark.parametrize("c", [1, 2, 3])
 @pytest.mark.parametrize("name", NAMES)
-def test_each_of_100_rounds_of_synflow_equals_the_authors(name, c):
-    golden, key = load(name), f"synflow_exp100_global/c{c}"
-    threshold, remaining, gap = (
-        golden.arrays[f"traj/{key}/{what}"] for what in ("threshold", "layer_remaining", "rel_gap_f64")
-    )
-    rounds = []
+def test_each_of_100_rounds_of_synflow_equals_the_authors(name):
+    golden, score, rounds = load(name), traced_once("synflow"), []
 
     def watched(context: Context):
-        scores = synflow(context)
+        scores = score(context)
         rounds.append((list(context.masks.values()), np.sort(np.concatenate([s.ravel() for s in scores.values()]))))
         return scores
 
-    masks = pruned(golden, key, watched, rounds=100)
-    kept = [[int(mask.sum()) for mask in before] for before, _ in rounds] + [[int(m.sum()) for m in masks.values()]]
-    # The last score that a round cuts, and the first one above it.
-    ranked = [scores for _, scores in rounds]
-    cuts = [zeros_for(scores.size, 1 - density(key) ** (r / 100)) for r, scores in enumerate(ranked, 1)]
-    cut = np.array([scores[n - 1] for scores, n in zip(ranked, cuts, strict=True)])
-    above = np.array([scores[np.searchsorted(scores, t, "right")] for scores, t in zip(ranked, cut, strict=True)])
+    model = masked(golden, "")
+    for c in (1, 2, 3):
+        key = f"synflow_exp100_global/c{c}"
+        threshold, remaining, gap = (
+            golden.arrays[f"traj/{key}/{what}"] for what in ("threshold", "layer_remaining", "rel_gap_f64")
+        )
+        rounds.clear()
+        masks = masks_of(model, golden, key, watched, rounds=100)
+        befores, ranked = zip(*rounds, strict=True)
+        kept = [[int(mask.sum()) for mask in after] for after in [*befores[1:], masks.values()]]
+        # The last score that a round cuts, and the first one above it.
+        cuts = [zeros_for(scores.size, 1 - density(key) ** (r / 100)) for r, scores in enumerate(ranked, 1)]
+        cut = np.array([scores[n - 1] for scores, n in zip(ranked, cuts, strict=True)])
+        above = np.array([scores[np.searchsorted(scores, t, "right")] for scores, t in zip(ranked, cut, strict=True)])
 
-    # Their float32 run of c2 parts from their float64 run in this round, at two scores that are 2e-7 apart; and in
-    # its last two rounds that of c3 cuts live weights of score 0.
-    until = {("resnet20_w8", 2): 35, ("convbn", 3): 98}.get((name, c), 100)
-    np.testing.assert_array_equal(kept[1 : until + 1], remaining[:until])
-    np.testing.assert_allclose(cut[:until], threshold[:until], rtol=1e-5)
-    np.testing.assert_allclose((above - cut) / above, gap, atol=1e-6)
-    assert_the_authors(golden, name, f"synflow_exp100_global_f64/c{c}", masks)
-    # 186 entries apart, as their own two runs are.
-    assert_the_authors(golden, name, key, masks, 186 / 680 if (name, c) == ("resnet20_w8", 2) else 0.0)
+        # Their float32 run of c2 parts from their float64 run in this round, at two scores that are 2e-7 apart; and
+        # in its last two rounds that of c3 cuts live weights of score 0.
+        until = {("resnet20_w8", 2): 35, ("convbn", 3): 98}.get((name, c), 100)
+        np.testing.assert_array_equal(kept[:until], remaining[:until], key)
+        np.testing.assert_allclose(cut[:until], threshold[:until], rtol=1e-5, err_msg=key)
+        np.testing.assert_allclose((above - cut) / above, gap, atol=1e-6, err_msg=key)
+        assert_the_authors(golden, name, f"synflow_exp100_global_f64/c{c}", masks)
+        # 186 entries apart, as their own two runs are.
+        assert_the_authors(golden, name, key, masks, 186 / 680 if (name, c) == ("resnet20_w8", 2) else 0.0)

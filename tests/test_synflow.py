@@ -68,39 +68,39 @@ def test_squares_of_biases_and_statistics_by_hand():
     assert other == pytest.approx(((9 + 4 - 25) * gain + 49) * 0.25, rel=1e-6)
 
 
-def one_layer():
-    """y = 2 a - 3 b."""
-    dense = layers.Dense(1, use_bias=False)
-    model = keras.Sequential([keras.Input((2,)), dense])
+def weighted_sum():
+    """y = 1 * (2 a - 3 b)."""
+    first, last = layers.Dense(1, use_bias=False), layers.Dense(1, use_bias=False)
+    model = keras.Sequential([keras.Input((2,)), first, last])
     model.compile("sgd", "mse")
-    dense.set_weights([np.array([[2.0], [-3.0]])])
+    first.set_weights([np.array([[2.0], [-3.0]])])
+    last.set_weights([np.array([[1.0]])])
     return model
 
 
 X, Y = np.array([[-3.0, 1.0], [2.0, 1.0], [-2.0, -0.5]], "float32"), np.zeros((3, 1), "float32")  # of mean (-1, 0.5)
 
 
-@pytest.mark.parametrize(("criterion", "expected"), [(synflow, [2.0, 1.5]), (synflow_l2, [4.0, 4.5])])
+@pytest.mark.parametrize(("criterion", "expected"), [(synflow, [2.0, 1.5, 3.5]), (synflow_l2, [4.0, 4.5, 8.5])])
 def test_the_absolute_mean_of_the_data_as_input_by_hand(criterion, expected):
     mean = functools.partial(criterion, inputs="mean")
     for data in ((X, Y), [(X[:1], Y[:1]), (X[1:], Y[1:])]):
-        [score] = scores_of(one_layer(), mean, data).values()
-        np.testing.assert_allclose(score[:, 0], expected, rtol=1e-6)
+        first, last = scores_of(weighted_sum(), mean, data).values()
+        np.testing.assert_allclose([*first[:, 0], *last[:, 0]], expected, rtol=1e-6)
 
 
 def test_a_partial_of_synflow_prunes_by_the_mean_of_the_data():
-    mean, kept = functools.partial(synflow, inputs="mean"), []
-    kept += kprune.prune(one_layer(), "synflow", 0.5).values()
-    kept += kprune.prune(one_layer(), mean, 0.5, data=(X, Y)).values()
-    model = one_layer()
-    model.fit(X, Y, verbose=0, callbacks=[kprune.callbacks.PruneAtInit(mean, 0.5, data=(X, Y))])
-    kept += [w.kept() for w in kprune.masked_weights(model)]
-    assert [mask[:, 0].tolist() for mask in kept] == [[False, True], [True, False], [True, False]]
+    mean, models = functools.partial(synflow, inputs="mean"), [weighted_sum() for _ in range(3)]
+    kprune.prune(models[0], "synflow", 0.5)
+    kprune.prune(models[1], mean, 0.5, data=(X, Y))
+    models[2].fit(X, Y, verbose=0, callbacks=[kprune.callbacks.PruneAtInit(mean, 0.5, data=(X, Y))])
+    kept = [[w.kept().ravel().tolist() for w in kprune.masked_weights(model)] for model in models]
+    assert kept == [[[False, True], [True]], *2 * [[[True, False], [True]]]]
 
 
 @pytest.mark.parametrize("inputs", ["mean", "zeros", None])
 def test_inputs_that_are_not_there_are_refused(inputs):
-    model = one_layer()
+    model = weighted_sum()
     with pytest.raises(ValueError, match=rf"or 'mean' with `data`\. Received: inputs={inputs!r}$"):
         kprune.prune(model, functools.partial(synflow, inputs=inputs), 0.5)
     assert kprune.masked_weights(model) == []

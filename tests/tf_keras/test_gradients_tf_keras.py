@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tf_keras
 from golden_networks import build, load
-from helpers import data
-from tfk_helpers import EachBatch, masked_mlp, mlp, state
+from helpers import EachBatch, data
+from tfk_helpers import masked_mlp, mlp, state
 
 import kprune
 from kprune.batches import take_batches
