@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from kprune.masks import masked_weights, set_masks, strip
+from kprune.criteria import Movement
+from kprune.files import split
+from kprune.masks import Masks, masked_weights, set_masks, strip
 from kprune.optimizers import iterations, optimizer_steps
 from kprune.prune import Plan
 from kprune.schedules import PerLayer, Schedule, applied, as_schedule, last_update
@@ -31,10 +33,12 @@ class GradualPruning(MaskingCallback):
         criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`.
         initial: as in `kprune.prune`; by default the weights at the start of the fit.
 
+    The scores of criterion "movement" are collected by the callback itself, from the start of the fit on.
+
     Raises:
         ValueError: an argument is wrong; at the start of `fit`: the model has nothing to mask, or its optimizer cannot
             keep weights at zero (Muon), or an expression of a `PerLayer` is found in no masked weight's path; at an
-            update: a score is not finite.
+            update: a score is not finite, or weights would be pruned by their "movement" before any has moved.
 
     >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
@@ -63,6 +67,7 @@ class GradualPruning(MaskingCallback):
         self.plan = Plan(criterion, scope, pattern, rounds, seed, data, batches, initial)
         self.initial = initial
         self._updated_at: int | None = None
+        self._movement: Movement | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._updated_at = None
@@ -72,6 +77,8 @@ class GradualPruning(MaskingCallback):
             self._warn_of_a_short_fit()
             if "initial" in self.plan.needs and self.initial is None and not self._restored:
                 self.plan.initial = {weight.path: weight.value() for weight in masked_weights(self.model)}
+            if "movement" in self.plan.needs and not self._restored:
+                self._collect(Movement(self.model))
             self._update()
         except BaseException:
             if self._fresh:
@@ -79,24 +86,51 @@ class GradualPruning(MaskingCallback):
             raise
 
     def get_state(self) -> dict[str, np.ndarray]:
-        return dict(self.plan.initial or {}) if self.initial is None else {}
+        kept = {"initial": (self.initial is None and self.plan.initial) or {}, "movement": self.plan.movement or {}}
+        return {f"{name}/{i}": a for name, arrays in kept.items() for i, a in enumerate(arrays.values())}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         super().set_state(state)
-        if self.initial is None:
-            # By order: Keras may have given the layers other names since.
-            paths = [weight.path for weight in masked_weights(self.model)]
-            self.plan.initial = dict(zip(paths, state.values(), strict=True)) if state else None
+        # By order: Keras may have given the layers other names since.
+        paths = [weight.path for weight in masked_weights(self.model)]
+        held = split(state, "initial", "movement")
+        if held["initial"]:
+            self.plan.initial = dict(zip(paths, held["initial"].values(), strict=True))
+        if held["movement"]:
+            self._collect(Movement(self.model, dict(zip(paths, held["movement"].values(), strict=True))))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_begin(epoch)
+        if self._movement is not None:  # what a backup or a rewind has moved is no training
+            self._movement.begin()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._movement is not None:  # on JAX, `self.model` has just brought the variables up to date
+            self._movement.add()
         self._update()
+
+    def _collect(self, movement: Movement) -> None:
+        self._movement, self.plan.movement = movement, movement.scores
 
     def _update(self) -> None:
         # Also right after a resumed start: pruning again to a sparsity that the masks have already changes nothing.
         step = last_update(self.schedule, iterations(self.model))
         if step is not None and step != self._updated_at:
-            set_masks(self.model, self.plan.masks(self.model, applied(self.schedule, step)))
+            masks = self.plan.masks(self.model, applied(self.schedule, step))
+            self._check_movement(masks, step)
+            set_masks(self.model, masks)
             self._updated_at = step
+
+    def _check_movement(self, masks: Masks, step: int) -> None:
+        """Raises ValueError if weights are to be pruned by their movement before any has moved."""
+        if self._movement is None or any(score.any() for score in self._movement.scores.values()):
+            return
+        if any(np.any(weight.kept() & ~masks[weight.path]) for weight in masked_weights(self.model)):
+            raise ValueError(
+                f"The criterion {self.plan.name!r} goes by how weights moved since the fit began, and none has: let "
+                "the schedule prune nothing before some hundred steps are taken. "
+                f"Received: schedule={self.schedule!r}, which prunes at step {step}"
+            )
 
     def _warn_of_a_short_fit(self) -> None:
         params = self.params or {}

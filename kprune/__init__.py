@@ -15,8 +15,7 @@ _root = pathlib.Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
     __path__.append(str(_root))
 
-from . import callbacks, controls, criteria, data, models, patterns, rewind, schedules, scopes  # noqa: E402
-from . import callbacks, controls, criteria, data, models, patterns, schedules, scopes, sweep  # noqa: E402
+from . import callbacks, controls, criteria, data, models, patterns, rewind, schedules, scopes, sweep  # noqa: E402
 from ._version import __version__  # noqa: E402
 from .batches import balanced_sample  # noqa: E402
 from .export import export  # noqa: E402

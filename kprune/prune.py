@@ -34,6 +34,7 @@ def prune(
     data: Any = None,
     batches: int | None = 1,
     initial: dict[str, np.ndarray] | None = None,
+    movement: dict[str, np.ndarray] | None = None,
     optimizer: Any = None,
     verbose: bool = True,
 ) -> Masks:
@@ -66,6 +67,7 @@ def prune(
         initial: for criteria that compare with the weights before training ("large_init", "magnitude_increase",
             "init_final_sign"): path -> array, taken then as
             `{w.path: w.value() for w in kprune.masked_weights(model)}`.
+        movement: for the criterion "movement": path -> array, the scores of a `kprune.criteria.Movement`.
         optimizer: of a custom training loop; its slots are reset where masks change. By default the compiled one.
         verbose: show a progress bar over the rounds.
 
@@ -82,7 +84,7 @@ def prune(
     >>> sum(int((~mask).sum()) for mask in masks.values())  # floor(0.9 * (8 * 16 + 16 * 4))
     172
     """
-    plan = Plan(criterion, scope, pattern, rounds, seed, data, batches, initial)
+    plan = Plan(criterion, scope, pattern, rounds, seed, data, batches, initial, movement)
     check_sparsities(sparsity)
     fresh = mask_for_pruning(model)
     try:
@@ -108,6 +110,7 @@ class Plan:
         data: Any = None,
         batches: int | None = 1,
         initial: dict[str, np.ndarray] | None = None,
+        movement: dict[str, np.ndarray] | None = None,
     ):
         self.criterion = _resolve(CRITERIA, criterion)
         self.pattern = _resolve(PATTERNS, pattern)
@@ -125,13 +128,15 @@ class Plan:
         # Taken once: a generator gives each batch only once, and all updates of a fit are to see the same data.
         self.data = [] if data is None else take_batches(data, batches)
         self.initial = initial
+        self.movement = movement
 
     def masks(self, model: Any, sparsity: float | dict[str, float], verbose: bool = False) -> Masks:
         """The masks to which the model would be pruned; the model is not changed."""
         weights = masked_weights(model)
         groups = _groups([weight.path for weight in weights], sparsity)
         current = {weight.path: weight.kept() for weight in weights}
-        context = Context(model, weights, current, self.seed, self.data, self._initial(weights))
+        arrays = [self._arrays(name, weights) for name in ("initial", "movement")]
+        context = Context(model, weights, current, self.seed, self.data, *arrays)
         steps, revives = range(1, self.rounds + 1), trait(self.criterion, "revives", False)
         # `delay` keeps a bar that would flash by off the screen.
         goal = "its sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
@@ -141,15 +146,15 @@ class Plan:
         _warn_of_collapse(weights, context.masks)
         return context.masks
 
-    def _initial(self, weights: list[MaskedWeight]) -> Scores:
-        """The initial weights, checked if the criterion needs them."""
-        given = self.initial or {}
-        if "initial" in self.needs:
+    def _arrays(self, name: str, weights: list[MaskedWeight]) -> Scores:
+        """What was given as `initial` or `movement`, checked if the criterion needs it."""
+        given = getattr(self, name) or {}
+        if name in self.needs:
             for weight in weights:
                 shape = np.shape(given[weight.path]) if weight.path in given else None
                 if shape != weight.shape:
                     raise ValueError(
-                        f"The criterion {self.name!r} needs `initial`, with an array of shape {weight.shape} for "
+                        f"The criterion {self.name!r} needs `{name}`, with an array of shape {weight.shape} for "
                         f"{weight.path}; GradualPruning takes it by itself. Received: shape={shape}"
                     )
         return given

@@ -16,9 +16,10 @@ gc.freeze()
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """Every test starts from the same seed and leaves no layer names behind."""
-    keras.backend.clear_session()
+def seeded(request):
+    """Every test starts from the same seed and, unless marked `one_session`, from fresh layer names."""
+    if request.node.get_closest_marker("one_session") is None:
+        keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")

@@ -6,9 +6,16 @@ import sys
 
 import keras
 import numpy as np
+from hypothesis import settings
 from keras import layers
+from kprune.callbacks.base import Callback
 
 import kprune
+
+# The same examples in every run.
+steady = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+# Which compiler takes the least time for small models, as arguments of `compile`.
+CHEAP = dict(jit_compile=keras.backend.backend() == "jax")
 
 
 def mlp(outputs=3, units=12, **dense):
@@ -55,8 +62,8 @@ def new_process(*words, **settings):
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600, **settings)
 
 
-class EachBatch(keras.callbacks.Callback):
-    """Runs a check at every batch end, where a leak between steps would show."""
+class EachBatch(Callback):
+    """Runs a check at every batch end, where a leak between steps would show; in a fit of either Keras."""
 
     def __init__(self, check):
         super().__init__()

@@ -51,12 +51,12 @@ def lottery():
     return LotteryTicket(levels=2, epochs_per_level=2, rate=0.5, rewind_to=3)
 
 
-def gradual():
+def gradual(criterion="magnitude_increase"):
     schedule = PolynomialDecay(0.0, 0.8, begin_step=6, end_step=30, frequency=4)
-    return GradualPruning(schedule, criterion="magnitude_increase")
+    return GradualPruning(schedule, criterion=criterion)
 
 
-@pytest.mark.parametrize("make", [lottery, gradual, lambda: SynFlow(0.8, rounds=5, verbose=False)])
+@pytest.mark.parametrize("make", [lottery, gradual, lambda: gradual("movement"), lambda: SynFlow(0.8, rounds=5, verbose=False)])
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("kind", ["keras", "kprune"])
 def test_resumed_it_ends_as_if_it_had_not_stopped(make, first, kind, tmp_path):

@@ -2,13 +2,15 @@
 
 import itertools
 import random
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
-from helpers import EachBatch, assert_zero, data, mlp
-from hypothesis import given, settings
+from helpers import CHEAP, EachBatch, assert_zero, data, mlp, steady
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from keras import layers
@@ -24,15 +26,7 @@ from kprune.registry import trait
 from kprune.schedules import SCHEDULES, as_schedule, last_update
 from kprune.scopes import SCOPES, zeros_for
 
-steady = settings(max_examples=100, deadline=None, derandomize=True, database=None)
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """In place of conftest's: without `clear_session`, which takes longer than most of these tests."""
-    keras.utils.set_random_seed(0)
-    yield
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.one_session
 
 
 class Broken(Exception):
@@ -74,6 +68,11 @@ def broken(name):
     return lambda patch: patch.setattr(np, name, raising)
 
 
+def breaks_numpy_in(module, name):
+    """Breaks a function of NumPy's that much else uses in this module only."""
+    return lambda patch: patch.setattr(sys.modules[module], "np", SimpleNamespace(**{name: raising}))
+
+
 CRITERIA_ROWS = {
     "fisher": CriterionRow(breaks_layer_calls),
     "force": CriterionRow(breaks_layer_calls),
@@ -84,6 +83,7 @@ CRITERIA_ROWS = {
     "large_final": CriterionRow(broken("abs")),
     "large_init": CriterionRow(broken("abs")),
     "magnitude_increase": CriterionRow(broken("abs")),
+    "movement": CriterionRow(breaks_numpy_in("kprune.criteria.movement", "asarray")),
     "snip": CriterionRow(breaks_layer_calls),
     "synflow_l2": CriterionRow(breaks_layer_calls),
     "taylor": CriterionRow(breaks_layer_calls),
@@ -264,8 +264,6 @@ def two_by_two():
     return keras.Model([one, other], {"logits": logits(hidden2(x)), "size": layers.Dense(1, name="size")(x)})
 
 
-# Which compiler takes the least time for small models.
-CHEAP = dict(jit_compile=keras.backend.backend() == "jax")
 MODELS = {"flat": flat, "nested": nested, "subclassed": subclassed, "two by two": two_by_two}
 
 
@@ -310,9 +308,10 @@ def needed(model, name):
     needs, arguments = trait(CRITERIA.get(name), "needs", ()), {}
     if "data" in needs:
         arguments["data"] = [batch_for("two by two" if any("side" in v.path for v in model.variables) else "flat")]
-    if "initial" in needs:
-        rng = np.random.default_rng(7)
-        arguments["initial"] = {v.path: rng.normal(size=v.shape) for v in model.trainable_variables}
+    for need in ("initial", "movement"):
+        if need in needs:
+            rng = np.random.default_rng(7)
+            arguments[need] = {v.path: rng.normal(size=v.shape) for v in model.trainable_variables}
     return arguments
 
 
@@ -320,7 +319,7 @@ def scores_of(model, name, seed=0):
     weights = kprune.masked_weights(model)
     plan = Plan(name, **needed(model, name))
     masks = {w.path: w.kept() for w in weights}
-    return CRITERIA.get(name)(Context(model, weights, masks, seed, plan.data, plan.initial))
+    return CRITERIA.get(name)(Context(model, weights, masks, seed, plan.data, plan.initial, plan.movement))
 
 
 def masks_of(model, name, sparsity, **arguments):

@@ -5,8 +5,8 @@ import functools
 import keras
 import numpy as np
 import pytest
-from helpers import EachBatch, assert_zero, data, halve, mlp
-from hypothesis import given, settings
+from helpers import CHEAP, EachBatch, assert_zero, data, halve, mlp, steady
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from keras import layers
@@ -16,16 +16,7 @@ import kprune
 from kprune.controls import inverted, reinitialize, shuffle_masks, shuffled
 from kprune.prune import Plan
 
-steady = settings(max_examples=100, deadline=None, derandomize=True, database=None)
-CHEAP = dict(jit_compile=keras.backend.backend() == "jax")
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """In place of conftest's: without `clear_session`, which takes longer than most of these tests."""
-    keras.utils.set_random_seed(0)
-    yield
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.one_session
 
 
 def masks_of(model):

@@ -15,13 +15,7 @@ from kprune.layers import Masked, all_layers
 from kprune.prune import Plan
 from kprune.scopes import with_floor, zeros_for
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """In place of conftest's: without `clear_session`, which takes longer than most of these tests."""
-    keras.utils.set_random_seed(0)
-    yield
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.one_session
 
 
 def zeros(model):

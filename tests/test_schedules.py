@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import steady
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,13 +28,8 @@ from kprune.schedules import (
 )
 from kprune.scopes import zeros_for
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """In place of conftest's: nothing here touches Keras, whose session takes longer to clear than a test to run."""
-
-
-steady = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+pytestmark = pytest.mark.one_session
+steady = settings(steady, max_examples=200)
 GOOD = dict(initial_sparsity=0.2, final_sparsity=0.8, begin_step=10, end_step=50)
 
 

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from helpers import steady
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -25,13 +26,8 @@ from kprune.scopes import (
 )
 from kprune.shares import in_proportion
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """In place of conftest's: nothing here touches Keras, whose session takes longer to clear than a test to run."""
-
-
-steady = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+pytestmark = pytest.mark.one_session
+steady = settings(steady, max_examples=200)
 
 TIED = st.sampled_from([-np.inf, -2.0, -0.0, 0.0, 0.5, 1.0, 1.0009765625, 60000.0])
 FINITE = st.sampled_from([0.0, 0.5, 1.0, 3.0])
@@ -308,6 +304,16 @@ def test_bad_densities(density):
 
 # Floors
 
+# A number of entries, or a density.
+BOUNDS = st.one_of(st.integers(0, 6), st.integers(7, 100).map(lambda percent: percent / 100))
+
+
+def entries(scores, bound, rounded):
+    """path -> the bound in entries of that weight."""
+    if isinstance(bound, int):
+        return {path: min(bound, score.size) for path, score in scores.items()}
+    return {path: rounded(Fraction(str(bound)) * score.size) for path, score in scores.items()}
+
 
 def test_floors_by_hand():
     scores = {"a": np.array([9.0, 8.0, 7.0, 6.0]), "b": np.array([4.0, 3.0]), "c": np.array([2.0, 1.0])}
@@ -333,13 +339,9 @@ def test_a_floor_of_numpys_is_a_number_of_entries_too():
 
 @pytest.mark.parametrize("base", ["global", "layerwise"])
 @steady
-@given(scores=weights(FINITE), sparsity=SPARSITIES, floor=st.one_of(st.integers(0, 6), st.integers(0, 100)))
+@given(scores=weights(FINITE), sparsity=SPARSITIES, floor=BOUNDS)
 def test_floors_hold_and_the_budget_stays(base, scores, sparsity, floor):
-    floor = floor if floor <= 6 else floor / 100
-    least = {
-        path: min(s.size, floor if isinstance(floor, int) else math.ceil(Fraction(str(floor)) * s.size))
-        for path, s in scores.items()
-    }
+    least = entries(scores, floor, math.ceil)
     plain = SCOPES.get(base)(scores, sparsity)
     if sum(least.values()) > sum(plain.values()):
         with pytest.raises(ValueError, match="floors need"):
@@ -420,13 +422,9 @@ def test_bad_ceilings(ceiling):
 
 @pytest.mark.parametrize("base", ["global", "layerwise", "uniform", "erk"])
 @steady
-@given(scores=weights(FINITE), sparsity=SPARSITIES, ceiling=st.one_of(st.integers(0, 6), st.integers(0, 100)))
+@given(scores=weights(FINITE), sparsity=SPARSITIES, ceiling=BOUNDS)
 def test_ceilings_hold_and_the_budget_stays(base, scores, sparsity, ceiling):
-    ceiling = ceiling if ceiling <= 6 else ceiling / 100
-    most = {
-        path: min(s.size, ceiling if isinstance(ceiling, int) else math.floor(Fraction(str(ceiling)) * s.size))
-        for path, s in scores.items()
-    }
+    most = entries(scores, ceiling, math.floor)
     plain = SCOPES.get(base)(scores, sparsity)
     if sum(most.values()) < sum(plain.values()):
         with pytest.raises(ValueError, match="ceilings hold"):

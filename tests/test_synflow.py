@@ -1,5 +1,6 @@
 """SynFlow against the authors' own code, against its theory, and on networks that are hard for it."""
 
+import functools
 import itertools
 
 import keras
@@ -10,14 +11,16 @@ from helpers import mlp
 from keras import layers
 
 import kprune
-from kprune.criteria import Context, synflow
+from kprune.batches import take_batches
+from kprune.criteria import Context, synflow, synflow_l2
 from kprune.prune import Plan, mask_for_pruning
 
 
-def scores_of(model):
+def scores_of(model, criterion=synflow, data=None):
     mask_for_pruning(model)
     weights = kprune.masked_weights(model)
-    return synflow(Context(model, weights, {w.path: w.kept() for w in weights}))
+    batches = [] if data is None else take_batches(data, None)
+    return criterion(Context(model, weights, {w.path: w.kept() for w in weights}, data=batches))
 
 
 def by_layer(arrays):
@@ -35,44 +38,72 @@ def test_scores_equal_the_authors(name):
         np.testing.assert_allclose(scores[layer], reference[layer], rtol=1e-5)
 
 
-@pytest.mark.parametrize("compression", [1, 2, 3])
-@pytest.mark.parametrize("name", NAMES)
-def test_masks_after_100_rounds_equal_the_authors(name, compression):
-    golden = load(name)
-    model = build(golden, keras)
-    masks = by_layer(kprune.prune(model, "synflow", 1 - 10.0**-compression, verbose=False))
-    # Their float32 run parts from their float64 run where two scores are 2e-7 apart; ours is float64.
-    run = "synflow_exp100_global_f64" if (name, compression) == ("resnet20_w8", 2) else "synflow_exp100_global"
-    reference = golden.masks(f"{run}/c{compression}")
-    if (name, compression) == ("convbn", 3):
-        # Their run cuts live weights of score 0 at its threshold, ends 7 short of the target, and says so.
-        assert sum(mask.sum() for mask in masks.values()) == 10
-        assert all(masks[layer][reference[layer]].all() for layer in reference)
-        return
-    for layer in reference:
-        np.testing.assert_array_equal(masks[layer], reference[layer])
-
-
-@pytest.mark.parametrize("run, rounds, scope", [("one_shot_global", 1, "global"), ("exp10_global", 10, "global")])
-def test_other_rounds_equal_the_authors(run, rounds, scope):
-    golden = load("mlp3")
-    for c in (1, 2):
-        masks = by_layer(
-            kprune.prune(build(golden, keras), "synflow", 1 - 10.0**-c, rounds=rounds, scope=scope, verbose=False)
-        )
-        for layer, mask in golden.masks(f"synflow_{run}/c{c}").items():
-            np.testing.assert_array_equal(masks[layer], mask)
-
-
-def test_hand_computed():
-    """R = |2|*|3| + |-1|*|4| for the two paths of a 1-2-1 network; each weight scores the flow through it."""
+def two_paths():
+    """A 1-2-1 network."""
     first, second = layers.Dense(2, "relu", use_bias=False), layers.Dense(1, "softmax", use_bias=False)
     model = keras.Sequential([keras.Input((1,)), first, second])
     first.set_weights([np.array([[2.0, -1.0]])])
     second.set_weights([np.array([[-3.0], [4.0]])])
-    scores = list(scores_of(model).values())
-    np.testing.assert_array_equal(scores[0], [[6.0, 4.0]])
-    np.testing.assert_array_equal(scores[1], [[6.0], [4.0]])
+    return model
+
+
+@pytest.mark.parametrize(("criterion", "one", "other"), [(synflow, 6.0, 4.0), (synflow_l2, 36.0, 16.0)])
+def test_hand_computed(criterion, one, other):
+    """R = |2|*|3| + |-1|*|4| for the two paths, or that of the squares; each weight scores the flow through it."""
+    scores = list(scores_of(two_paths(), criterion).values())
+    np.testing.assert_array_equal(scores[0], [[one, other]])
+    np.testing.assert_array_equal(scores[1], [[one], [other]])
+
+
+def test_squares_of_biases_and_statistics_by_hand():
+    """x -> 3 x - 2 -> (. - 5) * -2 / sqrt(v) + 7 -> 0.5 ., every number squared: v too."""
+    first, norm, last = layers.Dense(1), layers.BatchNormalization(epsilon=1e-3), layers.Dense(1, use_bias=False)
+    model = keras.Sequential([keras.Input((1,)), first, norm, last])
+    first.set_weights([np.array([[3.0]]), np.array([-2.0])])
+    norm.set_weights([np.array([value]) for value in (-2.0, 7.0, -5.0, 1.5)])
+    last.set_weights([np.array([[0.5]])])
+    one, other = (float(score.squeeze()) for score in scores_of(model, synflow_l2).values())
+    gain = 4 / np.sqrt(1.5**2 + 1e-3)
+    assert one == pytest.approx(9 * gain * 0.25, rel=1e-6)
+    assert other == pytest.approx(((9 + 4 - 25) * gain + 49) * 0.25, rel=1e-6)
+
+
+def weighted_sum():
+    """y = 1 * (2 a - 3 b)."""
+    first, last = layers.Dense(1, use_bias=False), layers.Dense(1, use_bias=False)
+    model = keras.Sequential([keras.Input((2,)), first, last])
+    model.compile("sgd", "mse")
+    first.set_weights([np.array([[2.0], [-3.0]])])
+    last.set_weights([np.array([[1.0]])])
+    return model
+
+
+X, Y = np.array([[-3.0, 1.0], [2.0, 1.0], [-2.0, -0.5]], "float32"), np.zeros((3, 1), "float32")  # of mean (-1, 0.5)
+
+
+@pytest.mark.parametrize(("criterion", "expected"), [(synflow, [2.0, 1.5, 3.5]), (synflow_l2, [4.0, 4.5, 8.5])])
+def test_the_absolute_mean_of_the_data_as_input_by_hand(criterion, expected):
+    mean = functools.partial(criterion, inputs="mean")
+    for data in ((X, Y), [(X[:1], Y[:1]), (X[1:], Y[1:])]):
+        first, last = scores_of(weighted_sum(), mean, data).values()
+        np.testing.assert_allclose([*first[:, 0], *last[:, 0]], expected, rtol=1e-6)
+
+
+def test_a_partial_of_synflow_prunes_by_the_mean_of_the_data():
+    mean, models = functools.partial(synflow, inputs="mean"), [weighted_sum() for _ in range(3)]
+    kprune.prune(models[0], "synflow", 0.5)
+    kprune.prune(models[1], mean, 0.5, data=(X, Y))
+    models[2].fit(X, Y, verbose=0, callbacks=[kprune.callbacks.PruneAtInit(mean, 0.5, data=(X, Y))])
+    kept = [[w.kept().ravel().tolist() for w in kprune.masked_weights(model)] for model in models]
+    assert kept == [[[False, True], [True]], *2 * [[[True, False], [True]]]]
+
+
+@pytest.mark.parametrize("inputs", ["mean", "zeros", None])
+def test_inputs_that_are_not_there_are_refused(inputs):
+    model = weighted_sum()
+    with pytest.raises(ValueError, match=rf"or 'mean' with `data`\. Received: inputs={inputs!r}$"):
+        kprune.prune(model, functools.partial(synflow, inputs=inputs), 0.5)
+    assert kprune.masked_weights(model) == []
 
 
 def test_flow_is_conserved_from_layer_to_layer():

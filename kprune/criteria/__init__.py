@@ -12,6 +12,7 @@ from .base import CRITERIA, Context, Scores
 from .gradient import fisher, force, grasp, iterative_snip, snip, taylor
 from .linearize import assume_homogeneous
 from .magnitude import lamp, large_final, magnitude
+from .movement import Movement, movement
 from .random import random
 from .synflow import synflow, synflow_l2
 from .training import init_final_sign, large_init, magnitude_increase
@@ -19,6 +20,7 @@ from .training import init_final_sign, large_init, magnitude_increase
 __all__ = [
     "CRITERIA",
     "Context",
+    "Movement",
     "Scores",
     "assume_homogeneous",
     "fisher",
@@ -31,6 +33,7 @@ __all__ = [
     "large_init",
     "magnitude",
     "magnitude_increase",
+    "movement",
     "random",
     "snip",
     "synflow",

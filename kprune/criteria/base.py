@@ -3,7 +3,7 @@
 A criterion is registered with the traits in which it differs from the plain case:
 
 - `default_rounds`: rounds of scoring and cutting where the user does not say (1);
-- `needs`: what it reads of the context beside weights and masks, among "data" and "initial" (nothing);
+- `needs`: what it reads of the context beside weights and masks, among "data", "initial" and "movement" (nothing);
 - `revives`: whether a weight that an earlier round cut may return in a later one (False).
 """
 
@@ -34,6 +34,7 @@ class Context:
         seed: for criteria that draw random numbers.
         data: batches (x, y, sample_weight) of NumPy arrays, for criteria that need data.
         initial: path -> array, the weights' values at initialisation.
+        movement: path -> array, what `Movement` added up in training.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class Context:
     seed: int = 0
     data: list[Batch] = field(default_factory=list, repr=False)
     initial: Scores = field(default_factory=dict, repr=False)
+    movement: Scores = field(default_factory=dict, repr=False)
     _made: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:

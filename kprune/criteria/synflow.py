@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ from absl import logging
 
 from ..inputs import call_with, input_like
 from ..layers import all_layers, is_masked
-from ..masks import MaskedWeight, Masks, is_tf_keras
+from ..masks import MaskedWeight, is_tf_keras
 from .base import CRITERIA, Context, Scores
 from .linearize import linearized
 
@@ -107,17 +108,16 @@ def _make_scorer(context: Context, power: int = 1, inputs: str = "ones") -> Scor
         from .synflow_tf_keras import float64_scorer
 
         return float64_scorer(context.model, context.weights, power, given)
+    make = {"tensorflow": _tensorflow_scorer, "jax": _jax_scorer}.get(keras.backend.backend())
+    if make is None:
+        raise ValueError(
+            "SynFlow runs on the tensorflow and jax backends of Keras. "
+            f"Received: keras.backend.backend()={keras.backend.backend()!r}"
+        )
     absolute = [np.abs(weight.value().astype(np.float64)) ** power for weight in context.weights]
     constants = _constants(context.model, context.weights, power)
     with linearized(context.model):
-        if keras.backend.backend() == "tensorflow":
-            return _tensorflow_scorer(context.model, context.weights, absolute, constants, given)
-        if keras.backend.backend() == "jax":
-            return _jax_scorer(context.model, context.weights, absolute, constants, given)
-    raise ValueError(
-        "SynFlow runs on the tensorflow and jax backends of Keras. "
-        f"Received: keras.backend.backend()={keras.backend.backend()!r}"
-    )
+        return make(_Flow(context.model, context.weights, absolute, constants, given))
 
 
 def _inputs(context: Context, inputs: str) -> dict[str, Any]:
@@ -129,20 +129,6 @@ def _inputs(context: Context, inputs: str) -> dict[str, Any]:
         return np.abs(np.concatenate(parts).astype(np.float64).mean(0, keepdims=True))
 
     return {"": keras.tree.map_structure(mean, *(x for x, _, _ in context.data))}
-
-
-def _output(
-    model: Any, weights: list[MaskedWeight], kernels: list[Any], others: list[tuple[Any, Any]], given: dict[str, Any]
-) -> Any:
-    """R, the sum of all outputs of a linearised Keras 3 model with these weights, of backend tensors."""
-    scope = keras.StatelessScope()
-    # `add_update` sets a value as it is; the constructor of the scope would cast it back to the variable's dtype.
-    for variable, value in [*others, *((w.variable, k) for w, k in zip(weights, kernels, strict=True))]:
-        scope.add_update((variable, value))
-    with scope:
-        tensors = keras.tree.map_structure(lambda x: keras.ops.convert_to_tensor(x, str(x.dtype)), given)
-        outputs = call_with(model, tensors, training=False)
-    return sum(keras.ops.sum(output) for output in keras.tree.flatten(outputs))
 
 
 def _constants(model: Any, weights: list[MaskedWeight], power: int) -> list[tuple[Any, np.ndarray]]:
@@ -159,26 +145,50 @@ def _constants(model: Any, weights: list[MaskedWeight], power: int) -> list[tupl
     return values
 
 
-def _tensorflow_scorer(
-    model: Any,
-    weights: list[MaskedWeight],
-    absolute: list[np.ndarray],
-    constants: list[tuple[Any, np.ndarray]],
-    given: dict[str, Any],
-) -> Scorer:
+@dataclass(frozen=True)
+class _Flow:
+    """What R depends on, for a linearised Keras 3 model.
+
+    Attributes:
+        absolute: |w| ** power of each weight that is scored.
+        constants: every other variable with its value.
+        given: the arguments of the model's call.
+    """
+
+    model: Any
+    weights: list[MaskedWeight]
+    absolute: list[np.ndarray]
+    constants: list[tuple[Any, np.ndarray]]
+    given: dict[str, Any]
+
+    def output(self, kernels: list[Any], constants: list[Any]) -> Any:
+        """R, the sum of all outputs with these values, tensors of the backend, in place of the variables."""
+        scope = keras.StatelessScope()
+        # `add_update` sets a value as it is; the constructor of the scope would cast it back to the variable's dtype.
+        for weight, kernel in zip(self.weights, kernels, strict=True):
+            scope.add_update((weight.variable, kernel))
+        for (variable, _), value in zip(self.constants, constants, strict=True):
+            scope.add_update((variable, value))
+        with scope:
+            tensors = keras.tree.map_structure(lambda x: keras.ops.convert_to_tensor(x, str(x.dtype)), self.given)
+            outputs = call_with(self.model, tensors, training=False)
+        return sum(keras.ops.sum(output) for output in keras.tree.flatten(outputs))
+
+
+def _tensorflow_scorer(flow: _Flow) -> Scorer:
     import tensorflow as tf
 
     with tf.device("CPU:0"):
-        kernels = [tf.constant(value) for value in absolute]
-        others = [(v, tf.constant(value)) for v, value in constants]
+        kernels = [tf.constant(value) for value in flow.absolute]
+        constants = [tf.constant(value) for _, value in flow.constants]
 
-    @tf.function(autograph=False, input_signature=[[tf.TensorSpec(w.shape, tf.bool) for w in weights]])
+    @tf.function(autograph=False, input_signature=[[tf.TensorSpec(w.shape, tf.bool) for w in flow.weights]])
     def score(masks: list[Any]) -> Any:
         with tf.device("CPU:0"):
             kept = [tf.where(m, k, tf.zeros((), k.dtype)) for m, k in zip(masks, kernels, strict=True)]
             with tf.GradientTape() as tape:
                 tape.watch(kept)
-                total = _output(model, weights, kept, others, given)
+                total = flow.output(kept, constants)
             gradients = tape.gradient(total, kept, unconnected_gradients="zero")
             return total, [tf.abs(g * k) for g, k in zip(gradients, kept, strict=True)]
 
@@ -191,38 +201,28 @@ def _tensorflow_scorer(
     return scorer
 
 
-def _jax_scorer(
-    model: Any,
-    weights: list[MaskedWeight],
-    absolute: list[np.ndarray],
-    constants: list[tuple[Any, np.ndarray]],
-    given: dict[str, Any],
-) -> Scorer:
+def _jax_scorer(flow: _Flow) -> Scorer:
     import jax
 
     def host_float64() -> Any:
         return jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0])
 
-    def output(kept: list[Any], values: list[Any]) -> Any:
-        others = [(v, value) for (v, _), value in zip(constants, values, strict=True)]
-        return _output(model, weights, kept, others, given)
-
-    def score(masks: list[Any], kernels: list[Any], values: list[Any]) -> Any:
+    def score(masks: list[Any], kernels: list[Any], constants: list[Any]) -> Any:
         kept = [jax.numpy.where(m, k, 0.0) for m, k in zip(masks, kernels, strict=True)]
-        total, gradients = jax.value_and_grad(output)(kept, values)
+        total, gradients = jax.value_and_grad(flow.output)(kept, constants)
         return total, [abs(g * k) for g, k in zip(gradients, kept, strict=True)]
 
     x64, device = host_float64()
     with x64, device:
-        kernels = [jax.numpy.asarray(value) for value in absolute]
-        values = [jax.numpy.asarray(value) for _, value in constants]
-        masks = [jax.numpy.ones(value.shape, bool) for value in absolute]
-        compiled = jax.jit(score).lower(masks, kernels, values).compile()
+        kernels = [jax.numpy.asarray(value) for value in flow.absolute]
+        constants = [jax.numpy.asarray(value) for _, value in flow.constants]
+        masks = [jax.numpy.ones(value.shape, bool) for value in flow.absolute]
+        compiled = jax.jit(score).lower(masks, kernels, constants).compile()
 
     def scorer(masks: list[np.ndarray]) -> tuple[float, list[np.ndarray]]:
         x64, device = host_float64()
         with x64, device:
-            total, scores = compiled([jax.numpy.asarray(m) for m in masks], kernels, values)
+            total, scores = compiled([jax.numpy.asarray(m) for m in masks], kernels, constants)
             return float(total), [np.asarray(s) for s in scores]
 
     return scorer
@@ -241,6 +241,3 @@ def _warn_of_biases(model: Any) -> None:
             len(biased),
             biased[0],
         )
-
-
-__all__ = ["Masks", "Scorer", "synflow"]

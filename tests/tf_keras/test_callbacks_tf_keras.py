@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from helpers import assert_zero, data
+from helpers import EachBatch, assert_zero, data
 from kprune.callbacks import GradualPruning, PruneAtInit, SparsityLogger, SynFlow
 from tf_keras import layers
-from tfk_helpers import EachBatch, masked_mlp, mlp, pruned_fraction, sequential, state, wrappers
+from tfk_helpers import masked_mlp, mlp, pruned_fraction, sequential, state, wrappers
 
 import kprune
 

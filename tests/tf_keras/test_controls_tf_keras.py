@@ -2,9 +2,9 @@
 
 import numpy as np
 import tf_keras
-from helpers import assert_zero, data, halve
+from helpers import EachBatch, assert_zero, data, halve
 from tf_keras import layers
-from tfk_helpers import EachBatch, masked_mlp
+from tfk_helpers import masked_mlp
 
 import kprune
 from kprune.controls import inverted, reinitialize, shuffle_masks

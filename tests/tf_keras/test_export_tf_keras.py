@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from helpers import assert_zero, data, new_process
+from helpers import EachBatch, assert_zero, data, new_process
 from tf_keras import layers
-from tfk_helpers import EachBatch, assert_same, masked_mlp, outputs, sequential, state, wrappers
+from tfk_helpers import assert_same, masked_mlp, outputs, sequential, state, wrappers
 
 import kprune
 

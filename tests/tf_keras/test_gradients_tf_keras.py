@@ -1,10 +1,12 @@
 """Criteria that ask the loss, on tf_keras models under tfmot's wrappers, against the SynFlow authors' code."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tf_keras
 from golden_networks import build, load
-from helpers import data
+from helpers import EachBatch, data
 from tfk_helpers import masked_mlp, mlp, state
 
 import kprune
@@ -49,6 +51,26 @@ def test_initial_weights_by_gradual_pruning():
     schedule = kprune.schedules.Constant(0.5, begin_step=2)
     model.fit(*data(), batch_size=8, verbose=0, callbacks=[kprune.callbacks.GradualPruning(schedule, "large_init")])
     assert kprune.summary(model).zeros == 138
+
+
+@pytest.mark.parametrize("steps", [1, 4], ids=lambda steps: f"steps_per_execution={steps}")
+def test_movement_by_gradual_pruning(steps):
+    model, values = masked_mlp(tf_keras.optimizers.SGD(0.1), half=False, steps_per_execution=steps), []
+    callback = kprune.callbacks.GradualPruning(kprune.schedules.Constant(0.5, begin_step=8), "movement")
+
+    def look(model):
+        values.append([w.value().astype("float64") for w in kprune.masked_weights(model)])
+
+    look(model)
+    model.fit(*data(n=64), batch_size=8, verbose=0, shuffle=False, callbacks=[EachBatch(look), callback])
+    assert len(values) == 1 + 8 // steps
+    expected = [sum(a * (b - a) for a, b in itertools.pairwise(of_one)) for of_one in zip(*values, strict=True)]
+    for score, by_hand in zip(callback.plan.movement.values(), expected, strict=True):
+        np.testing.assert_allclose(score, by_hand, rtol=1e-12)
+    assert kprune.summary(model).zeros == 138
+    kept = np.concatenate([w.kept().ravel() for w in kprune.masked_weights(model)])
+    scores = np.concatenate([score.ravel() for score in expected])
+    assert scores[kept].min() >= scores[~kept].max()
 
 
 def test_two_outputs_with_weights_of_their_losses():

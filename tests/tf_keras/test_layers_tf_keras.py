@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from helpers import assert_zero, halve
+from helpers import EachBatch, assert_zero, halve
 from tensorflow_model_optimization.python.core.sparsity.keras.prune_registry import PruneRegistry
 from tf_keras import layers
-from tfk_helpers import EachBatch, assert_same, outputs, pruned_fraction, sequential, wrappers
+from tfk_helpers import assert_same, outputs, pruned_fraction, sequential, wrappers
 
 import kprune
 

@@ -96,6 +96,7 @@ class Interrupt(tf_keras.callbacks.Callback):
     [
         lambda: LotteryTicket(levels=2, epochs_per_level=2, rate=0.5, rewind_to=3),
         lambda: GradualPruning(PolynomialDecay(0.0, 0.8, 6, 30, frequency=4), criterion="magnitude_increase"),
+        lambda: GradualPruning(PolynomialDecay(0.0, 0.8, 6, 30, frequency=4), criterion="movement"),
         lambda: SynFlow(0.8, rounds=5, verbose=False),
     ],
 )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from helpers import assert_zero, data
-from tfk_helpers import EachBatch, masked_mlp, mlp, state
+from helpers import EachBatch, assert_zero, data
+from tfk_helpers import masked_mlp, mlp, state
 
 import kprune
 

@@ -1,5 +1,7 @@
 """SynFlow through tfmot-wrapped tf_keras, against the authors' own code; scoring changes nothing."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow_model_optimization as tfmot
@@ -10,12 +12,12 @@ from tf_keras import layers
 from tfk_helpers import masked_mlp, mlp, sequential, state
 
 import kprune
-from kprune.criteria import Context, synflow
+from kprune.criteria import Context, synflow, synflow_l2
 
 
-def scores_of(model):
+def scores_of(model, criterion=synflow):
     weights = kprune.masked_weights(model)
-    return synflow(Context(model, weights, {w.path: w.kept() for w in weights}))
+    return criterion(Context(model, weights, {w.path: w.kept() for w in weights}))
 
 
 def by_layer(arrays):
@@ -63,15 +65,27 @@ def test_a_model_that_the_user_wrapped_scores_the_same():
         np.testing.assert_allclose(scores[layer], reference, rtol=1e-5)
 
 
-def test_hand_computed():
+@pytest.mark.parametrize(("criterion", "one", "other"), [(synflow, 6.0, 4.0), (synflow_l2, 36.0, 16.0)])
+def test_hand_computed(criterion, one, other):
     """R = |2|*|3| + |-1|*|4| for the two paths of a 1-2-1 network; each weight scores the flow through it."""
     first, second = layers.Dense(2, "relu", use_bias=False), layers.Dense(1, "softmax", use_bias=False)
     model = sequential((1,), first, second)
     first.set_weights([np.array([[2.0, -1.0]])])
     second.set_weights([np.array([[-3.0], [4.0]])])
-    scores = list(scores_of(kprune.mask(model).model).values())
-    np.testing.assert_array_equal(scores[0], [[6.0, 4.0]])
-    np.testing.assert_array_equal(scores[1], [[6.0], [4.0]])
+    scores = list(scores_of(kprune.mask(model).model, criterion).values())
+    np.testing.assert_array_equal(scores[0], [[one, other]])
+    np.testing.assert_array_equal(scores[1], [[one], [other]])
+
+
+def test_a_partial_of_synflow_prunes_by_the_mean_of_the_data():
+    x, y = np.array([[-3.0, 1.0], [1.0, 0.0]], "float32"), np.zeros((2, 1), "float32")  # of mean (-1, 0.5)
+    mean, kept = functools.partial(synflow, inputs="mean"), []
+    for criterion, batch in [("synflow", None), (mean, (x, y))]:
+        dense = layers.Dense(1, use_bias=False)
+        model = sequential((2,), dense)
+        dense.set_weights([np.array([[2.0], [-3.0]])])
+        kept += kprune.prune(kprune.mask(model).model, criterion, 0.5, data=batch).values()
+    assert [mask[:, 0].tolist() for mask in kept] == [[False, True], [True, False]]  # 2 < 3, 2 > 1.5
 
 
 def hard_network():

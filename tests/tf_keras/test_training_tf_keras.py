@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from helpers import assert_zero, data, halve
+from helpers import EachBatch, assert_zero, data, halve
 from tf_keras import layers, optimizers
-from tfk_helpers import EachBatch, assert_same, masked_mlp, mlp, outputs, pruned_fraction, sequential
+from tfk_helpers import assert_same, masked_mlp, mlp, outputs, pruned_fraction, sequential
 
 import kprune
 from kprune.optimizers import _slots, inner_optimizers, iterations

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from helpers import assert_zero, data, halve
+from helpers import EachBatch, assert_zero, data, halve
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 from tf_keras import layers
-from tfk_helpers import EachBatch, assert_same, mlp, outputs, sequential, wrappers
+from tfk_helpers import assert_same, mlp, outputs, sequential, wrappers
 
 import kprune
 

@@ -52,15 +52,3 @@ def state(model):
 def pruned_fraction(model):
     weights = kprune.masked_weights(model)
     return sum((~w.kept()).sum() for w in weights) / sum(w.size for w in weights)
-
-
-class EachBatch(tf_keras.callbacks.Callback):
-    """Runs a check at every batch end, where a leak between steps would show."""
-
-    def __init__(self, check):
-        super().__init__()
-        self.check, self.calls = check, 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.check(self.model)
-        self.calls += 1

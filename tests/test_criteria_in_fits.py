@@ -1,0 +1,285 @@
+"""Criteria that need more than weights and masks, in `fit`: data, the initial weights, how the weights moved."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import CHEAP, EachBatch, assert_zero, data, mlp
+from keras import layers
+from kprune.callbacks import GradualPruning, PruneAtInit
+from sklearn.datasets import load_digits
+from test_prune import assert_unchanged, snapshot, zeros
+
+import kprune
+from kprune.criteria import Movement
+from kprune.optimizers import iterations
+from kprune.schedules import Constant, Linear, PolynomialDecay
+from kprune.scopes import zeros_for
+
+TOTAL = 8 * 12 + 12 * 12 + 12 * 3
+SAMPLE = data(n=16, seed=5)
+
+
+def compiled(**arguments):
+    model = mlp()
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", **{**CHEAP, **arguments})
+    return model
+
+
+def fit(model, *callbacks, steps=8, **arguments):
+    x, y = data(n=8 * steps)
+    return model.fit(x, y, batch_size=8, verbose=0, shuffle=False, callbacks=list(callbacks), **arguments)
+
+
+def masks_of(model):
+    return {w.path.split("/")[-2]: w.kept() for w in kprune.masked_weights(model)}
+
+
+def assert_same_masks(one, other):
+    assert one.keys() == other.keys()
+    for layer in one:
+        np.testing.assert_array_equal(one[layer], other[layer], err_msg=layer)
+
+
+def pruned_copy(weights, *arguments, **keywords):
+    """The masks of a model with these weights (and the masks among them) after `kprune.prune`."""
+    model = compiled()
+    kprune.mask(model)
+    model.set_weights(weights)
+    kprune.prune(model, *arguments, verbose=False, **keywords)
+    return masks_of(model)
+
+
+class Before(keras.callbacks.Callback):
+    """The weights and masks before each step's pruning, step -> `get_weights()`; listed before what prunes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = {}
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.weights[iterations(self.model)] = self.model.get_weights()
+
+
+# Data
+
+
+@pytest.mark.parametrize("criterion", ["snip", "grasp"])
+def test_at_initialisation_the_masks_are_those_of_prune_on_the_same_data(criterion):
+    model = compiled()
+    kprune.mask(model)
+    start, seen = model.get_weights(), []
+    expected = pruned_copy(start, criterion, 0.83, data=SAMPLE)
+    fit(model, PruneAtInit(criterion, 0.83, data=SAMPLE), EachBatch(lambda m: seen.append(masks_of(m))))
+    for masks in seen:
+        assert_same_masks(masks, expected)
+    assert zeros(model) == zeros_for(TOTAL, 0.83)
+    other = pruned_copy(start, criterion, 0.83, data=data(n=16, seed=6))
+    assert any(np.any(other[layer] != expected[layer]) for layer in other), "the data make no difference"
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
+def test_each_update_of_a_schedule_scores_the_weights_of_its_step_on_the_same_data(criterion):
+    schedule = Linear(0.3, 0.9, begin_step=2, end_step=6, frequency=2)
+    # A generator gives its batch only once; all updates see it.
+    callback = GradualPruning(schedule, criterion, data=(batch for batch in [SAMPLE]))
+    model, before, after = compiled(), Before(), {}
+    fit(model, before, callback, EachBatch(lambda m: after.update({iterations(m): masks_of(m)})))
+    for step in (2, 4, 6):
+        assert_same_masks(after[step], pruned_copy(before.weights[step], criterion, schedule(step), data=SAMPLE))
+    counts = [sum(int((~mask).sum()) for mask in masks.values()) for masks in after.values()]
+    assert counts == [0, *(zeros_for(TOTAL, sparsity) for sparsity in (0.3, 0.3, 0.6, 0.6, 0.9, 0.9, 0.9))]
+    assert_zero(model)
+
+
+@pytest.mark.parametrize("criterion", ["snip", "taylor", "fisher"])
+def test_missing_data_are_refused_when_the_callback_is_made(criterion):
+    for make in (lambda: PruneAtInit(criterion, 0.5), lambda: GradualPruning(Constant(0.5), criterion)):
+        with pytest.raises(ValueError, match=rf"'{criterion}' .* data=\(x, y\)\. Received: data=None$"):
+            make()
+
+
+# The initial weights
+
+
+@pytest.mark.parametrize("criterion", ["large_init", "init_final_sign", "magnitude_increase"])
+def test_the_initial_weights_are_those_at_the_start_of_each_fit(criterion):
+    callback, model = GradualPruning(Constant(0.5, begin_step=5), criterion), compiled()
+    for sparsity, first in [(0.5, 0), (0.8, 8)]:  # the second fit begins at step 8, with other weights
+        callback.schedule, before = Constant(sparsity, begin_step=first + 5), Before()
+        kprune.mask(model)
+        initial = {w.path: w.value() for w in kprune.masked_weights(model)}
+        at_start = model.get_weights()
+        fit(model, before, callback)
+        assert zeros(model) == zeros_for(TOTAL, sparsity)
+        weights = before.weights[first + 5]
+        assert any(np.any(a != b) for a, b in zip(weights, at_start, strict=True))
+        assert_same_masks(masks_of(model), pruned_by_initial(model, weights, criterion, sparsity, initial))
+
+
+def pruned_by_initial(model, weights, criterion, sparsity, initial):
+    """The masks by what `model` weighed initially, of a copy, whose layers have the same names under another model."""
+    named = {path.split("/")[-2]: value for path, value in initial.items()}
+    copy = compiled()
+    kprune.mask(copy)
+    copy.set_weights(weights)
+    own = {w.path: named[w.path.split("/")[-2]] for w in kprune.masked_weights(copy)}
+    kprune.prune(copy, criterion, sparsity, initial=own)
+    return masks_of(copy)
+
+
+def test_initial_weights_that_are_given_rule():
+    model = compiled()
+    kprune.mask(model)
+    given = {w.path: np.arange(w.size, dtype="float32").reshape(w.shape) for w in kprune.masked_weights(model)}
+    callback = GradualPruning(Constant(0.5, begin_step=3), "large_init", scope="layerwise", initial=given)
+    for _ in range(2):
+        fit(model, callback)
+        for w in kprune.masked_weights(model):
+            np.testing.assert_array_equal(w.kept().reshape(-1), np.arange(w.size) >= w.size // 2)
+
+
+def test_initial_weights_of_another_shape_are_refused():
+    model = compiled()
+    kprune.mask(model)
+    given = {w.path: w.value().T for w in kprune.masked_weights(model)}
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"needs `initial`, .*\(8, 12\).*Received: shape=\(12, 8\)$"):
+        fit(model, GradualPruning(Constant(0.5), "large_init", initial=given))
+    assert_unchanged(model, before, ["weights"])
+
+
+# Movement
+
+
+def linear():
+    """y = x . w with w = (1, -2, 0.5), under the squared error."""
+    dense = layers.Dense(1, use_bias=False, name="dense")
+    model = keras.Sequential([keras.Input((3,)), dense])
+    dense.set_weights([np.array([[1.0], [-2.0], [0.5]])])
+    return model
+
+
+def by_hand(x, y, rate, steps):
+    """-sum of rate * w * dL/dw over the steps of gradient descent, one example a step."""
+    w, score = np.array([1.0, -2.0, 0.5]), np.zeros(3)
+    for example, target in zip(x[:steps], y[:steps, 0], strict=True):
+        gradient = 2 * (example @ w - target) * example
+        score -= rate * w * gradient
+        w -= rate * gradient
+    return score
+
+
+X = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0], [-1.0, 1.0, 0.5], [2.0, -1.0, 0.0]], "float32")
+Y = np.array([[0.0], [1.0], [-1.0], [2.0]], "float32")
+
+
+def test_movement_is_minus_the_sum_of_weight_times_gradient():
+    np.testing.assert_allclose(by_hand(X, Y, 0.1, 1), [-0.4, 0.0, -0.4])  # output 2, gradient (4, 0, 8)
+    model, seen = linear(), []
+    model.compile(keras.optimizers.SGD(0.1), "mse", **CHEAP)
+    callback = GradualPruning(Constant(0.4, begin_step=4), "movement")
+
+    def look(model):
+        seen.append(next(iter(callback.plan.movement.values())).reshape(-1).copy())
+
+    model.fit(X, Y, batch_size=1, shuffle=False, verbose=0, callbacks=[callback, EachBatch(look)])
+    for steps, score in enumerate(seen, 1):
+        np.testing.assert_allclose(score, by_hand(X, Y, 0.1, steps), rtol=1e-5, atol=1e-7)
+    # Pruned is what moved towards zero most, here the largest of all.
+    assert seen[-1].argmin() == 1
+    np.testing.assert_array_equal(model.layers[0].kernel.numpy()[:, 0] == 0, [False, True, False])
+
+
+def test_movement_over_several_steps_at_once():
+    model = linear()
+    model.compile(keras.optimizers.SGD(0.1), "mse", steps_per_execution=2, **CHEAP)
+    kprune.mask(model)
+    kernel, values = kprune.masked_weights(model)[0], []
+    values.append(kernel.value().astype("float64"))
+    callback = GradualPruning(Constant(0.4, begin_step=4), "movement")
+    look = EachBatch(lambda m: values.append(kernel.value().astype("float64")))
+    model.fit(X, Y, batch_size=1, shuffle=False, verbose=0, callbacks=[look, callback])
+    assert look.calls == 2
+    one, two, three = values
+    np.testing.assert_allclose(callback.plan.movement[kernel.path], one * (two - one) + two * (three - two))
+
+
+def test_a_pruned_weight_keeps_the_movement_it_had():
+    model = compiled()
+    kprune.mask(model)
+    moved = Movement(model)
+    fit(model)
+    moved.add()
+    before = {path: score.copy() for path, score in moved.scores.items()}
+    masks = kprune.prune(model, "movement", 0.5, movement=moved.scores)
+    fit(model)
+    moved.add()
+    for path, score in moved.scores.items():
+        np.testing.assert_array_equal(score[~masks[path]], before[path][~masks[path]])
+        assert np.mean(score[masks[path]] != before[path][masks[path]]) > 0.5
+
+
+@pytest.mark.parametrize(
+    "how", [{}, dict(jit_compile=True), dict(steps_per_execution=3), dict(run_eagerly=True)], ids=str
+)
+def test_movement_in_a_fit_is_exact_at_every_step(how):
+    schedule = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=6, frequency=2)  # prunes nothing at step 0
+    model, seen = compiled(**how), []
+    check = EachBatch(lambda m: seen.append((iterations(m), zeros(m))))
+    fit(model, GradualPruning(schedule, "movement"), check, steps=9)
+    assert [count for _, count in seen] == [zeros_for(TOTAL, schedule(min(step - step % 2, 6))) for step, _ in seen]
+    assert zeros(model) == zeros_for(TOTAL, 0.8)
+    assert_zero(model)
+
+
+def test_movement_starts_anew_in_each_fit_and_keeps_the_masks():
+    model, callback = compiled(), GradualPruning(Linear(0.3, 0.6, 4, 12, frequency=4), "movement")
+    fit(model, callback)
+    masks, moved = masks_of(model), {path: score.copy() for path, score in callback.plan.movement.items()}
+    starts = []
+
+    class Start(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            starts.append(masks_of(self.model))
+            assert not any(score.any() for score in callback.plan.movement.values())
+
+    fit(model, callback, Start())
+    assert_same_masks(starts[0], masks)
+    assert zeros(model) == zeros_for(TOTAL, 0.6)
+    assert any(np.any(callback.plan.movement[path] != moved[path]) for path in moved)
+
+
+@pytest.mark.parametrize("schedule", [Constant(0.5), PolynomialDecay(0.1, 0.8, 0, 6)], ids=["constant", "polynomial"])
+def test_pruning_by_movement_before_anything_moved_is_refused(schedule):
+    model = compiled()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"none has: .*Received: schedule=.*which prunes at step 0$"):
+        fit(model, GradualPruning(schedule, "movement"))
+    assert_unchanged(model, before, ["weights"])
+    assert kprune.masked_weights(model) == []
+
+
+def test_movement_outside_of_training_is_refused():
+    model = compiled()
+    before = snapshot(model)
+    for prune in (
+        lambda: kprune.prune(model, "movement", 0.5),
+        lambda: fit(model, PruneAtInit("movement", 0.5)),
+    ):
+        with pytest.raises(ValueError, match=r"'movement' needs `movement`.*GradualPruning takes it by itself"):
+            prune()
+        assert_unchanged(model, before, ["weights"])
+        assert kprune.masked_weights(model) == []
+
+
+def test_movement_on_digits():
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype("float32")
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(32, "relu"), layers.Dense(10)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"], **CHEAP)
+    schedule = PolynomialDecay(0.0, 0.8, begin_step=50, end_step=200, frequency=25)
+    callbacks = [GradualPruning(schedule, "movement", scope=kprune.scopes.with_floor("global", 0.05))]
+    history = model.fit(x[:1400], y[:1400], batch_size=32, epochs=8, verbose=0, callbacks=callbacks)
+    assert zeros(model) == zeros_for(64 * 32 + 32 * 10, 0.8)
+    assert_zero(model)
+    assert history.history["accuracy"][-1] > 0.85
