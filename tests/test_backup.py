@@ -56,7 +56,9 @@ def gradual(criterion="magnitude_increase"):
     return GradualPruning(schedule, criterion=criterion)
 
 
-@pytest.mark.parametrize("make", [lottery, gradual, lambda: gradual("movement"), lambda: SynFlow(0.8, rounds=5, verbose=False)])
+@pytest.mark.parametrize(
+    "make", [lottery, gradual, lambda: gradual("movement"), lambda: SynFlow(0.8, rounds=5, verbose=False)]
+)
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("kind", ["keras", "kprune"])
 def test_resumed_it_ends_as_if_it_had_not_stopped(make, first, kind, tmp_path):

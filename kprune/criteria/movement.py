@@ -59,8 +59,9 @@ def movement(context: Context) -> Scores:
     shrink, whatever their size. The difference is what the optimizer made of the gradient, so Adam's scaling and
     weight decay count, too.
 
-    `GradualPruning` adds it up batch by batch, from zero at the start of each fit, of one that is resumed from where it was; with
-    `steps_per_execution` = n, t counts n steps at once. It copies the weights to the host at each batch end.
+    `GradualPruning` adds it up batch by batch, from zero at the start of each fit, and goes on with the sum that a
+    backup holds; with `steps_per_execution` = n, t counts n steps at once. It copies the weights to the host at each
+    batch end.
 
     Returns:
         path -> float64 array of the weight's shape, any sign, in squared units of the weight.
