@@ -3,7 +3,7 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test bench clean lint types doctest test-tensorflow test-jax test-tf-keras install-demo install-test
+.PHONY: help demo test test-faults bench clean lint types doctest test-tensorflow test-jax test-tf-keras install-demo install-test
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,6 +15,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
 	@echo "make test   check style and types, run all tests"
+	@echo "make test-faults   kill trainings at random, 30 times of each kind, and compare how they end (half an hour)"
 	@echo "make bench  time SynFlow on VGG-16"
 	@echo "make clean  remove what these leave behind"
 	@echo "All need Python 3.11, 3.12 or 3.13: PYTHON=/path/to/python3 says which."
@@ -44,6 +45,9 @@ test-tensorflow: install-test
 
 test-jax: install-test
 	KERAS_BACKEND=jax $(PYTEST) tests --ignore=tests/tf_keras
+
+test-faults: install-test
+	KERAS_BACKEND=tensorflow KPRUNE_KILLS=30 $(PYTEST) tests/test_faults.py -k random
 
 # In a process of their own, as tfmot changes what `tf.keras` is.
 test-tf-keras: install-test

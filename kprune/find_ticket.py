@@ -11,6 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .callbacks import TakeSnapshot
+from .callbacks.base import MaskingCallback
 from .files import joined, pack, split, unpack, write
 from .lottery import Lottery, density
 from .masks import current_masks, is_tf_keras, masked_weights, strip
@@ -100,10 +102,6 @@ def find_ticket(
     >>> ticket.sparsity
     0.75
     """
-    # Callbacks stand above the rest; only this driver hands one out.
-    from .callbacks import TakeSnapshot
-    from .callbacks.base import MaskingCallback
-
     lottery = Lottery.of(levels, rate, rewind_to, rewind, Plan(criterion, scope, pattern, rounds, seed, data, batches))
     fresh = mask_for_pruning(model)
     try:

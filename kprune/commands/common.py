@@ -50,8 +50,8 @@ def numbers(convert: Callable[[str], float], test: Callable[[float], bool], mess
 
 def criteria(*, data: bool) -> tuple[str, ...]:
     """The names of the criteria that need no earlier weights and, unless `data` is True, no data."""
-    refused = {"initial"} if data else {"initial", "data"}
-    return tuple(name for name in CRITERIA if not refused & set(trait(CRITERIA.get(name), "needs", ())))
+    known = {"data"} if data else set()
+    return tuple(name for name in CRITERIA if set(trait(CRITERIA.get(name), "needs", ())) <= known)
 
 
 POSITIVE = (lambda value: value > 0, "must be above 0")
