@@ -40,13 +40,14 @@ class MaskingCallback(Callback):
     """
 
     _restored = False
-    _carrier: Carrier | None = None
+    _carrier: Carrier
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)
         if getattr(model, "optimizer", None) is not None:
             check_optimizer(model.optimizer)
         self._fresh = mask_for_pruning(model)
+        self._carrier = Carrier(model, None)  # of a loop that gives its callbacks no params
 
     def set_params(self, params: Any) -> None:
         super().set_params(params)
@@ -62,8 +63,7 @@ class MaskingCallback(Callback):
         self._restored = True
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if self._carrier is not None:
-            self._carrier.begin(epoch)
+        self._carrier.begin(epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         check_zeros(self.model)

@@ -11,7 +11,7 @@ from absl import logging
 from kprune.criteria import Movement
 from kprune.files import split
 from kprune.masks import Masks, masked_weights, set_masks, strip
-from kprune.optimizers import iterations, optimizer_steps
+from kprune.optimizers import batches_per_step, iterations
 from kprune.prune import Plan
 from kprune.schedules import PerLayer, Schedule, applied, as_schedule, last_update
 
@@ -141,7 +141,7 @@ class GradualPruning(MaskingCallback):
                 self.schedule.end_step,
             )
             return
-        planned = optimizer_steps(self.model, params["steps"] * params["epochs"])
+        planned = params["steps"] * params["epochs"] // batches_per_step(self.model)
         # Of a PerLayer each member answers for itself.
         members = self.schedule.schedules if isinstance(self.schedule, PerLayer) else {None: self.schedule}
         for expression, schedule in members.items():

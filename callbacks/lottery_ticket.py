@@ -144,7 +144,7 @@ class LotteryTicket(TakeSnapshot):
             self._density = density(masked_weights(self.model))
         super().on_epoch_begin(epoch)
         if level > 0 and within == self.point.in_epochs(self.epochs_per_level, self.steps_per_epoch):
-            self.lottery.begin_level(self.model, level, self._density, self.snapshot)
+            self.lottery.begin_level(self.model, level, self._density, self.taken())
             logging.info("LotteryTicket: level %d begins at sparsity %.4f.", level, self._sparsity())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -166,7 +166,7 @@ class LotteryTicket(TakeSnapshot):
                 "EarlyStopping or TerminateOnNaN. With EarlyStopping use kprune.find_ticket, which makes a fit of each "
                 f"level. Received: epochs={self._ended}"
             )
-        self.ticket = self.lottery.ticket(self.model, self.snapshot, self.results)
+        self.ticket = self.lottery.ticket(self.model, self.taken(), self.results)
         if self.path is not None:
             self.ticket.save(self.path)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kprune.optimizers import iterations, optimizer_steps
+from kprune.optimizers import batches_per_step, iterations
 from kprune.rewind import RewindPoint, Snapshot, snapshot
 
 from .base import MaskingCallback
@@ -57,7 +57,8 @@ class TakeSnapshot(MaskingCallback):
     def on_train_begin(self, logs: Any = None) -> None:
         if not self._restored:
             self.begin()
-        self.steps_per_epoch = optimizer_steps(self.model, (self.params or {}).get("steps"))
+        steps = (self.params or {}).get("steps")
+        self.steps_per_epoch = None if steps is None else steps // batches_per_step(self.model)
         self._step = self.point.in_steps(self.epochs(), self.steps_per_epoch)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -70,8 +71,17 @@ class TakeSnapshot(MaskingCallback):
         self._take()
 
     def _take(self) -> None:
-        if self.snapshot is None and iterations(self.model) - self._begun_at >= self._step:
+        if self.snapshot is None and iterations(self.model) - (self._begun_at or 0) >= self._step:
             self.snapshot = snapshot(self.model)
+
+    def taken(self) -> Snapshot:
+        """The snapshot; RuntimeError if the point was not reached."""
+        if self.snapshot is None:
+            raise RuntimeError(
+                "The training did not reach the point to rewind to: train at least that far, with this callback among "
+                f"those of fit. Received: {self.point}"
+            )
+        return self.snapshot
 
     def get_state(self) -> dict[str, np.ndarray]:
         arrays = {} if self.snapshot is None else self.snapshot.to_arrays()

@@ -39,7 +39,8 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
     description = json.dumps({"about": dict(about), "arrays": kinds}).encode()
     checksum = _checksum(description, stored)
     buffer = io.BytesIO()
-    np.savez(buffer, **stored, **{_ABOUT: np.frombuffer(description, np.uint8), "sha256": np.array(checksum)})
+    stored |= {_ABOUT: np.frombuffer(description, np.uint8), "sha256": np.array(checksum)}
+    np.savez(buffer, **stored)  # type: ignore[arg-type]  # its stub takes them for flags
     return buffer.getvalue()
 
 
@@ -122,7 +123,7 @@ def _sync(path: str | os.PathLike[str]) -> None:
 def _checksum(description: bytes, stored: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256(description)
     for position in range(len(stored)):
-        digest.update(np.ascontiguousarray(stored[f"array{position}"]))
+        digest.update(stored[f"array{position}"].tobytes())
     return digest.hexdigest()
 
 

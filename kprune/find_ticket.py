@@ -92,7 +92,7 @@ def find_ticket(
         ValueError: an argument is wrong, or `folder` holds the state of another lottery.
         RuntimeError: `train` left out `level.callbacks`, so the rewind point was not seen.
 
-    >>> import keras, kprune
+    >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
     >>> model.compile("adam", "mse")
     >>> def train(model, level):
@@ -112,30 +112,24 @@ def find_ticket(
         raise
     taker = TakeSnapshot(rewind_to)
     for number in tqdm(range(len(state.results), levels + 1), desc="lottery", unit="level", disable=not verbose):
-        if number > 0:
+        if state.to is not None and number > 0:
             lottery.begin_level(model, number, state.density, state.to)
         if shuffle_seed is not None:
             importlib.import_module("tf_keras" if is_tf_keras(model) else "keras").utils.set_random_seed(shuffle_seed)
-        sparsity = 1 - density(masked_weights(model))
         own = None if folder is None else Path(folder, f"level-{number}")
-        level = Level(number, sparsity, state.initial_epoch, [MaskingCallback() if number else taker], own)
         if own is not None:
             own.mkdir(parents=True, exist_ok=True)
+        sparsity = 1 - density(masked_weights(model))
+        level = Level(number, sparsity, state.initial_epoch, [MaskingCallback() if number else taker], own)
         result = _numbers(train(model, level))
         if number == 0:
-            state.to = state.to or taker.snapshot
-            if state.to is None:
-                raise RuntimeError(
-                    "The rewind point was not reached: pass level.callbacks to fit, and train at least that far. "
-                    f"Received: rewind_to={rewind_to!r}"
-                )
+            state.to = state.to or taker.taken()
             state.initial_epoch = lottery.point.in_epochs(taker.epochs(), taker.steps_per_epoch)
         state.results.append({"level": number, "sparsity": sparsity, **result})
-        ticket = lottery.ticket(model, state.to, state.results)
         if folder is not None:
-            ticket.save(Path(folder, f"level-{number}.npz"))
+            state.ticket(lottery, model).save(Path(folder, f"level-{number}.npz"))
             state.save(folder, lottery, model)
-    return lottery.ticket(model, state.to, state.results)
+    return state.ticket(lottery, model)
 
 
 @dataclass
@@ -151,10 +145,12 @@ class _State:
     def load(cls, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> _State:
         """The state of the last level that ended, with the model as it was then; or that of the begin."""
         path = None if folder is None else Path(folder, _STATE)
-        if path is None or not path.exists():
+        if folder is None or path is None or not path.exists():
             begin = cls(density(masked_weights(model)))
             if lottery.point.steps == 0:
                 begin.to = snapshot(model)
+            if folder is not None:
+                begin.save(folder, lottery, model)
             return begin
         arrays, about = unpack(path.read_bytes(), str(path))
         if about.get("settings") != lottery.settings:
@@ -164,10 +160,20 @@ class _State:
             )
         parts = split(arrays, "mask", "now", "to")
         restore(model, parts["mask"], Snapshot.from_arrays(parts["now"]))
-        return cls(about["density"], Snapshot.from_arrays(parts["to"]), about["initial_epoch"], about["results"])
+        return cls(
+            about["density"],
+            Snapshot.from_arrays(parts["to"]) if parts["to"] else None,
+            about["initial_epoch"],
+            about["results"],
+        )
+
+    def ticket(self, lottery: Lottery, model: Any) -> Ticket:
+        """The ticket of the masks that the model has."""
+        return lottery.ticket(model, self.to or snapshot(model), self.results)
 
     def save(self, folder: str | os.PathLike[str], lottery: Lottery, model: Any) -> None:
-        arrays = joined(mask=current_masks(model), now=snapshot(model).to_arrays(), to=self.to.to_arrays())
+        to = {} if self.to is None else self.to.to_arrays()
+        arrays = joined(mask=current_masks(model), now=snapshot(model).to_arrays(), to=to)
         known = {"density": self.density, "initial_epoch": self.initial_epoch, "results": self.results}
         write(Path(folder, _STATE), pack(arrays, {"settings": lottery.settings, **known}))
 

@@ -25,10 +25,9 @@ def iterations(model: Any) -> int:
     return int(np.asarray(model.optimizer.iterations))
 
 
-def optimizer_steps(model: Any, batches: int | None) -> int | None:
-    """The optimizer steps that so many batches come to: fewer where it accumulates gradients; None of None."""
-    accumulation = getattr(model.optimizer, "gradient_accumulation_steps", None) or 1
-    return None if batches is None else batches // accumulation
+def batches_per_step(model: Any) -> int:
+    """The number of batches that come to one of the model's optimizer steps: above 1 where it accumulates gradients."""
+    return getattr(model.optimizer, "gradient_accumulation_steps", None) or 1
 
 
 def check_optimizer(optimizer: Any) -> None:
