@@ -147,7 +147,7 @@ def draw_sweep(report: Sweep) -> Figure:
             some = [i for i, column in enumerate(columns) if any(cell.collapsed for cell in column) == gone]
             axes.scatter([at[i] for i in some], [means[i] for i in some], color=color, marker=marker)
     axes.axhline(report.chance, color=_TEXT, linewidth=1, linestyle=":", label="chance")
-    axes.plot([], [], color=_TEXT, linestyle="", marker="x", label="a weight with nothing left")
+    axes.plot([], [], color=_TEXT, linestyle="", marker="x", label="a layer with nothing left")
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

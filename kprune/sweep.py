@@ -117,7 +117,7 @@ class Sweep:
             table.add_row(method, *(_shown(self.of(method, compression)) for compression in self.compressions))
         note = (
             f"test accuracy after the last epoch, in per cent, mean of {len(self.seeds)} "
-            f"seed{'s' * (len(self.seeds) != 1)}; chance is {100 * self.chance:.4g}; *: a weight with nothing left"
+            f"seed{'s' * (len(self.seeds) != 1)}; chance is {100 * self.chance:.4g}; *: a layer with nothing left"
         )
         return "\n".join([*table_lines(table), note])
 

@@ -2,7 +2,9 @@ import csv
 import json
 import logging
 import os
+import pathlib
 import re
+import shutil
 import urllib.error
 
 import absl.logging
@@ -232,6 +234,24 @@ def test_sweep(run, tmp_path):
         assert (status, out) == (1, "") and "made with other settings: " + name in err
         assert err.endswith(f"Received: path='{tmp_path}/new/collapse.csv'\n")
     assert (tmp_path / "new" / "collapse.csv").read_bytes() == before
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the committed sweep was trained on TensorFlow")
+def test_the_committed_sweep_is_the_default_one_and_says_what_the_readme_says(run, tmp_path, monkeypatch):
+    root = pathlib.Path(__file__).parent.parent
+    shutil.copy(root / "docs" / "collapse.csv", tmp_path)
+    monkeypatch.setattr("kprune.commands.common.new_network", None)  # nothing is trained
+    status, out, _ = run("sweep", f"--out_dir={tmp_path}")
+    assert status == 0
+    header, _, *rows = out.splitlines()[:7]
+    shown = {row.split()[0]: dict(zip(header.split()[1:], row.split()[1:], strict=True)) for row in rows}
+    at_10 = [float(row["10x"]) for row in shown.values()]
+    text = (root / "README.md").read_text()
+    assert f"({min(at_10)} % to {max(at_10)} %)" in text and f"{max(at_10) - min(at_10):.1f} points" in text
+    assert f"is at {shown['synflow']['3162x']} %" in text
+    chance = {"magnitude": "31.62x", "random": "316.2x", "snip": "1000x", "grasp": "3162x"}
+    assert all(float(shown[method][compression].strip("*")) < 11 for method, compression in chance.items())
+    assert "*" not in "".join(shown["synflow"].values())
 
 
 # In a process of its own: tfmot changes what `tf.keras` is for the process that imports it.

@@ -19,6 +19,7 @@ def test_all_blocks_are_known():
         "import keras, kprune",
         "schedule = kprune.schedules.PolynomialDecay(0.0, 0.9, begin_step=50, end_step=150, frequency=10)",
         "import tf_keras, tensorflow_model_optimization as tfmot, kprune",
+        "model = kprune.models.conv_4(input_shape=(8, 8, 1), width=0.5)",
         "import numpy as np",
     ]
 
@@ -27,8 +28,12 @@ def test_all_blocks_are_known():
 def test_examples_run(example, tmp_path):
     if example == "tf_keras" and keras.backend.backend() != "tensorflow":
         pytest.skip("tf_keras is tested once, beside the TensorFlow backend")
-    keras3, gradual, tf_keras, criterion = (block.replace("epochs=10", "epochs=2") for block in BLOCKS)
-    code = {"keras 3": keras3 + gradual, "tf_keras": tf_keras, "criterion": criterion + USE_THE_CRITERION}[example]
+    keras3, gradual, tf_keras, with_data, criterion = (block.replace("epochs=10", "epochs=2") for block in BLOCKS)
+    code = {
+        "keras 3": keras3 + gradual + with_data + "assert kprune.summary(model).compression > 9\n",
+        "tf_keras": tf_keras,
+        "criterion": criterion + USE_THE_CRITERION,
+    }[example]
     ran = new_process("-c", code, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     if example != "criterion":

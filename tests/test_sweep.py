@@ -258,7 +258,7 @@ def test_the_table():
         " ----------------------",
         " random    97.0   *30.0",
         " synflow   97.0    85.0",
-        "test accuracy after the last epoch, in per cent, mean of 2 seeds; chance is 10; *: a weight with nothing left",
+        "test accuracy after the last epoch, in per cent, mean of 2 seeds; chance is 10; *: a layer with nothing left",
     ]
 
 
@@ -282,7 +282,7 @@ def test_the_figure(tmp_path):
         (0.1, 0.98),
         (0.8, 0.98),
     ]
-    # Of random at 100x a weight has nothing left: its own marker.
+    # Of random at 100x a layer has nothing left: its own marker.
     assert points == [[[1, 0.97]], [[100, 0.3]], [[1, 0.97], [100, pytest.approx(0.85)]], []]
     assert figure.get_suptitle() == "pruned before training: vgg-11 on digits, 3 epochs, mean and range of 2 seeds"
     with pytest.raises(ValueError, match=r"Received: path='collapse.jpeg'$"):
