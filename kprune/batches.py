@@ -66,7 +66,8 @@ def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple
         seed: of the draw.
 
     Returns:
-        (x, y) of the examples drawn, in the order of the classes' ids.
+        (x, y) of the examples drawn, in the order of the classes' ids: of more than 256 the first batch lacks the last
+        classes, so score with batches=None.
 
     Raises:
         ValueError: `per_class` is below 1, or x and y differ in length.

@@ -74,10 +74,20 @@ def test_every_method_ends_at_its_sparsity(run, tmp_path, method, zeros):
     assert [row["path"].split("/")[-2] for row in report["rows"]] == ["dense1", "dense2", "classifier"]
 
 
+def test_a_pattern_rules_the_zeros_and_its_own_scope(run, tmp_path):
+    folder = tmp_path / "out"
+    words = ["--method=magnitude", "--sparsity=0.5", "--pattern=2:4", f"--export_dir={folder}"]
+    assert run("train", *TINY, *words)[0] == 0
+    status, out, _ = run("inspect", folder / "model.keras", "--json")
+    assert [row["zeros"] for row in json.loads(out)["rows"]] == [960, 150, 50]
+    status, _, err = run("train", *TINY, "--pattern=4:2")
+    assert status == 2 and "unstructured, 2:4, channel" in err
+
+
 def test_every_criterion_that_needs_no_earlier_weights_is_a_method(run, tmp_path):
     known = {name for name in kprune.criteria.CRITERIA if not name.startswith("magnitude_per_fan")}
     (option,) = [option for option in cli.COMMANDS["train"].options if option.name == "method"]
-    earlier = {"large_init", "magnitude_increase", "init_final_sign"}
+    earlier = {"large_init", "magnitude_increase", "init_final_sign", "movement"}
     assert set(option.kind) == {"dense", "gradual"} | known - earlier
 
 

@@ -19,22 +19,31 @@ def test_all_blocks_are_known():
         "import keras, kprune",
         "schedule = kprune.schedules.PolynomialDecay(0.0, 0.9, begin_step=50, end_step=150, frequency=10)",
         "import tf_keras, tensorflow_model_optimization as tfmot, kprune",
+        "schedule = kprune.schedules.Linear(0.0, 0.5, begin_step=0, end_step=40, frequency=10)",
+        "model = kprune.models.conv_4(input_shape=(8, 8, 1), width=0.5)",
         "model = kprune.models.conv_4(input_shape=(8, 8, 1), width=0.5)",
         "import numpy as np",
     ]
 
 
-@pytest.mark.parametrize("example", ["keras 3", "tf_keras", "criterion"])
+@pytest.mark.parametrize("example", ["keras 3", "lottery", "tf_keras", "criterion"])
 def test_examples_run(example, tmp_path):
     if example == "tf_keras" and keras.backend.backend() != "tensorflow":
         pytest.skip("tf_keras is tested once, beside the TensorFlow backend")
-    keras3, gradual, tf_keras, with_data, criterion = (block.replace("epochs=10", "epochs=2") for block in BLOCKS)
+    blocks = [block.replace("epochs=10", "epochs=2") for block in BLOCKS]
+    keras3, gradual, tf_keras, pattern, lottery, with_data, criterion = blocks
     code = {
-        "keras 3": keras3 + gradual + with_data + "assert kprune.summary(model).compression > 9\n",
+        "keras 3": keras3
+        + gradual
+        + pattern
+        + "assert all(row.sparsity == 0.5 for row in kprune.summary(model).rows[1:])\n"
+        + with_data
+        + "assert kprune.summary(model).compression > 9\n",
+        "lottery": keras3.partition("model.fit")[0] + lottery + "assert round(ticket.sparsity, 3) == 1 - 0.512\n",
         "tf_keras": tf_keras,
         "criterion": criterion + USE_THE_CRITERION,
     }[example]
     ran = new_process("-c", code, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    if example != "criterion":
+    if example in ("keras 3", "tf_keras"):
         assert len(list((tmp_path / "out").iterdir())) == 2

@@ -76,8 +76,10 @@ NETWORK_NOTES = (
 )
 
 
-def training_options(model: str, width: float, epochs: int, rate: float | None = None) -> tuple[Option, ...]:
-    """The flags of a training, with these defaults; the learning rate's is the optimizer's own if there is none."""
+def training_options(
+    model: str, width: float, epochs: int, rate: float | None = None, scope: str | None = "global"
+) -> tuple[Option, ...]:
+    """The flags of a training, with these defaults; None is the optimizer's own rate, and the pattern's own scope."""
     usual = "" if rate else " [0.001; for sgd 0.05]"
     return (
         Option("model", model, "network; the names are below", tuple(models.MODELS)),
@@ -88,7 +90,7 @@ def training_options(model: str, width: float, epochs: int, rate: float | None =
         Option("learning_rate", rate, f"learning rate{usual}", float, POSITIVE),
         Option("decay", "cosine", "how the learning rate falls: cosine (to 0 at the end) or none", ("cosine", "none")),
         Option("rounds", None, "rounds of scoring and pruning [the method's own: 100 or 1]", int, at_least(1)),
-        Option("scope", "global", f"how the layers share the sparsity: {', '.join(SCOPES)}", tuple(SCOPES)),
+        Option("scope", scope, f"how the layers share the sparsity: {', '.join(SCOPES)}", tuple(SCOPES)),
         Option("library", "keras", "keras (Keras 3) or tf_keras (Keras 2, tfmot's wrappers)", ("keras", "tf_keras")),
     )
 

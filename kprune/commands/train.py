@@ -11,6 +11,7 @@ from ..criteria import CRITERIA
 from ..data import Dataset
 from ..export import export
 from ..options import Command, Option
+from ..patterns import PATTERNS
 from ..registry import trait
 from ..report import plot_sparsity, summary
 from ..schedules import PolynomialDecay
@@ -63,7 +64,7 @@ def run(values: Any, arguments: list[str]) -> None:
 def _callbacks(values: Any, dataset: Dataset, steps: int) -> list[Any]:
     if values.method == "dense":
         return []
-    options: dict[str, Any] = {"scope": values.scope, "seed": values.seed}
+    options: dict[str, Any] = {"scope": values.scope, "pattern": values.pattern, "seed": values.seed}
     pruning: Any
     if values.method == "gradual":
         end = max(1, 3 * steps // 4)
@@ -76,6 +77,15 @@ def _callbacks(values: Any, dataset: Dataset, steps: int) -> list[Any]:
     return [pruning, SparsityLogger(table=values.verbose)]
 
 
+def _is_pattern(name: str) -> bool:
+    try:
+        PATTERNS.get(name)
+    except ValueError:
+        return False
+    return True
+
+
+_PATTERN = (_is_pattern, f"must be one of {', '.join(PATTERNS)}, or such as 1:4 (n:m) or 4x4 (tiles)")
 _WITH_DATA = ", ".join(sorted(set(METHODS[2:]) - set(common.criteria(data=False))))
 _WITHOUT = ", ".join(common.criteria(data=False))
 
@@ -87,7 +97,10 @@ TRAIN = Command(
     (
         Option("method", "synflow", "how to prune: see below", METHODS),
         Option("sparsity", 0.9, "fraction of zeros to prune to", float, common.SPARSITY),
-        *common.training_options("conv-4", 1.0, 15),
+        *common.training_options("conv-4", 1.0, 15, scope=None),
+        Option(
+            "pattern", "unstructured", "shape of the zeros: unstructured, channel, 2:4, 4x4 ...", str, _PATTERN, "NAME"
+        ),
         Option(
             "seed", 0, "of initial weights, order of images, random pruning, sample of images", int, common.at_least(0)
         ),
