@@ -63,6 +63,23 @@ def in_proportion(scores: dict[str, np.ndarray], sparsity: float, densities: dic
     return dict(zip(scores, n_keep.tolist(), strict=True))
 
 
+def scaled(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray:
+    """min(caps, c * amounts), with the c at which they add up to the budget; before any rounding.
+
+    Args:
+        budget: what they add up to, from 0 to sum(caps).
+        amounts: their proportions, above 0.
+        caps: what none may exceed, above 0.
+
+    >>> scaled(6, np.array([4.0, 2.0, 1.0]), np.array([3.0, 9.0, 9.0]))
+    array([3., 2., 1.])
+    """
+    # The total is linear in c between the points where one reaches its cap.
+    reached = np.unique([0.0, *(caps / amounts)])
+    c = np.interp(budget, [np.minimum(caps, c * amounts).sum() for c in reached], reached)
+    return np.minimum(caps, c * amounts)
+
+
 def _apportion(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray:
     """min(caps, round(c * amounts)), with the c at which they add up to the budget.
 
@@ -73,10 +90,7 @@ def _apportion(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray
     if budget in (0, int(caps.sum())):
         return caps.copy() if budget else n
     amount, cap = amounts[takes] / amounts[takes].max(), caps[takes]
-    # The unrounded total is linear in c between the points where a weight reaches its cap.
-    reached = np.unique([0.0, *(cap / amount)])
-    c = np.interp(budget, [np.minimum(cap, c * amount).sum() for c in reached], reached)
-    share = np.minimum(cap, np.floor(c * amount + 0.5)).astype(int)
+    share = np.minimum(cap, np.floor(scaled(budget, amount, cap) + 0.5)).astype(int)
     while True:
         # In these values of c the next entry of each weight comes and its last one goes.
         comes = np.where(share < cap, (share + 0.5) / amount, np.inf)

@@ -24,7 +24,7 @@ from kprune.scopes import (
     with_floor,
     zeros_for,
 )
-from kprune.shares import in_proportion
+from kprune.shares import in_proportion, scaled
 
 pytestmark = pytest.mark.one_session
 steady = settings(steady, max_examples=200)
@@ -231,6 +231,8 @@ def test_erk_densities_of_resnet50(sparsity):
         else:
             high = c
     exact = np.minimum(1, low * raw)
+    budget = sizes.sum() - math.floor(round(sparsity * sizes.sum(), 6))
+    np.testing.assert_allclose(scaled(budget, raw * sizes, sizes) / sizes, exact, rtol=0, atol=1e-6)
     n_keep = np.array(list(erk(scores, sparsity).values()))
     assert n_keep.sum() == sizes.sum() - math.floor(round(sparsity * sizes.sum(), 6))
     # Rounded, with a factor that makes up for what is lost in rounding: a few entries of millions.

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from helpers import assert_zero, data
+from helpers import EachBatch, assert_zero, data
 from kprune.callbacks import GradualPruning, PruneAtInit
 from tf_keras import layers
-from tfk_helpers import EachBatch, masked_mlp, outputs, sequential, wrappers
+from tfk_helpers import masked_mlp, outputs, sequential, wrappers
 
 import kprune
 from kprune.criteria import CRITERIA
@@ -160,7 +160,7 @@ def test_2_of_4_outlives_a_file_which_tfmots_does_not(tmp_path):
 def test_every_criterion_and_pattern(criterion, pattern, shared):
     x, y = data()
     initial = {w.path: np.random.default_rng(0).normal(size=w.shape) for w in kprune.masked_weights(shared)}
-    plan = Plan(criterion, "layerwise", pattern, rounds=2, data=(x, y), initial=initial)
+    plan = Plan(criterion, "layerwise", pattern, rounds=2, data=(x, y), initial=initial, movement=initial)
     masks = plan.masks(shared, 0.75)
     for w in kprune.masked_weights(shared):
         mask = masks[w.path]

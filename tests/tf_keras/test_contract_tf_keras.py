@@ -1,0 +1,120 @@
+"""The contract of the registered criteria on tf_keras models in tfmot's wrappers."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from helpers import data
+from tf_keras import layers
+from tfk_helpers import masked_mlp, sequential, state
+
+import kprune
+from kprune.criteria import CRITERIA, Context
+from kprune.prune import Plan
+from kprune.registry import trait
+
+NAMES = list(CRITERIA)  # before a test or a doctest registers one of its own
+NEED_DATA = [name for name in NAMES if "data" in trait(CRITERIA.get(name), "needs", ())]
+
+
+class Broken(Exception):
+    pass
+
+
+def flat():
+    return masked_mlp("adam", half=False)
+
+
+def normalised():
+    stack = [layers.Dense(12, "relu"), layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(3)]
+    model = kprune.mask(sequential((8,), *stack)).model
+    model.compile("adam", "mse", metrics=["mae"])
+    return model
+
+
+def two_by_two():
+    one, other = (tf_keras.Input((4,), name=name) for name in ("one", "other"))
+    hidden = layers.Dense(12, "relu")(layers.Concatenate()([one, other]))
+    outputs = [layers.Dense(units, name=f"out{units}")(hidden) for units in (2, 3)]
+    model = kprune.mask(tf_keras.Model([one, other], outputs)).model
+    model.compile("adam", ["mse", "mae"], loss_weights=[1.0, 0.5])
+    return model
+
+
+def mixed():
+    tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    return flat()
+
+
+MODELS = {"flat": flat, "normalised": normalised, "two by two": two_by_two, "mixed precision": mixed}
+
+
+def batch_for(model):
+    x, y = data(n=24)
+    if len(model.outputs) == 1:
+        return x, y
+    return [x[:, :4], x[:, 4:]], [y[:, :2], y]
+
+
+def plan(model, name, seed=0):
+    rng = np.random.default_rng(3)
+    given = {w.path: rng.normal(size=w.shape) for w in kprune.masked_weights(model)}
+    batch = [batch_for(model)] if name in NEED_DATA else None
+    return Plan(name, rounds=2, seed=seed, data=batch, initial=given, movement=given)
+
+
+def scores_of(model, name):
+    weights = kprune.masked_weights(model)
+    made = plan(model, name)
+    masks = {w.path: w.kept() for w in weights}
+    return CRITERIA.get(name)(Context(model, weights, masks, 0, made.data, made.initial, made.movement))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", NAMES)
+def test_criterion(name, kind):
+    model = MODELS[kind]()
+    model.fit(*batch_for(model), verbose=0)
+    before = state(model)
+    scores = scores_of(model, name)
+    assert list(scores) == [w.path for w in kprune.masked_weights(model)]
+    for w in kprune.masked_weights(model):
+        assert scores[w.path].shape == w.shape and np.isfinite(scores[w.path]).all()
+    again = scores_of(model, name)
+    assert all(np.array_equal(score, again[path]) for path, score in scores.items())
+    masks = plan(model, name).masks(model, 0.75)
+    size = sum(mask.size for mask in masks.values())
+    assert sum(int((~mask).sum()) for mask in masks.values()) == size * 3 // 4
+    assert state(model) == before
+    kprune.set_masks(model, masks)
+    model.fit(*batch_for(model), verbose=0)
+    assert sum(int((w.value() == 0).sum()) for w in kprune.masked_weights(model)) >= size * 3 // 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_eager_equals_compiled(name):
+    model = normalised()
+    compiled = scores_of(model, name)
+    tf.config.run_functions_eagerly(True)
+    try:
+        eager = scores_of(model, name)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    for path, score in compiled.items():
+        np.testing.assert_allclose(eager[path], score, rtol=1e-4, atol=1e-5 * np.abs(score).max())
+
+
+@pytest.mark.parametrize("name", NEED_DATA)
+def test_an_exception_in_the_loss_leaves_all_as_it_was(name):
+    def loss(y, predicted):
+        raise Broken
+
+    model = normalised()
+    model.fit(*batch_for(model), verbose=0)
+    before = state(model)
+    compiled = model.loss
+    model.compile(model.optimizer, loss)
+    with pytest.raises(Broken):
+        scores_of(model, name)
+    model.compile(model.optimizer, compiled)
+    assert state(model) == before
