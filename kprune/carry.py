@@ -13,8 +13,8 @@ import numpy as np
 from absl import logging
 
 from .files import pack, unpack
+from .keras3 import seed_states
 from .layers import CARRIER as ATTRIBUTE
-from .layers import seed_states
 from .masks import is_tf_keras, masked_weights
 
 

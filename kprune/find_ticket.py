@@ -91,6 +91,7 @@ def find_ticket(
     Raises:
         ValueError: an argument is wrong, or `folder` holds the state of another lottery.
         RuntimeError: `train` left out `level.callbacks`, so the rewind point was not seen.
+        OSError: the state cannot be written (no space left); that of the level before is still there.
 
     >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])

@@ -76,6 +76,12 @@ def renew_functions(model: Any) -> None:
                     getattr(layer, f"make_{kind}_function")(force=True)
 
 
+def seed_states(layer: Any) -> list[Any]:
+    """The states of the seed generators at and below the layer (dropout ...), which Keras counts as no weights."""
+    weights = {id(v) for v in layer.weights}
+    return [v for v in layer.variables if id(v) not in weights and v.name == "seed_generator_state"]
+
+
 def _owned(model: Any) -> list[tuple[Any, Any]]:
     """(layer, weight) for each weight, with the layer whose mask store would hold its mask, each weight once."""
     found: dict[int, tuple[Any, Any]] = {}

@@ -216,12 +216,6 @@ def plain_weights(layer: Any) -> list[Any]:
     return [v for v in layer.weights if id(v) not in masks]
 
 
-def seed_states(layer: Any) -> list[Any]:
-    """The states of the seed generators at and below the layer (dropout ...), which Keras counts as no weights."""
-    weights = {id(v) for v in layer.weights}
-    return [v for v in layer.variables if id(v) not in weights and v.name == "seed_generator_state"]
-
-
 def attach(layer: Any, variables: list[Any]) -> None:
     """Mask `variables` (weights of the layer or of layers below it) in place; masked ones stay as they are."""
     wanted = {id(v) for v in variables}

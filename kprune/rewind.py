@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from .files import joined, split
-from .layers import plain_weights, seed_states
+from .keras3 import seed_states
+from .layers import plain_weights
 from .masks import Masks, current_masks, is_tf_keras, masked_weights, set_masks, unique_paths
 from .optimizers import all_variables, build
 
