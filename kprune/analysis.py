@@ -31,7 +31,7 @@ def mask_distance(one: Masks, other: Masks) -> float:
             by order.
 
     Returns:
-        0 for equal masks; at most 2 * (1 - sparsity) for two of one sparsity of a half or more.
+        0 for equal masks; at most 2 * min(sparsity, 1 - sparsity) for two of one sparsity.
 
     Raises:
         ValueError: they are of other weights.

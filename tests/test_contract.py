@@ -3,6 +3,7 @@
 import itertools
 import random
 import sys
+import tempfile
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -169,12 +170,18 @@ class CallbackRow:
     Attributes:
         make: takes the sparsity.
         prunes: whether it changes masks at all.
+        masks: whether it masks a model that has no masks.
         at_init: whether it does all it does before the first step.
+        relative: whether it prunes a share of what is left, so twice prunes more.
+        epochs: of the fit that it asks for.
     """
 
     make: object
     prunes: bool = True
+    masks: bool = True
     at_init: bool = False
+    relative: bool = False
+    epochs: int = 1
 
 
 CALLBACK_ROWS = {
@@ -183,9 +190,24 @@ CALLBACK_ROWS = {
     ),
     "PruneAtInit": CallbackRow(lambda sparsity: kprune.callbacks.PruneAtInit("magnitude", sparsity), at_init=True),
     "SynFlow": CallbackRow(lambda sparsity: kprune.callbacks.SynFlow(sparsity, rounds=3), at_init=True),
-    "SparsityLogger": CallbackRow(lambda sparsity: kprune.callbacks.SparsityLogger(), prunes=False),
+    "SparsityLogger": CallbackRow(lambda sparsity: kprune.callbacks.SparsityLogger(), prunes=False, masks=False),
+    "TakeSnapshot": CallbackRow(lambda sparsity: kprune.callbacks.TakeSnapshot(3), prunes=False),
+    "BackupAndRestore": CallbackRow(
+        lambda sparsity: kprune.callbacks.BackupAndRestore(f"{tempfile.mkdtemp()}/backup.npz"), prunes=False
+    ),
+    "LotteryTicket": CallbackRow(
+        lambda sparsity: kprune.callbacks.LotteryTicket(levels=1, epochs_per_level=1, rate=sparsity),
+        relative=True,
+        epochs=2,
+    ),
+    # Settles at the end of the second epoch: the third is the first to train under its masks.
+    "EarlyBird": CallbackRow(
+        lambda sparsity: kprune.callbacks.EarlyBird(sparsity, patience=2, threshold=1.0, stop=False), epochs=3
+    ),
 }
-PRUNING = [name for name, row in CALLBACK_ROWS.items() if row.prunes]
+MASKING = [name for name, row in CALLBACK_ROWS.items() if row.masks]
+ABSOLUTE = {name: row for name, row in CALLBACK_ROWS.items() if not row.relative}
+PRUNING = [name for name, row in ABSOLUTE.items() if row.prunes]
 
 # Read when the tests are collected, before any test (or doctest) registers an entry of its own.
 REGISTERED = {
@@ -698,43 +720,45 @@ def test_callback(name, how):
     row = CALLBACK_ROWS[name]
     model = compiled(**COMPILED[how])
     before = model.get_weights()
-    _, checks = fit(model, [row.make(0.8)])
+    _, checks = fit(model, [row.make(0.8)], epochs=row.epochs)
     assert checks.zeros[-1] == zeros(model) == (220 if row.prunes else 0)
-    assert bool(kprune.masked_weights(model)) == row.prunes
-    assert int(np.asarray(model.optimizer.iterations)) == 8
+    assert bool(kprune.masked_weights(model)) == row.masks
+    assert int(np.asarray(model.optimizer.iterations)) == (8 if row.relative else 8 * row.epochs)
     if not row.prunes:
         plain = compiled(**COMPILED[how])
         plain.set_weights(before)
+        if row.masks:
+            kprune.mask(plain)
         fit(plain, [])
         for a, b in zip(model.get_weights(), plain.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", CALLBACK_ROWS)
+@pytest.mark.parametrize("name", ABSOLUTE)
 def test_a_callback_used_twice_in_one_fit(name):
     row = CALLBACK_ROWS[name]
     model = compiled()
-    fit(model, [row.make(sparsity) for sparsity in (0.5, 0.8, 0.5)])
+    fit(model, [row.make(sparsity) for sparsity in (0.5, 0.8, 0.5)], epochs=row.epochs)
     assert zeros(model) == (220 if row.prunes else 0)
     once = row.make(0.8)
     model = compiled()
-    fit(model, [once, once])
+    fit(model, [once, once], epochs=row.epochs)
     assert zeros(model) == (220 if row.prunes else 0)
 
 
-@pytest.mark.parametrize("name", CALLBACK_ROWS)
+@pytest.mark.parametrize("name", ABSOLUTE)
 def test_a_callback_in_two_fits(name):
     row = CALLBACK_ROWS[name]
     callback, expected = row.make(0.8), 220 if row.prunes else 0
     model = compiled()
-    fit(model, [callback])
+    fit(model, [callback], epochs=row.epochs)
     masks = {w.path: w.kept() for w in kprune.masked_weights(model)}
-    _, checks = fit(model, [callback])  # of the same model: goes on with its masks
+    _, checks = fit(model, [callback], epochs=row.epochs)  # of the same model: goes on with its masks
     assert checks.zeros[0] == checks.zeros[-1] == expected
     for w in kprune.masked_weights(model):
         np.testing.assert_array_equal(w.kept(), masks[w.path])
     other = compiled()
-    fit(other, [callback])  # of another model: prunes that one
+    fit(other, [callback], epochs=row.epochs)  # of another model: prunes that one
     assert zeros(other) == expected
 
 
@@ -743,9 +767,9 @@ def test_a_callback_in_two_fits(name):
     [*((name, order, "cheap") for name in PRUNING for order in (1, -1)), ("GradualPruning", 1, "three steps, jit")],
 )
 def test_all_callbacks_in_one_fit(highest, order, how):
-    callbacks = [row.make(0.9 if name == highest else 0.6) for name, row in CALLBACK_ROWS.items()][::order]
+    callbacks = [row.make(0.9 if name == highest else 0.6) for name, row in ABSOLUTE.items()][::order]
     model = compiled(**COMPILED.get(how, CHEAP))
-    history, checks = fit(model, callbacks, epochs=2)
+    history, checks = fit(model, callbacks, epochs=max(row.epochs for row in ABSOLUTE.values()))
     assert zeros(model) == 248  # the highest sparsity rules, and exactly
     assert checks.zeros == sorted(checks.zeros)
     assert history.history["sparsity"][-1] == 248 / 276
@@ -762,7 +786,7 @@ def test_a_callback_that_fails_before_the_first_step_leaves_the_model_as_it_was(
     assert kprune.masked_weights(model) == []
 
 
-@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("name", MASKING)
 def test_a_callback_refuses_what_it_cannot_prune_before_anything_changes(name):
     callback = CALLBACK_ROWS[name].make(0.5)
     model = keras.Sequential([keras.Input((8,)), layers.Activation("relu")])
