@@ -5,6 +5,7 @@ its own target and the highest sparsity rules.
 """
 
 from .backup_and_restore import BackupAndRestore
+from .early_bird import EarlyBird
 from .gradual_pruning import GradualPruning
 from .lottery_ticket import LotteryTicket
 from .prune_at_init import PruneAtInit, SynFlow
@@ -13,6 +14,7 @@ from .take_snapshot import TakeSnapshot
 
 __all__ = [
     "BackupAndRestore",
+    "EarlyBird",
     "GradualPruning",
     "LotteryTicket",
     "PruneAtInit",

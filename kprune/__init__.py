@@ -15,7 +15,7 @@ _root = pathlib.Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
     __path__.append(str(_root))
 
-from . import callbacks, controls, criteria, data, models, patterns, rewind, schedules, scopes, sweep  # noqa: E402
+from . import analysis, callbacks, controls, criteria, data, models, patterns, rewind, schedules, scopes, sweep  # noqa: E402
 from ._version import __version__  # noqa: E402
 from .batches import balanced_sample  # noqa: E402
 from .export import export  # noqa: E402
@@ -36,6 +36,7 @@ __all__ = [
     "Sensitivity",
     "Ticket",
     "__version__",
+    "analysis",
     "balanced_sample",
     "callbacks",
     "controls",

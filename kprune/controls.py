@@ -1,14 +1,15 @@
 """Controls: what a pruning result is to be compared with before anything is claimed for the method.
 
 Does the ranking matter? `inverted` keeps the least salient weights. Does it matter which weights of a layer are kept,
-or only how many? `shuffle_masks`. Do their initial values matter? `reinitialize`. See arXiv:2009.08576 and 2009.11094;
-the fourth control, random masks with the densities of a method, is criterion "random" with `kprune.scopes.per_layer`.
+or only how many? `shuffle_masks`. Do their initial values matter, or only their signs? `reinitialize`. Does the method
+only train for longer? `matched_epochs`. See arXiv:2009.08576, 2009.11094, 1905.01067 and 1810.05270; one more control,
+random masks with the densities of a method, is criterion "random" with `kprune.scopes.per_layer`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from .criteria import CRITERIA, Context, Scores
 from .layers import all_layers
 from .masks import Masks, is_tf_keras, masked_weights, set_masks
 from .optimizers import reset_slots
+from .report import summary
+from .rewind import Arrays, matched, model_weights
 
 
 def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]:
@@ -136,12 +139,25 @@ def shuffle_masks(
     return masks
 
 
-def reinitialize(model: Any, seed: int = 0, weights: str = "masked", optimizer: Any = None) -> None:
+def reinitialize(
+    model: Any,
+    seed: int = 0,
+    weights: str = "masked",
+    optimizer: Any = None,
+    signs: Mapping[str, np.ndarray] | None = None,
+    constant: bool = False,
+) -> None:
     """Draw the weights anew from each layer's own initializer; the masks stay (arXiv:1803.03635, 2009.08576).
 
-    w <- where(mask, fresh draw, 0). The seeds of the initializers do not matter, only the one given here. The
-    optimizer's slots of these weights are reset; its step count, and so its learning rate, is not: compile again for
-    that.
+    w <- where(mask, fresh draw, 0); with `signs` and `constant` the variants of arXiv:1905.01067:
+
+    - signs: w <- where(mask, sign(signs) * |fresh draw|, 0): other magnitudes, the signs of before.
+    - signs and constant: w <- where(mask, sign(signs) * alpha, 0), the "signed constant": alpha is the standard
+      deviation of the layer's initialisation, here that of the fresh draw of the whole weight.
+    - constant alone: w <- where(mask, sign(fresh draw) * alpha, 0): its control, with random signs.
+
+    The seeds of the initializers do not matter, only the one given here. The optimizer's slots of these weights are
+    reset; its step count, and so its learning rate, is not: compile again for that.
 
     Args:
         model: a masked model.
@@ -149,10 +165,14 @@ def reinitialize(model: Any, seed: int = 0, weights: str = "masked", optimizer: 
         weights: "masked" for the masked weights only; "all" for every trainable weight, biases and normalisation
             included, and for the moving statistics of normalisation layers.
         optimizer: of a custom training loop; by default the compiled one.
+        signs: path -> array of the weight's shape, for every masked weight: its sign is kept, where it is 0 the weight
+            becomes 0. `ticket.weights` is one: a `kprune.Ticket` rewound to "init" holds the initial weights.
+        constant: whether all kept entries of a masked weight get the same magnitude.
 
     Raises:
-        ValueError: the model has no masks, `seed` or `weights` is wrong, or a layer has no initializer for its weight
-            that can be seeded. Nothing has been changed then.
+        ValueError: the model has no masks, `seed` or `weights` is wrong, `signs` are of another model, a layer has no
+            initializer for its weight that can be seeded, or, with `constant`, one that draws the same value for all
+            entries. Nothing has been changed then.
 
     >>> import keras, kprune
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(4)])
@@ -162,11 +182,16 @@ def reinitialize(model: Any, seed: int = 0, weights: str = "masked", optimizer: 
     >>> after = kprune.masked_weights(model)[0].value()
     >>> bool(((before == 0) == (after == 0)).all()), bool((before == after)[before != 0].any())
     (True, False)
+    >>> reinitialize(model, signs=kprune.Ticket.of(model).weights, constant=True)
+    >>> signed = kprune.masked_weights(model)[0].value()
+    >>> bool((np.sign(signed) == np.sign(after)).all()), np.unique(np.abs(signed)).size  # 0 and alpha
+    (True, 2)
     """
     _check_seed(seed)
     if weights not in ("masked", "all"):
         raise ValueError(f"`weights` is 'masked' or 'all'. Received: weights={weights!r}")
     masked = _masked(model)
+    signs = None if signs is None else _signs(model, signs)
     kept = {id(weight.variable): weight.kept() for weight in masked}
     chosen = [(weight.path, weight.variable) for weight in masked]
     if weights == "all":
@@ -176,9 +201,59 @@ def reinitialize(model: Any, seed: int = 0, weights: str = "masked", optimizer: 
     fresh = []
     for position, (path, variable) in enumerate(chosen):
         value = _draw(path, variable, owners.get(id(variable)), [seed, position])
+        if id(variable) in kept and (constant or signs is not None):
+            sign = np.sign(value if signs is None else signs[path])
+            value = sign * (_deviation(path, value) if constant else np.abs(value))
         fresh.append((variable, np.where(kept.get(id(variable), True), value, 0)))
     for variable, value in fresh:
         _begin(model, optimizer, variable, value)
+
+
+def matched_epochs(model: Any, epochs: int) -> int:
+    """How many epochs of the pruned network cost as much as `epochs` of the dense one (arXiv:1810.05270).
+
+    B = floor(epochs * multiply-adds of the dense network / multiply-adds that the masks leave), for one example
+
+    Trained from scratch for as many epochs as the dense network ("Scratch-E"), a pruned one has had less computation;
+    for B epochs ("Scratch-B"), as much. Both are fits under the masks of a ticket, from fresh values.
+
+    Args:
+        model: a masked model; multiply-adds of kernels without a mask count on both sides, see `kprune.summary`.
+        epochs: of the dense training.
+
+    Returns:
+        B, at least `epochs`.
+
+    Raises:
+        ValueError: `epochs` is not a whole number, at least 1; the model has no masks, its multiply-adds are not known,
+            or the masks leave none.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> x, y = np.ones((32, 8)), np.ones((32, 1))
+    >>> def train(model, level):
+    ...     return model.fit(x, y, epochs=2, callbacks=level.callbacks, verbose=0)
+    >>> ticket = kprune.find_ticket(model, train, levels=1, rate=0.75, verbose=False)
+    >>> matched_epochs(model, 2)  # 8 * 16 + 16 multiply-adds, of which a quarter is left
+    8
+    >>> for epochs in (2, matched_epochs(model, 2)):  # scratch-E, scratch-B
+    ...     ticket.apply(model)
+    ...     reinitialize(model, seed=1, weights="all")
+    ...     model.compile("adam", "mse")
+    ...     _ = model.fit(x, y, epochs=epochs, verbose=0)
+    """
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        raise ValueError(f"`epochs` is a whole number, at least 1. Received: epochs={epochs!r}")
+    _masked(model)
+    report = summary(model)
+    dense, left, other = report.flops, report.effective_flops, report.other_flops
+    if dense is None or left is None or other is None or left + other == 0:
+        raise ValueError(
+            f"How many multiply-adds are left must be known, and not 0. {report.note} Received: multiply-adds={dense}, "
+            f"of these left={left}, of kernels without a mask={other}"
+        )
+    return epochs * (dense + other) // (left + other)
 
 
 def _begin(model: Any, optimizer: Any, variable: Any, value: np.ndarray) -> None:
@@ -194,6 +269,32 @@ def _masked(model: Any) -> list[Any]:
     if not weights:
         raise ValueError(f"The model has no masks: call kprune.mask first. Received: model={model.name!r}")
     return weights
+
+
+def _signs(model: Any, signs: Mapping[str, np.ndarray]) -> Arrays:
+    """path -> array of the masked weights' shapes: of a dict of theirs, or of one of all weights of the model."""
+    masked = {weight.path: weight for weight in _masked(model)}
+    wrong = "`signs` has an array for every masked weight, such as ticket.weights."
+    if not isinstance(signs, Mapping):
+        raise ValueError(f"{wrong} Received: signs={signs!r}")
+    arrays = {path: np.asarray(array) for path, array in signs.items()}
+    try:
+        if masked.keys() <= arrays.keys():
+            return matched(masked, {path: arrays[path] for path in masked}, "model")
+        found = matched(model_weights(model), arrays, "model")
+    except ValueError as error:
+        raise ValueError(f"{wrong} {error}, signs={sorted(signs)}") from error
+    return {path: found[path] for path in masked}
+
+
+def _deviation(path: str, drawn: np.ndarray) -> float:
+    deviation = float(np.std(drawn.astype(np.float64)))
+    if deviation == 0:
+        raise ValueError(
+            f"The initializer of {path} draws the same value for all entries: its standard deviation, which `constant` "
+            "sets them to, is 0. Received: constant=True"
+        )
+    return deviation
 
 
 def _check_seed(seed: int) -> None:

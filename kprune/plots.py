@@ -17,6 +17,7 @@ from .report import Row, Summary, percentage
 from .schedules import PerLayer, Schedule, TfmotSchedule, as_schedule
 
 if TYPE_CHECKING:
+    from .analysis import LinearPath
     from .sensitivity import Sensitivity
     from .sweep import Sweep
 
@@ -129,6 +130,21 @@ def draw_sensitivity(report: Sensitivity) -> Figure:
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).outline.set_visible(False)
     figure.suptitle(f"{report.metric}; {report.dense:.4g} as it is", fontsize=11)
+    return figure
+
+
+def draw_linear_path(path: LinearPath) -> Figure:
+    """The line of `kprune.analysis.LinearPath.plot`."""
+    figure = Figure(figsize=(7, 4), dpi=144, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(path.places, path.values, color=_KEPT, marker="o", linewidth=1.8, label=path.metric)
+    ends = [path.values[0], path.values[-1]]
+    axes.plot([0, 1], ends, color=_LINES[0], linestyle="--", linewidth=1, label="the line between the ends")
+    axes.set_xlabel("place on the line from the one network (0) to the other (1)")
+    axes.set_ylabel(path.metric)
+    _plain_axes(axes)
+    figure.suptitle(f"at most {path.rise:.4g} above, {path.fall:.4g} below the line between the ends", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     return figure
 
 

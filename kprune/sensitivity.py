@@ -13,8 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .criteria import Context
-from .masks import MaskedWeight, masked_weights, strip
-from .prune import Plan, mask_for_pruning
+from .evaluation import masked_meanwhile, measure_by
+from .masks import MaskedWeight, masked_weights
+from .prune import Plan
 from .schedules import check_sparsity
 from .tables import new_table, table_lines
 
@@ -140,8 +141,8 @@ def sensitivity(
     """
     plan = Plan(criterion, "layerwise", pattern, 1, seed)
     sparsities = _checked(sparsities)
-    measure = _measure(model, evaluate)
-    with _restored(model):
+    measure = measure_by(model, evaluate)
+    with masked_meanwhile(model):
         weights = masked_weights(model)
         metric, dense = measure()
         scores = plan.criterion(Context(model, weights, {w.path: w.kept() for w in weights}, seed))
@@ -160,23 +161,6 @@ def sensitivity(
 
 
 @contextmanager
-def _restored(model: Any) -> Iterator[None]:
-    """Inside, the model has masks; afterwards it is as it was."""
-    fresh = mask_for_pruning(model)
-    metrics = [v for metric in getattr(model, "metrics", []) for v in metric.variables]
-    kept = [(v, np.array(v.numpy())) for v in {id(v): v for v in (*model.variables, *metrics)}.values()]
-    try:
-        yield
-    finally:
-        for metric in getattr(model, "metrics", []):  # also those that the first evaluation has made
-            metric.reset_state()
-        for v, value in kept:
-            v.assign(value)
-        if fresh:
-            strip(model)
-
-
-@contextmanager
 def _pruned(weight: MaskedWeight, mask: np.ndarray) -> Iterator[None]:
     """Inside, the weight has this mask. Unlike `set_masks`, this leaves the optimizer's memory of it alone."""
     value, old = weight.value(), np.asarray(weight.mask.numpy())
@@ -187,54 +171,6 @@ def _pruned(weight: MaskedWeight, mask: np.ndarray) -> Iterator[None]:
     finally:
         weight.mask.assign(old)
         weight.variable.assign(value)
-
-
-def _measure(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
-    """A function that returns the metric's name and its value now."""
-    if callable(evaluate):
-        return lambda: _by_function(model, evaluate)
-    wrong = "Expected a function of the model, or data that can be gone through many times"
-    if isinstance(evaluate, tuple):
-        if len(evaluate) not in (2, 3):
-            raise ValueError(f"{wrong}: (x, y) or (x, y, sample_weight). Received: evaluate=tuple of {len(evaluate)}")
-        data = dict(zip(("x", "y", "sample_weight"), evaluate, strict=False))
-        inputs: Callable[[], dict[str, Any]] = lambda: data  # noqa: E731
-    elif isinstance(evaluate, list):
-        inputs = lambda: {"x": (batch for batch in evaluate), "steps": len(evaluate)}  # noqa: E731
-    elif (hasattr(evaluate, "__iter__") or hasattr(evaluate, "__getitem__")) and not isinstance(
-        evaluate, str | Iterator
-    ):
-        inputs = lambda: {"x": evaluate}  # noqa: E731
-    else:
-        raise ValueError(f"{wrong}: (x, y), a tf.data.Dataset, a list of batches. Received: evaluate={evaluate!r}")
-    if getattr(model, "optimizer", None) is None:
-        raise ValueError(
-            "Data is evaluated by the compiled metrics: compile the model, or pass a function of it. "
-            f"Received: model={model.name!r}, which is not compiled"
-        )
-    return lambda: _by_metric(model, inputs())
-
-
-def _by_function(model: Any, evaluate: Callable[[Any], Any]) -> tuple[str, float]:
-    name = getattr(evaluate, "__name__", "<lambda>")
-    value = evaluate(model)
-    try:
-        number = float("no number" if isinstance(value, str) else value)
-    except (TypeError, ValueError):
-        raise ValueError(f"`evaluate` returns a number. Received: evaluate={name}, which returned {value!r}") from None
-    return "value" if name == "<lambda>" else name, number
-
-
-def _by_metric(model: Any, inputs: dict[str, Any]) -> tuple[str, float]:
-    results = model.evaluate(**inputs, verbose=0, return_dict=True)
-    # Keras sorts what it returns; the model itself knows the order in which the metrics were compiled.
-    names = [n for n in model.get_metrics_result() if n in results and n != "loss" and not n.endswith("_loss")]
-    if not names:
-        raise ValueError(
-            "No metric is compiled besides the loss: compile with metrics=['accuracy'], or pass a function of the "
-            f"model. Received: model={model.name!r}, which reports {', '.join(results)}"
-        )
-    return names[0], float(results[names[0]])
 
 
 def _checked(sparsities: Any) -> tuple[float, ...]:

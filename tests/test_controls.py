@@ -13,7 +13,7 @@ from keras import layers
 from test_prune import assert_unchanged, snapshot
 
 import kprune
-from kprune.controls import inverted, reinitialize, shuffle_masks, shuffled
+from kprune.controls import inverted, matched_epochs, reinitialize, shuffle_masks, shuffled
 from kprune.prune import Plan
 
 pytestmark = pytest.mark.one_session
@@ -397,3 +397,144 @@ def test_a_bad_reinitialization_changes_nothing():
         with pytest.raises(ValueError, match=message):
             reinitialize(model, **arguments)
         assert_unchanged(model, before)
+
+
+# Signs
+
+
+@keras.saving.register_keras_serializable("kprune_tests")
+class Known(keras.initializers.Initializer):
+    """3, -1, 3, -1 ...: mean 1, standard deviation 2."""
+
+    def __call__(self, shape, dtype=None):
+        return keras.ops.reshape(keras.ops.tile(keras.ops.array([3.0, -1.0], dtype), int(np.prod(shape)) // 2), shape)
+
+
+def known():
+    """A masked model with one weight of 2 x 4, of which (0, 2) and (1, 3) are pruned, and a bias."""
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(4, kernel_initializer=Known(), name="known")])
+    model.compile("adam", "mse", **CHEAP)
+    kprune.mask(model)
+    (weight,) = kprune.masked_weights(model)
+    kprune.set_masks(model, {weight.path: np.array([[True, True, False, True], [True, True, True, False]])})
+    model.layers[0].bias.assign([1.0, 2.0, 3.0, 4.0])
+    signs = {weight.path: np.array([[-0.1, -7.0, 5.0, 0.2], [0.3, 0.0, -1.0, 1.0]])}
+    return model, weight, signs
+
+
+@pytest.mark.parametrize(
+    ("signs", "constant", "expected"),
+    [
+        (True, False, [[-3.0, -1.0, 0.0, 1.0], [3.0, 0.0, -3.0, 0.0]]),
+        (True, True, [[-2.0, -2.0, 0.0, 2.0], [2.0, 0.0, -2.0, 0.0]]),
+        (False, True, [[2.0, -2.0, 0.0, -2.0], [2.0, -2.0, 2.0, 0.0]]),
+        (False, False, [[3.0, -1.0, 0.0, -1.0], [3.0, -1.0, 3.0, 0.0]]),
+    ],
+)
+def test_signs_and_constants_by_hand(signs, constant, expected):
+    model, weight, given_signs = known()
+    mask, bias = weight.kept(), model.layers[0].bias.numpy()
+    reinitialize(model, signs=given_signs if signs else None, constant=constant)
+    np.testing.assert_array_equal(weight.value(), expected)
+    np.testing.assert_array_equal(weight.kept(), mask)
+    np.testing.assert_array_equal(model.layers[0].bias.numpy(), bias)
+    reinitialize(model, weights="all", signs=given_signs if signs else None, constant=constant)
+    np.testing.assert_array_equal(weight.value(), expected)
+    np.testing.assert_array_equal(model.layers[0].bias.numpy(), 0)
+
+
+def test_the_signs_of_a_ticket_and_the_magnitudes_of_a_fresh_draw():
+    model = fitted()
+    ticket = kprune.Ticket.of(model)
+    reinitialize(model, seed=3)
+    fresh = values_of(model)
+    model.fit(*data(), batch_size=8, verbose=0)
+    # A ticket finds the weights of a model whose layers have other names, by their order; so do its signs.
+    renamed = {path.replace("hidden", "dense"): array for path, array in ticket.weights.items()}
+    for signs in (ticket.weights, renamed):
+        reinitialize(model, seed=3, signs=signs)
+        assert all((slot == 0).all() for kinds in slots(model).values() for slot in kinds)
+        for w in kprune.masked_weights(model):
+            np.testing.assert_array_equal(np.abs(w.value()), np.abs(fresh[w.path]))
+            np.testing.assert_array_equal(np.sign(w.value()), np.sign(ticket.weights[w.path]))
+            assert (w.value() != fresh[w.path]).any()
+    assert trains_on(model)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_signed_constants_in_half_precision(dtype):
+    keras.config.set_dtype_policy(dtype)
+    model = mlp(units=64, kernel_initializer=keras.initializers.RandomNormal(stddev=0.25))
+    kprune.mask(model)
+    halve(model)
+    signs = values_of(model)
+    reinitialize(model, signs=signs, constant=True)
+    for w in kprune.masked_weights(model):
+        assert w.value().dtype.name == dtype
+        np.testing.assert_array_equal(np.sign(w.value()), np.sign(signs[w.path]))
+        (alpha,) = np.unique(np.abs(w.value()[w.kept()]))
+        assert float(alpha) == pytest.approx(0.25, rel=0.15)
+
+
+def test_bad_signs_change_nothing():
+    model, weight, signs = known()
+    before = snapshot(model)
+    for given_signs, message in [
+        ([1.0], r"such as ticket\.weights\. Received: signs=\[1\.0\]$"),
+        ({}, r"such as ticket\.weights.*0 arrays.*Received: .*signs=\[\]$"),
+        ({weight.path: signs[weight.path].T}, r"has shape \(2, 4\). Received: shape=\(4, 2\), signs=\['"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            reinitialize(model, signs=given_signs)
+        assert_unchanged(model, before)
+    model.layers[0].kernel_initializer = keras.initializers.Ones()
+    with pytest.raises(ValueError, match=r"known/kernel draws the same value.*Received: constant=True$"):
+        reinitialize(model, signs=signs, constant=True)
+    assert_unchanged(model, before)
+    reinitialize(model, signs=signs)
+    np.testing.assert_array_equal(weight.value(), [[-1, -1, 0, 1], [1, 0, -1, 0]])
+
+
+# Matched epochs
+
+
+def test_matched_epochs_of_known_counts():
+    # 8 * 10 multiply-adds, of which 60 stay; 10 * 3 without a mask, which count on both sides.
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(10, name="hidden"), layers.Dense(3, name="logits")])
+    kprune.mask(model, filters="hidden")
+    assert matched_epochs(model, 7) == 7
+    (weight,) = kprune.masked_weights(model)
+    kprune.set_masks(model, {weight.path: np.arange(80).reshape(8, 10) < 60})
+    assert [matched_epochs(model, epochs) for epochs in (1, 4, 9, 90)] == [1, 4, 11, 110]  # times 110 / 90
+    kprune.set_masks(model, {weight.path: np.zeros((8, 10), bool)})
+    assert matched_epochs(model, 3) == 11  # 3 * 110 / 30
+
+
+def test_matched_epochs_count_uses_not_weights():
+    # 6 * 6 pixels use each of the 9 * 4 weights of the one layer, only one pixel those of the other.
+    inputs = keras.Input((6, 6, 1))
+    x = layers.Conv2D(4, 3, padding="same", name="conv")(inputs)
+    model = keras.Model(inputs, layers.Dense(9, name="dense")(layers.GlobalAveragePooling2D()(x)))
+    kprune.mask(model)
+    conv, dense = kprune.masked_weights(model)
+    kprune.set_masks(model, {dense.path: np.zeros(dense.shape, bool)})
+    assert matched_epochs(model, 36) == 37  # * (36 * 36 + 36) / (36 * 36)
+    kprune.set_masks(model, {dense.path: np.ones(dense.shape, bool), conv.path: np.zeros(conv.shape, bool)})
+    assert matched_epochs(model, 1) == 37
+
+
+def test_no_matched_epochs():
+    model = mlp()
+    with pytest.raises(ValueError, match=r"no masks.*Received: model="):
+        matched_epochs(model, 2)
+    kprune.mask(model)
+    for epochs in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"Received: epochs={epochs}$"):
+            matched_epochs(model, epochs)
+    kprune.set_masks(model, {w.path: np.zeros(w.shape, bool) for w in kprune.masked_weights(model)})
+    with pytest.raises(ValueError, match=r"Received: multiply-adds=276, of these left=0, of kernels without a mask=0$"):
+        matched_epochs(model, 2)
+    images = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3)])
+    kprune.mask(images)
+    with pytest.raises(ValueError, match=r"must be known.*Received: multiply-adds=None"):
+        matched_epochs(images, 2)

@@ -7,7 +7,7 @@ from tf_keras import layers
 from tfk_helpers import masked_mlp
 
 import kprune
-from kprune.controls import inverted, reinitialize, shuffle_masks
+from kprune.controls import inverted, matched_epochs, reinitialize, shuffle_masks
 
 
 def trains_on(model):
@@ -102,3 +102,30 @@ def test_the_seed_decides_the_values_and_the_optimizer_forgets():
     assert (values[0] != values[2]).all()
     assert all((slot == 0).all() for slot in slots(model))
     assert trains_on(model)
+
+
+def test_signs_are_kept_and_magnitudes_drawn_or_constant():
+    model = masked_mlp("adam")
+    ticket = kprune.Ticket.of(model)
+    model.fit(*data(), batch_size=8, verbose=0)
+    reinitialize(model, seed=2)
+    fresh = {w.path: w.value() for w in kprune.masked_weights(model)}
+    for constant in (False, True):
+        reinitialize(model, seed=2, signs=ticket.weights, constant=constant)
+        for w in kprune.masked_weights(model):
+            np.testing.assert_array_equal(np.sign(w.value()), np.sign(ticket.weights[w.path]))
+            if constant:
+                (alpha,) = np.unique(np.abs(w.value()[w.kept()]))
+                # Glorot's uniform on (-limit, limit) has standard deviation limit / sqrt(3).
+                assert abs(alpha - np.sqrt(2 / sum(w.shape))) < 0.06
+            else:
+                np.testing.assert_array_equal(np.abs(w.value()), np.abs(fresh[w.path]))
+    assert all((slot == 0).all() for slot in slots(model))
+    assert trains_on(model)
+
+
+def test_matched_epochs_of_known_counts():
+    model = masked_mlp(half=False)
+    assert matched_epochs(model, 5) == 5
+    kprune.prune(model, "magnitude", 2 / 3)
+    assert matched_epochs(model, 5) == 15  # 276 multiply-adds, of which 92 are left

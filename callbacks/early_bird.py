@@ -1,0 +1,160 @@
+"""EarlyBird: prune as soon as training no longer changes its mind about what to keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from kprune.analysis import mask_distance
+from kprune.masks import Masks, masked_weights, set_masks
+from kprune.prune import Plan
+from kprune.rewind import Snapshot, rewind, snapshot
+from kprune.schedules import check_sparsity
+
+from .base import MaskingCallback
+
+
+class EarlyBird(MaskingCallback):
+    """Draw at each epoch's end the masks that pruning now would give; prune when they settle (arXiv:1909.11957).
+
+    Of the last `patience` masks, the newest is compared with each other one: when there are so many and the largest
+    distance (`kprune.analysis.mask_distance`: the fraction of entries that differ) is below `threshold`, the newest
+    are set. The paper trains with large learning rates until then, and trains the ticket on from there:
+    `fit` once more, on the model that is now sparse.
+
+    Keras's logs get `mask_distance`, the largest of an epoch: NaN in the first, which has nothing to compare with, and
+    0 once the masks are set. To watch it, list this callback before CSVLogger and the like.
+
+    Args:
+        sparsity: fraction of zeros over all masked weights, in [0, 1).
+        criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`. The paper keeps the channels with
+            the largest scales of normalisation; here the nearest is pattern="channel".
+        threshold: above 0, at most 1; 0.1 in the paper. Two masks of sparsity s differ in at most 2 * min(s, 1 - s) of
+            their entries, so high sparsities need a smaller one; a warning is logged where any masks would settle.
+        patience: how many masks are kept, at least 2; 5 in the paper.
+        stop: whether the fit ends when the masks have settled; otherwise it trains the sparse network on.
+
+    Attributes:
+        settled_at: the epoch, from 0, at whose end the masks were set; None if they have not settled.
+
+    Raises:
+        ValueError: an argument is wrong; at the start of `fit`: the model has nothing to mask, or its optimizer cannot
+            keep weights at zero (Muon); at an epoch's end: a score is not finite.
+
+    >>> import keras, kprune, numpy as np
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> bird = kprune.callbacks.EarlyBird(sparsity=0.5, patience=3)
+    >>> fitted = model.fit(np.ones((32, 8)), np.ones((32, 1)), epochs=20, verbose=0, callbacks=[bird])
+    >>> bird.settled_at, len(fitted.epoch), kprune.summary(model).sparsity
+    (2, 3, 0.5)
+    """
+
+    def __init__(
+        self,
+        sparsity: float,
+        criterion: str | Callable[..., Any] = "magnitude",
+        scope: str | Callable[..., Any] | None = None,
+        pattern: str | Callable[..., Any] = "unstructured",
+        rounds: int | None = None,
+        seed: int = 0,
+        data: Any = None,
+        batches: int | None = 1,
+        threshold: float = 0.1,
+        patience: int = 5,
+        stop: bool = True,
+    ):
+        super().__init__()
+        check_sparsity("sparsity", sparsity)
+        self.plan = Plan(criterion, scope, pattern, rounds, seed, data, batches)
+        if {"initial", "movement"} & set(self.plan.needs):
+            raise ValueError(
+                "The masks are drawn by what the model is at an epoch's end; this criterion compares with what it was. "
+                f"Received: criterion={self.plan.name!r}"
+            )
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
+            raise ValueError(f"`threshold` is above 0 and at most 1. Received: threshold={threshold!r}")
+        if not isinstance(patience, int) or isinstance(patience, bool) or patience < 2:
+            raise ValueError(f"`patience` is a whole number, at least 2. Received: patience={patience!r}")
+        self.sparsity, self.threshold, self.patience, self.stop = sparsity, threshold, patience, stop
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget an earlier fit."""
+        self.settled_at: int | None = None
+        self._masks: list[Masks] = []
+        self._drawn = -1  # the last epoch at whose end masks were drawn
+        self._distance = math.nan  # the largest of that epoch
+        self._end: Snapshot | None = None
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not self._restored:
+            self._begin()
+        largest = 2 * min(self.sparsity, 1 - self.sparsity)
+        if largest < self.threshold:
+            logging.warning(
+                "EarlyBird: masks of sparsity %.4g never differ in more than %.4g of their entries, so any settle "
+                "below threshold=%.4g: set a smaller one.",
+                self.sparsity,
+                largest,
+                self.threshold,
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_begin(epoch)
+        # A backup that is listed before this callback is written before the masks of its epoch are drawn.
+        if self._restored and self._drawn < epoch - 1:
+            self._draw(epoch - 1)
+        self._drawn = epoch - 1
+        if self.settled_at is not None and self.stop:
+            # Killed after its last epoch. A fit that has begun an epoch takes a step before it stops.
+            self._end = snapshot(self.model)
+            self.model.stop_training = True
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._end is not None:
+            rewind(self.model, self._end)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        if self._drawn < epoch:  # once, also where the callback is listed twice
+            self._draw(epoch)
+        if logs is not None:
+            logs["mask_distance"] = self._distance
+        if self.settled_at is not None and self.stop:
+            self.model.stop_training = True
+
+    def _draw(self, epoch: int) -> None:
+        """Draw the masks of the epoch that has ended, and set them if they have settled."""
+        self._drawn = epoch
+        if self.settled_at is not None:
+            self._distance = 0.0
+            return
+        newest, others = self.plan.masks(self.model, self.sparsity), self._masks[-self.patience + 1 :]
+        self._masks = [*others, newest]
+        self._distance = max((mask_distance(newest, masks) for masks in others), default=math.nan)
+        if len(self._masks) == self.patience and self._distance < self.threshold:
+            set_masks(self.model, newest)
+            self.settled_at, self._masks = epoch, []
+            logging.info("EarlyBird: the masks have settled in epoch %d, at %.4f.", epoch + 1, self._distance)
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        settled_at = -1 if self.settled_at is None else self.settled_at
+        masks = {f"{i}/{j}": m for i, masks in enumerate(self._masks) for j, m in enumerate(masks.values())}
+        return {"epochs": np.array([self._drawn, settled_at]), **masks}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        super().set_state(state)
+        self._begin()
+        self._drawn, settled_at = map(int, state["epochs"])
+        self.settled_at = None if settled_at < 0 else settled_at
+        # By order: Keras may have given the layers other names since.
+        paths = [weight.path for weight in masked_weights(self.model)]
+        masks = [mask for key, mask in state.items() if key != "epochs"]
+        self._masks = [
+            dict(zip(paths, masks[i : i + len(paths)], strict=True)) for i in range(0, len(masks), len(paths))
+        ]

@@ -1,0 +1,316 @@
+"""What a ticket is worth untrained, how far two masks are apart, and whether two trainings end in one valley."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from .evaluation import masked_meanwhile, measure_by, unchanged
+from .masks import Masks, current_masks, masked_weights, strip
+from .rewind import Arrays, Snapshot, matched, model_weights, rewind, snapshot
+from .tables import new_table, table_lines
+from .ticket import Ticket
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def mask_distance(one: Masks, other: Masks) -> float:
+    """The fraction of entries that differ: the normalised Hamming distance of two masks (arXiv:1909.11957).
+
+    distance = number of entries kept by one mask alone / number of entries, over all weights
+
+    Args:
+        one, other: path -> bool array, True = kept; of the same weights, matched by path or, where the names differ,
+            by order.
+
+    Returns:
+        0 for equal masks; at most 2 * min(sparsity, 1 - sparsity) for two of one sparsity.
+
+    Raises:
+        ValueError: they are of other weights.
+
+    >>> one, other = np.array([True, True, False, False]), np.array([True, False, True, False])
+    >>> mask_distance({"kernel": one}, {"kernel": other})
+    0.5
+    """
+    others = matched(one, other, "model")
+    return sum(int((mask != others[path]).sum()) for path, mask in one.items()) / max(
+        1, sum(m.size for m in one.values())
+    )
+
+
+def supermask(model: Any, ticket: Ticket, evaluate: Any) -> float:
+    """What the ticket's masks alone are worth: the metric of mask * initial weights, untrained (arXiv:1905.01067).
+
+    Afterwards weights, masks, statistics, seeds, metrics and optimizer are bit for bit what they were, also when the
+    evaluation raises.
+
+    Args:
+        model: a built Keras 3 model (without masks it is masked for the duration), or a tf_keras model that
+            `kprune.mask` returned.
+        ticket: of this model; rewound to "init", as its weights are those to be evaluated. Masks by the criterion
+            "init_final_sign" make the best supermasks of those in the paper.
+        evaluate: a function of the model that returns a number, or data, as in `kprune.sensitivity`.
+
+    Returns:
+        The number, or the first compiled metric that is not a loss.
+
+    Raises:
+        ValueError: the ticket does not match the model, or as in `kprune.sensitivity`. Nothing has been changed then.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    >>> def total(model):
+    ...     return float(keras.ops.sum(model(np.ones((1, 4)))))
+    >>> ticket = kprune.find_ticket(model, lambda model, level: None, levels=1, rate=0.5, verbose=False)
+    >>> model.set_weights([np.zeros_like(value) for value in model.get_weights()])  # here in reality it is trained
+    >>> total(model), supermask(model, ticket, total)
+    (0.0, 2.0)
+    """
+    measure = measure_by(model, evaluate)
+    with masked_meanwhile(model):
+        _put(model, _matched(model, ticket.weights, "ticket"), _matched(model, ticket.masks, "ticket", masks=True))
+        return measure()[1]
+
+
+@dataclass(frozen=True)
+class LinearPath:
+    """A metric along the straight line between two networks; `print(path)` shows a table.
+
+    Attributes:
+        places: from 0, the one network, to 1, the other, evenly spaced.
+        values: the metric at each place.
+        metric: its name: a compiled one's, or that of the function.
+    """
+
+    places: tuple[float, ...]
+    values: tuple[float, ...]
+    metric: str
+
+    @property
+    def rise(self) -> float:
+        """The largest rise above the line between the ends: the barrier, if the metric is a loss or an error."""
+        return barrier(self.values)
+
+    @property
+    def fall(self) -> float:
+        """The largest fall below the line between the ends: the barrier, if the metric is an accuracy."""
+        return barrier([-value for value in self.values])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything above as numbers, strings and lists that JSON can hold."""
+        lists = {"places": list(self.places), "values": list(self.values)}
+        return {"metric": self.metric, **lists, "rise": self.rise, "fall": self.fall}
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw the metric along the way, and the line between the ends.
+
+        Args:
+            path: where to write it, if anywhere: .png, .svg or .pdf.
+
+        Returns:
+            The `matplotlib.figure.Figure`. No display is needed and no state of pyplot is touched.
+
+        Raises:
+            ValueError: the path ends in something else.
+        """
+        from .plots import draw_linear_path, written
+
+        return written(path, lambda: draw_linear_path(self))
+
+    def __str__(self) -> str:
+        table = new_table()
+        for header in ("place", self.metric):
+            table.add_column(header, justify="right")
+        for place, value in zip(self.places, self.values, strict=True):
+            table.add_row(f"{place:.4g}", f"{value:.4f}")
+        ends = f"from the line between the ends: at most {self.rise:.4f} above, {self.fall:.4f} below"
+        return "\n".join([*table_lines(table), ends])
+
+
+def barrier(values: Sequence[float]) -> float:
+    """The largest rise above the straight line between the ends (arXiv:1912.05671, 2110.06296).
+
+    barrier = max over i of values[i] - ((1 - t) * values[0] + t * values[-1]), t = i / (len(values) - 1)
+
+    1912.05671 subtracts the mean of the two ends instead, which is the same where the ends are equal.
+
+    Args:
+        values: losses or errors (lower = better) along a path, at evenly spaced places; NaN gives NaN.
+
+    Returns:
+        At least 0, as at the ends nothing rises.
+
+    Raises:
+        ValueError: there are fewer than two numbers.
+
+    >>> barrier([0.25, 1.0, 1.25, 0.75])
+    0.6666666666666667
+    """
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or len(array) < 2:
+        raise ValueError(f"`values` holds two numbers or more. Received: values={values!r}")
+    return float(np.max(array - np.linspace(array[0], array[-1], len(array))))
+
+
+def linear_path(
+    model: Any,
+    one: Snapshot,
+    other: Snapshot,
+    evaluate: Any,
+    points: int = 11,
+    prepare: Callable[[Any], Any] | None = None,
+    verbose: bool = True,
+) -> LinearPath:
+    """Evaluate the networks on the straight line between two (arXiv:1912.05671).
+
+    values[i] = metric((1 - t) * one + t * other), t = i / (points - 1)
+
+    All floating-point weights go along the line, normalisation statistics too; a network between two others has
+    statistics of its own, which `prepare` may estimate. The seeds are those of `one`, and masks are the model's: what
+    they prune is 0 all along. Afterwards weights, masks, statistics, seeds and metrics are bit for bit what they were,
+    also when an evaluation raises.
+
+    Args:
+        model: a built model of either Keras, masked or not.
+        one, other: from `kprune.rewind.snapshot`; only their weights matter. A `kprune.Ticket` will do.
+        evaluate: a function of the model that returns a number, or data, as in `kprune.sensitivity`.
+        points: number of places, both ends included.
+        prepare: a function of the model, called at each place before it is evaluated. It may call the model with
+            `training=True` on training data, by which the statistics move; it must not train it.
+        verbose: show a progress bar over the places.
+
+    Returns:
+        `LinearPath`: `places`, `values`, `rise`, `fall`, `to_dict()`, `plot(path)`; its str is a table.
+
+    Raises:
+        ValueError: an argument is wrong, or a snapshot is of another model. Nothing has been changed then.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    >>> ends = []
+    >>> for weight in (-1.0, 1.0):
+    ...     model.set_weights([np.array([[weight]])])
+    ...     ends.append(kprune.rewind.snapshot(model))
+    >>> def loss(model):  # (w ** 2 - 1) ** 2: two valleys
+    ...     return float((model.get_weights()[0][0, 0] ** 2 - 1) ** 2)
+    >>> path = linear_path(model, *ends, loss, points=5)
+    >>> path.values, path.rise
+    ((0.0, 0.5625, 1.0, 0.5625, 0.0), 1.0)
+    """
+    _check_points(points)
+    measure = measure_by(model, evaluate)
+    ends = [_matched(model, end.weights, name) for name, end in (("one", one), ("other", other))]
+    places, values = [i / (points - 1) for i in range(points)], []
+    with unchanged(model):
+        for place in tqdm(places, desc="linear path", unit="point", disable=not verbose, delay=1):
+            _put(model, {path: _between(value, ends[1][path], place) for path, value in ends[0].items()})
+            if prepare is not None:
+                prepare(model)
+            metric, value = measure()
+            values.append(value)
+    return LinearPath(tuple(places), tuple(values), metric)
+
+
+def instability(
+    model: Any,
+    train: Callable[[Any, int], Any],
+    evaluate: Any,
+    at: Snapshot | None = None,
+    seeds: tuple[int, int] = (0, 1),
+    points: int = 11,
+    prepare: Callable[[Any], Any] | None = None,
+    verbose: bool = True,
+) -> LinearPath:
+    """Train two copies from one point on data in different orders; evaluate between them (arXiv:1912.05671).
+
+    Networks whose error hardly rises on the line between the copies are stable: from that point on the order of the
+    data does not decide where training ends. Winning tickets are found where the rewind point is stable. Afterwards
+    the model with its optimizer is bit for bit what it was, also after an exception.
+
+    Args:
+        model: a built, compiled model of either Keras, with the masks of a ticket or dense.
+        train: a function of the model and a seed that trains the model to its end, with data in the order of the seed:
+            `kprune.RewindableBatches(..., seed=seed)`, or `keras.utils.set_random_seed(seed)` before `fit`. It must
+            neither compile the model nor change its masks.
+        evaluate: a function of the model that returns a number, or data, as in `kprune.sensitivity`.
+        at: `kprune.rewind.Snapshot` from which both are trained, optimizer and dropout's seeds included, as
+            `kprune.callbacks.TakeSnapshot` takes it; by default the model as it is now.
+        seeds: two numbers for `train`.
+        points, prepare, verbose: as in `linear_path`.
+
+    Returns:
+        `LinearPath` from the copy of the first seed to that of the second.
+
+    Raises:
+        ValueError: an argument is wrong, `at` is of another model or optimizer, or `train` changed the masks.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse", metrics=["mae"])
+    >>> x, y = np.eye(2), np.array([[1.0], [-1.0]])
+    >>> def train(model, seed):
+    ...     batches = kprune.RewindableBatches(x, y, batch_size=1, model=model, seed=seed)
+    ...     model.fit(batches, epochs=2, shuffle=False, verbose=0)
+    >>> path = instability(model, train, (x, y), points=3, verbose=False)
+    >>> path.metric, path.places
+    ('mae', (0.0, 0.5, 1.0))
+    """
+    _check_points(points)
+    if len(seeds) != 2 or seeds[0] == seeds[1]:
+        raise ValueError(f"`seeds` are two, and not the same. Received: seeds={seeds!r}")
+    measure_by(model, evaluate)
+    masks, ends = current_masks(model), []
+    with unchanged(model, optimizer=True):
+        begin = snapshot(model) if at is None else at
+        try:
+            for seed in tqdm(seeds, desc="instability", unit="training", disable=not verbose):
+                rewind(model, begin)
+                train(model, seed)
+                if any((kept != masks.get(path, True)).any() for path, kept in current_masks(model).items()):
+                    raise ValueError(f"`train` changed the masks: let it prune nothing. Received: seed={seed!r}")
+                ends.append(snapshot(model))
+            return linear_path(model, ends[0], ends[1], evaluate, points, prepare, verbose)
+        finally:
+            if not masks and masked_weights(model):  # a callback of kprune's among those of `train` has masked it
+                strip(model)
+
+
+def _check_points(points: int) -> None:
+    if not isinstance(points, int) or isinstance(points, bool) or points < 2:
+        raise ValueError(f"`points` is a whole number, at least 2. Received: points={points!r}")
+
+
+def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arrays:
+    """path of the model's weights (or of its masked ones) -> array; ValueError if they are of another model."""
+    mine = {weight.path: weight for weight in masked_weights(model)} if masks else model_weights(model)
+    try:
+        return matched(mine, arrays, "model")
+    except ValueError as error:
+        raise ValueError(f"`{name}` does not match. {error}, {name}") from error
+
+
+def _between(one: np.ndarray, other: np.ndarray, place: float) -> np.ndarray:
+    """(1 - place) * one + place * other, in their own dtype; whole numbers, such as seeds, stay those of `one`."""
+    if not keras.backend.is_float_dtype(one.dtype.name):
+        return one
+    return ((1 - place) * one.astype(np.float64) + place * other.astype(np.float64)).astype(one.dtype)
+
+
+def _put(model: Any, weights: Arrays, masks: Masks | None = None) -> None:
+    """Give a model weights, and masks if there are some; unlike `set_masks`, this leaves the optimizer alone."""
+    variables = model_weights(model)
+    for weight in masked_weights(model):
+        old = np.asarray(weight.mask.numpy())
+        kept = old.astype(bool) if masks is None else masks[weight.path]
+        weight.mask.assign(kept.astype(old.dtype))
+        weights = {**weights, weight.path: np.where(kept, weights[weight.path], 0)}
+    for path, value in weights.items():
+        variables[path].assign(value)
