@@ -43,8 +43,10 @@ doctest: install-test
 test-tensorflow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) tests --ignore=tests/tf_keras
 
+# What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends.
+ONCE := data faults golden_masks models patterns schedules scopes sweep
 test-jax: install-test
-	KERAS_BACKEND=jax $(PYTEST) tests --ignore=tests/tf_keras
+	KERAS_BACKEND=jax $(PYTEST) tests --ignore=tests/tf_keras $(ONCE:%=--ignore=tests/test_%.py)
 
 test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_KILLS=30 $(PYTEST) tests/test_faults.py -k random
