@@ -16,7 +16,7 @@ from ..report import plot_sparsity, summary
 from ..schedules import PolynomialDecay
 from . import common
 
-METHODS = ("dense", "gradual", *common.criteria(data=True))
+METHODS = ("dense", "gradual", *common.criteria("data"))
 
 
 def run(values: Any, arguments: list[str]) -> None:
@@ -35,7 +35,7 @@ def run(values: Any, arguments: list[str]) -> None:
         if file.exists():
             raise ValueError(f"{file} exists; add --overwrite. Received: export_dir={values.export_dir!r}")
     dataset = common.load_data(values, values.seed)
-    network = common.new_network(values, dataset, values.seed, masked=values.method != "dense")
+    network = common.new_network(values, dataset, values.seed, values.method != "dense", values.library)
     steps = common.count_steps(values, dataset)
     how = "dense" if values.method == "dense" else f"{values.method} to sparsity {values.sparsity:.6g}"
     images = f"{'x'.join(map(str, dataset.input_shape))}, {dataset.classes} classes"
@@ -76,8 +76,8 @@ def _callbacks(values: Any, dataset: Dataset, steps: int) -> list[Any]:
     return [pruning, SparsityLogger(table=values.verbose)]
 
 
-_WITH_DATA = ", ".join(sorted(set(METHODS[2:]) - set(common.criteria(data=False))))
-_WITHOUT = ", ".join(common.criteria(data=False))
+_WITH_DATA = ", ".join(sorted(set(METHODS[2:]) - set(common.criteria())))
+_WITHOUT = ", ".join(common.criteria())
 
 TRAIN = Command(
     "train",
@@ -88,6 +88,7 @@ TRAIN = Command(
         Option("method", "synflow", "how to prune: see below", METHODS),
         Option("sparsity", 0.9, "fraction of zeros to prune to", float, common.SPARSITY),
         *common.training_options("conv-4", 1.0, 15),
+        common.LIBRARY,
         Option(
             "seed", 0, "of initial weights, order of images, random pruning, sample of images", int, common.at_least(0)
         ),
