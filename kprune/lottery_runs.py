@@ -249,8 +249,9 @@ def run_lotteries(
             )
 
         def keep(cell: LotteryRun) -> None:
-            bar.update(cell.key in keys and cell.key not in table.cells)
-            table.add(cell)
+            if cell.key not in table.cells:  # each mode trains the dense network anew
+                table.add(cell)
+                bar.update(cell.key in keys)
 
         for seed in seeds:
             missing = [key for key in _keys(modes, base, levels, seed) if key not in table.cells]
