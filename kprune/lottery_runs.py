@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
-from .callbacks import TakeSnapshot
-from .controls import reinitialize, shuffled
 from .criteria import CRITERIA
 from .data import Dataset
-from .files import pack, unpack, write
-from .find_ticket import Level, find_ticket
-from .lottery import Lottery, density
-from .masks import is_tf_keras, masked_weights
-from .prune import Plan, mask_for_pruning
+from .lottery import Lottery
+from .lottery_network import CONTROLS, REWINDS, LotteryNetwork
+from .prune import Plan
 from .registry import trait
-from .replay import RewindableBatches
-from .rewind import RewindPoint, Snapshot, restore, snapshot
-from .runs import RunTable, accuracies, check_each_once, check_epochs, check_seeds
+from .runs import RunTable, check_each_once, check_epochs, check_seeds
 from .tables import new_table, table_lines
-from .ticket import Ticket
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# mode -> what of the network is rewound; "init" to its begin, the others to `rewind_to`.
-REWINDS = {"init": "weights", "rewind": "weights", "learning_rate": "learning_rate", "finetune": "none"}
-CONTROLS = ("reinitialize", "shuffle")
 MODES = (*REWINDS, *CONTROLS)
 DENSE = "dense"
-_POINT = "rewind-point.npz"
 
 
 @dataclass(frozen=True)
@@ -223,14 +210,15 @@ def run_lotteries(
     }
     table = RunTable(path, LotteryRun, own, settings)
     needs_data = "data" in trait(CRITERIA.get(criterion), "needs", ())
-    pruning = {
+    pruning: dict[int, dict[str, Any]] = {
         # All, as the first batches of a sample have only the first classes.
         seed: {"seed": seed, "data": data.sample(seed=seed) if needs_data else None, "batches": None}
         for seed in seeds
     }
-    plan = {"criterion": criterion, "scope": scope, "rounds": rounds}
+    plan: dict[str, Any] = {"criterion": criterion, "scope": scope, "rounds": rounds}
     for options in pruning.values():  # wrong arguments are known before the first training
         lottery = Lottery.of(levels, rate, rewind_to, "weights", Plan(**plan, **options))
+    if {"rewind", "learning_rate", "finetune"} & set(modes):
         step = lottery.point.in_steps(epochs, math.ceil(len(data.train[0]) / data.batch_size))
         if step == 0 and {"init", "rewind"} <= set(modes):
             raise ValueError(f"To rewind to the begin is what 'init' does. Received: {modes=}, {rewind_to=}")
@@ -245,23 +233,27 @@ def run_lotteries(
         if not table.cells and any(folder.glob("*/*/*.npz")):
             raise ValueError(
                 f"{folder} holds levels of runs that the file does not: delete the folder, or write elsewhere. "
-                f"Received: path={os.fspath(path)!r}"  # type: ignore[arg-type]
+                f"Received: path={str(table.path)!r}"
             )
-
-        def keep(cell: LotteryRun) -> None:
-            if cell.key not in table.cells:  # each mode trains the dense network anew
-                table.add(cell)
-                bar.update(cell.key in keys)
 
         for seed in seeds:
             missing = [key for key in _keys(modes, base, levels, seed) if key not in table.cells]
             if not missing:
                 continue
             bar.set_description(f"lottery, seed {seed}")
+
+            def keep(mode: str, masks_of: str, level: int, result: dict[str, Any], seed: int = seed) -> None:
+                names = (mode, masks_of) if level else (DENSE, DENSE)
+                numbers = {name: result[name] for name in ("density", "accuracy", "best", "seconds")}
+                cell = LotteryRun(*names, level, seed, **numbers)
+                if cell.key not in table.cells:  # each lottery trains the dense network anew
+                    table.add(cell)
+                    bar.update(cell.key in keys)
+
             wanted = {mode for mode, _, _, _ in missing}
             if wanted & {DENSE, *CONTROLS}:
                 wanted.add(base)
-            network = _Network(build(seed), data, epochs, seed, folder / f"seed-{seed}", keep)
+            network = LotteryNetwork(build(seed), data, epochs, seed, folder / f"seed-{seed}", keep)
             for mode in REWINDS:
                 if mode in wanted:
                     network.draw(mode, rewind_to, levels=levels, rate=rate, **plan, **pruning[seed])
@@ -269,84 +261,6 @@ def run_lotteries(
                 if mode in CONTROLS:
                     network.control(mode, masks_of, level, rewind_to)
     return LotteryRuns(tuple(table.cells[key] for key in keys), tuple(modes), 1 / data.classes, table.settings)
-
-
-class _Network:
-    """The network of a seed, which all its lotteries and controls train in turn, so that it is compiled once."""
-
-    def __init__(
-        self,
-        model: Any,
-        data: Dataset,
-        epochs: int,
-        seed: int,
-        folder: Path,
-        keep: Callable[[LotteryRun], None],
-    ):
-        if is_tf_keras(model):
-            raise ValueError(f"`build` returns a Keras 3 model. Received: model={model.name!r}, of tf_keras")
-        mask_for_pruning(model)
-        self.model, self.data, self.epochs, self.seed, self.folder, self.keep = model, data, epochs, seed, folder, keep
-        self.begin = snapshot(model)
-        self.dense = {weight.path: np.ones(weight.shape, bool) for weight in masked_weights(model)}
-
-    def draw(self, mode: str, rewind_to: str | int | float, **options: Any) -> None:
-        """A lottery, from its first level that is not finished."""
-        folder, point = self.folder / mode, "init" if mode == "init" else rewind_to
-
-        def train(model: Any, level: Level) -> dict[str, float]:
-            taker = TakeSnapshot(point)
-            result = self._fit(level.initial_epoch, [*level.callbacks, *([] if level.number else [taker])])
-            if taker.snapshot is not None:
-                write(folder / _POINT, pack(taker.snapshot.to_arrays(), {}))
-            self._keep(mode, mode, level.number, result)
-            return result
-
-        restore(self.model, self.dense, self.begin)
-        ticket = find_ticket(
-            self.model, train, rewind_to=point, rewind=REWINDS[mode], folder=folder, verbose=False, **options
-        )
-        for result in ticket.about["results"]:  # a row may have been deleted
-            self._keep(mode, mode, result["level"], result)
-
-    def control(self, mode: str, masks_of: str, level: int, rewind_to: str | int | float) -> None:
-        """The control of a level of a lottery that is finished."""
-        masks = Ticket.load(self.folder / masks_of / f"level-{level}.npz").masks
-        draws = self.seed + 1000 * level
-        begin, first = self.begin, 0
-        if mode == "shuffle":
-            masks = shuffled(masks, draws)
-            file = self.folder / masks_of / _POINT
-            begin = Snapshot.from_arrays(unpack(file.read_bytes(), str(file))[0])
-            if masks_of != "init":
-                first = RewindPoint.of(rewind_to).in_epochs(self.epochs, len(self._batches()))
-        restore(self.model, masks, begin)
-        if mode == "reinitialize":
-            reinitialize(self.model, draws, weights="all")
-        self._keep(mode, masks_of, level, self._fit(first, []))
-
-    def _fit(self, initial_epoch: int, callbacks: list[Any]) -> dict[str, float]:
-        start = time.perf_counter()
-        fitted = self.model.fit(
-            self._batches(),
-            epochs=self.epochs,
-            initial_epoch=initial_epoch,
-            shuffle=False,
-            callbacks=callbacks,
-            validation_data=self.data.test,
-            validation_batch_size=self.data.batch_size,
-            verbose=0,
-        )
-        kept = density(masked_weights(self.model))
-        return {"density": kept, **accuracies(fitted.history), "seconds": round(time.perf_counter() - start, 2)}
-
-    def _batches(self) -> RewindableBatches:
-        return RewindableBatches(*self.data.train, self.data.batch_size, self.model, self.seed)  # type: ignore[misc]
-
-    def _keep(self, mode: str, masks_of: str, level: int, result: dict[str, Any]) -> None:
-        names = (mode, masks_of) if level else (DENSE, DENSE)
-        numbers = {name: result[name] for name in ("density", "accuracy", "best", "seconds")}
-        self.keep(LotteryRun(*names, level, self.seed, **numbers))
 
 
 def _check_modes(modes: Sequence[str]) -> str:

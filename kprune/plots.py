@@ -164,7 +164,7 @@ def draw_lotteries(report: LotteryRuns) -> Figure:
     for mode, color in zip(report.modes, itertools.cycle(_LINES[::-1]), strict=False):
         columns = [report.of(mode, level) for level in report.levels]
         _band(axes, report.densities, columns, color=color, label=mode, marker="o", markersize=4)
-    dense = np.mean([cell.accuracy for cell in report.of("dense", 0)])
+    dense = float(np.mean([cell.accuracy for cell in report.of("dense", 0)]))
     axes.axhline(dense, color=_TEXT, linewidth=1, linestyle=":", label="dense")
     axes.set_xscale("log")
     axes.invert_xaxis()

@@ -6,9 +6,9 @@ import csv
 import io
 import os
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from .files import write
 
@@ -16,7 +16,7 @@ from .files import write
 class Run(Protocol):
     """A finished training run: a dataclass of words and numbers."""
 
-    __dataclass_fields__: Any
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def key(self) -> Hashable:
@@ -124,11 +124,11 @@ def check_epochs(epochs: int) -> None:
         raise ValueError(f"`epochs` is a whole number, at least 1. Received: epochs={epochs!r}")
 
 
-def accuracies(history: dict[str, list[float]]) -> dict[str, float]:
-    """The test accuracy of a fit after its last epoch, "accuracy", and the highest, "best"."""
+def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
+    """The test accuracy of a fit after its last epoch, and the highest; ValueError if it has none."""
     if "val_accuracy" not in history:
         raise ValueError(
             f"`build` compiles the model with metrics=['accuracy']. Received: a model that reports {', '.join(history)}"
         )
     found = history["val_accuracy"]
-    return {"accuracy": round(float(found[-1]), 6), "best": round(float(max(found)), 6)}
+    return round(float(found[-1]), 6), round(float(max(found)), 6)

@@ -208,13 +208,14 @@ def _train(key: tuple[str, float, int], build: Callable[[int], Any], data: Datas
     start = time.perf_counter()
     model = build(key[2])
     history = model.fit(**data.fit_kwargs(), epochs=epochs, callbacks=pruning, verbose=0).history
-    reached = accuracies(history)
+    accuracy, best = accuracies(history)
     kept = [weight.kept() for weight in masked_weights(model)]
     size = sum(mask.size for mask in kept)
     zeros = size - sum(int(mask.sum()) for mask in kept)
     return Cell(
         *key,
-        **reached,
+        accuracy=accuracy,
+        best=best,
         sparsity=zeros / size if size else 0.0,
         collapsed=sum(not mask.any() for mask in kept),
         seconds=round(time.perf_counter() - start, 2),

@@ -287,7 +287,7 @@ def test_levels_without_their_file_are_refused(tmp_path):
         (dict(modes=["rewind", "init"], rewind_to="init"), r"Received: modes=.*, rewind_to='init'$"),
         (dict(modes=["rewind", "init"], rewind_to=0.0), r"Received: modes=.*, rewind_to=0.0$"),
         (dict(rewind_to="begin"), r"Received: rewind_to='begin'$"),
-        (dict(rewind_to="epoch:3"), r"not within the 12 steps"),
+        (dict(modes=["finetune"], rewind_to="epoch:3"), r"not within the 12 steps"),
         (dict(levels=0), r"Received: levels=0$"),
         (dict(rate=1.0), r"Received: rate=1.0$"),
         (dict(seeds=[0, 0]), r"Received: seeds=\[0, 0\]$"),

@@ -83,7 +83,7 @@ _CRITERIA = common.criteria("data", "initial")
 _RATE = (lambda value: 0 < value < 1, "must be above 0 and below 1")
 # The order of data is rewound, too, which is known of arrays alone.
 _ARRAYS = tuple(name for name in data.NAMES if name != "imagenet")
-_CHANGED = {"dataset": {"kind": _ARRAYS}, "decay": {"default": "step"}}
+_CHANGED: dict[str, dict[str, Any]] = {"dataset": {"kind": _ARRAYS}, "decay": {"default": "step"}}
 
 
 def _training_options() -> tuple[Option, ...]:
