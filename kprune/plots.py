@@ -159,7 +159,7 @@ def draw_sweep(report: Sweep) -> Figure:
 
 def draw_lotteries(report: LotteryRuns) -> Figure:
     """The lines of `kprune.lottery_runs.LotteryRuns.plot`."""
-    figure = Figure(figsize=(9, 5), dpi=144, layout="constrained")
+    figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for mode, color in zip(report.modes, itertools.cycle(_LINES[::-1]), strict=False):
         columns = [report.of(mode, level) for level in report.levels]

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -190,6 +191,20 @@ def test_the_file(tmp_path):
     assert sorted(file.name for file in path.parent.iterdir()) == ["cells-levels", "cells.csv"]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trained") / "cells.csv"
+    return path, run(path=path, modes=["init", "shuffle"], levels=2)
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A file of a ticket and a control of two levels, and its report."""
+    path, report = trained
+    shutil.copytree(path.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "cells.csv", report
+
+
 class Killed(BaseException):
     pass
 
@@ -224,23 +239,25 @@ def test_a_comparison_that_is_killed_goes_on_where_it_stopped(tmp_path, monkeypa
     assert len(rows(path)) == len(whole.cells) == 9
 
 
-def test_a_finished_file_is_only_read_and_a_larger_comparison_goes_on_with_it(tmp_path):
-    path = tmp_path / "cells.csv"
-    first = run(path=path, levels=2)
+def test_a_finished_file_is_only_read_and_a_larger_comparison_goes_on_with_it(finished):
+    path, first = finished
     before = path.read_bytes()
-    assert run(build=refuse_to_build, path=path, levels=2) == first
-    larger = run(path=path, levels=2, modes=["finetune", "init", "shuffle"])
+    assert run(build=refuse_to_build, path=path, modes=["init", "shuffle"], levels=2) == first
+    part = run(build=refuse_to_build, path=path, levels=2)
+    assert part.cells == tuple(cell for cell in first.cells if cell.mode != "shuffle")
+    assert path.read_bytes() == before
+    larger = run(path=path, levels=2, modes=["finetune", "init", "reinitialize"])
     assert path.read_bytes().startswith(before)
-    assert [cell for cell in larger.cells if cell.mode in ("dense", "init")] == list(first.cells)
-    assert without_seconds(larger.cells) == without_seconds(run(levels=2, modes=["finetune", "init", "shuffle"]).cells)
+    assert without_seconds(larger.cells) == without_seconds(
+        run(levels=2, modes=["finetune", "init", "reinitialize"]).cells
+    )
 
 
-def test_a_row_that_was_deleted_comes_back(tmp_path):
-    path = tmp_path / "cells.csv"
-    first = run(path=path, levels=2, modes=["init", "shuffle"])
+def test_a_row_that_was_deleted_comes_back(finished):
+    path, first = finished
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([*lines[:2], *lines[4:]]))  # without level 2 of the ticket and level 1 of the control
-    again = run(path=path, levels=2, modes=["init", "shuffle"])
+    path.write_text("".join([*lines[:3], *lines[5:]]))  # without level 2 of the ticket and level 1 of the control
+    again = run(path=path, modes=["init", "shuffle"], levels=2)
     assert without_seconds(again.cells) == without_seconds(first.cells)
 
 
@@ -248,27 +265,25 @@ def test_a_row_that_was_deleted_comes_back(tmp_path):
     ("arguments", "message"),
     [
         (dict(epochs=2), r"other settings: epochs=3 there, 2 now\. .*Received: path='.*cells.csv'$"),
-        (dict(levels=2, rate=0.4), r"levels=1 there, 2 now; rate=0.5 there, 0.4 now"),
+        (dict(levels=1, rate=0.4), r"levels=2 there, 1 now; rate=0.5 there, 0.4 now"),
         (dict(rewind_to="epoch:2"), r"rewind_to=epoch:1 there, epoch:2 now"),
         (dict(criterion="random", scope="erk"), r"criterion=magnitude there, random now; scope= there, erk now"),
         (dict(settings={"pace": 1}), r"its columns should be pace, dataset, .*Received: path='.*cells.csv'$"),
     ],
 )
-def test_a_file_of_another_comparison_is_refused(tmp_path, arguments, message):
-    path = tmp_path / "cells.csv"
-    run(path=path)
+def test_a_file_of_another_comparison_is_refused(finished, arguments, message):
+    path, _ = finished
     before = path.read_bytes()
     with pytest.raises(ValueError, match=message):
-        run(build=refuse_to_build, path=path, **arguments)
+        run(**{"build": refuse_to_build, "path": path, "levels": 2, **arguments})
     assert path.read_bytes() == before
 
 
-def test_levels_without_their_file_are_refused(tmp_path):
-    path = tmp_path / "cells.csv"
-    run(path=path)
+def test_levels_without_their_file_are_refused(finished):
+    path, _ = finished
     path.unlink()
     with pytest.raises(ValueError, match=r"cells-levels holds levels of runs .*Received: path='.*cells.csv'$"):
-        run(build=refuse_to_build, path=path, epochs=2)
+        run(build=refuse_to_build, path=path, levels=2, epochs=2)
     assert not path.exists()
 
 
