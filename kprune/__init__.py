@@ -15,7 +15,20 @@ _root = pathlib.Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
     __path__.append(str(_root))
 
-from . import analysis, callbacks, controls, criteria, data, models, patterns, rewind, schedules, scopes, sweep  # noqa: E402
+from . import (  # noqa: E402
+    analysis,
+    callbacks,
+    controls,
+    criteria,
+    data,
+    lottery_runs,
+    models,
+    patterns,
+    rewind,
+    schedules,
+    scopes,
+    sweep,
+)
 from ._version import __version__  # noqa: E402
 from .batches import balanced_sample  # noqa: E402
 from .export import export  # noqa: E402
@@ -44,6 +57,7 @@ __all__ = [
     "data",
     "export",
     "find_ticket",
+    "lottery_runs",
     "mask",
     "masked_weights",
     "models",

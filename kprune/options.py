@@ -20,7 +20,7 @@ class Option:
         kind: what its value is: str, int, float, bool or list (words with commas between them, which its default is
             written as, too); or a tuple of the values that it takes.
         check: what a value must satisfy, and the sentence that says so.
-        stands_for: the word for its value in the help; by default one for its kind.
+        word: what the help writes for a value of kind str.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Option:
     help: str
     kind: type | tuple[str, ...] = str
     check: tuple[Callable[[Any], bool], str] | None = None
-    stands_for: str | None = None
+    word: str = "PATH"
 
     def define(self, values: flags.FlagValues) -> None:
         """Add the flag to `values`."""
@@ -46,9 +46,7 @@ class Option:
         """The flag as its user writes it."""
         if isinstance(self.kind, tuple):
             return f"--{self.name}=NAME"
-        if self.stands_for:
-            return f"--{self.name}={self.stands_for}"
-        return f"--{self.name}" + {bool: "", int: "=N", float: "=X", str: "=PATH", list: "=A,B"}[self.kind]
+        return f"--{self.name}" + {bool: "", int: "=N", float: "=X", str: f"={self.word}", list: "=A,B"}[self.kind]
 
     @property
     def line(self) -> str:

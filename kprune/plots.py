@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from .schedules import PerLayer, Schedule, TfmotSchedule, as_schedule
 
 if TYPE_CHECKING:
     from .analysis import LinearPath
+    from .lottery_runs import LotteryRuns
     from .sensitivity import Sensitivity
     from .sweep import Sweep
 
@@ -155,10 +156,7 @@ def draw_sweep(report: Sweep) -> Figure:
     at = report.compressions
     for method, color in zip(report.methods, itertools.cycle(_LINES), strict=False):
         columns = [report.of(method, compression) for compression in at]
-        accuracies = [[cell.accuracy for cell in column] for column in columns]
-        means = [np.mean(column) for column in accuracies]
-        axes.fill_between(at, list(map(min, accuracies)), list(map(max, accuracies)), color=color, alpha=0.15, lw=0)
-        axes.plot(at, means, color=color, linewidth=1.8, label=method)
+        means = _band(axes, at, columns, color=color, label=method)
         for gone, marker in ((False, "o"), (True, "x")):
             some = [i for i, column in enumerate(columns) if any(cell.collapsed for cell in column) == gone]
             axes.scatter([at[i] for i in some], [means[i] for i in some], color=color, marker=marker)
@@ -170,12 +168,47 @@ def draw_sweep(report: Sweep) -> Figure:
     axes.set_xlabel("compression: weights / weights left")
     axes.set_ylabel("test accuracy after the last epoch")
     _plain_axes(axes)
+    figure.suptitle(f"pruned before training: {_runs(report)}", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    return figure
+
+
+def draw_lotteries(report: LotteryRuns) -> Figure:
+    """The lines of `kprune.lottery_runs.LotteryRuns.plot`."""
+    figure = Figure(figsize=(9, 5), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for mode, color in zip(report.modes, itertools.cycle(_LINES[::-1]), strict=False):
+        columns = [report.of(mode, level) for level in report.levels]
+        _band(axes, report.densities, columns, color=color, label=mode, marker="o", markersize=4)
+    dense = float(np.mean([cell.accuracy for cell in report.of("dense", 0)]))
+    axes.axhline(dense, color=_TEXT, linewidth=1, linestyle=":", label="dense")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.set_xlabel("density: weights left / weights")
+    axes.set_ylabel("test accuracy after the last epoch")
+    _plain_axes(axes)
+    figure.suptitle(f"lottery tickets: {_runs(report)}", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    return figure
+
+
+def _band(axes: Any, at: Sequence[float], columns: Sequence[Sequence[Any]], **line: Any) -> list[float]:
+    """A line through the mean accuracies of columns of runs, in a band from least to most; the means."""
+    accuracies = [[run.accuracy for run in column] for column in columns]
+    means = [float(np.mean(column)) for column in accuracies]
+    axes.fill_between(at, list(map(min, accuracies)), list(map(max, accuracies)), color=line["color"], alpha=0.15, lw=0)
+    axes.plot(at, means, linewidth=1.8, **line)
+    return means
+
+
+def _runs(report: Sweep | LotteryRuns) -> str:
+    """What was trained how long and how often."""
     seeds = len(report.seeds)
     drawn = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
     trained = " on ".join(str(report.settings[name]) for name in ("model", "dataset") if name in report.settings)
-    figure.suptitle(f"pruned before training: {trained}, {report.settings['epochs']} epochs, {drawn}", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
-    return figure
+    return f"{trained}, {report.settings['epochs']} epochs, {drawn}"
 
 
 def _lines(schedules: Any) -> dict[str, Schedule]:

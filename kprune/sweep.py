@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -18,6 +16,7 @@ from .criteria import CRITERIA
 from .data import Dataset
 from .masks import masked_weights
 from .registry import trait
+from .runs import RunTable, accuracies, check_each_once, check_epochs, check_seeds
 from .tables import new_table, table_lines
 
 if TYPE_CHECKING:
@@ -52,9 +51,10 @@ class Cell:
     collapsed: int
     seconds: float
 
-
-_CONVERT: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
-_COLUMNS = {field.name: _CONVERT[str(field.type)] for field in fields(Cell)}
+    @property
+    def key(self) -> tuple[str, float, int]:
+        """What tells it from the other cells."""
+        return self.method, self.compression, self.seed
 
 
 @dataclass(frozen=True)
@@ -177,14 +177,9 @@ def sweep(
     [('dense', 1.0, 0.0), ('magnitude', 100.0, 0.9897)]
     """
     keys = _keys(methods, compressions, seeds)
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"`epochs` is a whole number, at least 1. Received: epochs={epochs!r}")
+    check_epochs(epochs)
     own = {"dataset": data.name, "batch_size": data.batch_size, "epochs": epochs, "scope": scope, "rounds": rounds}
-    for name in settings or ():
-        if name in own or name in _COLUMNS:
-            raise ValueError(f"The sweep has a column of that name already. Received: settings={name!r}")
-    common = {**(settings or {}), **own}
-    table = _Table(path, common)
+    table = RunTable(path, Cell, own, settings)
     samples = {seed: data.sample(seed=seed) for seed in seeds} if any(map(_needs_data, methods)) else {}
 
     def pruning(method: str, compression: float, seed: int) -> list[PruneAtInit]:
@@ -206,86 +201,32 @@ def sweep(
             table.add(_train(key, build, data, epochs, pruning(*key)))
             bar.update()
     cells = tuple(table.cells[key] for key in keys)
-    return Sweep(cells, tuple(methods), 1 / data.classes, common)
+    return Sweep(cells, tuple(methods), 1 / data.classes, table.settings)
 
 
 def _train(key: tuple[str, float, int], build: Callable[[int], Any], data: Dataset, epochs: int, pruning: list) -> Cell:
     start = time.perf_counter()
     model = build(key[2])
     history = model.fit(**data.fit_kwargs(), epochs=epochs, callbacks=pruning, verbose=0).history
-    if "val_accuracy" not in history:
-        raise ValueError(
-            f"`build` compiles the model with metrics=['accuracy']. Received: a model that reports {', '.join(history)}"
-        )
+    accuracy, best = accuracies(history)
     kept = [weight.kept() for weight in masked_weights(model)]
     size = sum(mask.size for mask in kept)
     zeros = size - sum(int(mask.sum()) for mask in kept)
     return Cell(
         *key,
-        accuracy=round(float(history["val_accuracy"][-1]), 6),
-        best=round(float(max(history["val_accuracy"])), 6),
+        accuracy=accuracy,
+        best=best,
         sparsity=zeros / size if size else 0.0,
         collapsed=sum(not mask.any() for mask in kept),
         seconds=round(time.perf_counter() - start, 2),
     )
 
 
-class _Table:
-    """The finished cells, and the CSV file that holds them and the settings with which they were made."""
-
-    def __init__(self, path: str | os.PathLike[str] | None, settings: dict[str, Any]):
-        self.path = None if path is None else Path(path)
-        self.settings = {name: "" if value is None else str(value) for name, value in settings.items()}
-        self.columns = [*self.settings, *_COLUMNS]
-        self.cells: dict[tuple[str, float, int], Cell] = {}
-        if self.path is not None and self.path.exists():
-            self._read(self.path)
-
-    def add(self, cell: Cell) -> None:
-        """Keep a finished cell, in the file too: a process that is killed leaves the old file or the new one."""
-        self.cells[cell.method, cell.compression, cell.seed] = cell
-        if self.path is None:
-            return
-        new = self.path.with_name(f".{self.path.name}.new")
-        with open(new, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({**self.settings, **asdict(cell)} for cell in self.cells.values())
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
-
-    def _read(self, path: Path) -> None:
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-        received = f"Received: path={str(path)!r}"
-        if columns != self.columns:
-            raise ValueError(
-                f"The file is not the table of such a sweep: its columns should be {', '.join(self.columns)}. "
-                f"Move it away, or write elsewhere. {received}"
-            )
-        for number, row in enumerate(rows, start=1):
-            other = [f"{name}={row[name]} there, {now} now" for name, now in self.settings.items() if row[name] != now]
-            if other:
-                raise ValueError(
-                    f"The file was made with other settings: {'; '.join(other)}. Move it away, or write elsewhere. "
-                    f"{received}"
-                )
-            try:
-                cell = Cell(**{name: convert(row[name]) for name, convert in _COLUMNS.items()})
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"Row {number} of the file is damaged; delete it to train that cell again. {received}"
-                ) from None
-            self.cells[cell.method, cell.compression, cell.seed] = cell
-
-
 def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence[int]) -> list[tuple[str, float, int]]:
     """What identifies each cell, in the order of the sweep: a killed one has whole seeds."""
-    for name, values in (("methods", methods), ("compressions", compressions), ("seeds", seeds)):
-        if isinstance(values, str) or not len(values) or len(set(values)) < len(values):
-            raise ValueError(f"`{name}` holds at least one, each once. Received: {name}={values!r}")
+    check_each_once("methods", methods)
+    check_each_once("compressions", compressions)
+    check_seeds(seeds)
     for method in methods:
         if "initial" in trait(CRITERIA.get(method), "needs", ()):
             raise ValueError(
@@ -294,9 +235,6 @@ def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence
     for compression in compressions:
         if not 1 <= compression < math.inf:
             raise ValueError(f"A compression is at least 1. Received: compression={compression!r}")
-    for seed in seeds:
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ValueError(f"A seed is a whole number, at least 0. Received: seed={seed!r}")
     return [
         (method, float(compression), seed)
         for seed in seeds

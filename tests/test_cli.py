@@ -264,6 +264,73 @@ def test_the_committed_sweep_is_the_default_one_and_says_what_the_readme_says(ru
     assert "*" not in "".join(shown["synflow"].values())
 
 
+LOTTERY = ["lottery", "--model=lenet-300-100", "--width=0.1", "--epochs=2", "--levels=2", "--rate=0.5", "--seeds=1"]
+
+
+def test_lottery(run, tmp_path):
+    words = [*LOTTERY, "--modes=init,shuffle", f"--out_dir={tmp_path}/new"]
+    status, out, err = run(*words)
+    assert status == 0 and "WARNING" not in err and "5/5" in err
+    lines = out.splitlines()
+    assert lines[0].split() == ["level", "density", "init", "shuffle"]
+    assert [line.split()[:2] for line in lines[2:5]] == [["0", "100.00%"], ["1", "50.00%"], ["2", "25.00%"]]
+    assert lines[-2:] == [f"table: {tmp_path}/new/lottery.csv", f"figure: {tmp_path}/new/lottery.png"]
+    with open(tmp_path / "new" / "lottery.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert ",".join(rows[0]) == (
+        "model,width,optimizer,decay,learning_rate,backend,dataset,batch_size,epochs,levels,rate,rewind_to,criterion,"
+        "scope,rounds,mode,masks_of,level,seed,density,accuracy,best,seconds"
+    )
+    assert (rows[0]["decay"], rows[0]["rewind_to"], rows[0]["scope"]) == ("step", "epoch:1", "global")
+    assert [(row["mode"], row["masks_of"], row["level"]) for row in rows] == [
+        ("dense", "dense", "0"),
+        *((mode, "init", level) for mode in ("init", "shuffle") for level in "12"),
+    ]
+    figure, other = tmp_path / "new" / "lottery.png", tmp_path / "figures" / "lottery.svg"
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    before = (tmp_path / "new" / "lottery.csv").read_bytes()
+    status, again, _ = run(*words, f"--plot={other}")  # nothing is trained again
+    assert (status, again) == (0, out.replace(str(figure), str(other))) and other.stat().st_size > 0
+    for word, name in (("--decay=none", "decay=step there, none now"), ("--rate=0.6", "rate=0.5 there, 0.6 now")):
+        status, out, err = run(*words, word)
+        assert (status, out) == (1, "") and "made with other settings: " + name in err
+    assert (tmp_path / "new" / "lottery.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(("word", "point"), [("init", "init"), ("0.5", 0.5), ("12", 12), ("step:12", "step:12")])
+def test_words_for_a_rewind_point(run, tmp_path, monkeypatch, word, point):
+    seen = []
+
+    def spy(*arguments, **options):
+        seen.append(arguments[5])
+        raise ValueError("enough")
+
+    monkeypatch.setattr("kprune.commands.lottery.run_lotteries", spy)
+    assert run(*LOTTERY, f"--rewind_to={word}", f"--out_dir={tmp_path}")[0] == 1
+    assert seen == [point] and type(seen[0]) is type(point)
+
+
+def test_fine_tuning_at_a_learning_rate_of_zero_is_refused(run, tmp_path):
+    words = [*LOTTERY, "--modes=init,finetune", f"--out_dir={tmp_path}"]
+    status, out, err = run(*words, "--decay=cosine")
+    assert (status, out) == (1, "") and "use --decay=step. Received: decay='cosine', modes='init,finetune'\n" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_steps_of_a_learning_rate(run, monkeypatch, tmp_path):
+    rates, fit = [], keras.Model.fit
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            rates.append(float(self.model.optimizer.learning_rate))
+
+    monkeypatch.setattr(keras.Model, "fit", lambda self, **options: fit(self, **{**options, "callbacks": [Look()]}))
+    words = ["--decay=step", "--learning_rate=0.5", "--batch_size=720", "--method=dense", "--epochs=8"]
+    assert run("train", *TINY[:2], *words)[0] == 0
+    # 16 steps: after those that Keras counts as 8 and 12, a tenth and a hundredth.
+    assert rates == pytest.approx([0.5] * 5 + [0.05] * 2 + [0.005])
+
+
 # In a process of its own: tfmot changes what `tf.keras` is for the process that imports it.
 def test_tf_keras_models(tmp_path):
     script = f"""
@@ -330,7 +397,8 @@ def test_the_examples_in_the_help_are_right():
     [
         (
             ["prune"],
-            "kprune: unknown command 'prune'; there are train, inspect, sensitivity, sweep (see kprune --help)",
+            "kprune: unknown command 'prune'; "
+            "there are train, inspect, sensitivity, sweep, lottery (see kprune --help)",
         ),
         (["train", "--sparsty=0.9"], "kprune train: Unknown command line flag 'sparsty'.*"),
         (["train", "--model=vgg-12"], "kprune train: flag --model=vgg-12: value should be one of .*vgg-11.*"),
@@ -359,6 +427,15 @@ def test_the_examples_in_the_help_are_right():
         (["sweep", "--compressions=10^"], "kprune sweep: flag --compressions=.*: must be numbers of at least 1 .*"),
         (["sweep", "--compressions=10^999"], "kprune sweep: flag --compressions=.*: must be numbers of at least 1 .*"),
         (["sweep", "--seeds=0"], "kprune sweep: flag --seeds=0: must be at least 1 .*"),
+        (["lottery", "--modes=init,shufle"], "kprune lottery: flag --modes=.*: must be some of .*, each once .*"),
+        (["lottery", "--rate=1"], "kprune lottery: flag --rate=1.0: must be above 0 and below 1 .*"),
+        (["lottery", "--levels=0"], "kprune lottery: flag --levels=0: must be at least 1 .*"),
+        (["lottery", "--rewind_to=begin"], 'kprune lottery: flag --rewind_to=begin: must be "init", a share .*'),
+        (["lottery", "--rewind_to=1.5"], 'kprune lottery: flag --rewind_to=1.5: must be "init", a share .*'),
+        (["lottery", "--dataset=imagenet"], "kprune lottery: flag --dataset=imagenet: value should be one of .*"),
+        (["lottery", "--library=tf_keras"], "kprune lottery: Unknown command line flag 'library'.*"),
+        (["lottery", "--criterion=movement"], "kprune lottery: flag --criterion=movement: value should be one of .*"),
+        (["train", "--method=movement"], "kprune train: flag --method=movement: value should be one of .*"),
         (["inspect", "a", "b"], "kprune inspect: expected MODEL, got a b (see kprune inspect --help)"),
     ],
 )

@@ -122,7 +122,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(Killed):
         run(build=killed, path=path, **arguments)
     assert [row["method"] for row in rows(path)] == ["dense", "random"]
-    (tmp_path / ".cells.csv.new").write_text("dataset,batch_si")  # what a kill in the middle of writing leaves
+    (tmp_path / ".new-cells.csv").write_text("dataset,batch_si")  # what a kill in the middle of writing leaves
     report = run(build=lambda seed: built.append(seed) or build(seed), path=path, **arguments)
     assert built == [0, 0, 0, 0, 1, 1, 1]  # dense and random once, snip of seed 0 again
     whole = run(**arguments)

@@ -17,6 +17,7 @@ from ..registry import trait
 from ..scopes import SCOPES
 
 _RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.05}
+_DECAYS = "cosine (to 0), step (to 1/10 at 1/2, 1/100 at 3/4), none"
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -48,10 +49,9 @@ def numbers(convert: Callable[[str], float], test: Callable[[float], bool], mess
     return right, message
 
 
-def criteria(*, data: bool) -> tuple[str, ...]:
-    """The names of the criteria that need no earlier weights and, unless `data` is True, no data."""
-    known = {"data"} if data else set()
-    return tuple(name for name in CRITERIA if set(trait(CRITERIA.get(name), "needs", ())) <= known)
+def criteria(*given: str) -> tuple[str, ...]:
+    """The names of the criteria that need nothing but what is given, of "data", "initial" and "movement"."""
+    return tuple(name for name in CRITERIA if set(trait(CRITERIA.get(name), "needs", ())) <= set(given))
 
 
 POSITIVE = (lambda value: value > 0, "must be above 0")
@@ -68,12 +68,12 @@ DATA = (
     Option("data_dir", None, "for imagenet: folder with train/CLASS/* and val/CLASS/*"),
     Option("image_size", None, "for imagenet: height and width in pixels", int, at_least(1)),
 )
+LIBRARY = Option("library", "keras", "keras (Keras 3) or tf_keras (Keras 2, tfmot's wrappers)", ("keras", "tf_keras"))
 DATA_NOTES = (
     f"Data:     {', '.join(data.NAMES)}\n          (digits needs no download; imagenet is any folder of images)"
 )
-NETWORK_NOTES = (
-    f"Models:   {', '.join(tuple(models.MODELS)[:9])},\n          {', '.join(tuple(models.MODELS)[9:])}\n{DATA_NOTES}"
-)
+MODEL_NOTES = f"Models:   {', '.join(tuple(models.MODELS)[:9])},\n          {', '.join(tuple(models.MODELS)[9:])}"
+NETWORK_NOTES = f"{MODEL_NOTES}\n{DATA_NOTES}"
 
 
 def training_options(
@@ -88,10 +88,9 @@ def training_options(
         Option("epochs", epochs, "passes over the training images", int, at_least(1)),
         Option("optimizer", "adam", "adam, adamw, or sgd (with momentum 0.9)", tuple(_RATES)),
         Option("learning_rate", rate, f"learning rate{usual}", float, POSITIVE),
-        Option("decay", "cosine", "how the learning rate falls: cosine (to 0 at the end) or none", ("cosine", "none")),
+        Option("decay", "cosine", f"how the learning rate falls: {_DECAYS}", ("cosine", "step", "none")),
         Option("rounds", None, "rounds of scoring and pruning [the method's own: 100 or 1]", int, at_least(1)),
         Option("scope", scope, f"how the layers share the sparsity: {', '.join(SCOPES)}", tuple(SCOPES)),
-        Option("library", "keras", "keras (Keras 3) or tf_keras (Keras 2, tfmot's wrappers)", ("keras", "tf_keras")),
     )
 
 
@@ -103,12 +102,12 @@ def load_data(values: Any, seed: int) -> data.Dataset:
     )
 
 
-def new_network(values: Any, dataset: data.Dataset, seed: int, masked: bool) -> Any:
+def new_network(values: Any, dataset: data.Dataset, seed: int, masked: bool, library_name: str = "keras") -> Any:
     """The network that the flags name, compiled; if it is to be masked and of tf_keras, in tfmot's wrappers."""
-    library = importlib.import_module(values.library)
+    library = importlib.import_module(library_name)
     library.utils.set_random_seed(seed)
     network = models.get(values.model)(dataset.input_shape, dataset.classes, values.width, library=library)
-    if values.library == "tf_keras" and masked:
+    if library_name == "tf_keras" and masked:
         network = mask(network).model
     compile_for_classes(network, library, _optimizer(library, values, count_steps(values, dataset)))
     return network
@@ -139,6 +138,9 @@ def _optimizer(library: Any, values: Any, steps: int) -> Any:
     rate: Any = learning_rate(values)
     if values.decay == "cosine":
         rate = library.optimizers.schedules.CosineDecay(rate, steps)
+    elif values.decay == "step":
+        rates = [rate, rate / 10, rate / 100]
+        rate = library.optimizers.schedules.PiecewiseConstantDecay([steps // 2, 3 * steps // 4], rates)
     if values.optimizer == "sgd":
         return library.optimizers.SGD(rate, momentum=0.9)
     return {"adam": library.optimizers.Adam, "adamw": library.optimizers.AdamW}[values.optimizer](rate)

@@ -78,7 +78,7 @@ SENSITIVITY = Command(
     (
         *common.DATA,
         Option("sparsities", "0.5,0.8,0.9,0.95,0.99", "to which each weight is pruned", list, common.SPARSITIES),
-        Option("criterion", "magnitude", "what to prune by; the names are below", common.criteria(data=False)),
+        Option("criterion", "magnitude", "what to prune by; the names are below", common.criteria()),
         Option("seed", 0, "of criterion random", int, common.at_least(0)),
         Option("json", False, "print JSON in place of the table", bool),
         Option("csv", None, "file for the table, as CSV"),
@@ -86,6 +86,6 @@ SENSITIVITY = Command(
         *common.LOGGING,
     ),
     "MODEL is a .keras file (of Keras 3 or tf_keras, masked or plain) that was trained on the data set.\n"
-    f"Criteria: {', '.join(common.criteria(data=False))}\n{common.DATA_NOTES}",
+    f"Criteria: {', '.join(common.criteria())}\n{common.DATA_NOTES}",
     run,
 )

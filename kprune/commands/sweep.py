@@ -35,7 +35,7 @@ def run(values: Any, arguments: list[str]) -> None:
     table = Path(values.out_dir, "collapse.csv")
     figure = table.with_suffix(".png")
     report = sweep(
-        lambda seed: common.new_network(values, dataset, seed, masked=True),
+        lambda seed: common.new_network(values, dataset, seed, True, values.library),
         dataset,
         values.methods,
         list(map(_compression, values.compressions)),
@@ -65,21 +65,22 @@ _AT_LEAST_1 = common.numbers(
     "must be numbers of at least 1 such as 10 or 10^2.5, each once",
 )
 
+_CRITERIA = common.criteria("data")
+
 SWEEP = Command(
     "sweep",
     "Draw test accuracy against compression, for several ways to prune before training.",
     "",
     "kprune sweep --model=vgg-11 --width=0.25 --dataset=digits --out_dir=out",
     (
-        Option(
-            "methods", ",".join(METHODS), "criteria; the names are below", list, common.each(common.criteria(data=True))
-        ),
+        Option("methods", ",".join(METHODS), "criteria; the names are below", list, common.each(_CRITERIA)),
         Option("compressions", _COMPRESSIONS, "weights / weights left", list, _AT_LEAST_1),
         Option("seeds", 3, "how many trainings of each, from seed 0 on", int, common.at_least(1)),
         *common.training_options("vgg-11", 0.25, 10, 0.01),
+        common.LIBRARY,
         Option("out_dir", "out", "folder for collapse.csv, which a second run goes on with, and collapse.png"),
         *common.LOGGING,
     ),
-    f"Criteria: {', '.join(common.criteria(data=True))}\n{common.NETWORK_NOTES}",
+    f"Criteria: {', '.join(_CRITERIA)}\n{common.NETWORK_NOTES}",
     run,
 )

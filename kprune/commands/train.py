@@ -17,7 +17,7 @@ from ..report import plot_sparsity, summary
 from ..schedules import PolynomialDecay
 from . import common
 
-METHODS = ("dense", "gradual", *common.criteria(data=True))
+METHODS = ("dense", "gradual", *common.criteria("data"))
 
 
 def run(values: Any, arguments: list[str]) -> None:
@@ -36,7 +36,7 @@ def run(values: Any, arguments: list[str]) -> None:
         if file.exists():
             raise ValueError(f"{file} exists; add --overwrite. Received: export_dir={values.export_dir!r}")
     dataset = common.load_data(values, values.seed)
-    network = common.new_network(values, dataset, values.seed, masked=values.method != "dense")
+    network = common.new_network(values, dataset, values.seed, values.method != "dense", values.library)
     steps = common.count_steps(values, dataset)
     how = "dense" if values.method == "dense" else f"{values.method} to sparsity {values.sparsity:.6g}"
     images = f"{'x'.join(map(str, dataset.input_shape))}, {dataset.classes} classes"
@@ -86,8 +86,8 @@ def _is_pattern(name: str) -> bool:
 
 
 _PATTERN = (_is_pattern, f"must be one of {', '.join(PATTERNS)}, or such as 1:4 (n:m) or 4x4 (tiles)")
-_WITH_DATA = ", ".join(sorted(set(METHODS[2:]) - set(common.criteria(data=False))))
-_WITHOUT = ", ".join(common.criteria(data=False))
+_WITH_DATA = ", ".join(sorted(set(METHODS[2:]) - set(common.criteria())))
+_WITHOUT = ", ".join(common.criteria())
 
 TRAIN = Command(
     "train",
@@ -101,6 +101,7 @@ TRAIN = Command(
         Option(
             "pattern", "unstructured", "shape of the zeros: unstructured, channel, 2:4, 4x4 ...", str, _PATTERN, "NAME"
         ),
+        common.LIBRARY,
         Option(
             "seed", 0, "of initial weights, order of images, random pruning, sample of images", int, common.at_least(0)
         ),

@@ -1,0 +1,377 @@
+"""`kprune.lottery_runs`: each run against a training by hand, a killed comparison, what is refused, the report."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+from helpers import CHEAP
+
+import kprune
+from kprune.lottery_runs import MODES, LotteryRun, LotteryRuns, run_lotteries
+from kprune.rewind import rewind
+
+DIGITS = kprune.data.load("digits")
+SMALL = dataclasses.replace(DIGITS, train=tuple(part[:256] for part in DIGITS.train))
+STEPS = 4  # an epoch of 256 images in batches of 64
+RATE = [0.02, 0.002]  # before and after the second of three epochs
+
+
+def build(seed):
+    """2320 prunable weights in three kernels, and a learning rate that falls after two epochs."""
+    keras.utils.set_random_seed(seed)
+    model = kprune.models.lenet_300_100((8, 8, 1), width=0.1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    rate = keras.optimizers.schedules.PiecewiseConstantDecay([2 * STEPS - 1], RATE)
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"], **CHEAP)
+    return model
+
+
+def run(**arguments):
+    usual = dict(modes=["init"], levels=1, rate=0.5, rewind_to="epoch:1", seeds=[0], epochs=3, verbose=False)
+    return run_lotteries(**{"build": build, "data": SMALL, **usual, **arguments})
+
+
+def refuse_to_build(seed):
+    raise AssertionError("nothing is to be trained")
+
+
+def without_seconds(cells):
+    return [dataclasses.replace(cell, seconds=0.0) for cell in cells]
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class Record(keras.callbacks.Callback):
+    """What each fit began with, and at which rates it trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.fits = []
+
+    def on_train_begin(self, logs=None):
+        weights = kprune.masked_weights(self.model)
+        begin = {"masks": [w.kept() for w in weights], "values": [w.value() for w in weights]}
+        self.fits.append({**begin, "steps": [int(self.model.optimizer.iterations)], "rates": [], "batches": []})
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.fits[-1]["rates"].append(round(float(self.model.optimizer.learning_rate), 6))
+
+    def on_train_end(self, logs=None):
+        self.fits[-1]["steps"].append(int(self.model.optimizer.iterations))
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """Sees every fit of the networks that `build` makes."""
+    found, fit = Record(), keras.Model.fit
+
+    def spy(self, *arguments, callbacks=(), **options):
+        return fit(self, *arguments, callbacks=[*callbacks, found], **options)
+
+    monkeypatch.setattr(keras.Model, "fit", spy)
+    return found
+
+
+# What it trains
+
+
+def by_hand(seed, epochs=3, initial_epoch=0, model=None, callbacks=()):
+    model = build(seed) if model is None else model
+    batches = kprune.RewindableBatches(*SMALL.train, 64, model, seed)
+    fitted = model.fit(
+        batches,
+        epochs=epochs,
+        initial_epoch=initial_epoch,
+        shuffle=False,
+        callbacks=list(callbacks),
+        validation_data=SMALL.test,
+        validation_batch_size=64,
+        verbose=0,
+    )
+    return model, [round(value, 6) for value in fitted.history["val_accuracy"]]
+
+
+def test_each_mode_is_a_training_by_hand():
+    report = run(modes=["init", "rewind", "learning_rate", "finetune"], seeds=[3])
+    assert [(c.mode, c.masks_of, c.level, c.seed, c.density) for c in report.cells] == [
+        ("dense", "dense", 0, 3, 1.0),
+        *((mode, mode, 1, 3, 0.5) for mode in ("init", "rewind", "learning_rate", "finetune")),
+    ]
+    model = build(3)
+    start, early = kprune.rewind.snapshot(model), kprune.callbacks.TakeSnapshot("epoch:1")
+    _, dense = by_hand(3, model=model, callbacks=[early])
+    assert (report.cells[0].accuracy, report.cells[0].best) == (dense[-1], max(dense))
+    trained, full = kprune.rewind.snapshot(model), {w.path: w.kept() for w in kprune.masked_weights(model)}
+    to = {"init": (start, "weights"), "rewind": (early.snapshot, "weights")}
+    to |= {"learning_rate": (early.snapshot, "learning_rate"), "finetune": (early.snapshot, "none")}
+    for cell in report.cells[1:]:
+        kprune.rewind.restore(model, full, trained)
+        kprune.prune(model, "magnitude", 0.5, verbose=False)
+        rewind(model, *to[cell.mode])
+        _, accuracy = by_hand(3, initial_epoch=0 if cell.mode == "init" else 1, model=model)
+        assert (cell.accuracy, cell.best) == (accuracy[-1], max(accuracy))
+        assert cell.seconds > 0
+    assert report.chance == 0.1
+
+
+def test_where_each_fit_begins(record):
+    run(modes=MODES, rate=0.75)
+    dense, init, *others = record.fits[:2] + record.fits[3::2][:3] + record.fits[8:]
+    again, learning, fine, fresh, mixed = others
+    assert len(record.fits) == 10
+    (full,) = {mask.all() for mask in dense["masks"]}
+    assert full
+    assert [fit["steps"] for fit in (init, again, learning, fine, fresh, mixed)] == [
+        *([0, 12], [4, 12], [4, 12], [12, 20], [0, 12], [0, 12])
+    ]
+    low, high = RATE[1], RATE[0]
+    assert (init["rates"], again["rates"]) == ([high, high, low], [high, low])
+    assert (learning["rates"], fine["rates"]) == ([high, low], [low, low])
+    for i, mask in enumerate(init["masks"]):
+        np.testing.assert_array_equal(init["values"][i], np.where(mask, dense["values"][i], 0))
+        # Other weights, as many of them, in the same places.
+        np.testing.assert_array_equal(fresh["masks"][i], mask)
+        assert (fresh["values"][i] != init["values"][i])[mask].all()
+        assert 0.5 < fresh["values"][i][mask].std() / init["values"][i][mask].std() < 2
+        # The same weights, as many of them, in other places.
+        assert mixed["masks"][i].sum() == mask.sum() and (mixed["masks"][i] != mask).any()
+        np.testing.assert_array_equal(mixed["values"][i], np.where(mixed["masks"][i], dense["values"][i], 0))
+
+
+def test_controls_of_a_rewound_ticket_begin_where_it_does(record):
+    report = run(modes=["rewind", "shuffle", "reinitialize"])
+    assert [cell.masks_of for cell in report.cells] == ["dense", "rewind", "rewind", "rewind"]
+    _, ticket, mixed, fresh = record.fits
+    assert [fit["steps"] for fit in (ticket, mixed, fresh)] == [[4, 12], [4, 12], [0, 12]]
+    for i, mask in enumerate(ticket["masks"]):
+        both = mask & mixed["masks"][i]
+        assert both.any() and (mixed["masks"][i] != mask).any()
+        np.testing.assert_array_equal(mixed["values"][i][both], ticket["values"][i][both])
+        np.testing.assert_array_equal(fresh["masks"][i], mask)
+
+
+def test_controls_draw_anew_at_each_level_and_for_each_seed(record):
+    run(modes=["init", "reinitialize"], levels=2, seeds=[0, 1])
+    first, second, other, last = (record.fits[i]["values"][0] for i in (3, 4, 8, 9))
+    for one, two in ((first, second), (first, other), (second, last)):
+        both = (one != 0) & (two != 0)
+        assert both.any() and (one != two)[both].all()
+
+
+@pytest.mark.parametrize("criterion", ["snip", "large_init"])
+def test_criteria_that_need_more(criterion):
+    assert run(criterion=criterion).cells[1].density == 0.5
+
+
+# The file
+
+
+SETTINGS = ["dataset", "batch_size", "epochs", "levels", "rate", "rewind_to", "criterion", "scope", "rounds"]
+RESULTS = ["mode", "masks_of", "level", "seed", "density", "accuracy", "best", "seconds"]
+
+
+def test_the_file(tmp_path):
+    path = tmp_path / "new" / "cells.csv"
+    report = run(modes=["init", "shuffle"], path=path, settings={"model": "lenet, small", "decay": None})
+    assert path.read_text().splitlines()[0] == ",".join(["model", "decay", *SETTINGS, *RESULTS])
+    for row, cell in zip(rows(path), report.cells, strict=True):
+        assert row == {
+            **{"model": "lenet, small", "decay": "", "dataset": "digits", "batch_size": "64", "epochs": "3"},
+            **{"levels": "1", "rate": "0.5", "rewind_to": "epoch:1", "criterion": "magnitude", "scope": ""},
+            **{"rounds": ""},
+            **{name: str(value) for name, value in dataclasses.asdict(cell).items()},
+        }
+    assert sorted(file.name for file in path.parent.iterdir()) == ["cells-levels", "cells.csv"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trained") / "cells.csv"
+    return path, run(path=path, modes=["init", "shuffle"], levels=2)
+
+
+@pytest.fixture
+def finished(trained, tmp_path):
+    """A file of a ticket and a control of two levels, and its report."""
+    path, report = trained
+    shutil.copytree(path.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "cells.csv", report
+
+
+class Killed(BaseException):
+    pass
+
+
+LARGE = dict(modes=["init", "rewind", "shuffle", "reinitialize"], levels=2, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return run(**LARGE)
+
+
+@pytest.mark.parametrize("at", [1, 4, 8])  # in the first lottery, in the second, in a control
+def test_a_comparison_that_is_killed_goes_on_where_it_stopped(tmp_path, monkeypatch, whole, at):
+    path, fit, calls = tmp_path / "cells.csv", keras.Model.fit, []
+
+    def killed(self, *arguments, **options):
+        if len(calls) == at:
+            raise Killed
+        calls.append(self)
+        return fit(self, *arguments, **options)
+
+    monkeypatch.setattr(keras.Model, "fit", killed)
+    with pytest.raises(Killed):
+        run(path=path, **LARGE)
+    before = path.read_text()
+    at = 10**9
+    report = run(path=path, **LARGE)
+    assert len(calls) == 10  # nothing that was finished is trained again
+    assert path.read_text().startswith(before)
+    assert without_seconds(report.cells) == without_seconds(whole.cells)
+    assert len(rows(path)) == len(whole.cells) == 9
+
+
+def test_a_finished_file_is_only_read_and_a_larger_comparison_goes_on_with_it(finished):
+    path, first = finished
+    before = path.read_bytes()
+    assert run(build=refuse_to_build, path=path, modes=["init", "shuffle"], levels=2) == first
+    part = run(build=refuse_to_build, path=path, levels=2)
+    assert part.cells == tuple(cell for cell in first.cells if cell.mode != "shuffle")
+    assert path.read_bytes() == before
+    larger = run(path=path, levels=2, modes=["finetune", "init", "reinitialize"])
+    assert path.read_bytes().startswith(before)
+    assert without_seconds(larger.cells) == without_seconds(
+        run(levels=2, modes=["finetune", "init", "reinitialize"]).cells
+    )
+
+
+def test_a_row_that_was_deleted_comes_back(finished):
+    path, first = finished
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:3], *lines[5:]]))  # without level 2 of the ticket and level 1 of the control
+    again = run(path=path, modes=["init", "shuffle"], levels=2)
+    assert without_seconds(again.cells) == without_seconds(first.cells)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(epochs=2), r"other settings: epochs=3 there, 2 now\. .*Received: path='.*cells.csv'$"),
+        (dict(levels=1, rate=0.4), r"levels=2 there, 1 now; rate=0.5 there, 0.4 now"),
+        (dict(rewind_to="epoch:2"), r"rewind_to=epoch:1 there, epoch:2 now"),
+        (dict(criterion="random", scope="erk"), r"criterion=magnitude there, random now; scope= there, erk now"),
+        (dict(settings={"pace": 1}), r"its columns should be pace, dataset, .*Received: path='.*cells.csv'$"),
+    ],
+)
+def test_a_file_of_another_comparison_is_refused(finished, arguments, message):
+    path, _ = finished
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        run(**{"build": refuse_to_build, "path": path, "levels": 2, **arguments})
+    assert path.read_bytes() == before
+
+
+def test_levels_without_their_file_are_refused(finished):
+    path, _ = finished
+    path.unlink()
+    with pytest.raises(ValueError, match=r"cells-levels holds levels of runs .*Received: path='.*cells.csv'$"):
+        run(build=refuse_to_build, path=path, levels=2, epochs=2)
+    assert not path.exists()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(modes=["init", "shufle"]), r"Received: mode='shufle'$"),
+        (dict(modes=["dense"]), r"Received: mode='dense'$"),
+        (dict(modes="init"), r"Received: modes='init'$"),
+        (dict(modes=[]), r"Received: modes=\[\]$"),
+        (dict(modes=["init", "init"]), r"Received: modes=\['init', 'init'\]$"),
+        (dict(modes=["shuffle", "finetune"]), r"'init' or 'rewind'. Received: modes=\['shuffle', 'finetune'\]$"),
+        (dict(modes=["rewind", "init"], rewind_to="init"), r"Received: modes=.*, rewind_to='init'$"),
+        (dict(modes=["rewind", "init"], rewind_to=0.0), r"Received: modes=.*, rewind_to=0.0$"),
+        (dict(rewind_to="begin"), r"Received: rewind_to='begin'$"),
+        (dict(modes=["finetune"], rewind_to="epoch:3"), r"not within the 12 steps"),
+        (dict(levels=0), r"Received: levels=0$"),
+        (dict(rate=1.0), r"Received: rate=1.0$"),
+        (dict(seeds=[0, 0]), r"Received: seeds=\[0, 0\]$"),
+        (dict(seeds=[-1]), r"Received: seed=-1$"),
+        (dict(epochs=0), r"Received: epochs=0$"),
+        (dict(criterion="magnitud"), r"Received: criterion='magnitud'$"),
+        (dict(scope="globe"), r"Received: scope='globe'$"),
+        (dict(rounds=0), r"Received: rounds=0$"),
+        (dict(settings={"level": 3}), r"Received: settings='level'$"),
+        (dict(data=dataclasses.replace(SMALL, train=[SMALL.train])), r"Received: data='digits'$"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(**{"build": refuse_to_build, "path": tmp_path / "new" / "cells.csv", **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+# The report
+
+
+def cell(mode, level, seed, accuracy, masks_of=None):
+    return LotteryRun(mode, masks_of or mode, level, seed, 0.1**level, accuracy, accuracy, 1.0)
+
+
+REPORT = LotteryRuns(
+    (
+        *(cell("dense", 0, seed, accuracy) for seed, accuracy in ((0, 0.98), (1, 0.96))),
+        *(cell("init", level, seed, 0.9 - 0.2 * level + 0.1 * seed) for seed in (0, 1) for level in (1, 2)),
+        *(cell("shuffle", level, seed, 0.5 / level, "init") for seed in (0, 1) for level in (1, 2)),
+    ),
+    ("init", "shuffle"),
+    0.1,
+    {"model": "lenet", "dataset": "digits", "epochs": 3},
+)
+
+
+def test_the_table():
+    assert str(REPORT).splitlines() == [
+        " level   density          init       shuffle",
+        " -------------------------------------------",
+        "     0   100.00%   97.0 +- 1.0   97.0 +- 1.0",
+        "     1    10.00%   75.0 +- 5.0   50.0 +- 0.0",
+        "     2     1.00%   55.0 +- 5.0   25.0 +- 0.0",
+        "test accuracy after the last epoch, in per cent, mean +- half the range of 2 seeds; level 0 is dense",
+    ]
+    one = dataclasses.replace(REPORT, cells=tuple(c for c in REPORT.cells if c.seed == 0))
+    assert str(one).splitlines()[3] == "     1    10.00%   70.0      50.0"
+    assert str(one).endswith("in per cent, 1 seed; level 0 is dense")
+
+
+def test_the_report_as_a_dict():
+    report = json.loads(json.dumps(REPORT.to_dict()))
+    assert list(report) == ["cells", "modes", "chance", "settings"]
+    assert report["cells"][0]["accuracy"] == 0.98 and report["modes"] == ["init", "shuffle"]
+    assert (REPORT.levels, REPORT.seeds) == ((0, 1, 2), (0, 1))
+
+
+def test_the_figure(tmp_path):
+    figure = REPORT.plot(tmp_path / "lottery.png")
+    assert (tmp_path / "lottery.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log" and axes.xaxis_inverted()
+    lines = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_allclose(lines["init"].get_xydata(), [[1, 0.97], [0.1, 0.75], [0.01, 0.55]])
+    np.testing.assert_allclose(lines["shuffle"].get_xydata(), [[1, 0.97], [0.1, 0.5], [0.01, 0.25]])
+    np.testing.assert_allclose(lines["dense"].get_ydata(), 0.97)
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (0.5, 0.98)
+    assert figure.get_suptitle() == "lottery tickets: lenet on digits, 3 epochs, mean and range of 2 seeds"
+    with pytest.raises(ValueError, match=r"Received: path='lottery.jpeg'$"):
+        REPORT.plot("lottery.jpeg")
