@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import logging
@@ -28,8 +28,8 @@ class LotteryTicket(TakeSnapshot):
 
     Keras's logs get `level` and `sparsity`, so History and CSVLogger tell levels apart. Beside it:
     `LearningRateScheduler(callback.within_level(schedule))`; a learning rate schedule in the optimizer needs nothing.
-    EarlyStopping would end the whole fit in the first level that stops improving, and is answered with an error;
-    ReduceLROnPlateau would remember the best of the level before; use both with `kprune.find_ticket`.
+    ReduceLROnPlateau remembers the best of the level before, unless it is among `restart`. EarlyStopping would end the
+    whole fit in the first level that stops improving, and is answered with an error: use `kprune.find_ticket`.
 
     Args:
         levels: number of prunings, at least 1.
@@ -43,6 +43,8 @@ class LotteryTicket(TakeSnapshot):
         criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`; criteria that compare with initial
             weights get those of the rewind point.
         path: an .npz file for the ticket; none is written without.
+        restart: callbacks of the same fit that begin anew with each level, such as ReduceLROnPlateau: their
+            `on_train_begin` is called then.
 
     Attributes:
         ticket: `kprune.Ticket` after the fit: masks of the last level, and weights of the rewind point.
@@ -78,6 +80,7 @@ class LotteryTicket(TakeSnapshot):
         data: Any = None,
         batches: int | None = 1,
         path: str | os.PathLike[str] | None = None,
+        restart: Sequence[Any] = (),
     ):
         if not isinstance(epochs_per_level, int) or isinstance(epochs_per_level, bool) or epochs_per_level < 1:
             raise ValueError(
@@ -87,6 +90,7 @@ class LotteryTicket(TakeSnapshot):
         self.lottery = Lottery.of(levels, rate, rewind_to, rewind, plan)
         self.epochs_per_level = epochs_per_level
         self.path = path
+        self.restart = tuple(restart)
         super().__init__(rewind_to)
 
     def begin(self) -> None:
@@ -145,6 +149,8 @@ class LotteryTicket(TakeSnapshot):
         super().on_epoch_begin(epoch)
         if level > 0 and within == self.point.in_epochs(self.epochs_per_level, self.steps_per_epoch):
             self.lottery.begin_level(self.model, level, self._density, self.taken())
+            for callback in self.restart:
+                callback.on_train_begin()
             logging.info("LotteryTicket: level %d begins at sparsity %.4f.", level, self._sparsity())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

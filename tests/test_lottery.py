@@ -275,6 +275,20 @@ def test_the_learning_rate_variable_is_rewound():
     assert rates == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("restarts", [True, False])
+def test_a_callback_that_restarts_forgets_the_level_before(restarts):
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=100)
+    rates = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            rates.append(float(self.model.optimizer.learning_rate))
+
+    lottery = LotteryTicket(levels=1, epochs_per_level=3, restart=[plateau] if restarts else [])
+    train(network(keras.optimizers.SGD(0.5)), 6, lottery, plateau, Watch())
+    assert rates == [0.5, 0.5, 0.25, 0.5, *([0.5, 0.25] if restarts else [0.25, 0.125])]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
