@@ -230,11 +230,15 @@ def run_lotteries(
         tqdm(total=len(keys), initial=done, disable=not verbose, desc="lottery", unit="run") as bar,
     ):
         folder = Path(scratch) if table.path is None else table.path.with_name(f"{table.path.stem}-levels")
-        if not table.cells and any(folder.glob("*/*/*.npz")):
-            raise ValueError(
-                f"{folder} holds levels of runs that the file does not: delete the folder, or write elsewhere. "
-                f"Received: path={str(table.path)!r}"
-            )
+        if not table.cells:
+            if any(folder.glob("*/*/level-*.npz")):
+                raise ValueError(
+                    f"{folder} holds levels of runs that the file does not: delete the folder, or write elsewhere. "
+                    f"Received: path={str(table.path)!r}"
+                )
+            # Killed in the very first level, of whose settings no row tells: a begin is drawn anew.
+            for begun in folder.glob("*/*/state.npz"):
+                begun.unlink()
 
         for seed in seeds:
             missing = [key for key in _keys(modes, base, levels, seed) if key not in table.cells]

@@ -217,7 +217,7 @@ def whole():
     return run(**LARGE)
 
 
-@pytest.mark.parametrize("at", [1, 4, 8])  # in the first lottery, in the second, in a control
+@pytest.mark.parametrize("at", [0, 1, 4, 8])  # before the first row, in the first lottery, the second, a control
 def test_a_comparison_that_is_killed_goes_on_where_it_stopped(tmp_path, monkeypatch, whole, at):
     path, fit, calls = tmp_path / "cells.csv", keras.Model.fit, []
 
@@ -230,13 +230,32 @@ def test_a_comparison_that_is_killed_goes_on_where_it_stopped(tmp_path, monkeypa
     monkeypatch.setattr(keras.Model, "fit", killed)
     with pytest.raises(Killed):
         run(path=path, **LARGE)
-    before = path.read_text()
+    before = path.read_text() if at else ""
     at = 10**9
     report = run(path=path, **LARGE)
     assert len(calls) == 10  # nothing that was finished is trained again
     assert path.read_text().startswith(before)
     assert without_seconds(report.cells) == without_seconds(whole.cells)
     assert len(rows(path)) == len(whole.cells) == 9
+
+
+def test_a_comparison_that_was_killed_before_its_first_row_leaves_no_settings_behind(tmp_path, monkeypatch):
+    def with_rate(rate):
+        def build_with_rate(seed):
+            model = build(seed)
+            model.compile(keras.optimizers.SGD(rate), model.loss, metrics=["accuracy"], **CHEAP)
+            return model
+
+        return build_with_rate
+
+    def killed(self, *arguments, **options):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(keras.Model, "fit", killed)
+        run(build=with_rate(0.0), path=tmp_path / "cells.csv")
+    report, fresh = (run(build=with_rate(0.5), path=path) for path in (tmp_path / "cells.csv", None))
+    assert without_seconds(report.cells) == without_seconds(fresh.cells)
 
 
 def test_a_finished_file_is_only_read_and_a_larger_comparison_goes_on_with_it(finished):
