@@ -44,7 +44,7 @@ test-tensorflow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) tests --ignore=tests/tf_keras
 
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends.
-ONCE := data faults golden_masks models patterns schedules scopes sweep
+ONCE := data faults golden_masks layout lottery_runs models patterns schedules scopes sweep
 test-jax: install-test
 	KERAS_BACKEND=jax $(PYTEST) tests --ignore=tests/tf_keras $(ONCE:%=--ignore=tests/test_%.py)
 

@@ -20,6 +20,8 @@ def seeded(request):
     """Every test starts from the same seed and, unless marked `one_session`, from fresh layer names."""
     if request.node.get_closest_marker("one_session") is None:
         keras.backend.clear_session()
+        # TensorFlow never lets go of the functions it traced: looking at them again in each test takes half the time.
+        gc.freeze()
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
