@@ -79,7 +79,7 @@ class GradualPruning(MaskingCallback):
                 self.plan.initial = {weight.path: weight.value() for weight in masked_weights(self.model)}
             if "movement" in self.plan.needs and not self._restored:
                 self._collect(Movement(self.model))
-            self._update()
+            self._update(iterations(self.model))
         except BaseException:
             if self._fresh:
                 strip(self.model)
@@ -105,16 +105,17 @@ class GradualPruning(MaskingCallback):
             self._movement.begin()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        taken = iterations(self.model)
         if self._movement is not None:  # on JAX, `self.model` has just brought the variables up to date
             self._movement.add()
-        self._update()
+        self._update(taken)
 
     def _collect(self, movement: Movement) -> None:
         self._movement, self.plan.movement = movement, movement.scores
 
-    def _update(self) -> None:
+    def _update(self, taken: int) -> None:
         # Also right after a resumed start: pruning again to a sparsity that the masks have already changes nothing.
-        step = last_update(self.schedule, iterations(self.model))
+        step = last_update(self.schedule, taken)
         if step is not None and step != self._updated_at:
             masks = self.plan.masks(self.model, applied(self.schedule, step))
             self._check_movement(masks, step)
