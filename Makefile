@@ -49,7 +49,7 @@ test-jax: install-test
 	KERAS_BACKEND=jax $(PYTEST) tests --ignore=tests/tf_keras $(ONCE:%=--ignore=tests/test_%.py)
 
 test-faults: install-test
-	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random
+	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random -rP
 
 # In a process of their own, as tfmot changes what `tf.keras` is.
 test-tf-keras: install-test

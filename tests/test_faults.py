@@ -59,7 +59,7 @@ def test_killed_at_these_points(kind, kills, tmp_path):
 
 @pytest.mark.skipif(not KILLS, reason="many random kills: make test-faults")
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_random(kind, tmp_path, capsys):
+def test_killed_at_random(kind, tmp_path):
     (tmp_path / "whole").mkdir()
     assert run(kind, tmp_path / "whole")
     draw, kills, turn = np.random.default_rng(len(kind)), 0, 0
@@ -74,5 +74,4 @@ def test_killed_at_random(kind, tmp_path, capsys):
             ended = run(kind, folder, point, count) if kills < 3 * turn else run(kind, folder)
             kills += not ended
         assert_same_end(tmp_path / "whole", folder)
-    with capsys.disabled():
-        print(f"\n{kind}: {kills} kills in {turn} runs, each ended bit-identical")
+    print(f"{kind}: {kills} kills in {turn} runs, each ended bit-identical")
