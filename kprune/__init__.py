@@ -39,6 +39,7 @@ from .replay import RewindableBatches  # noqa: E402
 from .report import plot_sparsity, summary  # noqa: E402
 from .schedules import plot_schedule  # noqa: E402
 from .sensitivity import Sensitivity, sensitivity  # noqa: E402
+from .strategy import auto_strategy  # noqa: E402
 from .ticket import Ticket  # noqa: E402
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Ticket",
     "__version__",
     "analysis",
+    "auto_strategy",
     "balanced_sample",
     "callbacks",
     "controls",

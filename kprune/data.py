@@ -6,14 +6,16 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 from .batches import balanced_sample
+from .strategy import data_parts
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -91,6 +93,44 @@ class Dataset:
             `model.evaluate(**data.evaluate_kwargs())` does the right thing for arrays and for batches.
         """
         return self._inputs(self.test)
+
+    def sharded(self) -> "Dataset":
+        """What this process feeds to a model of Keras 3 on JAX under the `keras.distribution` in force.
+
+        JAX divides each batch evenly among the devices, and takes what each process feeds for its part of the batch.
+        So each process is given its part of the examples and of `batch_size`, and the last few examples are left out
+        where they cannot be divided. Without a distribution, and on TensorFlow, which divides by itself, nothing
+        changes.
+
+        Returns:
+            The data set itself, or another one.
+
+        Raises:
+            ValueError: the batch size cannot be divided, or the data do not come as arrays.
+
+        Example:
+            >>> data = load("digits")
+            >>> data.sharded() is data
+            True
+        """
+        replicas, processes, process = data_parts()
+        if replicas == 1:
+            return self
+        if not isinstance(self.train, tuple) or not isinstance(self.test, tuple):
+            raise ValueError(f"Only arrays are divided among {replicas} devices. Received: data={self.name!r}")
+        if self.batch_size % replicas:
+            raise ValueError(
+                f"A batch is divided evenly among {replicas} devices. Received: batch_size={self.batch_size}"
+            )
+
+        def part(x: np.ndarray, y: np.ndarray) -> Arrays:
+            left = len(x) % replicas
+            if left:
+                logging.warning("%s: %d of %d examples left out, for %d devices", self.name, left, len(x), replicas)
+            rows = slice(process, len(x) - left, processes)
+            return x[rows], y[rows]
+
+        return replace(self, train=part(*self.train), test=part(*self.test), batch_size=self.batch_size // processes)
 
     def sample(self, per_class: int = 10, seed: int = 0) -> Arrays:
         """Training examples, the same number of each class: what the criteria that need data are given.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..patterns import PATTERNS
 from ..registry import trait
 from ..report import plot_sparsity, summary
 from ..schedules import PolynomialDecay
+from ..strategy import STRATEGIES, auto_strategy
 from . import common
 
 METHODS = ("dense", "gradual", *common.criteria("data"))
@@ -36,6 +38,21 @@ def run(values: Any, arguments: list[str]) -> None:
         if file.exists():
             raise ValueError(f"{file} exists; add --overwrite. Received: export_dir={values.export_dir!r}")
     dataset = common.load_data(values, values.seed)
+    with auto_strategy(values.strategy, importlib.import_module(values.library)).scope():
+        network, accuracy = _train(values, dataset.sharded())
+    best = max(accuracy)
+    print(f"\n{summary(network)}")
+    print(f"\ntest accuracy: last {accuracy[-1]:.2%}, best {best:.2%} (epoch {accuracy.index(best) + 1})")
+    if values.plot:
+        plot_sparsity(network, values.plot)
+        print(f"figure: {values.plot}")
+    if target:
+        written = export(network, target, overwrite=values.overwrite)
+        print(f"exported and checked: {written}")
+
+
+def _train(values: Any, dataset: Dataset) -> tuple[Any, list[float]]:
+    """The trained network, and its test accuracy after each epoch."""
     network = common.new_network(values, dataset, values.seed, values.method != "dense", values.library)
     steps = common.count_steps(values, dataset)
     how = "dense" if values.method == "dense" else f"{values.method} to sparsity {values.sparsity:.6g}"
@@ -49,16 +66,7 @@ def run(values: Any, arguments: list[str]) -> None:
         callbacks=_callbacks(values, dataset, steps),
         verbose=1 if sys.stdout.isatty() else 2,  # a bar on a terminal, a line for each epoch in a file
     )
-    accuracy = fitted.history["val_accuracy"]
-    best = max(accuracy)
-    print(f"\n{summary(network)}")
-    print(f"\ntest accuracy: last {accuracy[-1]:.2%}, best {best:.2%} (epoch {accuracy.index(best) + 1})")
-    if values.plot:
-        plot_sparsity(network, values.plot)
-        print(f"figure: {values.plot}")
-    if target:
-        written = export(network, target, overwrite=values.overwrite)
-        print(f"exported and checked: {written}")
+    return network, fitted.history["val_accuracy"]
 
 
 def _callbacks(values: Any, dataset: Dataset, steps: int) -> list[Any]:
@@ -102,6 +110,9 @@ TRAIN = Command(
             "pattern", "unstructured", "shape of the zeros: unstructured, channel, 2:4, 4x4 ...", str, _PATTERN, "NAME"
         ),
         common.LIBRARY,
+        Option(
+            "strategy", "auto", "devices: all TPU cores, GPUs (mirrored) or workers; or the first (none)", STRATEGIES
+        ),
         Option(
             "seed", 0, "of initial weights, order of images, random pruning, sample of images", int, common.at_least(0)
         ),

@@ -1,0 +1,148 @@
+"""auto_strategy finds what this machine has, and says what to install for what it has not; `--strategy` uses it."""
+
+import contextlib
+import json
+import pathlib
+import socket
+from importlib import metadata
+
+import keras
+import numpy as np
+import pytest
+from helpers import CHEAP, data, mlp, new_process
+
+import kprune
+from kprune import strategy as strategies
+
+BACKEND = keras.backend.backend()
+ON_DEVICES = pathlib.Path(__file__).with_name("on_devices.py")
+REMEDY = {
+    "jax": r"JAX finds no TPU\. .*pip install 'jax\[tpu\]==\d.*Received: strategy='{}', jax .* on cpu, no libtpu",
+    "tensorflow": r"TensorFlow finds no TPU\. .*--no-deps tensorflow-tpu==2\.20\.0 \"libtpu<0\.0\.32\".*"
+    r"Received: strategy='{}', tensorflow 2.*, no tensorflow-tpu, no libtpu",
+}
+
+
+def plug_in(folder, vendor="0x1ae0", device="0x0063"):
+    """What Linux shows of a PCI device; by default a TPU v5e."""
+    slot = folder / "0000:00:05.0"
+    slot.mkdir(parents=True)
+    (slot / "vendor").write_text(vendor + "\n")
+    (slot / "device").write_text(device + "\n")
+    return folder
+
+
+class Nowhere:
+    """No strategy at all."""
+
+    scope = contextlib.nullcontext
+
+
+def trained(strategy):
+    keras.utils.set_random_seed(3)
+    with strategy.scope():
+        model = mlp()
+        model.compile("adam", "mse", **CHEAP)
+        x, y = data()
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[kprune.callbacks.SynFlow(0.8, rounds=5, verbose=False)])
+    return model
+
+
+@pytest.mark.parametrize("name", ["auto", "none", "mirrored"])
+def test_on_one_device_a_fit_is_what_it_is_without_a_strategy(name, capsys):
+    strategy = kprune.auto_strategy(name)
+    line = capsys.readouterr().out
+    assert line.startswith(f"strategy {'none' if name == 'auto' else name}: ") and line.endswith(f"1 cpu ({BACKEND})\n")
+    model = trained(strategy)
+    alone = trained(Nowhere())
+    assert kprune.summary(model).sparsity == pytest.approx(0.8, abs=0.01)
+    for one, other in zip(model.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    for one, other in zip(kprune.masked_weights(model), kprune.masked_weights(alone), strict=True):
+        np.testing.assert_array_equal(one.kept(), other.kept())
+
+
+def test_the_strategy_is_of_the_library_that_will_use_it(capsys):
+    kprune.auto_strategy(library=pytest.importorskip("tf_keras"))
+    assert capsys.readouterr().out == "strategy none: 1 cpu (tensorflow)\n"
+    kprune.auto_strategy(verbose=False)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["tpu", "auto"])
+def test_a_tpu_that_cannot_be_reached_is_an_error_that_says_what_to_install(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(strategies, "_PCI", plug_in(tmp_path))
+    with pytest.raises(ValueError, match=REMEDY[BACKEND].format(name)):
+        kprune.auto_strategy(name)
+    assert kprune.auto_strategy("none") is not None
+
+
+def test_another_device_of_that_maker_is_no_tpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(strategies, "_PCI", plug_in(tmp_path, device="0x0042"))  # a network card
+    kprune.auto_strategy()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="about TensorFlow's packages")
+@pytest.mark.parametrize("libtpu", ["0.0.31", "0.0.32", "0.0.42.1"])
+def test_tensorflow_is_asked_for_its_tpu_only_if_the_packages_fit(libtpu, monkeypatch):
+    import tensorflow as tf
+
+    asked = []
+    real = tf.tpu.experimental.initialize_tpu_system
+    monkeypatch.setattr(tf.tpu.experimental, "initialize_tpu_system", lambda c: asked.append(c) or real(c))
+    there = {"tensorflow": "2.20.0", "tensorflow-tpu": "2.20.0", "libtpu": libtpu}
+    monkeypatch.setattr(metadata, "version", there.__getitem__)
+    with pytest.raises(ValueError, match=f"finds no TPU.*tensorflow-tpu 2.20.0, libtpu {libtpu}"):
+        kprune.auto_strategy("tpu")
+    assert len(asked) == (libtpu == "0.0.31")
+
+
+def test_wrong_words_are_answered_with_the_right_ones():
+    with pytest.raises(ValueError, match="auto, tpu, mirrored, multiworker, none. Received: strategy='gpu'"):
+        kprune.auto_strategy("gpu")
+    variable = {"jax": "KERAS_DISTRIBUTION_JOB_ADDRESSES", "tensorflow": "TF_CONFIG"}[BACKEND]
+    with pytest.raises(ValueError, match=f"{variable}.*Received: strategy='multiworker'"):
+        kprune.auto_strategy("multiworker")
+
+
+WORKER = "import kprune; kprune.auto_strategy()"
+
+
+def test_workers_are_found_by_the_environment(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    if BACKEND == "tensorflow":
+        config = {"cluster": {"worker": [address]}, "task": {"type": "worker", "index": 0}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    else:
+        for name, value in {"JOB_ADDRESSES": address, "NUM_PROCESSES": "1", "PROCESS_ID": "0"}.items():
+            monkeypatch.setenv(f"KERAS_DISTRIBUTION_{name}", value)
+    ran = new_process("-c", WORKER)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert (
+        ran.stdout.startswith("strategy multiworker: ")
+        and f"1 {'cpu' if BACKEND == 'jax' else 'device'} (" in ran.stdout
+    )
+
+
+def test_the_command_line_trains_on_all_devices(tmp_path):
+    """JAX has "auto" use CPU devices that someone made; TensorFlow's logical ones have to be asked for."""
+    words = ["--model=lenet-300-100", "--width=0.1", "--epochs=2", f"--export_dir={tmp_path}/out"]
+    ran = new_process(ON_DEVICES, 4, "train", *words, f"--strategy={'auto' if BACKEND == 'jax' else 'mirrored'}")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    name = {"jax": "DataParallel", "tensorflow": "MirroredStrategy"}[BACKEND]
+    assert f"strategy mirrored: {name} on 4 cpus ({BACKEND})\n" in ran.stdout
+    assert ("1 of 1437 examples left out, for 4 devices" in ran.stderr) == (BACKEND == "jax")
+    assert "10x compression" in ran.stdout and "largest relative difference" in ran.stdout
+
+
+def test_a_process_is_given_its_part_of_the_data(monkeypatch):
+    monkeypatch.setattr("kprune.data.data_parts", lambda: (4, 2, 1))
+    digits = kprune.data.load("digits", batch_size=64)
+    part = digits.sharded()
+    np.testing.assert_array_equal(part.train[0], digits.train[0][1:1436:2])
+    np.testing.assert_array_equal(part.test[1], digits.test[1][1::2])
+    assert (len(part.train[1]), len(part.test[0]), part.batch_size) == (718, 180, 32)
+    with pytest.raises(ValueError, match="among 4 devices. Received: batch_size=30"):
+        kprune.data.load("digits", batch_size=30).sharded()
