@@ -1,0 +1,56 @@
+"""The notebooks for Colab run from top to bottom: here on a CPU, on digits in place of CIFAR-10."""
+
+import pathlib
+
+import keras
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+import kprune
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+SMALL = """
+DATASET = "digits"
+BATCH, WIDTH, SYNFLOW_EPOCHS, SPARSITY = 120, 0.25, 3, 0.8
+LEVELS, RATE, EPOCHS_PER_LEVEL, REWIND_TO = 2, 0.5, 3, "epoch:1"
+"""
+
+
+def assigned(source):
+    return set(compile(source, "parameters", "exec").co_names)
+
+
+def run(name, folder):
+    """Runs the notebook, but for what it installs, with small parameters; returns what it printed."""
+    notebook = nbformat.read(EXAMPLES / name, 4)
+    (install,), (parameters,) = (
+        [cell for cell in notebook.cells if tag in cell.metadata.get("tags", ())] for tag in ("install", "parameters")
+    )
+    assert all(line.startswith(("#", "%pip ")) for line in install.source.splitlines())
+    assert assigned(parameters.source) == assigned(SMALL)
+    notebook.cells.remove(install)
+    parameters.source = SMALL
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    return "".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
+
+
+@pytest.mark.parametrize("name, saved", [("colab_tpu", "sparse.keras"), ("colab_tpu_tf", "exported.keras")])
+def test_a_notebook_prunes_finds_a_ticket_and_exports(name, saved, tmp_path):
+    printed = run(f"{name}.ipynb", tmp_path)
+    assert "strategy none: 1 cpu" in printed and "1437 training images, 360 test images" in printed
+    assert "5x compression" in printed and "largest relative difference" in printed
+    assert not (tmp_path / "backup.npz").exists()  # the fit came to its end
+    ticket = kprune.Ticket.load(tmp_path / "ticket.npz")
+    assert ticket.sparsity == pytest.approx(0.75, abs=1e-3)
+    library = keras if name == "colab_tpu" else pytest.importorskip("tf_keras")
+    model = library.models.load_model(tmp_path / saved, compile=False)
+    kernels = [np.asarray(v) for v in model.trainable_weights if "kernel" in v.name]
+    np.testing.assert_array_equal([(k != 0).sum() for k in kernels], [mask.sum() for mask in ticket.masks.values()])
+    accuracy = (
+        model.predict(kprune.data.load("digits").test[0], verbose=0).argmax(-1) == kprune.data.load("digits").test[1]
+    ).mean()
+    assert accuracy > 0.5, accuracy
