@@ -3,10 +3,11 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults bench clean lint types doctest test-tensorflow test-jax test-tf-keras install-demo install-test
+.PHONY: help demo test test-faults test-oldest bench clean lint types doctest test-tensorflow test-jax test-tf-keras install-demo install-test
 
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 # A worker takes up to 3 GB.
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 6
@@ -16,6 +17,7 @@ help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
 	@echo "make test   check style and types, run all tests"
 	@echo "make test-faults   kill trainings at random, ten times of each of five kinds, and compare how they end"
+	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
 	@echo "make bench  time SynFlow on VGG-16"
 	@echo "make clean  remove what these leave behind"
 	@echo "All need Python 3.11, 3.12 or 3.13: PYTHON=/path/to/python3 says which."
@@ -51,6 +53,10 @@ test-jax: install-test
 test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random -rP
 
+# With the oldest versions of all that kprune stands on; PYTHON says on which Python.
+test-oldest:
+	$(MAKE) test-tensorflow test-jax test-tf-keras VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
 # In a process of their own, as tfmot changes what `tf.keras` is.
 test-tf-keras: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) tests/tf_keras
@@ -66,8 +72,8 @@ install-demo install-test:
 
 $(VENV)/.stamp-demo: EXTRAS := demo
 $(VENV)/.stamp-test: EXTRAS := demo,jax,test
-$(VENV)/.stamp-demo $(VENV)/.stamp-test: $(BIN)/python setup.cfg pyproject.toml constraints.txt
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt ".[$(EXTRAS)]"
+$(VENV)/.stamp-demo $(VENV)/.stamp-test: $(BIN)/python setup.cfg pyproject.toml $(CONSTRAINTS)
+	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) ".[$(EXTRAS)]"
 	@touch $@
 
 $(BIN)/python:
@@ -83,5 +89,5 @@ $(BIN)/python:
 	exit 1
 
 clean:
-	rm -rf $(VENV) build dist kprune.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist kprune.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

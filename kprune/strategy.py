@@ -124,9 +124,9 @@ def _of_tensorflow(kind: str) -> tuple[str, Any, str]:
 def _tpu_of_tensorflow(kind: str) -> tuple[str, Any, str]:
     found, libtpu = _version("tensorflow-tpu"), _version("libtpu")
     remedy = (
-        f"TensorFlow finds no TPU. On a machine that has one: pip uninstall -y tensorflow tensorflow-cpu; pip install "
-        f'--no-deps tensorflow-tpu=={_TENSORFLOW_TPU} "libtpu<{".".join(map(str, _LIBTPU))}", and start Python anew; or '
-        f"use Keras 3 on JAX; strategy 'none' trains without. Received: strategy={kind!r}, "
+        "TensorFlow finds no TPU. On a machine that has one: pip uninstall -y tensorflow tensorflow-cpu; pip install "
+        f'--no-deps tensorflow-tpu=={_TENSORFLOW_TPU} "libtpu<{".".join(map(str, _LIBTPU))}", and start Python anew; '
+        f"or use Keras 3 on JAX; strategy 'none' trains without. Received: strategy={kind!r}, "
         f"{', '.join(map(_installed, ('tensorflow', 'tensorflow-tpu', 'libtpu')))}"
     )
     # Asked before TensorFlow is imported, as a wrong libtpu ends the process.

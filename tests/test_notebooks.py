@@ -1,6 +1,7 @@
 """The notebooks for Colab run from top to bottom: here on a CPU, on digits in place of CIFAR-10."""
 
 import pathlib
+import re
 
 import keras
 import nbformat
@@ -13,7 +14,7 @@ import kprune
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 SMALL = """
 DATASET = "digits"
-BATCH, WIDTH, SYNFLOW_EPOCHS, SPARSITY = 120, 0.25, 3, 0.8
+MODEL, BATCH, WIDTH, SYNFLOW_EPOCHS, SPARSITY = "conv-2", 120, 0.2, 3, 0.8
 LEVELS, RATE, EPOCHS_PER_LEVEL, REWIND_TO = 2, 0.5, 3, "epoch:1"
 """
 
@@ -42,7 +43,8 @@ def run(name, folder):
 def test_a_notebook_prunes_finds_a_ticket_and_exports(name, saved, tmp_path):
     printed = run(f"{name}.ipynb", tmp_path)
     assert "strategy none: 1 cpu" in printed and "1437 training images, 360 test images" in printed
-    assert "5x compression" in printed and "largest relative difference" in printed
+    assert re.search(r"total .* (79\.9|80\.0)\d%", printed)
+    assert "largest relative difference" in printed
     assert not (tmp_path / "backup.npz").exists()  # the fit came to its end
     ticket = kprune.Ticket.load(tmp_path / "ticket.npz")
     assert ticket.sparsity == pytest.approx(0.75, abs=1e-3)

@@ -98,7 +98,7 @@ def test_tensorflow_is_asked_for_its_tpu_only_if_the_packages_fit(libtpu, monkey
 
 
 def test_wrong_words_are_answered_with_the_right_ones():
-    with pytest.raises(ValueError, match="auto, tpu, mirrored, multiworker, none. Received: strategy='gpu'"):
+    with pytest.raises(ValueError, match=r"auto, tpu, mirrored, multiworker, none\. Received: strategy='gpu'"):
         kprune.auto_strategy("gpu")
     variable = {"jax": "KERAS_DISTRIBUTION_JOB_ADDRESSES", "tensorflow": "TF_CONFIG"}[BACKEND]
     with pytest.raises(ValueError, match=f"{variable}.*Received: strategy='multiworker'"):
@@ -144,5 +144,5 @@ def test_a_process_is_given_its_part_of_the_data(monkeypatch):
     np.testing.assert_array_equal(part.train[0], digits.train[0][1:1436:2])
     np.testing.assert_array_equal(part.test[1], digits.test[1][1::2])
     assert (len(part.train[1]), len(part.test[0]), part.batch_size) == (718, 180, 32)
-    with pytest.raises(ValueError, match="among 4 devices. Received: batch_size=30"):
+    with pytest.raises(ValueError, match=r"among 4 devices\. Received: batch_size=30"):
         kprune.data.load("digits", batch_size=30).sharded()

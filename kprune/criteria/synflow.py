@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -205,7 +206,9 @@ def _jax_scorer(flow: _Flow) -> Scorer:
     import jax
 
     def host_float64() -> Any:
-        return jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0])
+        # `jax.enable_x64` since JAX 0.8; before, as on Colab's TPU runtime (0.7.2), it was experimental.
+        x64 = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+        return x64.enable_x64(True), jax.default_device(jax.devices("cpu")[0])
 
     def score(masks: list[Any], kernels: list[Any], constants: list[Any]) -> Any:
         kept = [jax.numpy.where(m, k, 0.0) for m, k in zip(masks, kernels, strict=True)]
