@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import logging
 
+from kprune.distribution import is_chief
 from kprune.report import summary
 
 from .base import Callback
@@ -43,7 +44,7 @@ class SparsityLogger(Callback):
             logs["sparsity"] = report.sparsity
         if self.table:
             logging.info("Epoch %d\n%s", epoch + 1, report)
-        if self.log_dir:
+        if self.log_dir and is_chief():
             import tensorflow as tf
 
             self._writer = self._writer or tf.summary.create_file_writer(self.log_dir)
