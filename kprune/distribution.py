@@ -10,6 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
+import keras
+from absl import logging
+
 Result = TypeVar("Result")
 
 
@@ -25,9 +28,26 @@ def is_chief() -> bool:
     strategy = _strategy()
     if strategy is not None:
         return bool(strategy.extended.should_checkpoint)
-    config = json.loads(os.environ.get("TF_CONFIG") or "{}")
-    task = config.get("task", {})
-    return task.get("type") != "worker" or (int(task["index"]) == 0 and "chief" not in config.get("cluster", {}))
+    cluster, task = _cluster()
+    return task.get("type") != "worker" or (int(task["index"]) == 0 and "chief" not in cluster)
+
+
+def warn_of_keras_fit() -> None:
+    """Log a warning, once, where Keras 3's own `fit` fails: on the workers of a TensorFlow cluster.
+
+    `fit` fails before it asks any callback (checked with Keras 3.15.1; tests/tf_distribute/test_multi_worker.py).
+    """
+    workers = sum(len(_cluster()[0].get(kind, [])) for kind in ("chief", "worker"))
+    if workers > 1 and keras.backend.backend() == "tensorflow" and "tf_keras" not in sys.modules:
+        logging.log_first_n(
+            logging.WARNING,
+            "kprune: this process is one of the %d workers of TF_CONFIG. Under MultiWorkerMirroredStrategy the `fit` "
+            "of Keras 3 fails, with or without kprune: it cannot convert a PerReplica value. What works: a tf_keras "
+            "model; a loop of your own that calls kprune.prune or the callbacks; Keras on JAX (KERAS_BACKEND=jax) with "
+            "keras.distribution.",
+            1,
+            workers,
+        )
 
 
 def strategy_scope(model: Any) -> AbstractContextManager[Any]:
@@ -52,6 +72,12 @@ def outside_strategies(function: Callable[[], Result]) -> Result:
     # TensorFlow has no way to leave a strategy's scope, but the scope holds in the thread that entered it only.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function).result()
+
+
+def _cluster() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The cluster and the task in it that TF_CONFIG describes; empty without one."""
+    config = json.loads(os.environ.get("TF_CONFIG") or "{}")
+    return config.get("cluster", {}), config.get("task", {})
 
 
 def _strategy() -> Any:

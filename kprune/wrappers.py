@@ -208,9 +208,10 @@ def strip_model(model: Any) -> Any:
     for w in _pruned_by_wrappers(model):
         if isinstance(w.constraint, MaskConstraint):
             _constrain(w, w.constraint.constraint)
-    stripped = tfmot.sparsity.keras.strip_pruning(model)
-    if not stripped.built:
-        stripped.build(shape)
+    with strategy_scope(model):
+        stripped = tfmot.sparsity.keras.strip_pruning(model)
+        if not stripped.built:
+            stripped.build(shape)
     return stripped
 
 

@@ -21,18 +21,17 @@ def free_addresses(n):
     sockets = [socket.socket() for _ in range(n)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
-    addresses = ["127.0.0.1:%d" % one.getsockname()[1] for one in sockets]
+    addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
     for one in sockets:
         one.close()
     return addresses
 
 
 def run_workers(folder, *words):
-    """Runs two workers to their end; as soon as one is lost all are killed, as a cluster's manager does. -> exit codes"""
+    """Runs two workers to their end: their exit codes. As soon as one is lost all are killed, as a cluster would."""
     cluster, processes = {"worker": free_addresses(2)}, []
     for index in range(2):
         config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
-        # No more devices than the strategy has by itself.
         env = {"TF_CONFIG": config, "KERAS_BACKEND": "tensorflow"}
         processes.append(start_process(worker.__file__, folder, *words, env=env))
     with ThreadPoolExecutor(2) as pool:
@@ -126,6 +125,6 @@ def test_keras_3_still_cannot_fit_on_several_workers(whole):
     for rank in range(2):
         name, said = json.loads((whole / f"result-{rank}" / "keras_fit.json").read_text())
         assert name == "ValueError" and "PerReplica" in said, (
-            "Keras's fit no longer fails as it did: if it works, drop the warning in callbacks/base.py, the line in the "
-            f"README and this test. It ended with {name}: {said}"
+            "Keras's fit no longer fails as it did: if it works, drop the warning in callbacks/base.py, the line in "
+            f"the README and this test. It ended with {name}: {said}"
         )

@@ -13,11 +13,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-
-RANK = json.loads(os.environ["TF_CONFIG"])["task"]["index"] if "TF_CONFIG" in os.environ else 0
-# Before anything else of TensorFlow's: it finds the other workers.
-STRATEGY = tf.distribute.MultiWorkerMirroredStrategy() if "TF_CONFIG" in os.environ else tf.distribute.get_strategy()
-
 import tf_keras
 from distributed import BATCH_SIZE, STEPS, Record, digits, network
 from kprune.callbacks import GradualPruning, LotteryTicket, SparsityLogger, SynFlow
@@ -27,6 +22,9 @@ import kprune
 from kprune.rewind import snapshot
 from kprune.schedules import PolynomialDecay
 
+RANK = json.loads(os.environ["TF_CONFIG"])["task"]["index"] if "TF_CONFIG" in os.environ else 0
+# It finds the other workers, which has to come before TensorFlow's first operation.
+STRATEGY = tf.distribute.MultiWorkerMirroredStrategy() if "TF_CONFIG" in os.environ else tf.distribute.get_strategy()
 # kind -> what makes the callback, given the folder of a worker; and the epochs of its fit.
 KINDS = {
     "GradualPruning": (
