@@ -3,7 +3,8 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults test-oldest bench clean lint types doctest test-tensorflow test-jax test-tf-keras install-demo install-test
+.PHONY: help demo test test-faults test-oldest bench clean lint types doctest test-tensorflow test-jax test-tf-keras \
+	test-tf-distribute install-demo install-test
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,7 +29,7 @@ demo: install-demo
 bench: install-demo
 	$(BIN)/python benchmarks/synflow.py
 
-test: lint types doctest test-tensorflow test-jax test-tf-keras
+test: lint types doctest test-tensorflow test-jax test-tf-keras test-tf-distribute
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -42,13 +43,15 @@ types: install-test
 doctest: install-test
 	PYTHONPATH=tests KERAS_BACKEND=tensorflow $(PYTEST) -p conftest --doctest-modules --pyargs kprune
 
+# What has to be run in processes of its own.
+APART := --ignore=tests/tf_keras --ignore=tests/tf_distribute
 test-tensorflow: install-test
-	KERAS_BACKEND=tensorflow $(PYTEST) tests --ignore=tests/tf_keras
+	KERAS_BACKEND=tensorflow $(PYTEST) tests $(APART)
 
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends.
 ONCE := data faults golden_masks layout lottery_runs models patterns schedules scopes sweep
 test-jax: install-test
-	KERAS_BACKEND=jax $(PYTEST) tests --ignore=tests/tf_keras $(ONCE:%=--ignore=tests/test_%.py)
+	KERAS_BACKEND=jax $(PYTEST) tests $(APART) $(ONCE:%=--ignore=tests/test_%.py)
 
 test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random -rP
@@ -60,6 +63,11 @@ test-oldest:
 # In a process of their own, as tfmot changes what `tf.keras` is.
 test-tf-keras: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) tests/tf_keras
+
+# In a process of their own, as TensorFlow is given several CPU devices before it uses the first. A file per process, as
+# the tests of a file share what they trace and the workers they start.
+test-tf-distribute: install-test
+	KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2 --dist loadfile tests/tf_distribute
 
 # What kprune needs, once and again when that changes; then kprune itself, each time, so that no run sees stale code.
 # setuptools leaves `build` and `kprune.egg-info` behind, from where a deleted module would find its way into a wheel.

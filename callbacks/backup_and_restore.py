@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import logging
 
+from kprune.distribution import is_chief
 from kprune.files import joined, pack, split, unpack, write
 from kprune.masks import current_masks, is_tf_keras
 from kprune.rewind import Snapshot, restore, snapshot
@@ -92,6 +93,6 @@ class BackupAndRestore(MaskingCallback):
 
     def on_train_end(self, logs: Any = None) -> None:
         self.model._initial_epoch = None
-        if self.delete:
+        if self.delete and is_chief():
             self.path.unlink(missing_ok=True)
         super().on_train_end(logs)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kprune.carry import Carrier, carry, release
+from kprune.distribution import warn_of_keras_fit
 from kprune.masks import moved_weights
 from kprune.optimizers import check_optimizer
 from kprune.prune import mask_for_pruning
@@ -41,6 +42,10 @@ class MaskingCallback(Callback):
 
     _restored = False
     _carrier: Carrier
+
+    def __init__(self) -> None:
+        super().__init__()
+        warn_of_keras_fit()
 
     def set_model(self, model: Any) -> None:
         super().set_model(model)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from absl import logging
 
+from kprune.distribution import is_chief
 from kprune.report import summary
 
 from .base import Callback
@@ -20,7 +22,8 @@ class SparsityLogger(Callback):
     - With `log_dir`, one TensorBoard scalar per weight, `sparsity/<path>`, against the epoch.
 
     Args:
-        log_dir: a folder for TensorBoard; None writes nothing. Needs TensorFlow, on the JAX backend too.
+        log_dir: a folder for TensorBoard; None writes nothing. Needs TensorFlow, on the JAX backend too. Of
+            several processes that train together, the chief writes.
         table: False leaves out the table.
 
     >>> import keras, kprune, numpy as np
@@ -31,7 +34,7 @@ class SparsityLogger(Callback):
     [0.5]
     """
 
-    def __init__(self, log_dir: str | None = None, table: bool = True):
+    def __init__(self, log_dir: str | os.PathLike[str] | None = None, table: bool = True):
         super().__init__()
         self.log_dir = log_dir
         self.table = table
@@ -43,10 +46,10 @@ class SparsityLogger(Callback):
             logs["sparsity"] = report.sparsity
         if self.table:
             logging.info("Epoch %d\n%s", epoch + 1, report)
-        if self.log_dir:
+        if self.log_dir and is_chief():
             import tensorflow as tf
 
-            self._writer = self._writer or tf.summary.create_file_writer(self.log_dir)
+            self._writer = self._writer or tf.summary.create_file_writer(os.fspath(self.log_dir))
             with self._writer.as_default():
                 tf.summary.scalar("sparsity", report.sparsity, step=epoch)
                 for row in report.rows:

@@ -18,7 +18,7 @@ def unchanged(model: Any, optimizer: bool = False) -> Iterator[None]:
     """Afterwards weights, masks, statistics, seeds and metrics are what they were; with `optimizer`, all of it, too."""
     variables = [*model.variables, *(v for metric in getattr(model, "metrics", []) for v in metric.variables)]
     if optimizer and getattr(model, "optimizer", None) is not None:
-        build(model.optimizer, model.trainable_variables)
+        build(model.optimizer, model)
         variables += all_variables(model.optimizer)
     kept = [(v, np.array(v.numpy())) for v in {id(v): v for v in variables}.values()]
     try:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .distribution import is_chief
+
 _ABOUT = "about.json"
 
 
@@ -87,6 +89,8 @@ def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, 
 def write(path: str | os.PathLike[str], fill: bytes | Callable[[str], None]) -> None:
     """Write a file whole or not at all: under a temporary name beside it, synced, then renamed.
 
+    Of several processes that train together, where all call it, only the chief writes.
+
     Args:
         path: the file; its folder is made.
         fill: the bytes, or a function that writes the file whose name it is given (it ends as `path` does).
@@ -94,6 +98,8 @@ def write(path: str | os.PathLike[str], fill: bytes | Callable[[str], None]) -> 
     Raises:
         OSError: it cannot be written (no space left ...). What was at `path` is as it was.
     """
+    if not is_chief():
+        return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # The name ends as the file's does, as `Model.save_weights` asks; and is the same each time, so that a process that

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from .distribution import strategy_scope
 from .layers import all_layers, attach, detach, is_masked, own_weights
 from .masks import Filters, MaskReport, finish_report, skip_reason, unique_paths
 
@@ -32,7 +33,8 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
         else:
             skipped[path] = reason
     if any(id(v) not in already for v in chosen):
-        attach(model, chosen)
+        with strategy_scope(model):
+            attach(model, chosen)
         renew_functions(model)
     return finish_report(model, masked, skipped)
 
@@ -60,7 +62,8 @@ def plain(model: Any) -> Iterator[Any]:
     try:
         yield model
     finally:
-        attach(model, [v for v, _ in kept])
+        with strategy_scope(model):
+            attach(model, [v for v, _ in kept])
         masks = {id(v): mask for _, _, v, mask in find_masked(model)}
         for v, value in kept:
             masks[id(v)].assign(value)

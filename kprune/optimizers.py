@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .distribution import strategy_scope
+
 # Muon orthogonalises the whole update of a kernel, so it moves weights whose gradient is exactly zero.
 DENSE_UPDATES = ("Muon",)
 
@@ -22,7 +24,7 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
 
 def iterations(model: Any) -> int:
     """The number of optimizer steps that the model has taken: `optimizer.iterations`."""
-    return int(np.asarray(model.optimizer.iterations))
+    return int(model.optimizer.iterations.numpy())
 
 
 def batches_per_step(model: Any) -> int:
@@ -83,15 +85,16 @@ def _slots(optimizer: Any, variable: Any) -> Iterator[tuple[Any, float]]:
             yield slot, optimizer.initial_accumulator_value if name == "_accumulators" else 0.0
 
 
-def build(optimizer: Any, variables: list[Any]) -> None:
-    """Make the optimizer's slots if it has none yet."""
+def build(optimizer: Any, model: Any) -> None:
+    """Make the optimizer's slots of the model's trainable variables if it has none yet."""
     if hasattr(optimizer, "get_slot_names"):
         raise ValueError(
             "A legacy optimizer keeps its learning rate outside of its variables and cannot be rewound: use one of "
             f"tf_keras.optimizers. Received: optimizer={type(optimizer).__name__} (legacy)"
         )
     if not getattr(optimizer, "built", getattr(optimizer, "_built", False)):
-        optimizer.build(variables)
+        with strategy_scope(model):
+            optimizer.build(model.trainable_variables)
 
 
 def all_variables(optimizer: Any) -> list[Any]:

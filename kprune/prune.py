@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .batches import take_batches
 from .criteria import CRITERIA, Context, Scores
+from .distribution import outside_strategies
 from .layout import Layout, layout_of
 from .masks import MaskedWeight, Masks, is_tf_keras, mask, masked_weights, set_masks, strip
 from .patterns import PATTERNS, pooled
@@ -132,6 +133,10 @@ class Plan:
 
     def masks(self, model: Any, sparsity: float | dict[str, float], verbose: bool = False) -> Masks:
         """The masks to which the model would be pruned; the model is not changed."""
+        # So that they are those of one device, bit for bit, for the weights that the model has.
+        return outside_strategies(lambda: self._masks(model, sparsity, verbose))
+
+    def _masks(self, model: Any, sparsity: float | dict[str, float], verbose: bool) -> Masks:
         weights = masked_weights(model)
         groups = _groups([weight.path for weight in weights], sparsity)
         current = {weight.path: weight.kept() for weight in weights}

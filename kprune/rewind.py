@@ -257,5 +257,5 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
 def _optimizer_variables(model: Any, optimizer: Any) -> dict[str, Any]:
     if optimizer is None:
         return {}
-    build(optimizer, model.trainable_variables)
+    build(optimizer, model)
     return {f"{i}/{v.name}": v for i, v in enumerate(all_variables(optimizer))}

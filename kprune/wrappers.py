@@ -23,6 +23,7 @@ import tf_keras
 from absl import logging
 from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
 
+from .distribution import strategy_scope
 from .masks import Filters, MaskReport, finish_report, skip_reason, unique_paths
 
 # tfmot's own ConstantSparsity, beginning at a step that no training reaches: a saved model loads without kprune.
@@ -176,9 +177,10 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
                 made[id(layer)] = PruneLowMagnitude(layer, pruning_schedule=_never())
         return made[id(layer)]
 
-    clone = tf_keras.models.clone_model(model, clone_function=wrap)
-    if not clone.built:
-        clone.build(model.input_shape)
+    with strategy_scope(model):
+        clone = tf_keras.models.clone_model(model, clone_function=wrap)
+        if not clone.built:
+            clone.build(model.input_shape)
     for wrapper in _wrappers(clone):
         for w, _, threshold in wrapper.pruning_vars:
             if id(w) not in chosen[id(wrapper.layer)]:
@@ -206,9 +208,10 @@ def strip_model(model: Any) -> Any:
     for w in _pruned_by_wrappers(model):
         if isinstance(w.constraint, MaskConstraint):
             _constrain(w, w.constraint.constraint)
-    stripped = tfmot.sparsity.keras.strip_pruning(model)
-    if not stripped.built:
-        stripped.build(shape)
+    with strategy_scope(model):
+        stripped = tfmot.sparsity.keras.strip_pruning(model)
+        if not stripped.built:
+            stripped.build(shape)
     return stripped
 
 

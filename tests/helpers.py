@@ -53,13 +53,23 @@ def assert_zero(model):
     np.testing.assert_array_equal(values, 0.0)
 
 
-def new_process(*words, **settings):
-    """Runs `python words...` to its end: its returncode, stdout and stderr. It finds what this process finds."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+def start_process(*words, env=None, **settings):
+    """Starts `python words...` and does not wait for it; it finds what this process finds."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(env or {})}
     # tfmot leaves this one behind in the process that imports it; no user's process starts with it.
     env.pop("TF_USE_LEGACY_KERAS", None)
     command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600, **settings)
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+
+
+def new_process(*words, **settings):
+    """Runs `python words...` to its end: its returncode, stdout and stderr."""
+    with start_process(*words, **settings) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=600)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
 class EachBatch(Callback):

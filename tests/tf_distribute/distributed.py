@@ -1,0 +1,87 @@
+"""What the tests of tf.distribute and the workers they start share: a network of either Keras, data, and a record."""
+
+import importlib
+
+import numpy as np
+from helpers import halve
+from kprune.callbacks.base import Callback
+from sklearn.datasets import load_digits
+
+import kprune
+
+BATCH_SIZE, STEPS = 32, 6
+
+
+def digits():
+    """Images (192, 8, 8, 1) and classes (192,): six batches of 32."""
+    data, size = load_digits(), BATCH_SIZE * STEPS
+    return (data.images[:size, ..., None] / 16).astype("float32"), data.target[:size]
+
+
+def network(library, **compile_args):
+    """A compiled network of convolution, normalisation and dense layers; on tf_keras under kprune's masks.
+
+    Its statistics are those of the whole batch, over all replicas, so it trains as on one device.
+    """
+    keras = importlib.import_module(library)
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(4, 3, activation="relu", name="conv"),
+            layers.BatchNormalization(synchronized=True, name="norm"),
+            layers.Flatten(),
+            layers.Dense(12, activation="relu", name="hidden"),
+            layers.Dense(10, name="logits"),
+        ]
+    )
+    if library == "tf_keras":
+        model = kprune.mask(model).model
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), loss, jit_compile=False, **compile_args)
+    return model
+
+
+def on_replicas(model, variable):
+    """The variable's value on each replica of this process."""
+    value = variable if callable(variable.value) else variable.value  # tf_keras's own; TensorFlow's inside Keras 3's
+    return [np.asarray(part) for part in model.distribute_strategy.experimental_local_results(value)]
+
+
+class Record(Callback):
+    """At each batch end: replicas agree on masks and weights, pruned entries are 0; `masks` holds the masks."""
+
+    def __init__(self, replicas):
+        super().__init__()
+        self.replicas, self.masks = replicas, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        now = []
+        for weight in kprune.masked_weights(self.model):
+            masks, values = on_replicas(self.model, weight.mask), on_replicas(self.model, weight.variable)
+            assert len(masks) == len(values) == self.replicas
+            for mask, value in zip(masks, values, strict=True):
+                np.testing.assert_array_equal(mask, masks[0])
+                np.testing.assert_array_equal(value, values[0])
+                np.testing.assert_array_equal(value[~mask.astype(bool)], 0.0)
+            now.append(masks[0].astype(bool))
+        self.masks.append(now)
+
+
+def begin(model, begins, halved):
+    """Take a model back to what it was when it was made, with all weights kept, or a random half of them."""
+    if halved:
+        kprune.mask(model)
+    kprune.set_masks(model, {w.path: np.ones(w.shape, bool) for w in kprune.masked_weights(model)})
+    kprune.rewind.rewind(model, begins)
+    if halved:
+        halve(model)
+
+
+def assert_same_masks(one, other):
+    """Two lists over batches of lists over weights."""
+    assert len(one) == len(other) > 0
+    for batch, (masks, others) in enumerate(zip(one, other, strict=True)):
+        for i, (mask, expected) in enumerate(zip(masks, others, strict=True)):
+            np.testing.assert_array_equal(mask, expected, err_msg=f"batch {batch}, weight {i}")

@@ -1,0 +1,132 @@
+"""A worker of a cluster: `python worker.py FOLDER [KIND VICTIM EPOCH]` (run by test_multi_worker.py, with TF_CONFIG).
+
+With a kind it makes the trainings up to that one, in which worker VICTIM kills itself by SIGKILL in the midst of EPOCH,
+or all of them if KIND is "none". A training that ended is not made again. The results lie in FOLDER/result-RANK.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from distributed import BATCH_SIZE, STEPS, Record, digits, network
+from kprune.callbacks import GradualPruning, LotteryTicket, SparsityLogger, SynFlow
+from kprune.callbacks.base import Callback
+
+import kprune
+from kprune.rewind import snapshot
+from kprune.schedules import PolynomialDecay
+
+RANK = json.loads(os.environ["TF_CONFIG"])["task"]["index"] if "TF_CONFIG" in os.environ else 0
+# It finds the other workers, which has to come before TensorFlow's first operation.
+STRATEGY = tf.distribute.MultiWorkerMirroredStrategy() if "TF_CONFIG" in os.environ else tf.distribute.get_strategy()
+# kind -> what makes the callback, given the folder of a worker; and the epochs of its fit.
+KINDS = {
+    "GradualPruning": (
+        lambda own: GradualPruning(PolynomialDecay(0.0, 0.8, begin_step=2, end_step=16, frequency=2), "movement"),
+        3,
+    ),
+    "SynFlow": (lambda own: SynFlow(0.8, rounds=5, verbose=False), 3),
+    "LotteryTicket": (
+        lambda own: LotteryTicket(levels=2, epochs_per_level=1, rate=0.5, rewind_to=3, path=own / "ticket.npz"),
+        3,
+    ),
+}
+
+
+class Die(Callback):
+    """Kills the process in the midst of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch, self.running = epoch, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.running = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.running == self.epoch and batch == STEPS // 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(kind, folder, *more):
+    """A fit of tf_keras with a callback, a backup and logs: the model, and the masks at each batch's end."""
+    make, epochs = KINDS[kind]
+    own = folder / f"worker-{RANK}" / kind
+    own.mkdir(parents=True, exist_ok=True)
+    with STRATEGY.scope():
+        model = network("tf_keras")
+    record = Record(replicas=1)
+    backup = tf_keras.callbacks.BackupAndRestore(str(folder / f"backup-{kind}"))
+    callbacks = [make(own), SparsityLogger(own / "logs"), backup, record, *more]
+    x, y = digits()
+    model.fit(x, y, batch_size=BATCH_SIZE, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+    return model, record.masks
+
+
+def loop(folder):
+    """What Keras 3 can do on several workers: a loop of one's own, with callbacks; as `train`."""
+    with STRATEGY.scope():
+        model = network("keras")
+        data = tf.data.Dataset.from_tensor_slices(digits()).batch(BATCH_SIZE)
+    data = STRATEGY.experimental_distribute_dataset(data)
+    kprune.prune(model, "synflow", 0.3, rounds=5, verbose=False)
+    record, schedule = Record(replicas=1), PolynomialDecay(0.3, 0.8, begin_step=2, end_step=8, frequency=2)
+    callbacks = keras.callbacks.CallbackList([GradualPruning(schedule), record], model=model, epochs=2, steps=STEPS)
+
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(x, y, model(x, training=True))
+        variables = model.trainable_variables
+        model.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+
+    run = tf.function(lambda batch: STRATEGY.run(step, args=batch), autograph=False)
+    callbacks.on_train_begin()
+    for epoch in range(2):
+        callbacks.on_epoch_begin(epoch)
+        for number, batch in enumerate(data):
+            run(batch)
+            callbacks.on_train_batch_end(number)
+        callbacks.on_epoch_end(epoch)
+    callbacks.on_train_end()
+    return model, record.masks
+
+
+def keras_fit():
+    """How Keras's own fit ends, of a plain dense model without kprune: the class of its exception, and what it says."""
+    with STRATEGY.scope():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    try:
+        model.fit(np.ones((8, 4), "float32"), np.ones((8, 1), "float32"), batch_size=4, verbose=0)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "no error", ""
+
+
+def save(path, model, masks):
+    """Weights, statistics and optimizer in the end, and the masks at each batch's end."""
+    arrays = {f"model/{name}": array for name, array in snapshot(model).to_arrays().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays, **{f"mask/{b}/{i}": m for b, now in enumerate(masks) for i, m in enumerate(now)})
+
+
+def main(folder, last=None, victim="", epoch=""):
+    folder = Path(folder)
+    results = folder / f"result-{RANK}"
+    for kind in KINDS:
+        if not (results / f"{kind}.npz").exists():
+            dies = kind == last and int(victim) == RANK
+            save(results / f"{kind}.npz", *train(kind, folder, *([Die(int(epoch))] if dies else [])))
+    if last is None:
+        save(results / "loop.npz", *loop(folder))
+        (results / "keras_fit.json").write_text(json.dumps(keras_fit()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
