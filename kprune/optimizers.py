@@ -22,7 +22,7 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
 
 def iterations(model: Any) -> int:
     """The number of optimizer steps that the model has taken: `optimizer.iterations`."""
-    return int(np.asarray(model.optimizer.iterations))
+    return int(model.optimizer.iterations.numpy())
 
 
 def batches_per_step(model: Any) -> int:
