@@ -3,7 +3,8 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults bench clean lint types doctest test-tensorflow test-jax test-tf-keras install-demo install-test
+.PHONY: help demo test test-faults test-tpu compile-for-tpu bench clean lint types doctest test-tensorflow test-jax \
+	test-tf-keras install-demo install-test install-tpu
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,6 +17,7 @@ help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
 	@echo "make test   check style and types, run all tests"
 	@echo "make test-faults   kill trainings at random, ten times of each of five kinds, and compare how they end"
+	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
 	@echo "make bench  time SynFlow on VGG-16"
 	@echo "make clean  remove what these leave behind"
 	@echo "All need Python 3.11, 3.12 or 3.13: PYTHON=/path/to/python3 says which."
@@ -41,15 +43,28 @@ doctest: install-test
 	PYTHONPATH=tests KERAS_BACKEND=tensorflow $(PYTEST) -p conftest --doctest-modules --pyargs kprune
 
 test-tensorflow: install-test
-	KERAS_BACKEND=tensorflow $(PYTEST) tests --ignore=tests/tf_keras
+	KERAS_BACKEND=tensorflow $(PYTEST) tests --ignore=tests/tf_keras --ignore=tests/tpu
 
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends.
 ONCE := data faults golden_masks layout lottery_runs models patterns schedules scopes sweep
 test-jax: install-test
-	KERAS_BACKEND=jax $(PYTEST) tests --ignore=tests/tf_keras $(ONCE:%=--ignore=tests/test_%.py)
+	KERAS_BACKEND=jax $(PYTEST) tests --ignore=tests/tf_keras --ignore=tests/tpu $(ONCE:%=--ignore=tests/test_%.py)
 
 test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random -rP
+
+# libtpu compiles for TPUs on any machine; it is large, so it has an environment of its own.
+test-tpu:
+	$(MAKE) VENV=.venv-tpu compile-for-tpu
+
+TPU_PYTEST = KPRUNE_TPU_ROWS=out/tpu.jsonl $(PYTEST) --maxprocesses 2
+compile-for-tpu: install-tpu
+	@mkdir -p out && rm -f out/tpu.jsonl
+	KERAS_BACKEND=jax $(TPU_PYTEST) tests/tpu/test_tpu_jax.py
+	KERAS_BACKEND=tensorflow $(TPU_PYTEST) tests/tpu/test_tpu_tensorflow.py
+	KERAS_BACKEND=tensorflow $(TPU_PYTEST) tests/tpu/test_tpu_tf_keras.py
+	$(BIN)/python tests/tpu/tpu_table.py out/tpu.jsonl > out/tpu.md
+	@cat out/tpu.md
 
 # In a process of their own, as tfmot changes what `tf.keras` is.
 test-tf-keras: install-test
@@ -59,14 +74,16 @@ test-tf-keras: install-test
 # setuptools leaves `build` and `kprune.egg-info` behind, from where a deleted module would find its way into a wheel.
 install-demo: $(VENV)/.stamp-demo
 install-test: $(VENV)/.stamp-test
-install-demo install-test:
+install-tpu: $(VENV)/.stamp-tpu
+install-demo install-test install-tpu:
 	@rm -rf build kprune.egg-info
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
 	@rm -rf build kprune.egg-info
 
 $(VENV)/.stamp-demo: EXTRAS := demo
 $(VENV)/.stamp-test: EXTRAS := demo,jax,test
-$(VENV)/.stamp-demo $(VENV)/.stamp-test: $(BIN)/python setup.cfg pyproject.toml constraints.txt
+$(VENV)/.stamp-tpu: EXTRAS := demo,test,tpu
+$(VENV)/.stamp-demo $(VENV)/.stamp-test $(VENV)/.stamp-tpu: $(BIN)/python setup.cfg pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt ".[$(EXTRAS)]"
 	@touch $@
 
@@ -83,5 +100,5 @@ $(BIN)/python:
 	exit 1
 
 clean:
-	rm -rf $(VENV) build dist kprune.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tpu build dist kprune.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from helpers import EachBatch
 
+import kprune
+
 # A host's function is a custom call on a CPU, and on a TPU values that are sent to the host and received from it.
 HOST_CALLS = re.compile(r'stablehlo\.custom_call @([\w.$]+)|"?stablehlo\.(send|recv|infeed|outfeed)\b')
 TENSORS = re.compile(r"tensor<([^>]*)>")
@@ -76,6 +78,13 @@ class TracedSteps:
     def lowered(self):
         """The StableHLO module of the step that was traced last."""
         return lowered(self.step, *self.arguments[-1])
+
+
+class MoreZeros(EachBatch):
+    """Prunes a random fifth of what is left at each batch end."""
+
+    def __init__(self):
+        super().__init__(lambda model: kprune.prune(model, "random", 1 - 0.8 ** (self.calls + 1), verbose=False))
 
 
 def lowered(function, *arguments, platform="tpu"):
