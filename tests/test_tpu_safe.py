@@ -7,7 +7,7 @@ import contextlib
 
 import keras
 import pytest
-from helpers import CHEAP
+from helpers import CHEAP, assert_zero, halve
 from keras import layers
 from steps import TracedSteps, bool_inputs, compiled, conv_net, images, lowered, violations
 from test_contract import CALLBACK_ROWS
@@ -123,3 +123,23 @@ def test_synflow_scores_in_float64_on_the_hosts_cpu():
     placed.seen = ()
     kprune.prune(model, "synflow", 0.9, rounds=3, verbose=False)
     assert placed.seen == ((str(jax.devices("cpu")[0]) if JAX else "/device:CPU:0", "float64"),)
+
+
+def test_the_count_sees_another_trace():
+    model = conv_net()
+    steps = fit(model)
+    model.fit(*images(12), batch_size=8, verbose=0, callbacks=[steps.count])  # the last batch is smaller
+    assert steps.counts[-1] > steps.counts[0]
+
+
+@pytest.mark.skipif(not JAX, reason="TensorFlow assigns without compiling anything")
+def test_changing_masks_compiles_nothing(caplog):
+    model = conv_net()
+    kprune.mask(model)
+    fit(model)
+    with jax.log_compiles():
+        halve(model)
+        assert "ompil" not in caplog.text
+        jax.jit(lambda x: x + 1)(1)
+        assert "ompil" in caplog.text
+    assert_zero(model)
