@@ -3,8 +3,8 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults test-oldest bench clean lint types doctest test-tensorflow test-jax test-tf-keras \
-	test-tf-distribute install-demo install-test
+.PHONY: help demo test test-faults test-oldest test-tpu compile-for-tpu bench clean lint types doctest test-tensorflow \
+	test-jax test-tf-keras test-tf-distribute install-demo install-test install-tpu
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,6 +19,7 @@ help:
 	@echo "make test   check style and types, run all tests"
 	@echo "make test-faults   kill trainings at random, ten times of each of five kinds, and compare how they end"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
+	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
 	@echo "make bench  time SynFlow on VGG-16"
 	@echo "make clean  remove what these leave behind"
 	@echo "All need Python 3.11, 3.12 or 3.13: PYTHON=/path/to/python3 says which."
@@ -44,7 +45,7 @@ doctest: install-test
 	PYTHONPATH=tests KERAS_BACKEND=tensorflow $(PYTEST) -p conftest --doctest-modules --pyargs kprune
 
 # What has to be run in processes of its own.
-APART := --ignore=tests/tf_keras --ignore=tests/tf_distribute
+APART := --ignore=tests/tf_keras --ignore=tests/tf_distribute --ignore=tests/tpu
 test-tensorflow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) tests $(APART)
 
@@ -60,6 +61,19 @@ test-faults: install-test
 test-oldest:
 	$(MAKE) test-tensorflow test-jax test-tf-keras VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
+# libtpu compiles for TPUs on any machine; it is large, so it has an environment of its own.
+test-tpu:
+	$(MAKE) VENV=.venv-tpu compile-for-tpu
+
+TPU_PYTEST = KPRUNE_TPU_ROWS=out/tpu.jsonl $(PYTEST) --maxprocesses 2
+compile-for-tpu: install-tpu
+	@mkdir -p out && rm -f out/tpu.jsonl
+	KERAS_BACKEND=jax $(TPU_PYTEST) tests/tpu/test_tpu_jax.py
+	KERAS_BACKEND=tensorflow $(TPU_PYTEST) tests/tpu/test_tpu_tensorflow.py
+	KERAS_BACKEND=tensorflow $(TPU_PYTEST) tests/tpu/test_tpu_tf_keras.py
+	$(BIN)/python tests/tpu/tpu_table.py out/tpu.jsonl > out/tpu.md
+	@cat out/tpu.md
+
 # In a process of their own, as tfmot changes what `tf.keras` is.
 test-tf-keras: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) tests/tf_keras
@@ -73,14 +87,16 @@ test-tf-distribute: install-test
 # setuptools leaves `build` and `kprune.egg-info` behind, from where a deleted module would find its way into a wheel.
 install-demo: $(VENV)/.stamp-demo
 install-test: $(VENV)/.stamp-test
-install-demo install-test:
+install-tpu: $(VENV)/.stamp-tpu
+install-demo install-test install-tpu:
 	@rm -rf build kprune.egg-info
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
 	@rm -rf build kprune.egg-info
 
 $(VENV)/.stamp-demo: EXTRAS := demo
 $(VENV)/.stamp-test: EXTRAS := demo,jax,test
-$(VENV)/.stamp-demo $(VENV)/.stamp-test: $(BIN)/python setup.cfg pyproject.toml $(CONSTRAINTS)
+$(VENV)/.stamp-tpu: EXTRAS := demo,test,tpu
+$(VENV)/.stamp-demo $(VENV)/.stamp-test $(VENV)/.stamp-tpu: $(BIN)/python setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) ".[$(EXTRAS)]"
 	@touch $@
 

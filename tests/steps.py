@@ -1,0 +1,118 @@
+"""The train step that a fit traces: how often, and what in it a TPU could not run."""
+
+import re
+
+import keras
+import numpy as np
+from helpers import EachBatch
+
+import kprune
+
+# A host's function is a custom call on a CPU, and on a TPU values that are sent to the host and received from it.
+HOST_CALLS = re.compile(r'stablehlo\.custom_call @([\w.$]+)|"?stablehlo\.(send|recv|infeed|outfeed)\b')
+TENSORS = re.compile(r"tensor<([^>]*)>")
+
+
+def violations(module):
+    """What in a StableHLO module is no computation for a TPU, each once: float64, dynamic shapes, calls of the host."""
+    types = {match for match in TENSORS.findall(module)}
+    found = {f"float64: {t}" for t in types if re.search(r"(^|x|<)f64$", t)}
+    found |= {f"dynamic shape: {t}" for t in types if "?" in t}
+    found |= {f"host call: {''.join(match)}" for match in HOST_CALLS.findall(module)}
+    return sorted(found)
+
+
+def conv_net(*extra, library=keras):
+    """8 x 8 x 1 -> 10 logits, with batch normalisation and dropout; `extra` layers before the last."""
+    layers = library.layers
+    return library.Sequential(
+        [
+            library.Input((8, 8, 1)),
+            layers.Conv2D(8, 3, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dropout(0.2),
+            *extra,
+            layers.Dense(10),
+        ]
+    )
+
+
+def images(n=64):
+    """Random float32 images for `conv_net` and their int32 classes."""
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(n, 8, 8, 1)).astype("float32"), rng.integers(0, 10, n).astype("int32")
+
+
+def compiled(model, library=keras, **arguments):
+    """The model, compiled to learn the classes of `images`."""
+    loss = library.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(library.optimizers.Adam(0.01), loss, metrics=["accuracy"], **arguments)
+    return model
+
+
+class TracedSteps:
+    """Watches how a model's train step is traced.
+
+    Args:
+        model: of either Keras, before its first fit.
+
+    Attributes:
+        step: the model's own step.
+        arguments: for each trace the shapes and dtypes of what the step was given.
+        counts: the number of traces so far at the end of each batch.
+        count: the callback that counts, to be given to the fit, of either Keras.
+    """
+
+    def __init__(self, model):
+        self.step, self.arguments, self.counts = model.train_step, [], []
+        self.count = EachBatch(lambda _: self.counts.append(len(self.arguments)))
+
+        def train_step(*arguments):
+            self.arguments.append(keras.tree.map_structure(_spec, arguments, none_is_leaf=False))
+            return self.step(*arguments)
+
+        model.train_step = train_step
+
+    def lowered(self):
+        """The StableHLO module of the step that was traced last."""
+        return lowered(self.step, *self.arguments[-1])
+
+
+class MoreZeros(EachBatch):
+    """Prunes a random fifth of what is left at each batch end."""
+
+    def __init__(self):
+        super().__init__(lambda model: kprune.prune(model, "random", 1 - 0.8 ** (self.calls + 1), verbose=False))
+
+
+def lowered(function, *arguments, platform="tpu"):
+    """The StableHLO module of a function of specs; on TensorFlow always as for a CPU."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+    import tensorflow as tf
+
+    @tf.function(jit_compile=True, autograph=False)
+    def flat(*tensors):
+        return function(*tf.nest.pack_sequence_as(arguments, tensors))
+
+    return flat.experimental_get_compiler_ir(*tf.nest.flatten(arguments))(stage="stablehlo")
+
+
+def bool_inputs(module):
+    """The types of the bool inputs of a StableHLO module: of masks, in a train step of images."""
+    signature = re.search(r"func\.func (?:public )?@main\((.*?)\) ->", module, re.DOTALL)[1]
+    return re.findall(r"%arg\d+: tensor<([^>]*i1)>", signature)
+
+
+def _spec(tensor):
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
+    import tensorflow as tf
+
+    return tf.TensorSpec(tensor.shape, tensor.dtype)
