@@ -6,6 +6,7 @@ from typing import Any
 
 from absl import logging
 
+from kprune.distribution import is_chief
 from kprune.report import summary
 
 from .base import Callback
@@ -17,7 +18,8 @@ class SparsityLogger(Callback):
     - `sparsity` (fraction of zeros over all masked weights) goes into Keras's logs, so into History, the progress bar
       of the epoch and the callbacks after this one (CSVLogger, TensorBoard: as `epoch_sparsity`).
     - A table of all weights goes through absl logging, at level INFO (`absl.logging.set_verbosity("info")` shows it).
-    - With `log_dir`, one TensorBoard scalar per weight, `sparsity/<path>`, against the epoch.
+    - With `log_dir`, one TensorBoard scalar per weight, `sparsity/<path>`, against the epoch; of
+      several processes that train together, the first writes them.
 
     Args:
         log_dir: a folder for TensorBoard; None writes nothing. Needs TensorFlow, on the JAX backend too.
@@ -43,7 +45,7 @@ class SparsityLogger(Callback):
             logs["sparsity"] = report.sparsity
         if self.table:
             logging.info("Epoch %d\n%s", epoch + 1, report)
-        if self.log_dir:
+        if self.log_dir and is_chief():
             import tensorflow as tf
 
             self._writer = self._writer or tf.summary.create_file_writer(self.log_dir)
