@@ -22,7 +22,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from .distribution import sharding_of, to_numpy
+from .distribution import layout_of, to_numpy
 
 CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states, see carry.py
 _CARRIED = "callbacks"  # their key in the file
@@ -54,7 +54,7 @@ class MaskStore(keras.layers.Layer):
         # `add_weight` would lay it out as Keras's distribution says of the mask's own path, not of the weight's.
         with keras.name_scope(self.name):
             return keras.Variable(
-                "ones", weight.shape, "bool", trainable=False, name=f"{weight.name}_mask", layout=sharding_of(weight)
+                "ones", weight.shape, "bool", trainable=False, name=f"{weight.name}_mask", layout=layout_of(weight)
             )
 
     def save_own_variables(self, store: Any) -> None:

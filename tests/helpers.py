@@ -55,11 +55,22 @@ def assert_zero(model):
 
 def new_process(*words, **settings):
     """Runs `python words...` to its end: its returncode, stdout and stderr. It finds what this process finds."""
+    command, env = _python(words)
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600, **settings)
+
+
+def start_process(log, *words):
+    """Starts `python words...`, which writes what it has to say to the end of a file; a `subprocess.Popen`."""
+    command, env = _python(words)
+    with open(log, "ab") as file:
+        return subprocess.Popen(command, env=env, stdout=file, stderr=file)
+
+
+def _python(words):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     # tfmot leaves this one behind in the process that imports it; no user's process starts with it.
     env.pop("TF_USE_LEGACY_KERAS", None)
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600, **settings)
+    return [sys.executable, *map(str, words)], env
 
 
 class EachBatch(Callback):

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from ..batches import Batch
-from ..distribution import sharding_of, to_numpy
+from ..distribution import layout_of, to_numpy
 from ..layers import all_layers, is_masked
 from ..masks import MaskedWeight, is_tf_keras
 from .base import Context
@@ -186,7 +186,7 @@ def _jax_derivatives(
     scored = {id(w.variable) for w in weights} | {id(m) for m in masks}
     variables = [w.variable for w in weights]
     others = [v for v in model.variables if id(v) not in scored]
-    shardings = [sharding_of(v) for v in variables]
+    layouts = [layout_of(v) for v in variables]
 
     def loss(values: list[Any], constants: list[Any], batch: Any) -> Any:
         updates = [*zip(variables, values, strict=True), *zip(others, constants, strict=True)]
@@ -204,9 +204,7 @@ def _jax_derivatives(
             # Float64 arrays, and int64 class ids, in the types that JAX has.
             batch = jax.tree.map(lambda part: part.astype(jax.dtypes.canonicalize_dtype(part.dtype)), batch)
             # Spread like the weights: what only several devices together can hold is not put on one of them.
-            spread = [
-                [jax.device_put(v, s) for v, s in zip(part, shardings, strict=False)] for part in (values, vectors)
-            ]
+            spread = [list(map(keras.distribution.distribute_tensor, part, layouts)) for part in (values, vectors)]
             with _scoring(model, own_loss):
                 return [to_numpy(d) for d in function(*spread, [v.value for v in others], batch)]
 

@@ -20,7 +20,7 @@ def distribute(name):
     if name is None:
         return contextlib.nullcontext()
     if name == "data_parallel":
-        return distribution.DataParallel(devices=devices).scope()
+        return distribution.DataParallel(devices=devices, auto_shard_dataset=False).scope()
     mesh = distribution.DeviceMesh((len(devices) // 2, 2), ("batch", "model"), devices)
     layouts = distribution.LayoutMap(mesh)
     layouts[".*/conv/kernel"] = (None, None, None, "model")
@@ -28,7 +28,7 @@ def distribute(name):
     layouts[".*/logits/kernel"] = ("model", None)
     # An activation too: what scores by itself on one device must not be sent to all of them.
     layouts[".*/hidden"] = ("batch", "model")
-    return distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch").scope()
+    return distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False).scope()
 
 
 def network(**compile_args):
