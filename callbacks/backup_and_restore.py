@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 
 from kprune.distribution import is_chief
-from kprune.files import joined, pack, split, unpack, write
+from kprune.files import joined, pack, read, split, unpack, write
 from kprune.masks import current_masks, is_tf_keras
 from kprune.rewind import Snapshot, restore, snapshot
 
@@ -23,7 +23,8 @@ class BackupAndRestore(MaskingCallback):
     optimizer, seed generators, masks, and the state of kprune's callbacks in this fit. (Keras's writes weights and
     epoch one after the other: killed between the two, the fit trains an epoch twice.) A fit that is killed at any
     moment and started again ends with the weights and masks of one that was not, bit for bit, if its data come in an
-    order that the optimizer's step determines, as with `kprune.RewindableBatches`, or are not shuffled.
+    order that the optimizer's step determines, as with `kprune.RewindableBatches`, or are not shuffled. Of several
+    processes that train together (`keras.distribution`) the first writes and reads the file, so it alone has to see it.
 
     If a backup cannot be written (no space left), an error is logged and the training goes on; the last backup stays.
 
@@ -61,10 +62,10 @@ class BackupAndRestore(MaskingCallback):
         super().set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if not self.path.exists():
+        data, name = read(self.path), os.fspath(self.path)
+        if data is None:
             return
-        name = os.fspath(self.path)
-        arrays, about = unpack(self.path.read_bytes(), name)
+        arrays, about = unpack(data, name)
         if about.get("kind") != "kprune backup 1":
             raise ValueError(f"This file holds no backup. Received: path={name!r}")
         parts = split(arrays, "mask", "now", "callbacks")

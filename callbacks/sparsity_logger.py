@@ -19,7 +19,8 @@ class SparsityLogger(Callback):
     - `sparsity` (fraction of zeros over all masked weights) goes into Keras's logs, so into History, the progress bar
       of the epoch and the callbacks after this one (CSVLogger, TensorBoard: as `epoch_sparsity`).
     - A table of all weights goes through absl logging, at level INFO (`absl.logging.set_verbosity("info")` shows it).
-    - With `log_dir`, one TensorBoard scalar per weight, `sparsity/<path>`, against the epoch.
+    - With `log_dir`, one TensorBoard scalar per weight, `sparsity/<path>`, against the epoch; of
+      several processes that train together, the first writes them.
 
     Args:
         log_dir: a folder for TensorBoard; None writes nothing. Needs TensorFlow, on the JAX backend too. Of

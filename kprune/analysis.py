@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from .distribution import to_numpy
 from .evaluation import masked_meanwhile, measure_by, unchanged
 from .masks import Masks, current_masks, masked_weights, strip
 from .rewind import Arrays, Snapshot, matched, model_weights, rewind, snapshot
@@ -308,7 +309,7 @@ def _put(model: Any, weights: Arrays, masks: Masks | None = None) -> None:
     """Give a model weights, and masks if there are some; unlike `set_masks`, this leaves the optimizer alone."""
     variables = model_weights(model)
     for weight in masked_weights(model):
-        old = np.asarray(weight.mask.numpy())
+        old = to_numpy(weight.mask)
         kept = old.astype(bool) if masks is None else masks[weight.path]
         weight.mask.assign(kept.astype(old.dtype))
         weights = {**weights, weight.path: np.where(kept, weights[weight.path], 0)}

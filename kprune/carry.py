@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from .distribution import to_numpy
 from .files import pack, unpack
 from .keras3 import seed_states
 from .layers import CARRIER as ATTRIBUTE
@@ -41,7 +42,7 @@ class Carrier:
 
     def states(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The states, and those of the model's seed generators, which Keras does not save: arrays, and JSON."""
-        arrays = {f"seeds/{i}": np.array(v.numpy()) for i, v in enumerate(_seeds(self.model))}
+        arrays = {f"seeds/{i}": to_numpy(v) for i, v in enumerate(_seeds(self.model))}
         for name, holder in self.holders.items():
             arrays.update({f"{name}/{key}": np.asarray(value) for key, value in holder.get_state().items()})
         return arrays, {"epoch": self.epoch, "holders": list(self.holders)}

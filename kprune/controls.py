@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .criteria import CRITERIA, Context, Scores
+from .distribution import to_numpy
 from .layers import all_layers
 from .masks import Masks, is_tf_keras, masked_weights, set_masks
 from .optimizers import reset_slots
@@ -258,7 +259,7 @@ def matched_epochs(model: Any, epochs: int) -> int:
 
 def _begin(model: Any, optimizer: Any, variable: Any, value: np.ndarray) -> None:
     """Give a weight a value to start from, with no trace of the old one in the optimizer."""
-    variable.assign(value.astype(np.asarray(variable.numpy()).dtype))
+    variable.assign(value.astype(to_numpy(variable).dtype))
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     if optimizer is not None:
         reset_slots(optimizer, variable, np.ones(tuple(variable.shape), bool))

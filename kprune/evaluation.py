@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
+from .distribution import to_numpy
 from .masks import strip
 from .optimizers import all_variables, build
 from .prune import mask_for_pruning
@@ -20,7 +19,7 @@ def unchanged(model: Any, optimizer: bool = False) -> Iterator[None]:
     if optimizer and getattr(model, "optimizer", None) is not None:
         build(model.optimizer, model)
         variables += all_variables(model.optimizer)
-    kept = [(v, np.array(v.numpy())) for v in {id(v): v for v in variables}.values()]
+    kept = [(v, to_numpy(v)) for v in {id(v): v for v in variables}.values()]
     try:
         yield
     finally:

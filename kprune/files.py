@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .distribution import is_chief
+from .distribution import from_chief, is_chief
 
 _ABOUT = "about.json"
 
@@ -86,10 +86,16 @@ def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, 
     return found
 
 
+def read(path: str | os.PathLike[str]) -> bytes | None:
+    """The bytes of a file, None if there is none; of several processes that train together, those the chief finds."""
+    file = Path(path)
+    return from_chief(file.read_bytes() if is_chief() and file.exists() else None)
+
+
 def write(path: str | os.PathLike[str], fill: bytes | Callable[[str], None]) -> None:
     """Write a file whole or not at all: under a temporary name beside it, synced, then renamed.
 
-    Of several processes that train together, where all call it, only the chief writes.
+    Of several processes that train together, only the chief writes; the others go on.
 
     Args:
         path: the file; its folder is made.

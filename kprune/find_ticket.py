@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .callbacks import TakeSnapshot
 from .callbacks.base import MaskingCallback
-from .files import joined, pack, split, unpack, write
+from .files import joined, pack, read, split, unpack, write
 from .lottery import Lottery, density
 from .masks import current_masks, is_tf_keras, masked_weights, strip
 from .prune import Plan, mask_for_pruning
@@ -145,15 +145,15 @@ class _State:
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> _State:
         """The state of the last level that ended, with the model as it was then; or that of the begin."""
-        path = None if folder is None else Path(folder, _STATE)
-        if folder is None or path is None or not path.exists():
+        data = None if folder is None else read(Path(folder, _STATE))
+        if folder is None or data is None:
             begin = cls(density(masked_weights(model)))
             if lottery.point.steps == 0:
                 begin.to = snapshot(model)
             if folder is not None:
                 begin.save(folder, lottery, model)
             return begin
-        arrays, about = unpack(path.read_bytes(), str(path))
+        arrays, about = unpack(data, str(Path(folder, _STATE)))
         if about.get("settings") != lottery.settings:
             raise ValueError(
                 f"The folder holds another lottery, of {about.get('settings')}: name another folder, or delete it. "

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from .distribution import strategy_scope
+from .distribution import strategy_scope, to_numpy
 from .layers import all_layers, attach, detach, is_masked, own_weights
 from .masks import Filters, MaskReport, finish_report, skip_reason, unique_paths
 
@@ -57,7 +57,7 @@ def strip_model(model: Any) -> Any:
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
     """Inside, the model is stripped in place; afterwards its masks are back."""
-    kept = [(v, mask.numpy()) for _, _, v, mask in find_masked(model)]
+    kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model)]
     detach(model)
     try:
         yield model

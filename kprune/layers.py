@@ -22,6 +22,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from .distribution import device_layout, to_numpy
+
 CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states, see carry.py
 _CARRIED = "callbacks"  # their key in the file
 _SPEC = "kprune"  # the key of a masked layer's config that holds the plain class and the masked weights' positions
@@ -45,19 +47,19 @@ class MaskStore(keras.layers.Layer):
         """Add a mask for each of `variables` (keras.Variable of any shape): `shared[id(v)]`, or a new one, all True."""
         # A plain tuple of references would be tracked as weights of this layer too, and saved twice.
         object.__setattr__(self, "masked", list(variables))
-        self.masks = [
-            shared[id(v)]
-            if id(v) in shared
-            else self.add_weight(
-                name=f"{v.name}_mask", shape=v.shape, initializer="ones", dtype="bool", trainable=False
-            )
-            for v in variables
-        ]
+        self.masks = [shared[id(v)] if id(v) in shared else self._new(v) for v in variables]
         self.built = True
+
+    def _new(self, weight: Any) -> Any:
+        # `add_weight` would lay it out as Keras's distribution says of the mask's own path, not of the weight's.
+        with keras.name_scope(self.name):
+            return keras.Variable(
+                "ones", weight.shape, "bool", trainable=False, name=f"{weight.name}_mask", layout=device_layout(weight)
+            )
 
     def save_own_variables(self, store: Any) -> None:
         for i, mask in enumerate(self.masks):
-            store[str(i)] = np.packbits(mask.numpy())
+            store[str(i)] = np.packbits(to_numpy(mask))
         for carrier in self._carriers():
             store[_CARRIED] = np.frombuffer(carrier.dump(), np.uint8)
 

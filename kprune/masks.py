@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from absl import logging
 
+from .distribution import to_numpy
 from .optimizers import reset_slots
 
 Masks = dict[str, np.ndarray]
@@ -52,11 +53,11 @@ class MaskedWeight:
 
     def value(self) -> np.ndarray:
         """The weight's value as an array of its own dtype."""
-        return np.asarray(self.variable.numpy())
+        return to_numpy(self.variable)
 
     def kept(self) -> np.ndarray:
         """The mask as a bool array, True = kept."""
-        return np.asarray(self.mask.numpy()).astype(bool)
+        return to_numpy(self.mask).astype(bool)
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
         new = np.asarray(new)
         changed = ~new | (new != weight.kept())
         value = weight.value()
-        weight.mask.assign(new.astype(np.asarray(weight.mask.numpy()).dtype))
+        weight.mask.assign(new.astype(to_numpy(weight.mask).dtype))
         weight.variable.assign(np.where(new, value, np.zeros((), value.dtype)))
         if optimizer is not None and changed.any():
             reset_slots(optimizer, weight.variable, changed)

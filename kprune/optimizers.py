@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .distribution import strategy_scope
+from .distribution import strategy_scope, to_numpy
 
 # Muon orthogonalises the whole update of a kernel, so it moves weights whose gradient is exactly zero.
 DENSE_UPDATES = ("Muon",)
@@ -50,7 +50,7 @@ def reset_slots(optimizer: Any, variable: Any, where: np.ndarray) -> None:
     """
     for inner in inner_optimizers(optimizer):
         for slot, initial in _slots(inner, variable):
-            value = np.asarray(slot.numpy())
+            value = to_numpy(slot)
             slot.assign(np.where(where, np.asarray(initial, value.dtype), value))
 
 

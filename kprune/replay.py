@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from .distribution import local_rows
 from .masks import is_tf_keras
 from .optimizers import iterations
 
@@ -22,7 +23,8 @@ class RewindableBatches(keras.utils.PyDataset):
     Args:
         x: array, first axis = samples; or a list or dict of some.
         y: array of as many samples.
-        batch_size: samples per step; the last batch of a pass may be smaller.
+        batch_size: samples per step; the last batch of a pass may be smaller. Under `keras.distribution` that is the
+            batch of all devices, which have to share it evenly, the last one too; each process gives its own part.
         model: the compiled model that is trained with them.
         seed: of the orders.
 
@@ -65,4 +67,5 @@ class RewindableBatches(keras.utils.PyDataset):
         turn, place = divmod(self._begin + index, len(self))
         order = np.random.default_rng([self.seed, turn]).permutation(self.size)
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+        chosen = chosen[local_rows(len(chosen))]
         return keras.tree.map_structure(lambda array: array[chosen], self.arrays)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .distribution import to_numpy
 from .flops import einsum_labels, is_einsum, is_transposed, kernel_uses, owned_weights
 from .masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, is_tf_keras, masked_weights, unique_paths
 from .tables import new_table, table_lines
@@ -196,7 +197,7 @@ def summary(model: Any) -> Summary:
     else:
         kernels = [v for layer, v in owned.values() if naming.default(layer, v)]
         paths = unique_paths([naming.path(v) for v in kernels])
-        listed = [(path, v, np.asarray(v.numpy()) != 0) for path, v in zip(paths, kernels, strict=True)]
+        listed = [(path, v, to_numpy(v) != 0) for path, v in zip(paths, kernels, strict=True)]
     rows = []
     for path, v, kept in listed:
         layer, _ = owned[id(v)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .distribution import to_numpy
 from .files import joined, split
 from .keras3 import seed_states
 from .layers import plain_weights
@@ -173,8 +174,8 @@ def snapshot(model: Any, optimizer: Any = None) -> Snapshot:
     """
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     return Snapshot(
-        {path: np.array(v.numpy()) for path, v in model_weights(model).items()},
-        {name: np.array(v.numpy()) for name, v in _optimizer_variables(model, optimizer).items()},
+        {path: to_numpy(v) for path, v in model_weights(model).items()},
+        {name: to_numpy(v) for name, v in _optimizer_variables(model, optimizer).items()},
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .criteria import Context
+from .distribution import to_numpy
 from .evaluation import masked_meanwhile, measure_by
 from .masks import MaskedWeight, masked_weights
 from .prune import Plan
@@ -163,7 +164,7 @@ def sensitivity(
 @contextmanager
 def _pruned(weight: MaskedWeight, mask: np.ndarray) -> Iterator[None]:
     """Inside, the weight has this mask. Unlike `set_masks`, this leaves the optimizer's memory of it alone."""
-    value, old = weight.value(), np.asarray(weight.mask.numpy())
+    value, old = weight.value(), to_numpy(weight.mask)
     weight.mask.assign(mask.astype(old.dtype))
     weight.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .distribution import to_numpy
 from .files import joined, pack, split, unpack, write
 from .masks import Masks, current_masks, masked_weights, set_masks, strip
 from .prune import mask_for_pruning
@@ -45,7 +46,7 @@ class Ticket:
     @classmethod
     def of(cls, model: Any, **about: Any) -> Ticket:
         """The ticket of a masked model as it is now."""
-        weights = {path: np.array(v.numpy()) for path, v in model_weights(model).items()}
+        weights = {path: to_numpy(v) for path, v in model_weights(model).items()}
         return cls(current_masks(model), weights, about)
 
     @property

@@ -59,7 +59,8 @@ def start_process(*words, env=None, **settings):
     # tfmot leaves this one behind in the process that imports it; no user's process starts with it.
     env.pop("TF_USE_LEGACY_KERAS", None)
     command = [sys.executable, *map(str, words)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings)
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **settings}
+    return subprocess.Popen(command, env=env, **settings)
 
 
 def new_process(*words, **settings):

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from ..batches import Batch
+from ..distribution import device_layout, to_numpy
 from ..layers import all_layers, is_masked
 from ..masks import MaskedWeight, is_tf_keras
 from .base import Context
@@ -185,6 +186,7 @@ def _jax_derivatives(
     scored = {id(w.variable) for w in weights} | {id(m) for m in masks}
     variables = [w.variable for w in weights]
     others = [v for v in model.variables if id(v) not in scored]
+    layouts = [device_layout(v) for v in variables]
 
     def loss(values: list[Any], constants: list[Any], batch: Any) -> Any:
         updates = [*zip(variables, values, strict=True), *zip(others, constants, strict=True)]
@@ -201,8 +203,10 @@ def _jax_derivatives(
         def call(values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
             # Float64 arrays, and int64 class ids, in the types that JAX has.
             batch = jax.tree.map(lambda part: part.astype(jax.dtypes.canonicalize_dtype(part.dtype)), batch)
+            # Spread like the weights: what only several devices together can hold is not put on one of them.
+            spread = [list(map(keras.distribution.distribute_tensor, part, layouts)) for part in (values, vectors)]
             with _scoring(model, own_loss):
-                return [np.asarray(d) for d in function(values, vectors, [v.value for v in others], batch)]
+                return [to_numpy(d) for d in function(*spread, [v.value for v in others], batch)]
 
         return call
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from absl import logging
 
+from ..distribution import to_numpy, undistributed
 from ..inputs import call_with, input_like
 from ..layers import all_layers, is_masked
 from ..masks import MaskedWeight, is_tf_keras
@@ -139,7 +140,7 @@ def _constants(model: Any, weights: list[MaskedWeight], power: int) -> list[tupl
     values = []
     for v in model.variables:
         if id(v) not in scored:
-            value = np.asarray(v.numpy())
+            value = to_numpy(v)
             if id(v) in masks:
                 value = np.ones_like(value)
             values.append((v, np.abs(value.astype(np.float64)) ** power if "float" in v.dtype else value))
@@ -208,7 +209,8 @@ def _jax_scorer(flow: _Flow) -> Scorer:
     def host_float64() -> Any:
         # `jax.enable_x64` since JAX 0.8; before, as on Colab's TPU runtime (0.7.2), it was experimental.
         x64 = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-        return x64.enable_x64(True), jax.default_device(jax.devices("cpu")[0])
+        # A device of this process: each computes the scores by itself.
+        return x64.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0])
 
     def score(masks: list[Any], kernels: list[Any], constants: list[Any]) -> Any:
         kept = [jax.numpy.where(m, k, 0.0) for m, k in zip(masks, kernels, strict=True)]
@@ -216,7 +218,7 @@ def _jax_scorer(flow: _Flow) -> Scorer:
         return total, [abs(g * k) for g, k in zip(gradients, kept, strict=True)]
 
     x64, device = host_float64()
-    with x64, device:
+    with x64, device, undistributed():
         kernels = [jax.numpy.asarray(value) for value in flow.absolute]
         constants = [jax.numpy.asarray(value) for _, value in flow.constants]
         masks = [jax.numpy.ones(value.shape, bool) for value in flow.absolute]
@@ -235,7 +237,7 @@ def _warn_of_biases(model: Any) -> None:
     biased = []
     for v in model.variables:
         path = getattr(v, "path", v.name).partition(":")[0]  # tf_keras names it "conv/bias:0"
-        if path.split("/")[-1] in ("bias", "beta") and np.any(np.asarray(v.numpy())):
+        if path.split("/")[-1] in ("bias", "beta") and np.any(to_numpy(v)):
             biased.append(path)
     if biased:
         logging.warning(

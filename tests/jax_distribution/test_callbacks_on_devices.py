@@ -1,0 +1,87 @@
+"""Every callback on four devices, data and model parallel, against the same training on one."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from helpers import EachBatch, assert_zero, halve
+from small import BATCH, DISTRIBUTIONS, data, distribute, network
+from test_contract import CALLBACK_ROWS
+
+import kprune
+from kprune.distribution import to_numpy
+from kprune.masks import current_masks
+from kprune.rewind import snapshot
+
+CLOSE = dict(rtol=2e-4, atol=1e-6)  # sums of four parts, and of all at once
+
+
+@dataclass
+class Outcome:
+    """What a training leaves behind."""
+
+    masks: dict
+    model: dict
+    state: dict
+    history: dict
+
+
+def train(name, steps, distribution=None, check=lambda model: None):
+    row = CALLBACK_ROWS[name]
+    with distribute(distribution):
+        model = network(steps_per_execution=steps)
+        if not row.prunes:
+            kprune.mask(model)
+            halve(model)
+        callback, checks = row.make(0.7), EachBatch(check)
+        fitting = dict(batch_size=BATCH, epochs=row.epochs, shuffle=False, verbose=0)
+        fitted = model.fit(*data(), callbacks=[callback, checks], **fitting)
+        assert checks.calls > 0
+        check(model)
+        assert_zero(model)
+        state = callback.get_state() if hasattr(callback, "get_state") else {}
+        return Outcome(current_masks(model), snapshot(model).to_arrays(), state, fitted.history)
+
+
+@functools.cache
+def on_one_device(name, steps):
+    return train(name, steps)
+
+
+def check_shards(model, parts):
+    """Each device holds the mask of just those entries of a weight that it holds, and zeros where that says pruned."""
+    for weight in kprune.masked_weights(model):
+        mask, value, whole = weight.mask.value, weight.variable.value, to_numpy(weight.mask)
+        assert mask.sharding.is_equivalent_to(value.sharding, value.ndim), weight.path
+        assert len(value.sharding.device_set) == 4
+        assert len({str(shard.index) for shard in value.addressable_shards}) == parts, weight.path
+        for part, shard in zip(mask.addressable_shards, value.addressable_shards, strict=True):
+            assert (part.device, str(part.index)) == (shard.device, str(shard.index))
+            np.testing.assert_array_equal(part.data, whole[part.index])
+            assert not np.any(np.array(shard.data)[~np.array(part.data)])
+
+
+def assert_close(one, other):
+    """The same arrays, those of floats but for rounding."""
+    assert list(one) == list(other)
+    for name, array in one.items():
+        kind = np.asarray(array).dtype.kind
+        compare = (
+            functools.partial(np.testing.assert_allclose, **CLOSE) if kind == "f" else np.testing.assert_array_equal
+        )
+        compare(array, other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", kprune.callbacks.__all__)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_callback(distribution, name):
+    for steps in (1, 3):
+        expected = on_one_device(name, steps)
+        check = functools.partial(check_shards, parts=2 if distribution == "model_parallel" else 1)
+        outcome = train(name, steps, distribution, check)
+        assert_close(expected.masks, outcome.masks)
+        assert_close(expected.model, outcome.model)
+        assert_close(expected.history, outcome.history)
+        # "progress" is JSON of what is in the history, too.
+        assert_close(*({k: v for k, v in o.state.items() if k != "progress"} for o in (expected, outcome)))

@@ -1,0 +1,62 @@
+"""Every criterion on a model that lies on four devices: the scores that it has on one."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from helpers import halve
+from small import BATCH, DISTRIBUTIONS, data, distribute, network
+
+import kprune
+from kprune.criteria import CRITERIA, Context
+from kprune.prune import Plan
+
+
+def half_pruned(name):
+    """A model, a plan to prune it by the criterion, and what the criterion is given."""
+    model = network()
+    kprune.mask(model)
+    halve(model)
+    weights = kprune.masked_weights(model)
+    rng = np.random.default_rng(7)
+    arrays = [{w.path: rng.normal(size=w.shape) for w in weights} for _ in ("initial", "movement")]
+    plan = Plan(name, None, "unstructured", 2, 0, tuple(a[:BATCH] for a in data()), 1, *arrays)
+    return model, plan, Context(model, weights, {w.path: w.kept() for w in weights}, 0, plan.data, *arrays)
+
+
+def scores(name, distribution=None):
+    """The scores of a half pruned model, and the masks to which they would prune it further."""
+    with distribute(distribution):
+        model, plan, context = half_pruned(name)
+        return CRITERIA.get(name)(context), plan.masks(model, 0.8)
+
+
+@functools.cache
+def on_one_device(name):
+    return scores(name)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_scores(distribution, name):
+    expected, masks = on_one_device(name)
+    found, found_masks = scores(name, distribution)
+    assert list(found) == list(expected)
+    for path, score in expected.items():
+        assert isinstance(found[path], np.ndarray)
+        # Gradients differ by the rounding of float32; all else is computed on the host.
+        largest = np.abs(score).max()
+        np.testing.assert_allclose(found[path], score, rtol=1e-4, atol=1e-5 * largest, err_msg=path)
+        np.testing.assert_array_equal(found_masks[path], masks[path], err_msg=path)
+
+
+def test_gradients_are_spread_like_the_weights(monkeypatch):
+    """A model that only several devices together can hold is not scored on one of them."""
+    placed, put = [], jax.device_put
+    with distribute("model_parallel"):
+        _, _, context = half_pruned("snip")
+        monkeypatch.setattr(jax, "device_put", lambda *args: placed.append(put(*args)) or placed[-1])
+        CRITERIA.get("snip")(context)
+        assert [value.sharding for value in placed] == [w.variable.value.sharding for w in context.weights]
+        assert not any(value.is_fully_replicated for value in placed)

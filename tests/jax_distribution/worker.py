@@ -1,0 +1,92 @@
+"""One of two processes that train together: `python worker.py RANK PORT FOLDER JOBS DEATH` (run by test_processes.py).
+
+A job is "DISTRIBUTION-CALLBACK". Each process writes what a job ends with to FOLDER/JOB-RANK.npz and passes over the
+jobs that have come to their end; kprune's own files go to FOLDER/files-RANK. DEATH is "never", or JOB:STEP, where the
+second process kills itself by SIGKILL.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+import traceback
+
+if __name__ == "__main__":
+    sys.modules["tensorflow"] = None  # see conftest.py
+
+import jax
+import keras
+import numpy as np
+from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, SynFlow
+from kprune.callbacks.base import Callback
+from small import BATCH, data, distribute, network
+
+import kprune
+from kprune.masks import current_masks
+from kprune.optimizers import iterations
+from kprune.rewind import snapshot
+from kprune.schedules import PolynomialDecay
+
+EPOCHS = 4
+
+
+def pruning(name, folder):
+    """The callback, and the epochs of its fit."""
+    if name == "GradualPruning":
+        # By a criterion that computes on the devices.
+        batch = tuple(array[:BATCH] for array in data())
+        return GradualPruning(PolynomialDecay(0.0, 0.7, 2, 20, frequency=3), "snip", data=batch), EPOCHS
+    if name == "SynFlow":
+        return SynFlow(0.7, rounds=5, verbose=False), EPOCHS
+    lottery = LotteryTicket(levels=2, epochs_per_level=2, rate=0.5, rewind_to=3, path=folder / "ticket.npz")
+    return lottery, lottery.total_epochs(len(data()[0]) // BATCH)
+
+
+class Death(Callback):
+    """Kills this process at a step of the fit, if it gets there."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step, self.begun = step, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.begun += 1
+        if self.begun == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(distribution, name, folder, death=None):
+    """All that a training ends with, as arrays; its files go to the folder."""
+    with distribute(distribution):
+        model = network()
+        batches = kprune.RewindableBatches(*data(), BATCH, model, seed=2)
+        callback, epochs = pruning(name, folder)
+        backup = BackupAndRestore(folder / f"{distribution}-{name}.npz")
+        callbacks = [callback, backup, *([] if death is None else [Death(death)])]
+        fitted = model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        masks = {f"mask/{path}": mask for path, mask in current_masks(model).items()}
+        steps = {"iterations": np.array(iterations(model)), "first epoch": np.array(fitted.epoch[0])}
+        return {**masks, **snapshot(model).to_arrays(), **steps}
+
+
+def main(rank, port, folder, jobs, death):
+    folder = pathlib.Path(folder)
+    own = folder / f"files-{rank}"
+    own.mkdir(exist_ok=True)
+    keras.utils.set_random_seed(1)  # or the processes have to agree on one
+    keras.distribution.initialize(f"127.0.0.1:{port}", 2, int(rank))
+    assert (jax.process_count(), len(keras.distribution.list_devices())) == (2, 2)
+    fatal, _, step = death.partition(":")
+    for job in jobs.split(","):
+        result = folder / f"{job}-{rank}.npz"
+        if not result.exists():
+            dies = int(step) if job == fatal and rank == "1" else None
+            np.savez(result, **train(*job.split("-"), own, dies))
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # the usual end would wait for the other process, which waits for this one
