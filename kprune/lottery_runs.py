@@ -162,9 +162,10 @@ def run_lotteries(
     - "shuffle": in each weight as many are kept, but others; they begin where the ticket does.
 
     Args:
-        build: a function of a seed that returns a new Keras 3 model, compiled with metrics=["accuracy"]; it sets the
-            seeds, as by `keras.utils.set_random_seed(seed)`. A schedule of the learning rate belongs in the optimizer,
-            where it is rewound, too; for "finetune" one that does not end at 0.
+        build: a function of a seed that returns a new Keras 3 model, or a tf_keras model that `kprune.mask` returned,
+            compiled with metrics=["accuracy"]; it sets the seeds, as by `keras.utils.set_random_seed(seed)`. A
+            schedule of the learning rate belongs in the optimizer, where it is rewound, too; for "finetune" one that
+            does not end at 0.
         data: what to train and test on, in arrays, from `kprune.data.load`.
         modes: some of `MODES`; a control needs "init" or "rewind" beside it.
         levels, rate, rewind_to, criterion, scope, rounds: as in `kprune.find_ticket`. Criteria that need data get 10
@@ -183,7 +184,7 @@ def run_lotteries(
     Raises:
         ValueError: an argument is wrong; or the file at `path` is no such CSV or was made with other settings (they
             are named), or the folder beside it is of another file; nothing has been trained or written then. With the
-            first network: it is of tf_keras, or no accuracy is compiled.
+            first network: it is of tf_keras and has no masks, or no accuracy is compiled.
         OSError: a file cannot be read or written.
 
     >>> import keras, kprune
