@@ -15,7 +15,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
 	@echo "make test   check style and types, run all tests"
-	@echo "make test-faults   kill trainings at random, ten times of each of five kinds, and compare how they end"
+	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end"
 	@echo "make bench  time SynFlow on VGG-16"
 	@echo "make clean  remove what these leave behind"
 	@echo "All need Python 3.11, 3.12 or 3.13: PYTHON=/path/to/python3 says which."
