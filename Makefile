@@ -17,7 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
 	@echo "make test   check style and types, run all tests"
-	@echo "make test-faults   kill trainings at random, ten times of each of five kinds, and compare how they end"
+	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
 	@echo "make bench  time SynFlow on VGG-16"

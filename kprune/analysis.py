@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from .distribution import to_numpy
 from .evaluation import masked_meanwhile, measure_by, unchanged
+from .figures import Drawable
 from .masks import Masks, current_masks, masked_weights, strip
 from .rewind import Arrays, Snapshot, matched, model_weights, rewind, snapshot
 from .tables import new_table, table_lines
@@ -82,8 +82,10 @@ def supermask(model: Any, ticket: Ticket, evaluate: Any) -> float:
 
 
 @dataclass(frozen=True)
-class LinearPath:
+class LinearPath(Drawable):
     """A metric along the straight line between two networks; `print(path)` shows a table.
+
+    `plot` draws the metric along the way, and the line between the ends.
 
     Attributes:
         places: from 0, the one network, to 1, the other, evenly spaced.
@@ -110,21 +112,10 @@ class LinearPath:
         lists = {"places": list(self.places), "values": list(self.values)}
         return {"metric": self.metric, **lists, "rise": self.rise, "fall": self.fall}
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw the metric along the way, and the line between the ends.
+    def _draw(self) -> Figure:
+        from .plots import draw_linear_path
 
-        Args:
-            path: where to write it, if anywhere: .png, .svg or .pdf.
-
-        Returns:
-            The `matplotlib.figure.Figure`. No display is needed and no state of pyplot is touched.
-
-        Raises:
-            ValueError: the path ends in something else.
-        """
-        from .plots import draw_linear_path, written
-
-        return written(path, lambda: draw_linear_path(self))
+        return draw_linear_path(self)
 
     def __str__(self) -> str:
         table = new_table()

@@ -32,7 +32,7 @@ class LotteryNetwork:
     """The network of a seed, which all its lotteries and controls train in turn, so that it is compiled once.
 
     Args:
-        model: a compiled Keras 3 model.
+        model: a compiled Keras 3 model, or a tf_keras one that `kprune.mask` returned.
         data: arrays to train and test on.
         epochs: of a whole training.
         seed: of the order of the examples and the controls' draws.
@@ -40,7 +40,7 @@ class LotteryNetwork:
         keep: is given the mode, the mode whose masks it has, the level and the numbers of each training.
 
     Raises:
-        ValueError: the model is of tf_keras, or has nothing to mask.
+        ValueError: the model is of tf_keras and has no masks, or has nothing to mask.
     """
 
     def __init__(
@@ -52,8 +52,6 @@ class LotteryNetwork:
         folder: Path,
         keep: Callable[[str, str, int, dict[str, Any]], None],
     ):
-        if is_tf_keras(model):
-            raise ValueError(f"`build` returns a Keras 3 model. Received: model={model.name!r}, of tf_keras")
         mask_for_pruning(model)
         self.model, self.data, self.epochs, self.seed, self.folder, self.keep = model, data, epochs, seed, folder, keep
         self.begin = snapshot(model)
@@ -95,9 +93,11 @@ class LotteryNetwork:
         self.keep(mode, masks_of, level, self._fit(first, []))
 
     def _fit(self, initial_epoch: int, callbacks: list[Any]) -> dict[str, float]:
-        start = time.perf_counter()
+        start, batches = time.perf_counter(), self._batches()
+        keras_2 = is_tf_keras(self.model)
+        data = {"x": batches.to_tf_data(), "steps_per_epoch": len(batches)} if keras_2 else {"x": batches}
         fitted = self.model.fit(
-            self._batches(),
+            **data,
             epochs=self.epochs,
             initial_epoch=initial_epoch,
             shuffle=False,

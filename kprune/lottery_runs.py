@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from .lottery import Lottery
 from .lottery_network import CONTROLS, REWINDS, LotteryNetwork
 from .prune import Plan
 from .registry import trait
-from .runs import RunTable, check_each_once, check_epochs, check_seeds
+from .runs import RunsReport, RunTable, check_each_once, check_epochs, check_seeds
 from .tables import new_table, table_lines
 
 if TYPE_CHECKING:
@@ -59,8 +59,10 @@ class LotteryRun:
 
 
 @dataclass(frozen=True)
-class LotteryRuns:
+class LotteryRuns(RunsReport[LotteryRun]):
     """What `kprune.lottery_runs.run_lotteries` found; `print(report)` shows a table.
+
+    `plot` draws accuracy against density: for each mode the mean over the seeds in a band from least to most.
 
     Attributes:
         cells: one `LotteryRun` per training run: by seed, then mode, then level.
@@ -69,7 +71,6 @@ class LotteryRuns:
         settings: what the runs had in common, as in the columns of the file.
     """
 
-    cells: tuple[LotteryRun, ...]
     modes: tuple[str, ...]
     chance: float
     settings: dict[str, Any]
@@ -85,35 +86,15 @@ class LotteryRuns:
         found = {cell.level: cell.density for cell in self.cells}
         return tuple(found[level] for level in self.levels)
 
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds, in their order."""
-        return tuple(dict.fromkeys(cell.seed for cell in self.cells))
-
     def of(self, mode: str, level: int) -> tuple[LotteryRun, ...]:
         """The runs of a mode at a level, one for each seed; at level 0 those of the dense network."""
         name = mode if level else DENSE
         return tuple(cell for cell in self.cells if (cell.mode, cell.level) == (name, level))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything above as numbers, strings and lists that JSON can hold."""
-        return asdict(self)
+    def _draw(self) -> Figure:
+        from .plots import draw_lotteries
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw accuracy against density: for each mode the mean over the seeds in a band from least to most.
-
-        Args:
-            path: where to write it, if anywhere: .png, .svg or .pdf.
-
-        Returns:
-            The `matplotlib.figure.Figure`. No display is needed and no state of pyplot is touched.
-
-        Raises:
-            ValueError: the path ends in something else.
-        """
-        from .plots import draw_lotteries, written
-
-        return written(path, lambda: draw_lotteries(self))
+        return draw_lotteries(self)
 
     def __str__(self) -> str:
         table = new_table()
@@ -162,9 +143,10 @@ def run_lotteries(
     - "shuffle": in each weight as many are kept, but others; they begin where the ticket does.
 
     Args:
-        build: a function of a seed that returns a new Keras 3 model, compiled with metrics=["accuracy"]; it sets the
-            seeds, as by `keras.utils.set_random_seed(seed)`. A schedule of the learning rate belongs in the optimizer,
-            where it is rewound, too; for "finetune" one that does not end at 0.
+        build: a function of a seed that returns a new Keras 3 model, or a tf_keras model that `kprune.mask` returned,
+            compiled with metrics=["accuracy"]; it sets the seeds, as by `keras.utils.set_random_seed(seed)`. A
+            schedule of the learning rate belongs in the optimizer, where it is rewound, too; for "finetune" one that
+            does not end at 0.
         data: what to train and test on, in arrays, from `kprune.data.load`.
         modes: some of `MODES`; a control needs "init" or "rewind" beside it.
         levels, rate, rewind_to, criterion, scope, rounds: as in `kprune.find_ticket`. Criteria that need data get 10
@@ -183,7 +165,7 @@ def run_lotteries(
     Raises:
         ValueError: an argument is wrong; or the file at `path` is no such CSV or was made with other settings (they
             are named), or the folder beside it is of another file; nothing has been trained or written then. With the
-            first network: it is of tf_keras, or no accuracy is compiled.
+            first network: it is of tf_keras and has no masks, or no accuracy is compiled.
         OSError: a file cannot be read or written.
 
     >>> import keras, kprune

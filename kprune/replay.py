@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
 from .distribution import local_rows
-from .masks import is_tf_keras
 from .optimizers import iterations
 
 
@@ -18,7 +19,8 @@ class RewindableBatches(keras.utils.PyDataset):
 
     The batch of step t is that of place t mod n in the order of pass t // n, n = ceil(len(x) / batch_size); the order
     of a pass is drawn from the seed and its number. So after a rewind, and in a process that goes on from a backup, the
-    data come as they came the first time from that step on. For a Keras 3 model; with `shuffle=False` in `fit`.
+    data come as they came the first time from that step on. Give `fit` of a Keras 3 model the object itself and
+    `shuffle=False`; `fit` of a tf_keras model its `to_tf_data()`.
 
     Args:
         x: array, first axis = samples; or a list or dict of some.
@@ -47,8 +49,6 @@ class RewindableBatches(keras.utils.PyDataset):
             raise ValueError(f"All arrays have the same number of samples, at least 1. Received: {sorted(sizes)}")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"`batch_size` is a whole number, at least 1. Received: batch_size={batch_size!r}")
-        if is_tf_keras(model):
-            raise ValueError(f"This is for Keras 3 models. Received: model={model.name!r}, of tf_keras")
         self.arrays, self.size, self.batch_size, self.model, self.seed = (x, y), sizes.pop(), batch_size, model, seed
         self.on_epoch_begin()
 
@@ -64,8 +64,40 @@ class RewindableBatches(keras.utils.PyDataset):
         if index not in (0, self._next):
             raise ValueError(f"Batches come one after the other: give fit shuffle=False. Received: index={index}")
         self._next = index + 1
-        turn, place = divmod(self._begin + index, len(self))
+        return self.of_step(self._begin + index)
+
+    def of_step(self, step: int) -> Any:
+        """The batch of an optimizer step, as (x, y)."""
+        turn, place = divmod(step, len(self))
         order = np.random.default_rng([self.seed, turn]).permutation(self.size)
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
         chosen = chosen[local_rows(len(chosen))]
         return keras.tree.map_structure(lambda array: array[chosen], self.arrays)
+
+    def to_tf_data(self) -> Any:
+        """The batches from the model's step on, without end, for one `fit` of a tf_keras model.
+
+        tf_keras does not tell its data when an epoch begins. So the dataset begins at the step where the optimizer is
+        when this is called, as suits each level of `kprune.find_ticket`; a rewind inside that `fit` (`LotteryTicket`),
+        or a backup that it restores, does not take it along.
+
+        Returns:
+            A `tf.data.Dataset`, for `fit(dataset, steps_per_epoch=len(batches))`.
+
+        >>> import keras, kprune
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", "mse")
+        >>> batches = kprune.RewindableBatches(np.ones((10, 2)), np.ones((10, 1)), batch_size=4, model=model)
+        >>> [len(x) for x, _ in batches.to_tf_data().take(5)]
+        [4, 4, 2, 4, 4]
+        """
+        import tensorflow as tf
+
+        begin, arrays = iterations(self.model), keras.tree.lists_to_tuples(self.arrays)  # a list would be one tensor
+
+        def batches() -> Iterator[Any]:
+            for step in itertools.count(begin):
+                yield keras.tree.lists_to_tuples(self.of_step(step))
+
+        signature = keras.tree.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), arrays)
+        return tf.data.Dataset.from_generator(batches, output_signature=signature)

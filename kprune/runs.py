@@ -6,10 +6,11 @@ import csv
 import io
 import os
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import Field, asdict, fields
+from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from .figures import Drawable
 from .files import write
 
 
@@ -19,11 +20,32 @@ class Run(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
+    def seed(self) -> int:
+        """Of its initial weights, among others."""
+
+    @property
     def key(self) -> Hashable:
         """What tells it from the other runs of its table."""
 
 
 Cell = TypeVar("Cell", bound=Run)
+
+
+@dataclass(frozen=True)
+class RunsReport(Drawable, Generic[Cell]):
+    """What the reports of many training runs share; `cells` are the runs."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, in their order."""
+        return tuple(dict.fromkeys(cell.seed for cell in self.cells))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as numbers, strings and lists that JSON can hold."""
+        return asdict(self)
+
 
 _CONVERT: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from .criteria import Context
 from .distribution import to_numpy
 from .evaluation import masked_meanwhile, measure_by
+from .figures import Drawable
 from .masks import MaskedWeight, masked_weights
 from .prune import Plan
 from .schedules import check_sparsity
@@ -40,8 +40,10 @@ class SensitivityRow:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Drawable):
     """What `kprune.sensitivity` found; `print(report)` shows a table.
+
+    `plot` draws a heat map, weights by sparsities.
 
     Attributes:
         rows: one `SensitivityRow` per masked weight, in model order.
@@ -67,21 +69,10 @@ class Sensitivity:
             "rows": [{"path": row.path, "size": row.size, "values": list(row.values.values())} for row in self.rows],
         }
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw a heat map, weights by sparsities.
+    def _draw(self) -> Figure:
+        from .plots import draw_sensitivity
 
-        Args:
-            path: where to write it, if anywhere: .png, .svg or .pdf.
-
-        Returns:
-            The `matplotlib.figure.Figure`. No display is needed and no state of pyplot is touched.
-
-        Raises:
-            ValueError: the path ends in something else.
-        """
-        from .plots import draw_sensitivity, written
-
-        return written(path, lambda: draw_sensitivity(self))
+        return draw_sensitivity(self)
 
     def __str__(self) -> str:
         table = new_table()

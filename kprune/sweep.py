@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -16,7 +16,7 @@ from .criteria import CRITERIA
 from .data import Dataset
 from .masks import masked_weights
 from .registry import trait
-from .runs import RunTable, accuracies, check_each_once, check_epochs, check_seeds
+from .runs import RunsReport, RunTable, accuracies, check_each_once, check_epochs, check_seeds
 from .tables import new_table, table_lines
 
 if TYPE_CHECKING:
@@ -58,8 +58,10 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(RunsReport[Cell]):
     """What `kprune.sweep.sweep` found; `print(report)` shows a table.
+
+    `plot` draws accuracy against compression: for each method the mean over the seeds in a band from least to most.
 
     Attributes:
         cells: one `Cell` per training run: by seed, then compression, then method.
@@ -68,7 +70,6 @@ class Sweep:
         settings: what the runs had in common, as in the columns of the file.
     """
 
-    cells: tuple[Cell, ...]
     methods: tuple[str, ...]
     chance: float
     settings: dict[str, Any]
@@ -78,35 +79,15 @@ class Sweep:
         """The compressions, ascending."""
         return tuple(sorted({cell.compression for cell in self.cells}))
 
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds, in their order."""
-        return tuple(dict.fromkeys(cell.seed for cell in self.cells))
-
     def of(self, method: str, compression: float) -> tuple[Cell, ...]:
         """The cells of a method at a compression, one for each seed; at compression 1 those of "dense"."""
         name = DENSE if compression == 1 else method
         return tuple(cell for cell in self.cells if (cell.method, cell.compression) == (name, compression))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything above as numbers, strings and lists that JSON can hold."""
-        return asdict(self)
+    def _draw(self) -> Figure:
+        from .plots import draw_sweep
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw accuracy against compression: for each method the mean over the seeds in a band from least to most.
-
-        Args:
-            path: where to write it, if anywhere: .png, .svg or .pdf.
-
-        Returns:
-            The `matplotlib.figure.Figure`. No display is needed and no state of pyplot is touched.
-
-        Raises:
-            ValueError: the path ends in something else.
-        """
-        from .plots import draw_sweep, written
-
-        return written(path, lambda: draw_sweep(self))
+        return draw_sweep(self)
 
     def __str__(self) -> str:
         table = new_table()

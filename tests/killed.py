@@ -4,16 +4,16 @@ It trains, with a backup in FOLDER, kills itself by SIGKILL when POINT is reache
 FOLDER/result.npz if it comes to its end.
 """
 
+import importlib
 import os
 import pathlib
 import signal
 import sys
 import threading
 
-import keras
 import numpy as np
-from keras import layers
-from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, SynFlow
+from helpers import EachBatch
+from kprune.callbacks import BackupAndRestore, EarlyBird, GradualPruning, LotteryTicket, SynFlow
 from sklearn.datasets import load_digits
 
 import kprune
@@ -21,79 +21,107 @@ from kprune import masks, rewind
 from kprune.prune import Plan
 from kprune.schedules import PolynomialDecay
 
-POINTS = {
-    "half a file": (pathlib.Path, "write_bytes"),
-    "before the rename": (os, "replace"),
+FILES = {"half a file": (pathlib.Path, "write_bytes"), "before the rename": (os, "replace")}
+MOMENTS = {
     "in pruning": (Plan, "masks"),
     "in setting masks": (masks, "reset_slots"),
     "in rewinding": (rewind, "reapply_masks"),
-    "in a step": (keras.callbacks.History, "on_train_begin"),
 }
-KINDS = ("lottery", "find_ticket", "synflow", "gradual", "large_init")
+POINTS = (*FILES, *MOMENTS, "in a step")
+KINDS = (
+    "lottery",
+    "find_ticket",
+    "synflow",
+    "gradual",
+    "large_init",
+    "early_bird",
+    *("tf_keras lottery", "tf_keras gradual"),
+)
+BATCH = 60
+STEPS = 30  # 1797 images
 
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(point, count):
-    """Have the process killed at the `count`-th call of the function that stands for the point."""
+def arm(point, count, library):
+    """Have the process killed at the `count`-th call of the function that stands for the point.
+
+    Returns:
+        A function that `EachBatch` calls.
+    """
+    if point == "in a step":
+        # From the first step on, as the seconds before it are spent on compiling.
+        timer = threading.Timer(0.03 * count, die)
+        timer.daemon = True
+        return lambda model: None if timer.ident else timer.start()
     if point == "never":
-        return
-    owner, name = POINTS[point]
+        return lambda model: None
+    owner, name = {**FILES, **MOMENTS}[point]
+    if point in FILES and library == "tf_keras":
+        # With these TensorFlow (2.21) writes which checkpoint is the newest; it has no public name for them.
+        owner = importlib.import_module("tensorflow.python.lib.io.file_io")
+        name = {"half a file": "write_string_to_file", "before the rename": "rename"}[point]
     function, calls = getattr(owner, name), [0]
 
     def deadly(*args, **kwargs):
         calls[0] += 1
-        if calls[0] == count and point == "half a file":
-            args[0].open("wb").write(args[1][: len(args[1]) // 2])
-        if point == "in a step":
-            timer = threading.Timer(0.12 * count, die)
-            timer.daemon = True
-            timer.start()
-        elif calls[0] == count:
+        if calls[0] == count:
+            if point == "half a file":
+                content = args[1] if isinstance(args[1], bytes) else args[1].encode()
+                with open(args[0], "wb") as file:
+                    file.write(content[: len(content) // 2])
             die()
         return function(*args, **kwargs)
 
     setattr(owner, name, deadly)
+    return lambda model: None
 
 
-def network():
+def network(library):
+    keras = importlib.import_module(library)
+    layers = keras.layers
     keras.utils.set_random_seed(1)
+    # tf_keras saves the state of no dropout.
+    dropout = [layers.Dropout(0.2, seed=3)] if library == "keras" else []
     model = keras.Sequential(
         [
             keras.Input((64,)),
             layers.Dense(24, "relu"),
             layers.BatchNormalization(),
-            layers.Dropout(0.2, seed=3),
+            *dropout,
             layers.Dense(10, "softmax"),
         ]
     )
-    rate = keras.optimizers.schedules.CosineDecay(1e-2, 90)
+    model = kprune.mask(model).model if library == "tf_keras" else model
+    rate = keras.optimizers.schedules.CosineDecay(1e-2, 3 * STEPS)
     model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
 def main(kind, folder, point, count):
     digits = load_digits()
+    x, y = (digits.data / 16).astype("float32"), digits.target
     folder = pathlib.Path(folder)
-    model = network()
-    batches = kprune.RewindableBatches((digits.data / 16).astype("float32"), digits.target, 60, model, seed=2)
+    library = "tf_keras" if kind.startswith("tf_keras") else "keras"
+    kind = kind.removeprefix("tf_keras ")
+    model, each_batch = network(library), EachBatch(arm(point, count, library))
 
     def fit(epochs, *callbacks, backup="backup.npz"):
-        return model.fit(
-            batches,
-            epochs=epochs,
-            callbacks=[*callbacks, BackupAndRestore(folder / backup)],
-            shuffle=False,
-            verbose=0,
-        )
+        if library == "keras":
+            data = {"x": kprune.RewindableBatches(x, y, BATCH, model, seed=2)}
+            saving = BackupAndRestore(folder / backup)
+        else:
+            data = {"x": x, "y": y, "batch_size": BATCH}
+            saving = importlib.import_module("tf_keras").callbacks.BackupAndRestore(str(folder / "backup"))
+        callbacks = [*callbacks, saving, each_batch]
+        return model.fit(**data, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=0)
 
-    arm(point, count)
     extra = {}
     if kind == "lottery":
         lottery = LotteryTicket(levels=2, epochs_per_level=2, rate=0.5, rewind_to=20)
-        fit(lottery.total_epochs(len(batches)), lottery)
+        fit(lottery.total_epochs(STEPS), lottery)
         extra = {"ticket": np.array(lottery.ticket.checksum), "results": np.array(str(lottery.results))}
     elif kind == "find_ticket":
 
@@ -104,6 +132,10 @@ def main(kind, folder, point, count):
         extra = {"ticket": np.array(ticket.checksum), "results": np.array(str(ticket.about["results"]))}
     elif kind == "synflow":
         fit(4, SynFlow(0.8, rounds=10, verbose=False))
+    elif kind == "early_bird":
+        bird = EarlyBird(0.6, threshold=0.02, patience=3)
+        fit(8, bird)
+        extra = {"settled_at": np.array(bird.settled_at)}
     else:
         schedule = PolynomialDecay(0.0, 0.8, begin_step=10, end_step=100, frequency=10)
         fit(4, GradualPruning(schedule, criterion="magnitude" if kind == "gradual" else kind))

@@ -278,7 +278,7 @@ def test_lottery(run, tmp_path):
     with open(tmp_path / "new" / "lottery.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == (
-        "model,width,optimizer,decay,learning_rate,backend,dataset,batch_size,epochs,levels,rate,rewind_to,criterion,"
+        "model,width,optimizer,weight_decay,decay,learning_rate,backend,dataset,batch_size,epochs,levels,rate,rewind_to,criterion,"
         "scope,rounds,mode,masks_of,level,seed,density,accuracy,best,seconds"
     )
     assert (rows[0]["decay"], rows[0]["rewind_to"], rows[0]["scope"]) == ("step", "epoch:1", "global")
@@ -308,6 +308,22 @@ def test_words_for_a_rewind_point(run, tmp_path, monkeypatch, word, point):
     monkeypatch.setattr("kprune.commands.lottery.run_lotteries", spy)
     assert run(*LOTTERY, f"--rewind_to={word}", f"--out_dir={tmp_path}")[0] == 1
     assert seen == [point] and type(seen[0]) is type(point)
+
+
+@pytest.mark.parametrize(
+    ("words", "decay"),
+    [([], None), (["--weight_decay=0.01"], 0.01), (["--optimizer=adamw"], 0.004)],
+)
+def test_weight_decay_is_the_optimizers(run, tmp_path, monkeypatch, words, decay):
+    seen = []
+
+    def spy(build, *arguments, **options):
+        seen.append((build(0).optimizer.weight_decay, options["settings"]["weight_decay"]))
+        raise ValueError("enough")
+
+    monkeypatch.setattr("kprune.commands.lottery.run_lotteries", spy)
+    assert run(*LOTTERY, "--optimizer=sgd", *words, f"--out_dir={tmp_path}")[0] == 1
+    assert seen == [(decay, 0.01 if "--weight_decay=0.01" in words else None)]
 
 
 def test_fine_tuning_at_a_learning_rate_of_zero_is_refused(run, tmp_path):
@@ -349,6 +365,8 @@ for file in ("model.keras", "masked.keras"):
     assert cli.main(["sensitivity", f"{tmp_path}/{{file}}", "--sparsities=0.9", "--json"]) == 0
 words = ["--library=tf_keras", "--compressions=1,10", "--out_dir={tmp_path}"]
 assert cli.main([*{SWEEP}, *words]) == 0
+words = ["--library=tf_keras", "--modes=init,shuffle", "--out_dir={tmp_path}"]
+assert cli.main([*{LOTTERY}, *words]) == 0
 """
     done = new_process("-c", script)
     assert done.returncode == 0, done.stderr
@@ -360,6 +378,12 @@ assert cli.main([*{SWEEP}, *words]) == 0
     with open(tmp_path / "collapse.csv", newline="") as file:
         cells = [(row["method"], float(row["sparsity"])) for row in csv.DictReader(file)]
     assert cells == [("dense", 0.0), ("random", 0.9), ("snip", 0.9)] * 2
+    with open(tmp_path / "lottery.csv", newline="") as file:
+        levels = [(row["backend"], row["mode"], float(row["density"])) for row in csv.DictReader(file)]
+    assert levels == [
+        ("tf_keras", "dense", 1.0),
+        *(("tf_keras", mode, density) for mode in ("init", "shuffle") for density in (0.5, 0.25)),
+    ]
     assert [(report["size"], report["zeros"], report["masked"]) for report in found] == [
         (2320, 1740, False),
         (2320, 1740, False),
@@ -433,7 +457,7 @@ def test_the_examples_in_the_help_are_right():
         (["lottery", "--rewind_to=begin"], 'kprune lottery: flag --rewind_to=begin: must be "init", a share .*'),
         (["lottery", "--rewind_to=1.5"], 'kprune lottery: flag --rewind_to=1.5: must be "init", a share .*'),
         (["lottery", "--dataset=imagenet"], "kprune lottery: flag --dataset=imagenet: value should be one of .*"),
-        (["lottery", "--library=tf_keras"], "kprune lottery: Unknown command line flag 'library'.*"),
+        (["lottery", "--weight_decay=-1"], "kprune lottery: flag --weight_decay=-1.0: must be at least 0 .*"),
         (["lottery", "--criterion=movement"], "kprune lottery: flag --criterion=movement: value should be one of .*"),
         (["train", "--method=movement"], "kprune train: flag --method=movement: value should be one of .*"),
         (["inspect", "a", "b"], "kprune inspect: expected MODEL, got a b (see kprune inspect --help)"),

@@ -45,6 +45,7 @@ def assert_same_end(one, other):
         ("find_ticket", [("before the rename", 5)]),
         ("synflow", [("in setting masks", 1)]),
         ("large_init", [("in pruning", 4)]),
+        ("tf_keras lottery", [("before the rename", 3), ("in rewinding", 1)]),
     ],
 )
 def test_killed_at_these_points(kind, kills, tmp_path):

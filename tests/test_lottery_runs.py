@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import pathlib
+import re
 import shutil
 
 import keras
@@ -15,6 +17,7 @@ from kprune.lottery_runs import MODES, LotteryRun, LotteryRuns, run_lotteries
 from kprune.rewind import rewind
 
 DIGITS = kprune.data.load("digits")
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
 SMALL = dataclasses.replace(DIGITS, train=tuple(part[:256] for part in DIGITS.train))
 STEPS = 4  # an epoch of 256 images in batches of 64
 RATE = [0.02, 0.002]  # before and after the second of three epochs
@@ -394,3 +397,29 @@ def test_the_figure(tmp_path):
     assert figure.get_suptitle() == "lottery tickets: lenet on digits, 3 epochs, mean and range of 2 seeds"
     with pytest.raises(ValueError, match=r"Received: path='lottery.jpeg'$"):
         REPORT.plot("lottery.jpeg")
+
+
+def lotteries_in_the_docs():
+    """(lines of the command, file, rows of the table) for each table of docs/lottery.md."""
+    text = (DOCS / "lottery.md").read_text()
+    found = re.findall(r"    kprune lottery (.*?)\n\n(\|.*?)\n\n.*?\((?:lottery/)([\w-]+)\.(?:png|csv)\)", text, re.S)
+    return [pytest.param(*parts, id=parts[2]) for parts in found]
+
+
+@pytest.mark.parametrize(("command", "table", "name"), lotteries_in_the_docs())
+def test_the_docs_show_what_their_files_hold(command, table, name):
+    read = rows(DOCS / "lottery" / f"{name}.csv")
+    kinds = {
+        field.name: {"str": str, "int": int, "float": float}[field.type] for field in dataclasses.fields(LotteryRun)
+    }
+    cells = tuple(LotteryRun(**{key: kind(row[key]) for key, kind in kinds.items()}) for row in read)
+    modes = tuple(dict.fromkeys(cell.mode for cell in cells if cell.level))
+    printed = str(LotteryRuns(cells, modes, 0.1, {})).replace("+-", "±").splitlines()
+    shown = [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()]
+    assert [shown[0], *shown[2:]] == [re.split(r"  +", line.strip()) for line in (printed[0], *printed[2:-1])]
+    # And the command is the one that made the file.
+    settings = {key: value for key, value in re.findall(r"--(\w+)=(\S+)", command) if key in read[0]}
+    assert "model" in settings and {key: read[0][key] for key in settings} == settings
+    assert sorted(cell.seed for cell in cells if cell.mode == "dense") == list(
+        range(int(re.search(r"--seeds=(\d+)|$", command)[1] or 3))
+    )

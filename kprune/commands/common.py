@@ -102,14 +102,19 @@ def load_data(values: Any, seed: int) -> data.Dataset:
     )
 
 
-def new_network(values: Any, dataset: data.Dataset, seed: int, masked: bool, library_name: str = "keras") -> Any:
-    """The network that the flags name, compiled; if it is to be masked and of tf_keras, in tfmot's wrappers."""
+def new_network(
+    values: Any, dataset: data.Dataset, seed: int, masked: bool, library_name: str = "keras", **optimizer: Any
+) -> Any:
+    """The network that the flags name, compiled; if it is to be masked and of tf_keras, in tfmot's wrappers.
+
+    Further arguments are the optimizer's, beside those that the flags name.
+    """
     library = importlib.import_module(library_name)
     library.utils.set_random_seed(seed)
     network = models.get(values.model)(dataset.input_shape, dataset.classes, values.width, library=library)
     if library_name == "tf_keras" and masked:
         network = mask(network).model
-    compile_for_classes(network, library, _optimizer(library, values, count_steps(values, dataset)))
+    compile_for_classes(network, library, _optimizer(library, values, count_steps(values, dataset), **optimizer))
     return network
 
 
@@ -134,7 +139,7 @@ def learning_rate(values: Any) -> float:
     return _RATES[values.optimizer] if values.learning_rate is None else values.learning_rate
 
 
-def _optimizer(library: Any, values: Any, steps: int) -> Any:
+def _optimizer(library: Any, values: Any, steps: int, **others: Any) -> Any:
     rate: Any = learning_rate(values)
     if values.decay == "cosine":
         rate = library.optimizers.schedules.CosineDecay(rate, steps)
@@ -142,5 +147,5 @@ def _optimizer(library: Any, values: Any, steps: int) -> Any:
         rates = [rate, rate / 10, rate / 100]
         rate = library.optimizers.schedules.PiecewiseConstantDecay([steps // 2, 3 * steps // 4], rates)
     if values.optimizer == "sgd":
-        return library.optimizers.SGD(rate, momentum=0.9)
-    return {"adam": library.optimizers.Adam, "adamw": library.optimizers.AdamW}[values.optimizer](rate)
+        return library.optimizers.SGD(rate, momentum=0.9, **others)
+    return {"adam": library.optimizers.Adam, "adamw": library.optimizers.AdamW}[values.optimizer](rate, **others)

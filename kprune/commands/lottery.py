@@ -15,7 +15,7 @@ from ..rewind import RewindPoint
 from . import common
 
 # With the lottery's own, all flags that decide the outcome.
-_SETTINGS = ("model", "width", "optimizer", "decay")
+_SETTINGS = ("model", "width", "optimizer", "weight_decay", "decay")
 
 
 def run(values: Any, arguments: list[str]) -> None:
@@ -34,11 +34,13 @@ def run(values: Any, arguments: list[str]) -> None:
             "Fine-tuning goes on at the last learning rate, which is 0 after a cosine: use --decay=step. "
             f"Received: decay={values.decay!r}, modes={','.join(values.modes)!r}"
         )
+    # None leaves the optimizer's own: AdamW has one.
+    shrinking = {} if values.weight_decay is None else {"weight_decay": values.weight_decay}
     dataset = data.load(values.dataset, batch_size=values.batch_size)
     table = Path(values.out_dir, "lottery.csv")
     figure = values.plot or table.with_suffix(".png")
     report = run_lotteries(
-        lambda seed: common.new_network(values, dataset, seed, masked=True),
+        lambda seed: common.new_network(values, dataset, seed, True, values.library, **shrinking),
         dataset,
         values.modes,
         values.levels,
@@ -53,7 +55,7 @@ def run(values: Any, arguments: list[str]) -> None:
         settings={
             **{name: getattr(values, name) for name in _SETTINGS},
             "learning_rate": common.learning_rate(values),
-            "backend": keras.backend.backend(),
+            "backend": keras.backend.backend() if values.library == "keras" else values.library,
         },
     )
     report.plot(figure)
@@ -81,6 +83,7 @@ def _is_point(word: str) -> bool:
 _POINT = (_is_point, 'must be "init", a share such as 0.1, "epoch:2", or a number of steps such as 100')
 _CRITERIA = common.criteria("data", "initial")
 _RATE = (lambda value: 0 < value < 1, "must be above 0 and below 1")
+_DECAY = "a step takes this share of each weight, times the learning rate"
 # The order of data is rewound, too, which is known of arrays alone.
 _ARRAYS = tuple(name for name in data.NAMES if name != "imagenet")
 _CHANGED: dict[str, dict[str, Any]] = {"dataset": {"kind": _ARRAYS}, "decay": {"default": "step"}}
@@ -108,6 +111,8 @@ LOTTERY = Command(
         Option("criterion", "magnitude", "what to prune by; the names are below", _CRITERIA),
         Option("seeds", 3, "how many trainings of each, from seed 0 on", int, common.at_least(1)),
         *_training_options(),
+        Option("weight_decay", None, f"{_DECAY} [the optimizer's own: 0; for adamw 0.004]", float, common.at_least(0)),
+        common.LIBRARY,
         Option("out_dir", "out", "folder for lottery.csv, which a second run goes on with, and lottery-levels/"),
         Option("plot", None, "file for the figure [OUT_DIR/lottery.png]", str, common.FIGURE),
         *common.LOGGING,

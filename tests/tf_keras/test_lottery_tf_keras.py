@@ -115,11 +115,9 @@ def test_resumed_it_ends_as_if_it_had_not_stopped(make, first, tmp_path):
     assert_same(model, whole)
 
 
-def test_keras_3s_backup_and_batches_are_refused_by_name(tmp_path):
+def test_keras_3s_backup_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"use tf_keras.callbacks.BackupAndRestore.*Received: model="):
         fit(network(), 1, BackupAndRestore(tmp_path / "b.npz"))
-    with pytest.raises(ValueError, match=r"Keras 3 models. Received: model="):
-        kprune.RewindableBatches(*data(), 8, network())
 
 
 def test_a_legacy_optimizer_is_refused_by_name():
