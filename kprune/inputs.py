@@ -12,7 +12,7 @@ def input_like(model: Any, make: Callable[[tuple[int, ...], str], Any], batch: i
     """The keyword arguments of a call: `make(shape, dtype)` for each input, in the model's own structure.
 
     Args:
-        model: a built model; Functional, Sequential or, with Keras 3, subclassed.
+        model: a built model; Functional, Sequential or subclassed.
         make: takes a full shape (the batch first) and a dtype name, returns the array or tensor.
         batch: the batch size.
 

@@ -36,7 +36,7 @@ class Gradients:
             the divided logits would have made them.
 
     Raises:
-        ValueError: the model is not compiled with a loss; on tf_keras, it is a subclassed model.
+        ValueError: the model is not compiled with a loss.
     """
 
     def __init__(self, context: Context, training: bool = False, temperature: float = 1.0):

@@ -6,6 +6,7 @@ names of their classes, which Keras 3 and tf_keras share.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -72,7 +73,7 @@ def kind(layer: Any) -> str:
         if name in (RELU, MULTIPLY):
             return name.lower()
     else:
-        if "Model" in names or (isinstance(layer, keras.layers.Layer) and sublayers(layer)):
+        if "Model" in names or sublayers(layer):
             return "as is"  # a model, or a layer made of layers that are looked at one by one
     raise ValueError(
         "SynFlow scores networks of layers that are positively homogeneous, and this one is not known to be: leave it "
@@ -87,6 +88,33 @@ def activation_for(name: str) -> str:
     return _ACTIVATIONS.get(name, "linear")
 
 
+def homogeneous(
+    layers: list[Any], activations: Callable[[str], Any], where: Callable[..., Any]
+) -> list[tuple[Any, str, Any]]:
+    """(layer, name of an attribute, its value) which make the layers' homogeneous form.
+
+    Args:
+        layers: of either Keras.
+        activations: takes a name, returns the function.
+        where: of the backend.
+
+    Raises ValueError if a layer cannot be linearised.
+    """
+    patches: list[tuple[Any, str, Any]] = []
+    for layer in layers:
+        what, activation = kind(layer), vars(layer).get("activation")
+        if what == "identity":
+            patches.append((layer, "call", first))
+        elif what == "multiply":
+            patches.append((layer, "call", functools.partial(geometric_mean, where=where)))
+        elif what == "relu":
+            patches += [(layer, "max_value", None), (layer, "threshold", 0)]
+        elif callable(activation):
+            name = activation_for(getattr(activation, "__name__", ""))
+            patches.append((layer, "activation", activations(name)))
+    return patches
+
+
 @contextmanager
 def linearized(model: Any) -> Iterator[None]:
     """Inside, a Keras 3 model computes its homogeneous form, in float64. Nothing is left behind.
@@ -94,7 +122,7 @@ def linearized(model: Any) -> Iterator[None]:
     Raises ValueError, before anything is touched, if a layer cannot be linearised.
     """
     layers = all_layers(model)
-    kinds = [kind(layer) for layer in layers]
+    patches = homogeneous(layers, keras.activations.get, ops.where)
     for layer in layers:
         for operation in getattr(layer, "operations", []):
             if not isinstance(operation, keras.layers.Layer) and type(operation).__name__ not in OPERATIONS:
@@ -103,17 +131,8 @@ def linearized(model: Any) -> Iterator[None]:
                     f"Received: operation={type(operation).__name__}"
                 )
     with computing_in(model, "float64") as patch:
-        for layer, what in zip(layers, kinds, strict=True):
-            activation = vars(layer).get("activation")
-            if what == "identity":
-                patch(layer, "call", first)
-            elif what == "multiply":
-                patch(layer, "call", _geometric_mean)
-            elif what == "relu":
-                patch(layer, "max_value", None)
-                patch(layer, "threshold", 0)
-            elif callable(activation):
-                patch(layer, "activation", keras.activations.get(activation_for(getattr(activation, "__name__", ""))))
+        for change in patches:
+            patch(*change)
         yield
 
 
@@ -125,10 +144,6 @@ def geometric_mean(factors: list[Any], where: Callable[..., Any]) -> Any:
         root = where(positive, where(positive, x, 1.0) ** (1.0 / len(factors)), 0.0)
         product = root if product is None else product * root
     return product
-
-
-def _geometric_mean(inputs: list[Any]) -> Any:
-    return geometric_mean(inputs, ops.where)
 
 
 def _plain_name(layer: Any) -> str:

@@ -1,8 +1,11 @@
 """The contract of the registered criteria on tf_keras models in tfmot's wrappers."""
 
+import random
+
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_model_optimization as tfmot
 import tf_keras
 from helpers import data
 from tf_keras import layers
@@ -46,14 +49,50 @@ def mixed():
     return flat()
 
 
-MODELS = {"flat": flat, "normalised": normalised, "two by two": two_by_two, "mixed precision": mixed}
+class Subclassed(tf_keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.hidden = tfmot.sparsity.keras.prune_low_magnitude(layers.Dense(12, "relu", name="hidden"))
+        self.norm, self.drop = layers.BatchNormalization(), layers.Dropout(0.5, seed=3)
+        self.logits = tfmot.sparsity.keras.prune_low_magnitude(layers.Dense(3, name="logits"))
+
+    def call(self, x, training=None):
+        x = self.drop(self.norm(self.hidden(x), training=training), training=training)
+        self.add_metric(x, name="activity")
+        return self.logits(x)
+
+
+def subclassed():
+    model = Subclassed()
+    model(data()[0])
+    kprune.mask(model)
+    model.compile("adam", "mse", metrics=["mae"])
+    return model
+
+
+MODELS = {
+    "flat": flat,
+    "normalised": normalised,
+    "two by two": two_by_two,
+    "mixed precision": mixed,
+    "subclassed": subclassed,
+}
 
 
 def batch_for(model):
     x, y = data(n=24)
-    if len(model.outputs) == 1:
+    if len(model.outputs or ["only"]) == 1:
         return x, y
     return [x[:, :4], x[:, 4:]], [y[:, :2], y]
+
+
+def everything(model):
+    """The variables, of metrics too, what each layer holds, and the states of what draws random numbers."""
+    metrics = [v.numpy().tobytes() for metric in model.metrics for v in metric.variables]
+    held = [sorted((name, id(value)) for name, value in vars(m).items()) for m in (model, *model.submodules)]
+    seeds = [vars(m["_random_generator"]).copy() for m in map(vars, model.submodules) if "_random_generator" in m]
+    drawn = random.getstate(), np.random.get_state()[2]
+    return state(model), metrics, held, seeds, drawn
 
 
 def plan(model, name, seed=0):
@@ -75,8 +114,12 @@ def scores_of(model, name):
 def test_criterion(name, kind):
     model = MODELS[kind]()
     model.fit(*batch_for(model), verbose=0)
-    before = state(model)
+    before = everything(model)
+    tf.random.set_seed(0)
+    drawn = tf.random.normal(())
+    tf.random.set_seed(0)
     scores = scores_of(model, name)
+    assert tf.random.normal(()) == drawn
     assert list(scores) == [w.path for w in kprune.masked_weights(model)]
     for w in kprune.masked_weights(model):
         assert scores[w.path].shape == w.shape and np.isfinite(scores[w.path]).all()
@@ -85,7 +128,7 @@ def test_criterion(name, kind):
     masks = plan(model, name).masks(model, 0.75)
     size = sum(mask.size for mask in masks.values())
     assert sum(int((~mask).sum()) for mask in masks.values()) == size * 3 // 4
-    assert state(model) == before
+    assert everything(model) == before
     kprune.set_masks(model, masks)
     model.fit(*batch_for(model), verbose=0)
     assert sum(int((w.value() == 0).sum()) for w in kprune.masked_weights(model)) >= size * 3 // 4
@@ -104,17 +147,42 @@ def test_eager_equals_compiled(name):
         np.testing.assert_allclose(eager[path], score, rtol=1e-4, atol=1e-5 * np.abs(score).max())
 
 
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
+def test_the_way_a_model_is_written_does_not_matter(name):
+    functional, written = normalised(), subclassed()
+    written.set_weights(functional.get_weights())
+    for one, other in zip(scores_of(functional, name).values(), scores_of(written, name).values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
 @pytest.mark.parametrize("name", NEED_DATA)
 def test_an_exception_in_the_loss_leaves_all_as_it_was(name):
     def loss(y, predicted):
         raise Broken
 
-    model = normalised()
+    model = subclassed()
     model.fit(*batch_for(model), verbose=0)
-    before = state(model)
     compiled = model.loss
     model.compile(model.optimizer, loss)
+    before = everything(model)
     with pytest.raises(Broken):
         scores_of(model, name)
+    assert everything(model) == before
     model.compile(model.optimizer, compiled)
-    assert state(model) == before
+    scores_of(model, name)  # and the next one works
+
+
+@pytest.mark.parametrize("make", [normalised, subclassed])
+@pytest.mark.parametrize("name", ["snip", "synflow"])
+def test_an_exception_in_a_layer_leaves_all_as_it_was(name, make, monkeypatch):
+    def broken(*args, **kwargs):
+        raise Broken
+
+    model = make()
+    model.fit(*batch_for(model), verbose=0)
+    before = everything(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(layers.BatchNormalization, "call", broken)
+        with pytest.raises(Broken):
+            scores_of(model, name)
+    assert everything(model) == before

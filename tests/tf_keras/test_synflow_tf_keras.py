@@ -135,23 +135,6 @@ def test_an_exception_leaves_everything_as_it_was():
     assert state(infinite) == before
 
 
-def test_a_subclassed_model_is_refused():
-    class Subclassed(tf_keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.logits = tfmot.sparsity.keras.prune_low_magnitude(layers.Dense(3))
-
-        def call(self, x):
-            return self.logits(x)
-
-    model = Subclassed()
-    model(data()[0])
-    kprune.mask(model)
-    with pytest.raises(ValueError, match=r"needs a Sequential or Functional one.*Received: model="):
-        kprune.prune(model, "synflow", 0.5)
-    assert len(kprune.prune(model, "magnitude", 0.5)) == 1
-
-
 def test_biases_are_warned_of(caplog):
     model = kprune.mask(mlp(bias_initializer="ones")).model
     with caplog.at_level("WARNING", logger="absl"):
