@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
-from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 
 
@@ -57,23 +55,6 @@ def clone_without_wrappers(model: Any, dtype: str, stand_in: Callable[[Any], tup
             v.assign(tf.cast(w, v.dtype))
             twins[id(w)] = v
     return clone, twins
-
-
-@contextmanager
-def on_host_cpu() -> Iterator[None]:
-    """Inside, variables are made on the host's CPU alone, also in the scope of a strategy, as callbacks run in.
-
-    A TPU has no real float64. TensorFlow has no public way to make a plain variable in such a scope (checked with
-    TensorFlow 2.21; tests/tf_keras/test_tpu_safe_tf_keras.py).
-    """
-
-    def plain(_: Any, **asked: Any) -> Any:
-        return ResourceVariable(
-            **{name: asked[name] for name in ("initial_value", "trainable", "dtype", "shape", "name")}
-        )
-
-    with tf.device("CPU:0"), tf.variable_creator_scope(plain):
-        yield
 
 
 def copied(layer: Any, dtype: str, **config: Any) -> Any:

@@ -11,7 +11,7 @@ import tf_keras
 
 from ..inputs import call_with
 from ..masks import MaskedWeight
-from .clone_tf_keras import clone_without_wrappers, copied, on_host_cpu
+from .clone_tf_keras import clone_without_wrappers, copied
 from .linearize import activation_for, geometric_mean, kind
 
 
@@ -24,21 +24,19 @@ def float64_scorer(
     model: Any, weights: list[MaskedWeight], power: int, given: dict[str, Any]
 ) -> Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]:
     """Takes bool masks in the order of `weights`; returns R and one float64 array of scores per weight."""
-    with on_host_cpu():
-        clone, twin = clone_without_wrappers(model, "float64", _homogeneous)
-        for v in twin.values():
-            if v.dtype.is_floating:
-                v.assign(tf.abs(v) ** power)
+    clone, twin = clone_without_wrappers(model, "float64", _homogeneous)
+    for v in twin.values():
+        if v.dtype.is_floating:
+            v.assign(tf.abs(v) ** power)
     kernels = [twin[id(weight.variable)] for weight in weights]
     absolute = [k.numpy() for k in kernels]
 
     @tf.function(autograph=False)
     def score() -> Any:
-        with tf.device("CPU:0"):
-            with tf.GradientTape() as tape:
-                total = sum(tf.reduce_sum(y) for y in tf.nest.flatten(call_with(clone, given, training=False)))
-            gradients = tape.gradient(total, kernels, unconnected_gradients="zero")
-            return total, [tf.abs(g * k) for g, k in zip(gradients, kernels, strict=True)]
+        with tf.device("CPU:0"), tf.GradientTape() as tape:
+            total = sum(tf.reduce_sum(y) for y in tf.nest.flatten(call_with(clone, given, training=False)))
+        gradients = tape.gradient(total, kernels, unconnected_gradients="zero")
+        return total, [tf.abs(g * k) for g, k in zip(gradients, kernels, strict=True)]
 
     def scorer(masks: list[np.ndarray]) -> tuple[float, list[np.ndarray]]:
         for k, value, mask in zip(kernels, absolute, masks, strict=True):
