@@ -1,16 +1,15 @@
 """Nothing that kprune does in a train step of tf_keras keeps it from a TPU; see ../test_tpu_safe.py."""
 
-import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 from helpers import CHEAP, assert_zero
 from steps import TracedSteps, compiled, conv_net, images, violations
 from test_contract import CALLBACK_ROWS
+from tf_keras import layers
 from tpu_strategy import TPUStrategyOnCPU
 
 import kprune
-from kprune.criteria import synflow_tf_keras
 
 ROWS = {name: row for name, row in CALLBACK_ROWS.items() if name != "BackupAndRestore"}  # which refuses tf_keras models
 
@@ -30,28 +29,28 @@ def test_the_step_under_a_callback_is_safe_and_traced_once(name):
     assert violations(steps.lowered()) == []
 
 
-def test_synflow_scores_in_float64_on_the_hosts_cpu_also_under_a_strategy(monkeypatch):
-    twins, clone = [], synflow_tf_keras.clone_without_wrappers
+class Watched(layers.Dense):
+    """Notes where it computes in float64, where its kernel lies then, and whether that is one of several replicas."""
 
-    def spy(*arguments):
-        made = clone(*arguments)
-        twins.extend(made[1].values())
-        return made
+    seen = []  # noqa: RUF012  (of all copies that are made of the layer)
 
-    monkeypatch.setattr(synflow_tf_keras, "clone_without_wrappers", spy)
-    expected = masked()
-    strategy = TPUStrategyOnCPU()
-    with strategy.scope():
-        model = masked()
-        model.set_weights(expected.get_weights())
-        masks = kprune.prune(model, "synflow", 0.8, rounds=3, verbose=False)
-    assert isinstance(model.weights[0], tf.distribute.DistributedValues)
-    assert len(twins) == 7 and not any(isinstance(v, tf.distribute.DistributedValues) for v in twins)
-    assert {(v.device, v.dtype) for v in twins} == {("/job:localhost/replica:0/task:0/device:CPU:0", tf.float64)}
-    twins.clear()
-    alone = kprune.prune(expected, "synflow", 0.8, rounds=3, verbose=False)
-    for one, other in zip(alone.values(), masks.values(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    def get_prunable_weights(self):
+        return [self.kernel]
+
+    def call(self, x):
+        if x.dtype == tf.float64:
+            replicated = isinstance(self.kernel, tf.distribute.DistributedValues)
+            self.seen.append((x.device, self.kernel.device.rpartition("/")[2], replicated))
+        return super().call(x)
+
+
+def test_synflow_scores_in_float64_on_the_hosts_cpu_also_under_a_strategy():
+    with TPUStrategyOnCPU().scope():
+        model = kprune.mask(conv_net(Watched(6, "relu"), library=tf_keras)).model
+        weights = [weight.variable for weight in kprune.masked_weights(model)]
+        assert all(isinstance(v, tf.distribute.DistributedValues) for v in weights)
+        kprune.prune(model, "synflow", 0.8, rounds=3, verbose=False)
+    assert set(Watched.seen) == {("/device:CPU:0", "device:CPU:0", False)}
 
 
 def test_a_fit_under_a_tpu_strategy_prunes_on_schedule():
