@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from .batches import balanced_sample
-from .strategy import data_parts
+from .distribution import local_rows, replicas
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -79,12 +79,13 @@ class Dataset:
         """The data arguments of `model.fit`: train on `train`, validate on `test`.
 
         Returns:
-            `model.fit(**data.fit_kwargs(), epochs=2)` does the right thing for arrays and for batches.
+            `model.fit(**data.fit_kwargs(), epochs=2)` does the right thing for arrays and for batches. Of several
+            processes that train together on JAX, each is given its own part of the arrays and of each batch.
         """
-        inputs = self._inputs(self.train)
+        inputs, test = self._inputs(self.train), self._inputs(self.test)
         # Batches come shuffled; Keras would warn that it does not shuffle them again.
         shuffle = {} if "y" in inputs else {"shuffle": False}
-        return {**inputs, **shuffle, "validation_data": self.test}
+        return {**inputs, **shuffle, "validation_data": (test["x"], test["y"]) if "y" in test else test["x"]}
 
     def evaluate_kwargs(self) -> dict[str, Any]:
         """The data arguments of `model.evaluate` on `test`.
@@ -94,43 +95,37 @@ class Dataset:
         """
         return self._inputs(self.test)
 
-    def sharded(self) -> "Dataset":
-        """What this process feeds to a model of Keras 3 on JAX under the `keras.distribution` in force.
+    def divisible(self) -> "Dataset":
+        """The data set without the last few examples that the devices of `keras.distribution` cannot share.
 
-        JAX divides each batch evenly among the devices, and takes what each process feeds for its part of the batch.
-        So each process is given its part of the examples and of `batch_size`, and the last few examples are left out
-        where they cannot be divided. Without a distribution, and on TensorFlow, which divides by itself, nothing
-        changes.
-
-        Returns:
-            The data set itself, or another one.
+        JAX divides each batch evenly among them, the last of an epoch, too. Without a distribution, and on TensorFlow,
+        which can divide unevenly, it is the data set itself.
 
         Raises:
             ValueError: the batch size cannot be divided, or the data do not come as arrays.
 
         Example:
             >>> data = load("digits")
-            >>> data.sharded() is data
+            >>> data.divisible() is data
             True
         """
-        replicas, processes, process = data_parts()
-        if replicas == 1:
+        devices = replicas()
+        if devices == 1:
             return self
         if not isinstance(self.train, tuple) or not isinstance(self.test, tuple):
-            raise ValueError(f"Only arrays are divided among {replicas} devices. Received: data={self.name!r}")
-        if self.batch_size % replicas:
+            raise ValueError(f"Only arrays are divided among {devices} devices. Received: data={self.name!r}")
+        if self.batch_size % devices:
             raise ValueError(
-                f"A batch is divided evenly among {replicas} devices. Received: batch_size={self.batch_size}"
+                f"A batch is divided evenly among {devices} devices. Received: batch_size={self.batch_size}"
             )
 
-        def part(x: np.ndarray, y: np.ndarray) -> Arrays:
-            left = len(x) % replicas
+        def cut(x: np.ndarray, y: np.ndarray) -> Arrays:
+            left = len(x) % devices
             if left:
-                logging.warning("%s: %d of %d examples left out, for %d devices", self.name, left, len(x), replicas)
-            rows = slice(process, len(x) - left, processes)
-            return x[rows], y[rows]
+                logging.warning("%s: %d of %d examples left out, for %d devices", self.name, left, len(x), devices)
+            return x[: len(x) - left], y[: len(x) - left]
 
-        return replace(self, train=part(*self.train), test=part(*self.test), batch_size=self.batch_size // processes)
+        return replace(self, train=cut(*self.train), test=cut(*self.test))
 
     def sample(self, per_class: int = 10, seed: int = 0) -> Arrays:
         """Training examples, the same number of each class: what the criteria that need data are given.
@@ -170,7 +165,10 @@ class Dataset:
 
     def _inputs(self, part: Arrays | Iterable) -> dict[str, Any]:
         if isinstance(part, tuple):
-            return {"x": part[0], "y": part[1], "batch_size": self.batch_size}
+            rows = local_rows(self.batch_size)
+            share = rows.stop - rows.start
+            x, y = (array[rows.start // share :: self.batch_size // share] for array in part)
+            return {"x": x, "y": y, "batch_size": share}
         # Keras 2 refuses a batch_size next to data that comes in batches.
         return {"x": part}
 

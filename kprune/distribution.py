@@ -1,9 +1,9 @@
 """Models that several devices or processes train together: what each of them reads, writes and is given.
 
 Under `tf.distribute` each replica has a copy of each variable. Under `keras.distribution` on JAX a variable lies on all
-devices, whole or in parts, and every process runs the same program on its own part of each batch. The masks are computed
-by every process from the same values, so they are equal everywhere. Whatever reads a variable of a Keras 3 model reads it
-with `to_numpy`, in all processes alike. TensorFlow and JAX are never imported where they are not in use.
+devices, whole or in parts, and every process runs the same program on its own part of each batch. The masks are
+computed by every process from the same values, so they are equal everywhere. Whatever reads a variable of a Keras 3
+model reads it with `to_numpy`, in all processes alike. TensorFlow and JAX are imported only where they are in use.
 """
 
 from __future__ import annotations
@@ -86,6 +86,19 @@ def from_chief(data: bytes | None) -> bytes | None:
             own = np.frombuffer(data, np.uint8) if data is not None and is_chief() else np.zeros(size, np.uint8)
             return np.asarray(broadcast_one_to_all(own)).tobytes()
     return data
+
+
+def replicas() -> int:
+    """Among how many devices JAX divides each batch, so that its size must be a multiple of it.
+
+    >>> replicas()
+    1
+    """
+    distribution = keras.distribution.distribution()
+    if keras.backend.backend() != "jax" or distribution is None:
+        return 1
+    mesh = distribution.device_mesh
+    return mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
 
 
 def local_rows(batch_size: int) -> slice:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .batches import take_batches
 from .criteria import CRITERIA, Context, Scores
 from .distribution import outside_strategies
-from .layout import Layout, device_layout
+from .layout import Layout, layout_of
 from .masks import MaskedWeight, Masks, is_tf_keras, mask, masked_weights, set_masks, strip
 from .patterns import PATTERNS, pooled
 from .registry import Registry, trait
@@ -187,7 +187,7 @@ class Plan:
 
         paths = [weight.path for weight in context.weights]
         survivors = dict(zip(paths, side_by_side(survivor, context.weights), strict=True))
-        layouts = context.once("layouts", lambda: {weight.path: device_layout(weight) for weight in context.weights})
+        layouts = context.once("layouts", lambda: {weight.path: layout_of(weight) for weight in context.weights})
         n_keep = {path: survivors[path].size for path in paths}
         for group, sparsity in groups:
             n_keep.update(self._share({path: survivors[path] for path in group}, layouts, sparsity))

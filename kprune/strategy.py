@@ -67,19 +67,6 @@ def auto_strategy(strategy: str = "auto", library: Any = keras, verbose: bool = 
     return found
 
 
-def data_parts() -> tuple[int, int, int]:
-    """Among how many devices JAX divides a batch, how many processes feed them, and which of these this one is.
-
-    Those of the `keras.distribution` in force; 1, 1, 0 without one, and on TensorFlow.
-    """
-    found = keras.distribution.distribution()
-    if found is None or keras.backend.backend() != "jax":
-        return 1, 1, 0
-    jax = importlib.import_module("jax")
-    mesh = found.device_mesh
-    return mesh.shape[mesh.axis_names.index(found.batch_dim_name)], jax.process_count(), jax.process_index()
-
-
 def _of_jax(kind: str) -> tuple[str, Any, str]:
     described = any(name in os.environ for name in _WORKERS["jax"].replace(",", "").split())
     if kind == "multiworker" and not described:

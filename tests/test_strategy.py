@@ -137,12 +137,15 @@ def test_the_command_line_trains_on_all_devices(tmp_path):
     assert "10x compression" in ran.stdout and "largest relative difference" in ran.stdout
 
 
-def test_a_process_is_given_its_part_of_the_data(monkeypatch):
-    monkeypatch.setattr("kprune.data.data_parts", lambda: (4, 2, 1))
+def test_data_are_cut_for_the_devices_and_dealt_to_the_processes(monkeypatch):
+    monkeypatch.setattr("kprune.data.replicas", lambda: 4)
+    monkeypatch.setattr("kprune.data.local_rows", lambda size: slice(size // 2, size))  # the second of two processes
     digits = kprune.data.load("digits", batch_size=64)
-    part = digits.sharded()
-    np.testing.assert_array_equal(part.train[0], digits.train[0][1:1436:2])
-    np.testing.assert_array_equal(part.test[1], digits.test[1][1::2])
-    assert (len(part.train[1]), len(part.test[0]), part.batch_size) == (718, 180, 32)
+    data = digits.divisible()
+    np.testing.assert_array_equal(data.train[0], digits.train[0][:1436])
+    fed = data.fit_kwargs()
+    np.testing.assert_array_equal(fed["x"], digits.train[0][1:1436:2])
+    np.testing.assert_array_equal(fed["validation_data"][1], digits.test[1][1::2])
+    assert (len(fed["y"]), len(fed["validation_data"][0]), fed["batch_size"]) == (718, 180, 32)
     with pytest.raises(ValueError, match=r"among 4 devices\. Received: batch_size=30"):
-        kprune.data.load("digits", batch_size=30).sharded()
+        kprune.data.load("digits", batch_size=30).divisible()

@@ -39,7 +39,7 @@ def run(values: Any, arguments: list[str]) -> None:
             raise ValueError(f"{file} exists; add --overwrite. Received: export_dir={values.export_dir!r}")
     dataset = common.load_data(values, values.seed)
     with auto_strategy(values.strategy, importlib.import_module(values.library)).scope():
-        network, accuracy = _train(values, dataset.sharded())
+        network, accuracy = _train(values, dataset.divisible())
     best = max(accuracy)
     print(f"\n{summary(network)}")
     print(f"\ntest accuracy: last {accuracy[-1]:.2%}, best {best:.2%} (epoch {accuracy.index(best) + 1})")
