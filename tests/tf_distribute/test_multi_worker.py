@@ -78,7 +78,10 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "loop"])
+CELLS = [pytest.param(kind, id=f"multi_worker-tf_keras-{kind}") for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", [*CELLS, pytest.param("loop", id="multi_worker-keras-GradualPruning")])
 def test_masks_are_those_of_one_process(kind, trained, tmp_path):
     chief, other = (result(trained / "whole" / f"result-{rank}" / f"{kind}.npz") for rank in range(2))
     assert list(chief) == list(other)
@@ -94,7 +97,7 @@ def test_masks_are_those_of_one_process(kind, trained, tmp_path):
     assert 0.7 < 1 - np.mean(np.concatenate([mask.ravel() for mask in masks[-1]])) < 0.85
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CELLS)
 def test_only_the_chief_writes(kind, trained):
     written = {path.name for path in files_below(trained / "whole" / "worker-0" / kind)}
     assert any("tfevents" in name for name in written)
@@ -102,7 +105,7 @@ def test_only_the_chief_writes(kind, trained):
     assert files_below(trained / "whole" / "worker-1") == files_below(trained / "killed" / "worker-1") == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CELLS)
 def test_after_a_kill_it_ends_as_if_none_had_been(kind, trained):
     for rank in range(2):
         resumed, expected = (result(trained / f / f"result-{rank}" / f"{kind}.npz") for f in ("killed", "whole"))
