@@ -1,7 +1,7 @@
 """A worker of a cluster: `python worker.py FOLDER [KIND VICTIM EPOCH]` (run by test_multi_worker.py, with TF_CONFIG).
 
-With a kind it makes the trainings up to that one, in which worker VICTIM kills itself by SIGKILL in the midst of EPOCH,
-or all of them if KIND is "none". A training that ended is not made again. The results lie in FOLDER/result-RANK.
+It makes the trainings of FOLDER/killed that have not come to their end: in that of KIND, worker VICTIM kills itself by
+SIGKILL in the midst of EPOCH. If none is named it goes on to FOLDER/whole, where each is made without a kill.
 """
 
 import json
@@ -69,7 +69,7 @@ def train(kind, folder, *more):
     return model, record.masks
 
 
-def loop(folder):
+def loop():
     """What Keras 3 can do on several workers: a loop of one's own, with callbacks; as `train`."""
     with STRATEGY.scope():
         model = network("keras")
@@ -116,16 +116,21 @@ def save(path, model, masks):
     np.savez(path, **arrays, **{f"mask/{b}/{i}": m for b, now in enumerate(masks) for i, m in enumerate(now)})
 
 
+def train_all(folder, last=None, die=None):
+    """Makes each training that has not come to its end yet; the one called `last` with the callback `die`."""
+    for kind in KINDS:
+        result = folder / f"result-{RANK}" / f"{kind}.npz"
+        if not result.exists():
+            save(result, *train(kind, folder, *([die] if die and kind == last else [])))
+
+
 def main(folder, last=None, victim="", epoch=""):
     folder = Path(folder)
-    results = folder / f"result-{RANK}"
-    for kind in KINDS:
-        if not (results / f"{kind}.npz").exists():
-            dies = kind == last and int(victim) == RANK
-            save(results / f"{kind}.npz", *train(kind, folder, *([Die(int(epoch))] if dies else [])))
-    if last is None:
-        save(results / "loop.npz", *loop(folder))
-        (results / "keras_fit.json").write_text(json.dumps(keras_fit()))
+    train_all(folder / "killed", last, Die(int(epoch)) if last and int(victim) == RANK else None)
+    train_all(folder / "whole")
+    results = folder / "whole" / f"result-{RANK}"
+    save(results / "loop.npz", *loop())
+    (results / "keras_fit.json").write_text(json.dumps(keras_fit()))
 
 
 if __name__ == "__main__":
