@@ -17,9 +17,9 @@ from kprune import strategy as strategies
 BACKEND = keras.backend.backend()
 ON_DEVICES = pathlib.Path(__file__).with_name("on_devices.py")
 REMEDY = {
-    "jax": r"JAX finds no TPU\. .*pip install 'jax\[tpu\]==\d.*Received: strategy='{}', jax .* on cpu, no libtpu",
+    "jax": r"JAX finds no TPU\. .*pip install 'jax\[tpu\]==\d.*Received: strategy='{}', jax .* on cpu, (no )?libtpu",
     "tensorflow": r"TensorFlow finds no TPU\. .*--no-deps tensorflow-tpu==2\.20\.0 \"libtpu<0\.0\.32\".*"
-    r"Received: strategy='{}', tensorflow 2.*, no tensorflow-tpu, no libtpu",
+    r"Received: strategy='{}', tensorflow 2.*, no tensorflow-tpu, (no )?libtpu",
 }
 
 
