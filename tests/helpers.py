@@ -11,6 +11,7 @@ from keras import layers
 from kprune.callbacks.base import Callback
 
 import kprune
+from kprune.criteria.gradients import Gradients
 
 # The same examples in every run.
 steady = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -51,6 +52,19 @@ def assert_zero(model):
     values = pruned_values(model)
     assert values.size > 0
     np.testing.assert_array_equal(values, 0.0)
+
+
+def assert_finite_differences(context):
+    """The Hessian products of a float64 model in training mode are differences of its gradients."""
+    derivatives, rng = Gradients(context, training=True), np.random.default_rng(2)
+    values, [batch] = context.kept_values(), context.data
+    vectors, step = [rng.normal(size=v.shape) for v in values], 1e-5
+    products = derivatives.curvature(values, vectors, batch)
+    up, down = (
+        derivatives.gradient([v + s * d for v, d in zip(values, vectors, strict=True)], batch) for s in (step, -step)
+    )
+    for product, high, low in zip(products, up, down, strict=True):
+        np.testing.assert_allclose(product, (high - low) / (2 * step), rtol=0, atol=1e-5 * np.abs(product).max())
 
 
 def start_process(*words, env=None, **settings):

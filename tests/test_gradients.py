@@ -3,13 +3,15 @@
 import functools
 import importlib
 import itertools
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from golden_networks import NAMES, build, load
-from helpers import data, mlp
-from keras import layers
+from helpers import assert_finite_differences, data, mlp
+from keras import layers, ops
 from test_prune import assert_unchanged, snapshot
 
 import kprune
@@ -21,6 +23,7 @@ from kprune.prune import Plan
 
 CRITERIA = {"snip": snip, "grasp": grasp}
 MODES = [(name, mode) for name in NAMES for mode in ("eval", "train") if (name, mode) != ("mlp3", "train")]
+DEEP = ("resnet20_w8", "train")
 
 
 def context_of(model, batch, **arguments):
@@ -29,8 +32,8 @@ def context_of(model, batch, **arguments):
     return Context(model, weights, {w.path: w.kept() for w in weights}, data=take_batches(batch, None), **arguments)
 
 
-def golden_model(golden, softmax=False):
-    model = build(golden, keras)
+def golden_model(golden, softmax=False, library=keras):
+    model = build(golden, library)
     if softmax:
         model = keras.Model(model.input, layers.Softmax()(model.output))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
@@ -38,22 +41,98 @@ def golden_model(golden, softmax=False):
     return model
 
 
-@pytest.mark.parametrize(("name", "mode"), MODES)
+def assert_close(scores, golden, criterion, mode, tolerance):
+    """The scores are the authors', up to this share of the largest."""
+    reference = golden.scores(f"{criterion}_{mode}")
+    assert [path.split("/")[-2] for path in scores] == list(reference)
+    if criterion == "grasp":
+        # The sum of the scores, by which they are divided, all but cancels: its rounding scales them all alike.
+        scale, expected = (largest(found) for found in (scores, reference))
+        assert scale == pytest.approx(expected, rel=1e-2 if (golden.meta["case"], mode) == DEEP else 1e-4)
+        scores = {path: score * expected / scale for path, score in scores.items()}
+    for score, expected in zip(scores.values(), reference.values(), strict=True):
+        np.testing.assert_allclose(score, expected, rtol=0, atol=tolerance * largest(reference))
+
+
+def largest(scores):
+    return max(np.abs(score).max() for score in scores.values())
+
+
+@pytest.mark.parametrize(("name", "mode"), [one for one in MODES if one != DEEP])
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scores_equal_the_authors(criterion, name, mode):
     golden = load(name)
-    context = context_of(golden_model(golden), (golden.x, golden.y))
-    scores = CRITERIA[criterion](context, training=mode == "train")
-    reference = golden.scores(f"{criterion}_{mode}")
-    assert [path.split("/")[-2] for path in scores] == list(reference)
-    largest = max(np.abs(score).max() for score in reference.values())
-    if (name, mode) == ("resnet20_w8", "train"):
-        # The softmax saturates, and GraSP's sum, by which the scores are divided, all but cancels.
-        scale = largest / max(np.abs(score).max() for score in scores.values())
-        scores = {path: score * scale for path, score in scores.items()}
-    tolerance = 5e-3 if (name, mode) == ("resnet20_w8", "train") else 1e-4
-    for score, expected in zip(scores.values(), reference.values(), strict=True):
-        np.testing.assert_allclose(score, expected, rtol=1e-4, atol=tolerance * largest)
+    scores = CRITERIA[criterion](context_of(golden_model(golden), (golden.x, golden.y)), training=mode == "train")
+    # Their float32 is as far from float64 where the softmax saturates: 8e-5, 2.4e-5 (tests/golden/README.md).
+    assert_close(scores, golden, criterion, mode, 1e-4 if name == "resnet20_w8" else 5e-6)
+
+
+@contextmanager
+def float64():
+    """Inside, what Keras makes is float64."""
+    wide = importlib.import_module("jax").enable_x64(True) if keras.backend.backend() == "jax" else nullcontext()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        with wide:
+            yield
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+
+
+on_tensorflow = pytest.mark.skipif(keras.backend.backend() == "jax", reason="XLA takes a minute for float64")
+
+
+@on_tensorflow
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scores_of_a_deep_network_in_training_mode_equal_the_authors_in_float64(criterion):
+    golden = load(DEEP[0])
+    with float64():
+        context = context_of(golden_model(golden), (golden.x, golden.y))
+        assert context.dtype() == "float64"
+        scores = CRITERIA[criterion](context, training=True)
+    # What is left is the rounding of their float32: 9e-7, 2e-6, and 2e-4 in the sum of GraSP's.
+    assert_close(scores, golden, criterion, "train", 3e-6)
+    assert largest(scores) == pytest.approx(largest(golden.scores(f"{criterion}_train")), rel=1.7e-3)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scores_of_a_deep_network_in_training_mode_in_float32(criterion):
+    golden = load(DEEP[0])
+    scores = CRITERIA[criterion](context_of(golden_model(golden), (golden.x, golden.y)), training=True)
+    # 2e-6 on JAX. On TensorFlow one input of a ReLU, of 1.5 million, is -6e-7 where it is 1.8e-6 in float64: 4.4e-3,
+    # and nothing else differs, as the next test shows.
+    assert_close(scores, golden, criterion, "train", 5e-3)
+
+
+class Side(layers.Layer):
+    """A ReLU that is told which of its inputs are positive."""
+
+    def __init__(self, positive, **kwargs):
+        super().__init__(**kwargs)
+        self.positive = positive
+
+    def call(self, x):
+        return x * ops.cast(self.positive[: x.shape[0]], x.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@on_tensorflow
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_float32_is_off_by_the_side_of_a_relu_and_by_nothing_else(criterion):
+    golden = load(DEEP[0])
+    relus = {node["id"]: node["in"][0] for node in golden.meta["graph"] if node["op"] == "ReLU"}
+    with float64():
+        wide = build(golden, keras)
+        inputs = keras.Model(wide.input, [wide.get_layer(name).output for name in relus.values()])
+        positive = dict(zip(relus, (np.asarray(x) > 0 for x in inputs(golden.x, training=True)), strict=True))
+    shim = SimpleNamespace(**{**vars(layers), "ReLU": lambda name: Side(positive[name], name=name)})
+    model = golden_model(golden, library=SimpleNamespace(Input=keras.Input, Model=keras.Model, layers=shim))
+    scores = CRITERIA[criterion](context_of(model, (golden.x, golden.y)), training=True)
+    assert_close(scores, golden, criterion, "train", 1e-5)
 
 
 def test_a_loss_of_probabilities_gives_grasp_the_same_temperature():
@@ -97,6 +176,25 @@ def test_the_hessian_product_is_that_of_finite_differences():
         np.testing.assert_allclose(found, (high - low) / (2 * step), rtol=1e-4, atol=1e-5)
     for found, expected in zip(derivatives.gradient(values, batch), gradient(wide), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: layers.BatchNormalization(),
+        lambda: layers.LayerNormalization(),
+        lambda: layers.LayerNormalization(axis=1),
+        lambda: layers.GroupNormalization(2),
+    ],
+)
+def test_the_hessian_product_sees_through_normalisation(norm):
+    with float64():
+        stack = [layers.Dense(12, "tanh"), layers.Reshape((3, 4)), norm(), layers.Flatten(), layers.Dense(3)]
+        model = keras.Sequential([keras.Input((8,)), *stack])
+        model.compile("sgd", "mse")
+        for v in model.trainable_variables:
+            v.assign(np.random.default_rng(1).normal(size=v.shape))
+        assert_finite_differences(context_of(model, data()))
 
 
 def linear():

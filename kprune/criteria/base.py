@@ -52,6 +52,10 @@ class Context:
             self._made[name] = make()
         return self._made[name]
 
+    def dtype(self) -> str:
+        """The dtype of scoring: "float64" where a weight is of it, else "float32"."""
+        return np.result_type(np.float32, *(value.dtype for _, value in self.values())).name
+
     def kept_values(self) -> list[np.ndarray]:
         """The weights' values under this round's masks, float32 or float64: w where kept, else 0."""
         return [np.where(self.masks[w.path], v, np.zeros((), v.dtype)) for w, v in self.values()]

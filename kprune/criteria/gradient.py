@@ -84,7 +84,7 @@ def grasp(context: Context, training: bool = False, temperature: float = 200.0) 
 
     g is the gradient of the loss, summed over the batches, and H its Hessian, both at logits divided by the
     temperature; the Hessian-gradient product is exact. The highest scores are kept: removing a weight of low score
-    lowers the gradient's norm least, or raises it.
+    lowers the gradient's norm least, or raises it. Computed in float32, or in float64 where the model's weights are.
 
     Args:
         context: needs data, 10 examples per class in the paper (`kprune.balanced_sample`).
@@ -106,7 +106,7 @@ def grasp(context: Context, training: bool = False, temperature: float = 200.0) 
     22
     """
     values = context.kept_values()
-    total = [g.astype(np.float32) for g in _summed(context, training, temperature)]
+    total = [g.astype(v.dtype) for g, v in zip(_summed(context, training, temperature), values, strict=True)]
     # A pruned weight has no gradient: what would flow to it is not part of the network's.
     total = [g * context.masks[w.path] for g, w in zip(total, context.weights, strict=True)]
     derivatives = gradients_of(context, training, temperature)

@@ -13,7 +13,7 @@ from keras import ops
 from ..batches import Batch
 from ..distribution import device_layout, to_numpy
 from ..layers import all_layers, is_masked
-from ..masks import MaskedWeight, is_tf_keras
+from ..masks import is_tf_keras
 from .base import Context
 from .precision import computing_in
 
@@ -22,11 +22,13 @@ Derivative = Callable[[list[np.ndarray], list[np.ndarray], Batch], list[np.ndarr
 
 
 class Gradients:
-    """Derivatives of the loss that the model is compiled with, by its masked weights, in float32.
+    """Derivatives of the loss that the model is compiled with, by its masked weights.
 
     The loss is the model's own `compute_loss`: what `fit` minimises, weights of the losses, of the samples and
     regularisers included. The weights are replaced by the values given and the masks are left out, so that the
-    gradient is that by the effective weight, also where a mask cuts it off. Nothing in the model changes.
+    gradient is that by the effective weight, also where a mask cuts it off. Nothing in the model changes. Whatever
+    the layers' own policies are, all is computed in float32, or in float64 where the weights are float64: there, the
+    rounding of an activation next to a kink (a ReLU's zero) does not decide on which side of it the gradient is.
 
     Args:
         context: of the criterion; its model must be compiled.
@@ -48,7 +50,7 @@ class Gradients:
         if is_tf_keras(model):
             from .gradients_tf_keras import derivatives
 
-            self._gradient, self._curvature = derivatives(model, context.weights, training, heat)
+            self._gradient, self._curvature = derivatives(context, training, heat)
             return
         loss = _own_loss(model, context.data[0])
         make = {"tensorflow": _tensorflow_derivatives, "jax": _jax_derivatives}.get(keras.backend.backend())
@@ -57,7 +59,7 @@ class Gradients:
                 "Criteria that need gradients run on the tensorflow and jax backends of Keras. "
                 f"Received: keras.backend.backend()={keras.backend.backend()!r}"
             )
-        self._gradient, self._curvature = make(model, context.weights, training, heat, loss)
+        self._gradient, self._curvature = make(context, training, heat, loss)
 
     def gradient(self, values: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
         """dL/dw at these values of the weights on one batch."""
@@ -105,26 +107,10 @@ def _own_loss(model: Any, batch: Batch) -> Any:
 
 
 @contextmanager
-def _scoring(model: Any, loss: Any) -> Iterator[None]:
-    with computing_in(model, "float32") as patch:
+def _scoring(model: Any, loss: Any, dtype: str) -> Iterator[None]:
+    with computing_in(model, dtype) as patch:
         patch(model, "_compile_loss", loss)
-        for layer in all_layers(model):
-            if isinstance(layer, keras.layers.BatchNormalization):
-                moments = layer._moments
-                patch(layer, "_moments", lambda x, mask, layer=layer, kept=moments: _moments(layer, kept, x, mask))
         yield
-
-
-def _moments(layer: Any, original: Callable[..., Any], x: Any, mask: Any) -> tuple[Any, Any]:
-    """Mean and variance whose second derivative is right, too: TensorFlow's own take the mean for a constant.
-
-    `_moments` has no public name (checked with Keras 3.13.2 and 3.15.1; GraSP in training mode, test_gradients.py).
-    """
-    if mask is not None:
-        return original(x, mask)
-    axes = [axis for axis in range(len(x.shape)) if axis != layer.axis % len(x.shape)]
-    mean = ops.mean(x, axes, keepdims=True)
-    return ops.squeeze(mean, axes), ops.mean(ops.square(x - mean), axes)
 
 
 def _loss(model: Any, updates: list[tuple[Any, Any]], batch: Any, training: bool, heat: Callable[[Any], Any]) -> Any:
@@ -142,12 +128,14 @@ def _mask_variables(model: Any) -> list[Any]:
 
 
 def _tensorflow_derivatives(
-    model: Any, weights: list[MaskedWeight], training: bool, heat: Callable[[Any], Any], own_loss: Any
+    context: Context, training: bool, heat: Callable[[Any], Any], own_loss: Any
 ) -> tuple[Derivative, Derivative]:
     import tensorflow as tf
 
-    masks = _mask_variables(model)
-    variables = [w.variable for w in weights]
+    from .moments_tensorflow import twice_differentiable_moments
+
+    model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
+    variables = [w.variable for w in context.weights]
 
     def gradient(values: list[Any], batch: Any) -> list[Any]:
         updates = [*zip(variables, values, strict=True), *((m, tf.ones(m.shape, tf.bool)) for m in masks)]
@@ -169,7 +157,7 @@ def _tensorflow_derivatives(
     def run(function: Any) -> Derivative:
         def call(values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
             tensors = keras.tree.map_structure(tf.convert_to_tensor, (values, vectors, batch), none_is_leaf=False)
-            with _scoring(model, own_loss):
+            with _scoring(model, own_loss, dtype), twice_differentiable_moments():
                 return [np.asarray(d) for d in function(*tensors)]
 
         return call
@@ -178,13 +166,13 @@ def _tensorflow_derivatives(
 
 
 def _jax_derivatives(
-    model: Any, weights: list[MaskedWeight], training: bool, heat: Callable[[Any], Any], own_loss: Any
+    context: Context, training: bool, heat: Callable[[Any], Any], own_loss: Any
 ) -> tuple[Derivative, Derivative]:
     import jax
 
-    masks = _mask_variables(model)
-    scored = {id(w.variable) for w in weights} | {id(m) for m in masks}
-    variables = [w.variable for w in weights]
+    model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
+    scored = {id(w.variable) for w in context.weights} | {id(m) for m in masks}
+    variables = [w.variable for w in context.weights]
     others = [v for v in model.variables if id(v) not in scored]
     layouts = [device_layout(v) for v in variables]
 
@@ -205,7 +193,7 @@ def _jax_derivatives(
             batch = jax.tree.map(lambda part: part.astype(jax.dtypes.canonicalize_dtype(part.dtype)), batch)
             # Spread like the weights: what only several devices together can hold is not put on one of them.
             spread = [list(map(keras.distribution.distribute_tensor, part, layouts)) for part in (values, vectors)]
-            with _scoring(model, own_loss):
+            with _scoring(model, own_loss, dtype):
                 return [to_numpy(d) for d in function(*spread, [v.value for v in others], batch)]
 
         return call

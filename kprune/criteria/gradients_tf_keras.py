@@ -1,4 +1,4 @@
-"""Derivatives of the loss for tf_keras models: by float32 twins of their variables, in the models themselves."""
+"""Derivatives of the loss for tf_keras models: by twins of their variables, in the models themselves."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 from ..batches import Batch
-from ..masks import MaskedWeight
+from .base import Context
 from .gradients import Derivative
+from .moments_tensorflow import twice_differentiable_moments
 from .twins_tf_keras import Twins
 
 
-def derivatives(
-    model: Any, weights: list[MaskedWeight], training: bool, heat: Callable[[Any], Any]
-) -> tuple[Derivative, Derivative]:
+def derivatives(context: Context, training: bool, heat: Callable[[Any], Any]) -> tuple[Derivative, Derivative]:
     """The gradient and the Hessian product of `Gradients`."""
-    twins = Twins(model, "float32")
-    variables = [twins.of(weight.variable) for weight in weights]
+    model, twins = context.model, Twins(context.model, context.dtype())
+    variables = [twins.of(weight.variable) for weight in context.weights]
     loss = _own_loss(model)
     twins.patches.append((model, "compiled_loss", loss))
 
@@ -42,7 +41,7 @@ def derivatives(
     def run(function: Any) -> Derivative:
         def call(values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
             tensors = keras.tree.map_structure(tf.convert_to_tensor, (vectors, batch), none_is_leaf=False)
-            with twins.in_place():
+            with twins.in_place(), twice_differentiable_moments():
                 if not loss._built:  # makes its trackers, which a traced function cannot
                     x, y, sample_weight = tensors[1]
                     model.compute_loss(x, y, model(x, training=False), sample_weight)

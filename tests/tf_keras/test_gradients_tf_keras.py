@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tf_keras
 from golden_networks import build, load
-from helpers import EachBatch, data
-from tfk_helpers import masked_mlp, mlp, state
+from helpers import EachBatch, assert_finite_differences, data
+from tf_keras import layers
+from tfk_helpers import masked_mlp, mlp, sequential, state
 
 import kprune
 from kprune.batches import take_batches
@@ -35,6 +36,28 @@ def test_scores_equal_the_authors(criterion, name, mode):
     for score, expected in zip(scores, reference, strict=True):
         np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-4 * largest)
     assert state(model) == before
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: layers.BatchNormalization(),
+        lambda: layers.LayerNormalization(),
+        lambda: layers.LayerNormalization(axis=1),
+        lambda: layers.GroupNormalization(2),
+    ],
+)
+def test_the_hessian_product_sees_through_normalisation(norm):
+    tf_keras.mixed_precision.set_global_policy("float64")
+    stack = [layers.Dense(12, "tanh"), layers.Reshape((3, 4)), norm(), layers.Flatten(), layers.Dense(3)]
+    model = kprune.mask(sequential((8,), *stack)).model
+    model.compile("sgd", "mse")
+    for v in model.trainable_variables:
+        v.assign(np.random.default_rng(1).normal(size=v.shape))
+    weights = kprune.masked_weights(model)
+    context = Context(model, weights, {w.path: w.kept() for w in weights}, data=take_batches(data()))
+    assert context.dtype() == "float64"
+    assert_finite_differences(context)
 
 
 @pytest.mark.parametrize("criterion", ["snip", "iterative_snip", "force", "grasp", "taylor", "fisher"])
