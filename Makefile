@@ -3,7 +3,7 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults bench clean lint types doctest test-tensorflow test-jax test-tf-keras install-demo install-test
+.PHONY: help demo test test-faults bench clean lint types doctest test-tensorflow test-jax test-jax-distribution test-tf-keras install-demo install-test
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,7 +26,7 @@ demo: install-demo
 bench: install-demo
 	$(BIN)/python benchmarks/synflow.py
 
-test: lint types doctest test-tensorflow test-jax test-tf-keras
+test: lint types doctest test-tensorflow test-jax test-jax-distribution test-tf-keras
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -40,13 +40,19 @@ types: install-test
 doctest: install-test
 	PYTHONPATH=tests KERAS_BACKEND=tensorflow $(PYTEST) -p conftest --doctest-modules --pyargs kprune
 
+# Tests with a process of their own, by the targets below.
+OWN := tf_keras jax_distribution
 test-tensorflow: install-test
-	KERAS_BACKEND=tensorflow $(PYTEST) tests --ignore=tests/tf_keras
+	KERAS_BACKEND=tensorflow $(PYTEST) tests $(OWN:%=--ignore=tests/%)
 
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends.
 ONCE := data faults golden_masks layout lottery_runs models patterns schedules scopes sweep
 test-jax: install-test
-	KERAS_BACKEND=jax $(PYTEST) tests --ignore=tests/tf_keras $(ONCE:%=--ignore=tests/test_%.py)
+	KERAS_BACKEND=jax $(PYTEST) tests $(OWN:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
+
+# On four virtual devices, and in several processes. A file stays in one worker, which compiles each step once.
+test-jax-distribution: install-test
+	KERAS_BACKEND=jax $(PYTEST) --dist loadfile tests/jax_distribution
 
 test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random -rP
