@@ -3,8 +3,8 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults test-oldest test-tpu compile-for-tpu bench clean lint types doctest test-tensorflow \
-	test-jax test-tf-keras test-tf-distribute install-demo install-test install-tpu
+.PHONY: help demo test test-faults test-oldest test-tpu compile-for-tpu strategies bench clean lint types doctest \
+	test-tensorflow test-jax test-jax-distribution test-tf-keras test-tf-distribute install-demo install-test install-tpu
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,6 +18,7 @@ help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
 	@echo "make test   check style and types, run all tests"
 	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end"
+	@echo "make strategies   run the tests on several devices and in several processes, print a table of them"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
 	@echo "make bench  time SynFlow on VGG-16"
@@ -30,7 +31,7 @@ demo: install-demo
 bench: install-demo
 	$(BIN)/python benchmarks/synflow.py
 
-test: lint types doctest test-tensorflow test-jax test-tf-keras test-tf-distribute
+test: lint types doctest test-tensorflow test-jax test-tf-keras test-jax-distribution test-tf-distribute
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -44,15 +45,19 @@ types: install-test
 doctest: install-test
 	PYTHONPATH=tests KERAS_BACKEND=tensorflow $(PYTEST) -p conftest --doctest-modules --pyargs kprune
 
-# What has to be run in processes of its own.
-APART := --ignore=tests/tf_keras --ignore=tests/tf_distribute --ignore=tests/tpu
+# Tests with a process of their own, by the targets below.
+APART := tf_keras tf_distribute jax_distribution tpu
 test-tensorflow: install-test
-	KERAS_BACKEND=tensorflow $(PYTEST) tests $(APART)
+	KERAS_BACKEND=tensorflow $(PYTEST) tests $(APART:%=--ignore=tests/%)
 
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends.
 ONCE := data faults golden_masks layout lottery_runs models patterns schedules scopes sweep
 test-jax: install-test
-	KERAS_BACKEND=jax $(PYTEST) tests $(APART) $(ONCE:%=--ignore=tests/test_%.py)
+	KERAS_BACKEND=jax $(PYTEST) tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
+
+# On four virtual devices, and in several processes. A file stays in one worker, which compiles each step once.
+test-jax-distribution: install-test
+	KERAS_BACKEND=jax $(PYTEST) --dist loadfile --junitxml=out/jax_distribution.xml tests/jax_distribution
 
 test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random -rP
@@ -81,7 +86,11 @@ test-tf-keras: install-test
 # In a process of their own, as TensorFlow is given several CPU devices before it uses the first. A file per process, as
 # the tests of a file share what they trace and the workers they start.
 test-tf-distribute: install-test
-	KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2 --dist loadfile tests/tf_distribute
+	KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2 --dist loadfile --junitxml=out/tf_distribute.xml tests/tf_distribute
+
+# What these two have shown, as a table.
+strategies: test-jax-distribution test-tf-distribute
+	$(BIN)/python tests/strategies_table.py out/jax_distribution.xml out/tf_distribute.xml
 
 # What kprune needs, once and again when that changes; then kprune itself, each time, so that no run sees stale code.
 # setuptools leaves `build` and `kprune.egg-info` behind, from where a deleted module would find its way into a wheel.

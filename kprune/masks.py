@@ -169,9 +169,9 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     for path, new in masks.items():
         weight = by_path[path]
         new = np.asarray(new)
-        changed = ~new | (new != weight.kept())
-        value = weight.value()
-        weight.mask.assign(new.astype(to_numpy(weight.mask).dtype))
+        old, value = to_numpy(weight.mask), weight.value()
+        changed = ~new | (new != old.astype(bool))
+        weight.mask.assign(new.astype(old.dtype))
         weight.variable.assign(np.where(new, value, np.zeros((), value.dtype)))
         if optimizer is not None and changed.any():
             reset_slots(optimizer, weight.variable, changed)

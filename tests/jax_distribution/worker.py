@@ -13,6 +13,8 @@ import traceback
 
 if __name__ == "__main__":
     sys.modules["tensorflow"] = None  # see conftest.py
+    # Most of the time goes into compiling steps of which a few are taken.
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 import jax
 import keras
@@ -35,7 +37,7 @@ def pruning(name, folder):
     if name == "GradualPruning":
         # By a criterion that computes on the devices.
         batch = tuple(array[:BATCH] for array in data())
-        return GradualPruning(PolynomialDecay(0.0, 0.7, 2, 20, frequency=3), "snip", data=batch), EPOCHS
+        return GradualPruning(PolynomialDecay(0.0, 0.7, 2, 20, frequency=9), "snip", data=batch), EPOCHS
     if name == "SynFlow":
         return SynFlow(0.7, rounds=5, verbose=False), EPOCHS
     lottery = LotteryTicket(levels=2, epochs_per_level=2, rate=0.5, rewind_to=3, path=folder / "ticket.npz")
