@@ -212,13 +212,14 @@ def test_find_ticket_shuffles_each_level_alike_with_a_seed():
             seen.append(logs["loss"])
 
     def fit(model, level):
-        model.fit(X, Y, batch_size=200, callbacks=[*level.callbacks, Losses()], verbose=0)
+        model.fit(X, Y, batch_size=20, callbacks=[*level.callbacks, Losses()], verbose=0)
 
     model = keras.Sequential([keras.Input((64,)), layers.Dense(10)])
     model.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(True))
     kprune.find_ticket(model, fit, levels=1, rate=0.001, rewind="none", shuffle_seed=5, verbose=False)
-    assert seen[:3] == pytest.approx(seen[3:], rel=1e-2)
-    assert len({round(loss, 4) for loss in seen[:3]}) == 3
+    # One weight less changes a loss by far less than other examples do.
+    assert len(seen) == 60 and seen[:30] == pytest.approx(seen[30:], rel=5e-3)
+    assert np.ptp(seen[:5]) > 0.03 * seen[0]
 
 
 def test_early_stopping_sees_each_level_for_itself():

@@ -1,5 +1,7 @@
 """A ticket as an artefact: saved, loaded, applied, transferred; what does not fit is refused and changes nothing."""
 
+import os
+
 import keras
 import ml_dtypes
 import numpy as np
@@ -109,6 +111,23 @@ def test_a_damaged_or_foreign_file_is_an_error_that_names_it(damage, tmp_path):
         kprune.Ticket.load(path)
 
 
+@pytest.mark.parametrize("part", ["array0", "about.json"])
+def test_a_file_that_was_edited_is_refused(part, tmp_path):
+    """It is a whole zip archive with checksums of its own, so only ours can tell."""
+    path = tmp_path / "ticket.npz"
+    ticket_of(mlp(), level=3).save(path)
+    with np.load(path) as file:
+        stored = dict(file)
+    if part == "about.json":
+        edited = stored[part].tobytes().replace(b'"level": 3', b'"level": 4')
+    else:
+        edited = stored[part].tobytes()[::-1]
+    assert edited != stored[part].tobytes()
+    np.savez(path, **{**stored, part: np.frombuffer(edited, np.uint8)})
+    with pytest.raises(ValueError, match=r"its checksum is wrong. Received: file='.*ticket.npz'"):
+        kprune.Ticket.load(path)
+
+
 def test_a_name_that_is_not_npz_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Received: path="):
         ticket_of(mlp()).save(tmp_path / "ticket.pkl")
@@ -137,3 +156,22 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         files.write(path, fail)
     assert path.read_bytes() == b"first"
     assert [file.name for file in path.parent.iterdir()] == ["file.npz"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, os.replace
+
+    def recorded_sync(handle):
+        done.append(os.fstat(handle).st_ino)
+        sync(handle)
+
+    def recorded_replace(source, target):
+        done.append("renamed")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    files.write(tmp_path / "file.npz", b"content")
+    # A file keeps its inode when it is renamed.
+    assert done == [(tmp_path / "file.npz").stat().st_ino, "renamed", tmp_path.stat().st_ino]
