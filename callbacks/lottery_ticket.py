@@ -44,7 +44,7 @@ class LotteryTicket(TakeSnapshot):
             weights get those of the rewind point.
         path: an .npz file for the ticket; none is written without.
         restart: callbacks of the same fit that begin anew with each level, such as ReduceLROnPlateau: their
-            `on_train_begin` is called then.
+            `on_train_begin` is called then (which has ReduceLROnPlateau forget its best from Keras 3.15 on).
 
     Attributes:
         ticket: `kprune.Ticket` after the fit: masks of the last level, and weights of the rewind point.

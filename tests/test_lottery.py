@@ -287,7 +287,9 @@ def test_a_callback_that_restarts_forgets_the_level_before(restarts):
 
     lottery = LotteryTicket(levels=1, epochs_per_level=3, restart=[plateau] if restarts else [])
     train(network(keras.optimizers.SGD(0.5)), 6, lottery, plateau, Watch())
-    assert rates == [0.5, 0.5, 0.25, 0.5, *([0.5, 0.25] if restarts else [0.25, 0.125])]
+    # Before 3.15, Keras's callback keeps its best whenever a training begins.
+    forgets = restarts and tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15)
+    assert rates == [0.5, 0.5, 0.25, 0.5, *([0.5, 0.25] if forgets else [0.25, 0.125])]
 
 
 @pytest.mark.parametrize(
