@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from ..batches import Batch
-from ..distribution import layout_of, to_numpy
+from ..distribution import layout_of, to_numpy, undistributed
 from ..layers import all_layers, is_masked
 from ..masks import MaskedWeight, is_tf_keras
 from .base import Context
@@ -97,7 +97,7 @@ def _own_loss(model: Any, batch: Batch) -> Any:
     loss = model._compile_loss
     if loss is None:
         return None
-    with keras.StatelessScope():
+    with keras.StatelessScope(), undistributed():
         y_pred = model(keras.tree.map_structure(lambda part: ops.convert_to_tensor(part[:1]), batch[0]))
     own = type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
     own(keras.tree.map_structure(lambda part: part[:1], batch[1]), y_pred)
@@ -106,7 +106,7 @@ def _own_loss(model: Any, batch: Batch) -> Any:
 
 @contextmanager
 def _scoring(model: Any, loss: Any) -> Iterator[None]:
-    with computing_in(model, "float32") as patch:
+    with computing_in(model, "float32") as patch, undistributed():
         patch(model, "_compile_loss", loss)
         for layer in all_layers(model):
             if isinstance(layer, keras.layers.BatchNormalization):
