@@ -120,7 +120,7 @@ def local_rows(batch_size: int) -> slice:
 
 @contextmanager
 def undistributed() -> Iterator[None]:
-    """Inside, Keras knows of no distribution: for what one device computes by itself."""
+    """Inside, Keras asks no layer's outputs to be laid out: a batch of one, or one device, may not do for that."""
     distribution = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:

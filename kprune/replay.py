@@ -26,7 +26,8 @@ class RewindableBatches(keras.utils.PyDataset):
         x: array, first axis = samples; or a list or dict of some.
         y: array of as many samples.
         batch_size: samples per step; the last batch of a pass may be smaller. Under `keras.distribution` that is the
-            batch of all devices, which have to share it evenly, the last one too; each process gives its own part.
+            batch of all devices, which have to share it evenly, the last one too. Of several processes each gives its
+            own part: the distribution is to be made with `auto_shard_dataset=False`.
         model: the compiled model that is trained with them.
         seed: of the orders.
 

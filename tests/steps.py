@@ -9,16 +9,16 @@ from helpers import EachBatch
 import kprune
 
 # A host's function is a custom call on a CPU, and on a TPU values that are sent to the host and received from it.
-HOST_CALLS = re.compile(r'stablehlo\.custom_call @([\w.$]+)|"?stablehlo\.(send|recv|infeed|outfeed)\b')
+HOST_CALLS = re.compile(r"stablehlo\.(custom_call(?: @[\w.$]+)?|send|recv|infeed|outfeed)\b")
 TENSORS = re.compile(r"tensor<([^>]*)>")
 
 
 def violations(module):
     """What in a StableHLO module is no computation for a TPU, each once: float64, dynamic shapes, calls of the host."""
-    types = {match for match in TENSORS.findall(module)}
+    types = set(TENSORS.findall(module))
     found = {f"float64: {t}" for t in types if re.search(r"(^|x|<)f64$", t)}
     found |= {f"dynamic shape: {t}" for t in types if "?" in t}
-    found |= {f"host call: {''.join(match)}" for match in HOST_CALLS.findall(module)}
+    found |= {f"host call: {call}" for call in HOST_CALLS.findall(module)}
     return sorted(found)
 
 

@@ -109,7 +109,7 @@ def test_the_check_sees_a_call_of_the_host():
         module_with(asking_the_host)
     if JAX:
         module = lowered(asking_the_host, jax.ShapeDtypeStruct((3,), "float32"), platform="cpu")
-        assert violations(module) == ["host call: xla_ffi_python_cpu_callback"]
+        assert violations(module) == ["host call: custom_call @xla_ffi_python_cpu_callback"]
 
 
 class Placed(layers.Flatten):

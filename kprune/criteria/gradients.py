@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from ..batches import Batch
-from ..distribution import device_layout, to_numpy
+from ..distribution import device_layout, to_numpy, undistributed
 from ..layers import all_layers, is_masked
 from ..masks import is_tf_keras
 from .base import Context
@@ -99,7 +99,7 @@ def _own_loss(model: Any, batch: Batch) -> Any:
     loss = model._compile_loss
     if loss is None:
         return None
-    with keras.StatelessScope():
+    with keras.StatelessScope(), undistributed():
         y_pred = model(keras.tree.map_structure(lambda part: ops.convert_to_tensor(part[:1]), batch[0]))
     own = type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
     own(keras.tree.map_structure(lambda part: part[:1], batch[1]), y_pred)
@@ -108,7 +108,7 @@ def _own_loss(model: Any, batch: Batch) -> Any:
 
 @contextmanager
 def _scoring(model: Any, loss: Any, dtype: str) -> Iterator[None]:
-    with computing_in(model, dtype) as patch:
+    with computing_in(model, dtype) as patch, undistributed():
         patch(model, "_compile_loss", loss)
         yield
 

@@ -26,8 +26,8 @@ def distribute(name):
     layouts[".*/conv/kernel"] = (None, None, None, "model")
     layouts[".*/hidden/kernel"] = (None, "model")
     layouts[".*/logits/kernel"] = ("model", None)
-    # An activation too: what scores by itself on one device must not be sent to all of them.
-    layouts[".*/hidden"] = ("batch", "model")
+    # An activation too: in training it can be laid out so, in scoring not (test_criteria_on_devices.py).
+    layouts[".*/hidden/output"] = ("batch", "model")
     return distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False).scope()
 
 

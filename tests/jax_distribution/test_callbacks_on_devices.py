@@ -85,3 +85,26 @@ def test_callback(distribution, name):
         assert_close(expected.history, outcome.history)
         # "progress" is JSON of what is in the history, too.
         assert_close(*({k: v for k, v in o.state.items() if k != "progress"} for o in (expected, outcome)))
+
+
+def test_a_backup_goes_from_some_devices_to_others(tmp_path):
+    def fit(distribution, epochs):
+        with distribute(distribution):
+            model = network()
+            schedule = kprune.schedules.PolynomialDecay(0.0, 0.7, 2, 20, frequency=3)
+            backup = kprune.callbacks.BackupAndRestore(tmp_path / "backup.npz", delete=False)
+            callbacks = [kprune.callbacks.GradualPruning(schedule), backup]
+            batches = kprune.RewindableBatches(*data(), BATCH, model, seed=2)
+            fitted = model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+            return fitted.epoch, {**snapshot(model).to_arrays(), **current_masks(model)}
+
+    assert [fit(where, 1 + i)[0] for i, where in enumerate(["model_parallel", None, "data_parallel"])] == [
+        [0],
+        [1],
+        [2],
+    ]
+    last, moved = fit("model_parallel", 4)
+    (tmp_path / "backup.npz").unlink()
+    first, whole = fit(None, 4)
+    assert (last, first) == ([3], [0, 1, 2, 3])
+    assert_close(whole, moved)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import keras
 import numpy as np
 import pytest
 from helpers import halve
@@ -60,3 +61,16 @@ def test_gradients_are_spread_like_the_weights(monkeypatch):
         CRITERIA.get("snip")(context)
         assert [value.sharding for value in placed] == [w.variable.value.sharding for w in context.weights]
         assert not any(value.is_fully_replicated for value in placed)
+
+
+@pytest.mark.parametrize("name", ["snip", "synflow"])
+def test_outputs_are_not_laid_out_in_scoring(name, monkeypatch):
+    """SynFlow is computed on the host, and of a batch of one no two devices can have a part."""
+    with distribute("model_parallel"):
+        _, _, context = half_pruned(name)
+
+        def asked(self, path):
+            raise AssertionError(path)
+
+        monkeypatch.setattr(keras.distribution.ModelParallel, "get_tensor_layout", asked)
+        assert CRITERIA.get(name)(context)
