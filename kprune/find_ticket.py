@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from .callbacks import TakeSnapshot
-from .callbacks.base import MaskingCallback
+from .callbacks.base import Callback, MaskingCallback
 from .files import joined, pack, read, split, unpack, write
 from .lottery import Lottery, density
 from .masks import current_masks, is_tf_keras, masked_weights, strip
@@ -115,13 +116,15 @@ def find_ticket(
     for number in tqdm(range(len(state.results), levels + 1), desc="lottery", unit="level", disable=not verbose):
         if state.to is not None and number > 0:
             lottery.begin_level(model, number, state.density, state.to)
+        watching: list[Any] = [MaskingCallback() if number else taker]
         if shuffle_seed is not None:
             importlib.import_module("tf_keras" if is_tf_keras(model) else "keras").utils.set_random_seed(shuffle_seed)
+            watching.append(_Seeded(shuffle_seed))
         own = None if folder is None else Path(folder, f"level-{number}")
         if own is not None:
             own.mkdir(parents=True, exist_ok=True)
         sparsity = 1 - density(masked_weights(model))
-        level = Level(number, sparsity, state.initial_epoch, [MaskingCallback() if number else taker], own)
+        level = Level(number, sparsity, state.initial_epoch, watching, own)
         result = _numbers(train(model, level))
         if number == 0:
             state.to = state.to or taker.taken()
@@ -131,6 +134,21 @@ def find_ticket(
             state.ticket(lottery, model).save(Path(folder, f"level-{number}.npz"))
             state.save(folder, lottery, model)
     return state.ticket(lottery, model)
+
+
+class _Seeded(Callback):
+    """Seeds the order of the data once more when a fit begins.
+
+    In a model's first fit, Keras's trainer for JAX has by then drawn an order from NumPy to look at a batch (checked
+    with Keras 3.15.1), so later levels would be shuffled otherwise than level 0.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        np.random.seed(self.seed)
 
 
 @dataclass

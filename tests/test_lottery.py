@@ -350,6 +350,25 @@ def test_rewinding_to_another_model_or_optimizer_is_refused_and_changes_nothing(
     assert_same(snapshot(model), before)
 
 
+def test_batches_come_in_the_order_of_the_optimizers_steps():
+    x, y = X[:25], Y[:25]
+    model, other = (keras.Sequential([keras.Input((64,)), layers.Dense(10, "softmax")]) for _ in range(2))
+    other.set_weights(model.get_weights())
+    for each in (model, other):
+        each.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    batches = kprune.RewindableBatches(x, y, 10, model, seed=1)
+    for epochs in (2, 1):  # a second fit goes on where the first one ended
+        model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
+    model.optimizer.iterations.assign(4)
+    model.fit(batches, shuffle=False, verbose=0)
+    for step in (*range(9), 4, 5, 6):
+        order = np.random.default_rng([1, step // 3]).permutation(25)
+        chosen = order[step % 3 * 10 :][:10]
+        other.train_on_batch(x[chosen], y[chosen])
+    for value, wanted in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-7)
+
+
 def test_batches_in_another_order_are_refused():
     model = network()
     with pytest.raises(Exception, match="shuffle=False"):
