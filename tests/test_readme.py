@@ -21,6 +21,7 @@ def test_all_blocks_are_known():
         "import tf_keras, tensorflow_model_optimization as tfmot, kprune",
         "schedule = kprune.schedules.Linear(0.0, 0.5, begin_step=0, end_step=40, frequency=10)",
         "model = kprune.models.conv_4(input_shape=(8, 8, 1), width=0.5)",
+        'strategy = kprune.auto_strategy()  # or "tpu", "mirrored", "multiworker", "none"',
         "model = kprune.models.conv_4(input_shape=(8, 8, 1), width=0.5)",
         "import numpy as np",
     ]
@@ -31,13 +32,14 @@ def test_examples_run(example, tmp_path):
     if example == "tf_keras" and keras.backend.backend() != "tensorflow":
         pytest.skip("tf_keras is tested once, beside the TensorFlow backend")
     blocks = [block.replace("epochs=10", "epochs=2") for block in BLOCKS]
-    keras3, gradual, tf_keras, pattern, lottery, with_data, criterion = blocks
+    keras3, gradual, tf_keras, pattern, lottery, devices, with_data, criterion = blocks
     code = {
         "keras 3": keras3
         + gradual
         + pattern
         + "assert all(row.sparsity == 0.5 for row in kprune.summary(model).rows[1:])\n"
         + with_data
+        + devices
         + "assert kprune.summary(model).compression > 9\n",
         "lottery": keras3.partition("model.fit")[0] + lottery + "assert round(ticket.sparsity, 3) == 1 - 0.512\n",
         "tf_keras": tf_keras,
