@@ -12,7 +12,7 @@ import sys
 import threading
 
 import numpy as np
-from helpers import EachBatch
+from helpers import CHEAP, EachBatch
 from kprune.callbacks import BackupAndRestore, EarlyBird, GradualPruning, LotteryTicket, SynFlow
 from sklearn.datasets import load_digits
 
@@ -96,7 +96,7 @@ def network(library):
     )
     model = kprune.mask(model).model if library == "tf_keras" else model
     rate = keras.optimizers.schedules.CosineDecay(1e-2, 3 * STEPS)
-    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"], **CHEAP)
     return model
 
 

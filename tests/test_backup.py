@@ -6,7 +6,7 @@ import resource
 import keras
 import numpy as np
 import pytest
-from helpers import data
+from helpers import CHEAP, data
 from keras import layers
 from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, SynFlow
 
@@ -40,7 +40,7 @@ def network(units=12, dropout=0.2):
             layers.Dense(3, name="logits"),
         ]
     )
-    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    model.compile(keras.optimizers.Adam(1e-2), "mse", **CHEAP)
     return model
 
 
