@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from .distribution import is_chief
 from .inputs import call_with, input_like
 from .masks import is_tf_keras, plain
 
@@ -54,7 +55,7 @@ def export(model: Any, path: str | os.PathLike[str], *, inputs: Any = None, over
     """Write the stripped model as a SavedModel `path/` and as `path.keras`, reload both, check that they agree.
 
     Both are loadable without kprune. The model itself stays as it is, masks included. Files appear under their names
-    only once they have been checked.
+    only once they have been checked. Of several processes that train together all call this; the chief's files stay.
 
     Args:
         model: a model of either Keras, masked or not.
@@ -78,11 +79,18 @@ def export(model: Any, path: str | os.PathLike[str], *, inputs: Any = None, over
     ...     kprune.export(model, f"{folder}/sparse").keras_file.name
     'sparse.keras'
     """
-    target = pathlib.Path(path)
+    with contextlib.ExitStack() as stack:
+        target = pathlib.Path(path)
+        if not is_chief():
+            target = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()), target.name)
+        return _export(model, target, inputs, overwrite)
+
+
+def _export(model: Any, target: pathlib.Path, inputs: Any, overwrite: bool) -> Export:
     keras_target = target.with_name(f"{target.name}.keras")
     for existing in (target, keras_target):
         if existing.exists() and not overwrite:
-            raise ValueError(f"{existing} exists; pass overwrite=True to replace it. Received: path={str(path)!r}")
+            raise ValueError(f"{existing} exists; pass overwrite=True to replace it. Received: path={str(target)!r}")
     arguments = {"": inputs} if inputs is not None else input_like(model, _random(), batch=2)
     expected = _arrays(call_with(model, arguments, training=False))
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """Export: files that load without kprune, predict the same, and appear only when they do."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -127,3 +129,9 @@ def test_masks_survive_an_export_that_fails(tmp_path, monkeypatch):
     model.compile("adam", "mse")
     model.fit(*data(), verbose=0)
     assert_zero(model)
+
+
+def test_of_several_processes_the_chiefs_files_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("kprune.export"), "is_chief", lambda: False)
+    assert kprune.export(mlp(), tmp_path / "plain").keras_bytes > 0
+    assert list(tmp_path.iterdir()) == []

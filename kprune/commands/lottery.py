@@ -83,7 +83,7 @@ def _is_point(word: str) -> bool:
 _POINT = (_is_point, 'must be "init", a share such as 0.1, "epoch:2", or a number of steps such as 100')
 _CRITERIA = common.criteria("data", "initial")
 _RATE = (lambda value: 0 < value < 1, "must be above 0 and below 1")
-_DECAY = "a step takes this share of each weight, times the learning rate"
+_DECAY = "share of a weight that a step takes, times the rate"
 # The order of data is rewound, too, which is known of arrays alone.
 _ARRAYS = tuple(name for name in data.NAMES if name != "imagenet")
 _CHANGED: dict[str, dict[str, Any]] = {"dataset": {"kind": _ARRAYS}, "decay": {"default": "step"}}

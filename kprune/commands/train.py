@@ -10,6 +10,7 @@ from typing import Any
 from ..callbacks import GradualPruning, PruneAtInit, SparsityLogger
 from ..criteria import CRITERIA
 from ..data import Dataset
+from ..distribution import is_chief
 from ..export import export
 from ..options import Command, Option
 from ..patterns import PATTERNS
@@ -43,12 +44,13 @@ def run(values: Any, arguments: list[str]) -> None:
     best = max(accuracy)
     print(f"\n{summary(network)}")
     print(f"\ntest accuracy: last {accuracy[-1]:.2%}, best {best:.2%} (epoch {accuracy.index(best) + 1})")
-    if values.plot:
+    if values.plot and is_chief():
         plot_sparsity(network, values.plot)
         print(f"figure: {values.plot}")
     if target:
         written = export(network, target, overwrite=values.overwrite)
-        print(f"exported and checked: {written}")
+        if is_chief():
+            print(f"exported and checked: {written}")
 
 
 def _train(values: Any, dataset: Dataset) -> tuple[Any, list[float]]:
