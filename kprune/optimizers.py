@@ -24,7 +24,9 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
 
 def iterations(model: Any) -> int:
     """The number of optimizer steps that the model has taken: `optimizer.iterations`."""
-    return int(model.optimizer.iterations.numpy())
+    count = model.optimizer.iterations
+    # A variable, on several replicas perhaps; where Keras 3 accumulates gradients a tensor, which on JAX is an array.
+    return int(count.numpy() if hasattr(count, "numpy") else count)
 
 
 def batches_per_step(model: Any) -> int:
