@@ -83,7 +83,7 @@ def _is_point(word: str) -> bool:
 _POINT = (_is_point, 'must be "init", a share such as 0.1, "epoch:2", or a number of steps such as 100')
 _CRITERIA = common.criteria("data", "initial")
 _RATE = (lambda value: 0 < value < 1, "must be above 0 and below 1")
-_DECAY = "share of a weight that a step takes, times the rate"
+_DECAY = "share of each weight that a step takes, times the learning rate"
 # The order of data is rewound, too, which is known of arrays alone.
 _ARRAYS = tuple(name for name in data.NAMES if name != "imagenet")
 _CHANGED: dict[str, dict[str, Any]] = {"dataset": {"kind": _ARRAYS}, "decay": {"default": "step"}}
@@ -111,7 +111,7 @@ LOTTERY = Command(
         Option("criterion", "magnitude", "what to prune by; the names are below", _CRITERIA),
         Option("seeds", 3, "how many trainings of each, from seed 0 on", int, common.at_least(1)),
         *_training_options(),
-        Option("weight_decay", None, f"{_DECAY} [the optimizer's own: 0; for adamw 0.004]", float, common.at_least(0)),
+        Option("weight_decay", None, f"{_DECAY} [0; for adamw 0.004]", float, common.at_least(0)),
         common.LIBRARY,
         Option("out_dir", "out", "folder for lottery.csv, which a second run goes on with, and lottery-levels/"),
         Option("plot", None, "file for the figure [OUT_DIR/lottery.png]", str, common.FIGURE),
