@@ -21,6 +21,11 @@ import numpy as np
 from absl import logging
 
 Result = TypeVar("Result")
+KERAS_FIT_FAILS = (
+    "Under MultiWorkerMirroredStrategy the `fit` of Keras 3 fails, with or without kprune: it cannot convert a "
+    "PerReplica value. What works: a tf_keras model; a loop of your own that calls kprune.prune or the callbacks; Keras on JAX "
+    "(KERAS_BACKEND=jax) with keras.distribution."
+)
 
 
 def is_chief() -> bool:
@@ -134,17 +139,8 @@ def warn_of_keras_fit() -> None:
 
     `fit` fails before it asks any callback (checked with Keras 3.15.1; tests/tf_distribute/test_multi_worker.py).
     """
-    workers = sum(len(_cluster()[0].get(kind, [])) for kind in ("chief", "worker"))
-    if workers > 1 and keras.backend.backend() == "tensorflow" and "tf_keras" not in sys.modules:
-        logging.log_first_n(
-            logging.WARNING,
-            "kprune: this process is one of the %d workers of TF_CONFIG. Under MultiWorkerMirroredStrategy the `fit` "
-            "of Keras 3 fails, with or without kprune: it cannot convert a PerReplica value. What works: a tf_keras "
-            "model; a loop of your own that calls kprune.prune or the callbacks; Keras on JAX (KERAS_BACKEND=jax) with "
-            "keras.distribution.",
-            1,
-            workers,
-        )
+    if workers() > 1 and keras.backend.backend() == "tensorflow" and "tf_keras" not in sys.modules:
+        logging.log_first_n(logging.WARNING, "kprune: %s Workers in TF_CONFIG: %d", 1, KERAS_FIT_FAILS, workers())
 
 
 def strategy_scope(model: Any) -> AbstractContextManager[Any]:
@@ -169,6 +165,11 @@ def outside_strategies(function: Callable[[], Result]) -> Result:
     # TensorFlow has no way to leave a strategy's scope, but the scope holds in the thread that entered it only.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function).result()
+
+
+def workers() -> int:
+    """How many processes the environment variable TF_CONFIG says train together; 0 without it."""
+    return sum(len(_cluster()[0].get(kind, [])) for kind in ("chief", "worker"))
 
 
 def _cluster() -> tuple[dict[str, Any], dict[str, Any]]:

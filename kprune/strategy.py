@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import keras
+
+from .distribution import KERAS_FIT_FAILS, workers
 
 STRATEGIES = ("auto", "tpu", "mirrored", "multiworker", "none")
 """What `auto_strategy` can be asked for."""
@@ -41,9 +42,9 @@ def auto_strategy(strategy: str = "auto", library: Any = keras, verbose: bool = 
         of weights and masks and an equal share of each batch.
 
     Raises:
-        ValueError: `strategy` is no such name, or is not to be had here; with a TPU that the installed packages cannot
-            reach, the message says which to install. Also with "auto", so that nobody pays for a TPU and trains on the
-            CPU beside it; "none" does that.
+        ValueError: `strategy` is no such name, or is not to be had here, or the `fit` of Keras 3 fails under it (on
+            several TensorFlow workers); with a TPU that the installed packages cannot reach, the message says which to
+            install. Also with "auto", so that nobody pays for a TPU and trains on the CPU beside it; "none" does that.
 
     >>> import keras, kprune, numpy as np
     >>> with kprune.auto_strategy(verbose=False).scope():
@@ -60,6 +61,8 @@ def auto_strategy(strategy: str = "auto", library: Any = keras, verbose: bool = 
     choose = {"tensorflow": _of_tensorflow, "jax": _of_jax}.get(backend)
     if choose is None:
         raise ValueError(f"Strategies are for Keras on TensorFlow or JAX. Received: backend={backend!r}")
+    if choose is _of_tensorflow and library is keras and strategy in ("auto", "multiworker") and workers() > 1:
+        raise ValueError(f"{KERAS_FIT_FAILS} Received: strategy={strategy!r}, {workers()} workers in TF_CONFIG")
     kind, found, devices = choose(strategy)
     if verbose:
         how = "" if kind == "none" else f"{type(found).__name__} on "
@@ -95,10 +98,9 @@ def _of_tensorflow(kind: str) -> tuple[str, Any, str]:
     if kind == "tpu" or (kind == "auto" and _has_tpu()):
         return _tpu_of_tensorflow(kind)
     tf = importlib.import_module("tensorflow")
-    workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
-    if kind == "multiworker" and not workers:
+    if kind == "multiworker" and not workers():
         raise _no_workers("tensorflow")
-    if kind == "multiworker" or (kind == "auto" and workers):
+    if kind == "multiworker" or (kind == "auto" and workers()):
         found = tf.distribute.MultiWorkerMirroredStrategy()
         return "multiworker", found, _count(found.num_replicas_in_sync, "device")
     platform = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"

@@ -126,6 +126,15 @@ def test_workers_are_found_by_the_environment(monkeypatch):
     )
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="about TensorFlow's strategy")
+@pytest.mark.parametrize("name", ["auto", "multiworker"])
+def test_where_keras_cannot_fit_it_is_said_at_once(name, monkeypatch):
+    cluster = {"worker": ["localhost:1", "localhost:2"]}
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 0}}))
+    with pytest.raises(ValueError, match=rf"What works: a tf_keras model.*strategy='{name}', 2 workers in TF_CONFIG"):
+        kprune.auto_strategy(name)
+
+
 def test_the_command_line_trains_on_all_devices(tmp_path):
     """JAX has "auto" use CPU devices that someone made; TensorFlow's logical ones have to be asked for."""
     words = ["--model=lenet-300-100", "--width=0.1", "--epochs=2", f"--export_dir={tmp_path}/out"]
