@@ -23,8 +23,8 @@ from absl import logging
 Result = TypeVar("Result")
 KERAS_FIT_FAILS = (
     "Under MultiWorkerMirroredStrategy the `fit` of Keras 3 fails, with or without kprune: it cannot convert a "
-    "PerReplica value. What works: a tf_keras model; a loop of your own that calls kprune.prune or the callbacks; Keras on JAX "
-    "(KERAS_BACKEND=jax) with keras.distribution."
+    "PerReplica value. What works: a tf_keras model; a loop of your own that calls kprune.prune or the callbacks; "
+    "Keras on JAX (KERAS_BACKEND=jax) with keras.distribution."
 )
 
 

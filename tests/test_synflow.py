@@ -308,3 +308,18 @@ def test_keras_applications(name):
     scores = scores_of(model)
     for path, score in scores.items():
         assert np.isfinite(score).all() and score.any(), path
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="about JAX's devices")
+def test_a_jax_without_the_cpu_is_an_error_that_names_the_variable(monkeypatch):
+    import jax
+
+    def absent(**_):
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(jax, "local_devices", absent)
+    before = jax.config.jax_platforms
+    model = mlp()
+    with pytest.raises(ValueError, match=rf"let JAX_PLATFORMS be '{before},cpu' before.*JAX_PLATFORMS={before!r}"):
+        kprune.prune(model, "synflow", sparsity=0.5, verbose=False)
+    assert kprune.summary(model).zeros == 0

@@ -206,11 +206,19 @@ def _tensorflow_scorer(flow: _Flow) -> Scorer:
 def _jax_scorer(flow: _Flow) -> Scorer:
     import jax
 
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]  # of this process: each computes the scores by itself
+    except RuntimeError as error:
+        platforms = jax.config.jax_platforms
+        raise ValueError(
+            "SynFlow scores on the host's CPU, in float64, and JAX was told to leave the CPU out: let JAX_PLATFORMS be "
+            f"'{platforms},cpu' before Python starts. Received: JAX_PLATFORMS={platforms!r}"
+        ) from error
+
     def host_float64() -> Any:
         # `jax.enable_x64` since JAX 0.8; before, as on Colab's TPU runtime (0.7.2), it was experimental.
         x64 = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-        # A device of this process: each computes the scores by itself.
-        return x64.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0])
+        return x64.enable_x64(True), jax.default_device(cpu)
 
     def score(masks: list[Any], kernels: list[Any], constants: list[Any]) -> Any:
         kept = [jax.numpy.where(m, k, 0.0) for m, k in zip(masks, kernels, strict=True)]
