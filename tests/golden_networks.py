@@ -1,11 +1,14 @@
 """Reads the golden files of tests/golden (see its README.md) and rebuilds their networks in Keras."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import keras
 import numpy as np
 
 FOLDER = Path(__file__).parent / "golden"
@@ -112,3 +115,15 @@ def _layer(node: dict[str, Any], layers: Any) -> Any:
         case "ReLU" | "Flatten" | "Add":
             return getattr(layers, node["op"])(name=name)
     raise ValueError(f"Unknown op. Received: node={node!r}")
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Inside, what Keras makes is float64."""
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")

@@ -3,13 +3,12 @@
 import functools
 import importlib
 import itertools
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
-from golden_networks import NAMES, build, load
+from golden_networks import NAMES, build, float64, load
 from helpers import assert_finite_differences, data, mlp
 from keras import layers, ops
 from test_prune import assert_unchanged, snapshot
@@ -65,18 +64,6 @@ def test_scores_equal_the_authors(criterion, name, mode):
     scores = CRITERIA[criterion](context_of(golden_model(golden), (golden.x, golden.y)), training=mode == "train")
     # Their float32 is as far from float64 where the softmax saturates: 8e-5, 2.4e-5 (tests/golden/README.md).
     assert_close(scores, golden, criterion, mode, 1e-4 if name == "resnet20_w8" else 5e-6)
-
-
-@contextmanager
-def float64():
-    """Inside, what Keras makes is float64."""
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    try:
-        yield
-    finally:
-        keras.config.set_floatx("float32")
-        keras.config.set_dtype_policy("float32")
 
 
 on_tensorflow = pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 by default")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -209,7 +210,7 @@ def _jax_scorer(flow: _Flow) -> Scorer:
     try:
         cpu = jax.local_devices(backend="cpu")[0]  # of this process: each computes the scores by itself
     except RuntimeError as error:
-        platforms = jax.config.jax_platforms
+        platforms = os.environ.get("JAX_PLATFORMS")
         raise ValueError(
             "SynFlow scores on the host's CPU, in float64, and JAX was told to leave the CPU out: let JAX_PLATFORMS be "
             f"'{platforms},cpu' before Python starts. Received: JAX_PLATFORMS={platforms!r}"
