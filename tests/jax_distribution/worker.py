@@ -19,11 +19,12 @@ if __name__ == "__main__":
 import jax
 import keras
 import numpy as np
-from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, SynFlow
+from helpers import halve
 from kprune.callbacks.base import Callback
-from small import BATCH, data, distribute, network
+from small import BATCH, STEPS, data, distribute, network
 
 import kprune
+from kprune import callbacks
 from kprune.masks import current_masks
 from kprune.optimizers import iterations
 from kprune.rewind import snapshot
@@ -32,16 +33,25 @@ from kprune.schedules import PolynomialDecay
 EPOCHS = 4
 
 
-def pruning(name, folder):
-    """The callback, and the epochs of its fit."""
-    if name == "GradualPruning":
-        # By a criterion that computes on the devices.
-        batch = tuple(array[:BATCH] for array in data())
-        return GradualPruning(PolynomialDecay(0.0, 0.7, 2, 20, frequency=9), "snip", data=batch), EPOCHS
-    if name == "SynFlow":
-        return SynFlow(0.7, rounds=5, verbose=False), EPOCHS
-    lottery = LotteryTicket(levels=2, epochs_per_level=2, rate=0.5, rewind_to=3, path=folder / "ticket.npz")
-    return lottery, lottery.total_epochs(len(data()[0]) // BATCH)
+SNIP_BATCH = tuple(array[:BATCH] for array in data())
+# name -> what makes the callback, given a folder for its files
+CALLBACKS = {
+    # By a criterion that computes on the devices.
+    "GradualPruning": lambda folder: callbacks.GradualPruning(
+        PolynomialDecay(0.0, 0.7, 2, 20, frequency=9), "snip", data=SNIP_BATCH
+    ),
+    "SynFlow": lambda folder: callbacks.SynFlow(0.7, rounds=5, verbose=False),
+    "LotteryTicket": lambda folder: callbacks.LotteryTicket(
+        levels=2, epochs_per_level=2, rate=0.5, rewind_to=3, path=folder / "ticket.npz"
+    ),
+    "PruneAtInit": lambda folder: callbacks.PruneAtInit("snip", 0.7, data=SNIP_BATCH, verbose=False),
+    "EarlyBird": lambda folder: callbacks.EarlyBird(0.7, patience=2, threshold=1.0, stop=False),
+    # Without a folder: TensorFlow, which writes for TensorBoard, cannot be imported here.
+    "SparsityLogger": lambda folder: callbacks.SparsityLogger(),
+    "TakeSnapshot": lambda folder: callbacks.TakeSnapshot(3),
+    "BackupAndRestore": lambda folder: callbacks.BackupAndRestore(folder / "backup.npz"),
+}
+PRUNE_NOTHING = ("SparsityLogger", "TakeSnapshot", "BackupAndRestore")
 
 
 class Death(Callback):
@@ -61,11 +71,17 @@ def train(distribution, name, folder, death=None):
     """All that a training ends with, as arrays; its files go to the folder."""
     with distribute(distribution):
         model = network()
+        if name in PRUNE_NOTHING:
+            kprune.mask(model)
+            halve(model)
         batches = kprune.RewindableBatches(*data(), BATCH, model, seed=2)
-        callback, epochs = pruning(name, folder)
-        backup = BackupAndRestore(folder / f"{distribution}-{name}.npz")
-        callbacks = [callback, backup, *([] if death is None else [Death(death)])]
-        fitted = model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        callback = CALLBACKS[name](folder)
+        epochs = callback.total_epochs(STEPS) if name == "LotteryTicket" else EPOCHS
+        others = (
+            [] if name == "BackupAndRestore" else [callbacks.BackupAndRestore(folder / f"{distribution}-{name}.npz")]
+        )
+        others += [] if death is None else [Death(death)]
+        fitted = model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[callback, *others])
         masks = {f"mask/{path}": mask for path, mask in current_masks(model).items()}
         steps = {"iterations": np.array(iterations(model)), "first epoch": np.array(fitted.epoch[0])}
         return {**masks, **snapshot(model).to_arrays(), **steps}

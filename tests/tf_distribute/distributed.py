@@ -1,15 +1,17 @@
-"""What the tests of tf.distribute and the workers they start share: a network of either Keras, data, and a record."""
+"""What the tests of tf.distribute and the workers they start share: networks, data, callbacks, and a record."""
 
 import importlib
+from dataclasses import dataclass
 
 import numpy as np
-from helpers import halve
 from kprune.callbacks.base import Callback
 from sklearn.datasets import load_digits
 
 import kprune
+from kprune.schedules import PolynomialDecay
 
 BATCH_SIZE, STEPS = 32, 6
+SIZE = 3 * 3 * 4 + 6 * 6 * 4 * 12 + 12 * 10  # of all masked weights of `network`
 
 
 def digits():
@@ -69,14 +71,62 @@ class Record(Callback):
         self.masks.append(now)
 
 
-def begin(model, begins, halved):
-    """Take a model back to what it was when it was made, with all weights kept, or a random half of them."""
-    if halved:
-        kprune.mask(model)
-    kprune.set_masks(model, {w.path: np.ones(w.shape, bool) for w in kprune.masked_weights(model)})
+@dataclass(frozen=True)
+class CallbackRow:
+    """A callback.
+
+    Attributes:
+        make: takes a folder for its files.
+        epochs: of six steps each.
+        zeros: how many weights are zero in the end.
+        prunes: False if it prunes none, so that half of the weights are pruned before.
+    """
+
+    make: object
+    epochs: int = 1
+    zeros: int = int(0.8 * SIZE)
+    prunes: bool = True
+
+
+def row_of_none(make):
+    """The row of a callback that prunes nothing."""
+    return CallbackRow(make, zeros=SIZE // 2, prunes=False)
+
+
+CALLBACKS = {
+    "GradualPruning": CallbackRow(
+        lambda folder: kprune.callbacks.GradualPruning(
+            PolynomialDecay(0.0, 0.8, begin_step=2, end_step=8, frequency=2)
+        ),
+        epochs=2,
+    ),
+    "PruneAtInit": CallbackRow(
+        lambda folder: kprune.callbacks.PruneAtInit("snip", 0.8, data=digits(), verbose=False),
+    ),
+    "SynFlow": CallbackRow(lambda folder: kprune.callbacks.SynFlow(0.8, rounds=5, verbose=False)),
+    "LotteryTicket": CallbackRow(
+        lambda folder: kprune.callbacks.LotteryTicket(
+            levels=2, epochs_per_level=1, rate=0.5, rewind_to=3, path=f"{folder}/ticket.npz"
+        ),
+        epochs=3,
+        zeros=int(0.75 * SIZE),
+    ),
+    "EarlyBird": CallbackRow(
+        lambda folder: kprune.callbacks.EarlyBird(0.8, patience=2, threshold=1.0, stop=False), epochs=3
+    ),
+    "TakeSnapshot": row_of_none(lambda folder: kprune.callbacks.TakeSnapshot(3)),
+    "SparsityLogger": row_of_none(lambda folder: kprune.callbacks.SparsityLogger(folder)),
+    "BackupAndRestore": row_of_none(lambda folder: kprune.callbacks.BackupAndRestore(f"{folder}/backup.npz")),
+}
+
+
+def begin(model, begins, row):
+    """Take a model back to what it was when it was made, with all weights kept, or half if the callback prunes none."""
+    if kprune.masked_weights(model):
+        kprune.set_masks(model, {w.path: np.ones(w.shape, bool) for w in kprune.masked_weights(model)})
     kprune.rewind.rewind(model, begins)
-    if halved:
-        halve(model)
+    if not row.prunes:
+        kprune.prune(model, "synflow", 0.5, rounds=5, verbose=False)
 
 
 def assert_same_masks(one, other):

@@ -8,12 +8,13 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 import numpy as np
 import pytest
 import worker
-from distributed import assert_same_masks
+from distributed import CALLBACKS, assert_same_masks
 from helpers import start_process
 
 pytestmark = pytest.mark.one_session
 
 KINDS = tuple(worker.KINDS)
+WRITING = ("LotteryTicket", "SparsityLogger")
 
 
 def free_addresses(n):
@@ -65,6 +66,11 @@ def files_below(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+def ends_of(folder):
+    """For each worker, how the calls ended that are to fail."""
+    return [json.loads((folder / "each" / f"result-{rank}" / "ends.json").read_text()) for rank in range(2)]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder of a cluster: in "killed", each training lost a worker and went on; in "whole", none did."""
@@ -79,22 +85,46 @@ def trained(tmp_path_factory):
 
 
 CELLS = [pytest.param(kind, id=f"multi_worker-tf_keras-{kind}") for kind in KINDS]
+WITH = [pytest.param(library, name, id=f"multi_worker-{library}-{name}") for library, name in worker.WITH]
 
 
-@pytest.mark.parametrize("kind", [*CELLS, pytest.param("loop", id="multi_worker-keras-GradualPruning")])
-def test_masks_are_those_of_one_process(kind, trained, tmp_path):
-    chief, other = (result(trained / "whole" / f"result-{rank}" / f"{kind}.npz") for rank in range(2))
+def ends_as_alone(folder, name, alone, path):
+    """The masks at each batch's end, which are those of one process, as are the weights at the end."""
+    chief, other = (result(folder / f"result-{rank}" / f"{name}.npz") for rank in range(2))
     assert list(chief) == list(other)
-    for name in chief:
-        np.testing.assert_array_equal(chief[name], other[name], err_msg=name)
-    model, masks = worker.loop() if kind == "loop" else worker.train(kind, tmp_path)
+    for key in chief:
+        np.testing.assert_array_equal(chief[key], other[key], err_msg=key)
+    model, masks = alone
     assert_same_masks(masks_of(chief), masks)
-    worker.save(tmp_path / "alone.npz", model, masks)
-    alone = result(tmp_path / "alone.npz")
-    assert list(alone) == list(chief)
-    for name in alone:
-        np.testing.assert_allclose(chief[name], alone[name], atol=1e-4, err_msg=name)
+    worker.save(path, model, masks)
+    expected = result(path)
+    assert list(expected) == list(chief)
+    for key, array in expected.items():
+        np.testing.assert_allclose(chief[key], array, atol=1e-4, err_msg=key)
+    return masks
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_masks_are_those_of_one_process(kind, trained, tmp_path):
+    masks = ends_as_alone(trained / "whole", kind, worker.train(kind, tmp_path), tmp_path / "alone.npz")
     assert 0.7 < 1 - np.mean(np.concatenate([mask.ravel() for mask in masks[-1]])) < 0.85
+
+
+@pytest.mark.parametrize(("library", "name"), WITH)
+def test_each_callback_ends_as_in_one_process(library, name, trained, tmp_path):
+    alone = worker.train_with(library, name, tmp_path)
+    masks = ends_as_alone(trained / "each", f"{library}-{name}", alone, tmp_path / "alone.npz")
+    assert sum(int((~mask).sum()) for mask in masks[-1]) == CALLBACKS[name].zeros
+    # The backup is deleted at the end.
+    assert bool(files_below(trained / "each" / "worker-0" / f"{library}-{name}")) == (name in WRITING)
+    assert files_below(trained / "each" / "worker-1") == []
+
+
+@pytest.mark.parametrize("name", [pytest.param("backup", id="multi_worker-tf_keras-BackupAndRestore")])
+def test_a_tf_keras_model_is_backed_up_by_its_own_callback(name, trained):
+    for ends in ends_of(trained):
+        kind, said = ends[name]
+        assert kind == "ValueError" and "use tf_keras.callbacks.BackupAndRestore" in said
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -120,8 +150,8 @@ def test_after_a_kill_it_ends_as_if_none_had_been(kind, trained):
 
 
 def test_keras_3_still_cannot_fit_on_several_workers(trained):
-    for rank in range(2):
-        name, said = json.loads((trained / "whole" / f"result-{rank}" / "keras_fit.json").read_text())
+    for ends in ends_of(trained):
+        name, said = ends["keras_fit"]
         assert name == "ValueError" and "PerReplica" in said, (
             "Keras's fit no longer fails as it did: if it works, drop the warning in callbacks/base.py, the line in "
             f"the README and this test. It ended with {name}: {said}"

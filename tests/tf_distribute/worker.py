@@ -1,24 +1,25 @@
 """A worker of a cluster: `python worker.py FOLDER [KIND VICTIM EPOCH]` (run by test_multi_worker.py, with TF_CONFIG).
 
 It makes the trainings of FOLDER/killed that have not come to their end: in that of KIND, worker VICTIM kills itself by
-SIGKILL in the midst of EPOCH. If none is named it goes on to FOLDER/whole, where each is made without a kill.
+SIGKILL in the midst of EPOCH. If none is named it goes on to FOLDER/whole, where each is made without a kill, and to
+FOLDER/each, where every callback is in a training, of either Keras.
 """
 
 import json
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from distributed import BATCH_SIZE, STEPS, Record, digits, network
+from distributed import BATCH_SIZE, CALLBACKS, STEPS, Record, begin, digits, network
 from kprune.callbacks import GradualPruning, LotteryTicket, SparsityLogger, SynFlow
 from kprune.callbacks.base import Callback
 
-import kprune
 from kprune.rewind import snapshot
 from kprune.schedules import PolynomialDecay
 
@@ -37,6 +38,11 @@ KINDS = {
         3,
     ),
 }
+# The callbacks of kprune's that are in no training of these, and for Keras 3 all.
+WITH = [
+    *(("tf_keras", name) for name in CALLBACKS if name not in KINDS and name != "BackupAndRestore"),
+    *(("keras", name) for name in CALLBACKS),
+]
 
 
 class Die(Callback):
@@ -69,15 +75,18 @@ def train(kind, folder, *more):
     return model, record.masks
 
 
-def loop():
-    """What Keras 3 can do on several workers: a loop of one's own, with callbacks; as `train`."""
+@cache
+def made(library):
+    """A model and its begin; one for all callbacks, to trace it once."""
     with STRATEGY.scope():
-        model = network("keras")
-        data = tf.data.Dataset.from_tensor_slices(digits()).batch(BATCH_SIZE)
-    data = STRATEGY.experimental_distribute_dataset(data)
-    kprune.prune(model, "synflow", 0.3, rounds=5, verbose=False)
-    record, schedule = Record(replicas=1), PolynomialDecay(0.3, 0.8, begin_step=2, end_step=8, frequency=2)
-    callbacks = keras.callbacks.CallbackList([GradualPruning(schedule), record], model=model, epochs=2, steps=STEPS)
+        model = network(library)
+    return model, snapshot(model)
+
+
+@cache
+def step_of_a_loop():
+    """A function of a batch that trains the model of Keras 3 on it, on all workers."""
+    model, _ = made("keras")
 
     def step(x, y):
         with tf.GradientTape() as tape:
@@ -85,25 +94,51 @@ def loop():
         variables = model.trainable_variables
         model.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
 
-    run = tf.function(lambda batch: STRATEGY.run(step, args=batch), autograph=False)
+    return tf.function(lambda batch: STRATEGY.run(step, args=batch), autograph=False)
+
+
+def loop(model, callbacks, epochs):
+    """What Keras 3 can do on several workers: a loop of one's own that calls the callbacks."""
+    run = step_of_a_loop()
+    data = STRATEGY.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(digits()).batch(BATCH_SIZE))
+    callbacks = keras.callbacks.CallbackList(callbacks, model=model, epochs=epochs, steps=STEPS)
     callbacks.on_train_begin()
-    for epoch in range(2):
+    for epoch in range(epochs):
         callbacks.on_epoch_begin(epoch)
         for number, batch in enumerate(data):
             run(batch)
             callbacks.on_train_batch_end(number)
         callbacks.on_epoch_end(epoch)
     callbacks.on_train_end()
+
+
+def train_with(library, name, folder):
+    """A training with a callback and nothing else; as `train`."""
+    row, (model, begins), record = CALLBACKS[name], made(library), Record(replicas=1)
+    begin(model, begins, row)
+    own = folder / f"worker-{RANK}" / f"{library}-{name}"
+    own.mkdir(parents=True, exist_ok=True)
+    callbacks = [row.make(own), record]
+    if library == "keras":
+        loop(model, callbacks, row.epochs)
+    else:
+        x, y = digits()
+        model.fit(x, y, batch_size=BATCH_SIZE, epochs=row.epochs, shuffle=False, verbose=0, callbacks=callbacks)
     return model, record.masks
 
 
 def keras_fit():
-    """How Keras's own fit ends, of a plain dense model without kprune: the class of its exception, and what it says."""
+    """Keras's own fit of a plain dense model without kprune."""
     with STRATEGY.scope():
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
         model.compile("sgd", "mse")
+    model.fit(np.ones((8, 4), "float32"), np.ones((8, 1), "float32"), batch_size=4, verbose=0)
+
+
+def end_of(function, *arguments):
+    """How a call ends: the class of its exception, and what it says."""
     try:
-        model.fit(np.ones((8, 4), "float32"), np.ones((8, 1), "float32"), batch_size=4, verbose=0)
+        function(*arguments)
     except Exception as error:
         return type(error).__name__, str(error)
     return "no error", ""
@@ -128,9 +163,11 @@ def main(folder, last=None, victim="", epoch=""):
     folder = Path(folder)
     train_all(folder / "killed", last, Die(int(epoch)) if last and int(victim) == RANK else None)
     train_all(folder / "whole")
-    results = folder / "whole" / f"result-{RANK}"
-    save(results / "loop.npz", *loop())
-    (results / "keras_fit.json").write_text(json.dumps(keras_fit()))
+    each = folder / "each"
+    for library, name in WITH:
+        save(each / f"result-{RANK}" / f"{library}-{name}.npz", *train_with(library, name, each))
+    ends = {"keras_fit": end_of(keras_fit), "backup": end_of(train_with, "tf_keras", "BackupAndRestore", each)}
+    (each / f"result-{RANK}" / "ends.json").write_text(json.dumps(ends))
 
 
 if __name__ == "__main__":
