@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -9,7 +11,7 @@ import numpy as np
 
 from kprune.carry import Carrier, carry, release
 from kprune.distribution import warn_of_keras_fit
-from kprune.masks import moved_weights
+from kprune.masks import moved_weights, strip
 from kprune.optimizers import check_optimizer
 from kprune.prune import mask_for_pruning
 
@@ -69,6 +71,16 @@ class MaskingCallback(Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._carrier.begin(epoch)
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """An exception inside leaves the model without the masks that this callback gave it."""
+        try:
+            yield
+        except BaseException:
+            if self._fresh:
+                strip(self.model)
+            raise
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         check_zeros(self.model)

@@ -10,7 +10,7 @@ from absl import logging
 
 from kprune.criteria import Movement
 from kprune.files import split
-from kprune.masks import Masks, masked_weights, set_masks, strip
+from kprune.masks import Masks, masked_weights, set_masks
 from kprune.optimizers import batches_per_step, iterations
 from kprune.prune import Plan
 from kprune.schedules import PerLayer, Schedule, applied, as_schedule, last_update
@@ -71,7 +71,7 @@ class GradualPruning(MaskingCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._updated_at = None
-        try:
+        with self.undone():
             if isinstance(self.schedule, PerLayer):
                 self.schedule.check(weight.path for weight in masked_weights(self.model))
             self._warn_of_a_short_fit()
@@ -80,10 +80,6 @@ class GradualPruning(MaskingCallback):
             if "movement" in self.plan.needs and not self._restored:
                 self._collect(Movement(self.model))
             self._update(iterations(self.model))
-        except BaseException:
-            if self._fresh:
-                strip(self.model)
-            raise
 
     def get_state(self) -> dict[str, np.ndarray]:
         kept = {"initial": (self.initial is None and self.plan.initial) or {}, "movement": self.plan.movement or {}}

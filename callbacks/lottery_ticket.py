@@ -6,11 +6,15 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
 
+from kprune.distribution import to_numpy
+from kprune.files import check_npz
 from kprune.lottery import Lottery, density
-from kprune.masks import masked_weights, strip
+from kprune.masks import masked_weights
 from kprune.prune import Plan
+from kprune.rewind import Arrays
 from kprune.ticket import Ticket
 
 from .take_snapshot import TakeSnapshot
@@ -26,10 +30,13 @@ class LotteryTicket(TakeSnapshot):
     (arXiv:1803.03635, 1903.01611, 2003.02389); data go back too if their order follows the optimizer's steps, as
     that of `kprune.RewindableBatches` does.
 
-    Keras's logs get `level` and `sparsity`, so History and CSVLogger tell levels apart. Beside it:
-    `LearningRateScheduler(callback.within_level(schedule))`; a learning rate schedule in the optimizer needs nothing.
-    ReduceLROnPlateau remembers the best of the level before, unless it is among `restart`. EarlyStopping would end the
-    whole fit in the first level that stops improving, and is answered with an error: use `kprune.find_ticket`.
+    Keras's logs get `level` and `sparsity`, so History and the callbacks listed after this one (CSVLogger ...) tell
+    levels apart. Beside it: `LearningRateScheduler(callback.within_level(schedule))`; a learning rate schedule in the
+    optimizer needs nothing. ReduceLROnPlateau remembers the best of the level before, unless it is among `restart`.
+    EarlyStopping would end the whole fit in the first level that stops improving, and is answered with an error: use
+    `kprune.find_ticket`. SwapEMAWeights(swap_on_epoch=True) is to be listed before it, or an error says so. A backup
+    is to be listed after it: where it is not, and the fit is killed right after the last epoch of a level, the results
+    of that level lack their logs.
 
     Args:
         levels: number of prunings, at least 1.
@@ -37,7 +44,7 @@ class LotteryTicket(TakeSnapshot):
         rate: fraction of the surviving weights that each pruning takes.
         rewind_to: "init"; a number of optimizer steps (100 or "step:100"); "epoch:2"; or a share of `epochs_per_level`
             (0.1 or "fraction:0.1"). A step within an epoch is rewound to exactly; the level then begins with that
-            epoch and trains it whole. With `steps_per_execution` = n, up to n - 1 steps later.
+            epoch and trains it whole. With `steps_per_execution` = n, up to n - 1 batches later.
         rewind: "weights"; "learning_rate", which leaves the weights as trained; or "none", which leaves all as it is
             (fine-tuning).
         criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`; criteria that compare with initial
@@ -53,7 +60,8 @@ class LotteryTicket(TakeSnapshot):
     Raises:
         ValueError: an argument is wrong; at the start of `fit`: as other pruning callbacks, or the fit has another
             number of epochs than `total_epochs`, or the rewind point lies not within a level.
-        RuntimeError: the fit ended before the last level, stopped by another callback.
+        RuntimeError: the fit ended before the last level, stopped by another callback; or another callback swapped
+            the weights that a level was to begin with.
 
     >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
@@ -86,11 +94,17 @@ class LotteryTicket(TakeSnapshot):
             raise ValueError(
                 f"`epochs_per_level` is a whole number, at least 1. Received: epochs_per_level={epochs_per_level!r}"
             )
+        if path is not None:
+            check_npz("path", path)
+        if not isinstance(restart, Sequence) or not all(hasattr(one, "on_train_begin") for one in restart):
+            raise ValueError(f"`restart` is a list of callbacks of the same fit. Received: restart={restart!r}")
         plan = Plan(criterion, scope, pattern, rounds, seed, data, batches)
         self.lottery = Lottery.of(levels, rate, rewind_to, rewind, plan)
         self.epochs_per_level = epochs_per_level
         self.path = path
         self.restart = tuple(restart)
+        self._begun: int | None = None  # the epoch that was begun last
+        self._rewound: Arrays = {}  # what a level begins with, until its first batch
         super().__init__(rewind_to)
 
     def begin(self) -> None:
@@ -103,17 +117,17 @@ class LotteryTicket(TakeSnapshot):
     def epochs(self) -> int:
         return self.epochs_per_level
 
-    def total_epochs(self, steps_per_epoch: int | None = None) -> int:
+    def total_epochs(self, steps_per_epoch: float | None = None) -> int:
         """The number of epochs that `fit` is to be given.
 
         Args:
-            steps_per_epoch: needed if `rewind_to` is a number of steps other than 0.
+            steps_per_epoch: needed if `rewind_to` is a number of steps other than 0: batches of an epoch, divided by
+                the optimizer's `gradient_accumulation_steps` if it has some.
 
         Raises:
             ValueError: it is needed, or the rewind point lies not within a level.
         """
-        first = self.point.in_epochs(self.epochs_per_level, steps_per_epoch)
-        return self.epochs_per_level + self.lottery.levels * (self.epochs_per_level - first)
+        return self._total(self.point.in_epochs(self.epochs_per_level, steps_per_epoch))
 
     def within_level(self, schedule: Callable[..., float]) -> Callable[..., float]:
         """A schedule for `LearningRateScheduler` that begins anew, at the rewind point, with each level.
@@ -121,50 +135,85 @@ class LotteryTicket(TakeSnapshot):
         Args:
             schedule: epoch, or epoch and learning rate -> learning rate, as Keras takes it.
         """
-        return lambda epoch, *rate: schedule(self._place(epoch)[1], *rate)
+
+        def scheduled(epoch: int, *rate: float) -> float:
+            # Where the scheduler is listed before this callback: a rewind would take back what it sets.
+            self._begin_epoch(epoch)
+            now = [float(to_numpy(self.model.optimizer.learning_rate)) for _ in rate]
+            return schedule(self._place(epoch)[1], *now)
+
+        return scheduled
 
     def on_train_begin(self, logs: Any = None) -> None:
-        try:
-            super().on_train_begin(logs)
-            expected, epochs = self.total_epochs(self.steps_per_epoch), (self.params or {}).get("epochs")
+        self._begun, self._rewound = None, {}
+        super().on_train_begin(logs)
+        with self.undone():
+            expected, epochs = self._total(self.first_epoch()), (self.params or {}).get("epochs")
             if epochs != expected:
                 raise ValueError(
                     f"{self.lottery.levels + 1} trainings take {expected} epochs in all: give fit epochs={expected}. "
                     f"Received: epochs={epochs}"
                 )
-        except BaseException:
-            if self._fresh:
-                strip(self.model)
-            raise
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._begin_epoch(epoch)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Rewind if it is the first epoch of a level; once, whoever asks first."""
+        if self._begun == epoch:
+            return
+        self._begun = epoch
         level, within = self._place(epoch)
         if self._density is None:
             if level > 0:
-                raise ValueError(
-                    "The fit goes on in the midst of a lottery, but what was loaded holds no state of one: begin with "
-                    f"epoch 0, or with a backup of such a fit. Received: initial_epoch={epoch}"
-                )
+                with self.undone():
+                    raise ValueError(
+                        "The fit goes on in the midst of a lottery, but what was loaded holds no state of one: begin "
+                        f"with epoch 0, or with a backup of such a fit. Received: initial_epoch={epoch}"
+                    )
             self._density = density(masked_weights(self.model))
+        self._catch_up(epoch)
         super().on_epoch_begin(epoch)
-        if level > 0 and within == self.point.in_epochs(self.epochs_per_level, self.steps_per_epoch):
+        if level > 0 and within == self.first_epoch():
             self.lottery.begin_level(self.model, level, self._density, self.taken())
+            self._rewound = {} if self.lottery.rewind == "none" else self._values()
             for callback in self.restart:
                 callback.on_train_begin()
             logging.info("LotteryTicket: level %d begins at sparsity %.4f.", level, self._sparsity())
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if self._rewound:
+            now = self._values()
+            if any(not np.array_equal(value, now[path], equal_nan=True) for path, value in self._rewound.items()):
+                raise RuntimeError(
+                    "Another callback changed the weights after they were rewound and before the level began: list "
+                    "SwapEMAWeights(swap_on_epoch=True), and whatever else changes weights as an epoch begins, before "
+                    f"LotteryTicket. Received: level={self._place(self._begun or 0)[0]}"
+                )
+            self._rewound = {}
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
-        level, _ = self._place(epoch)
-        reached = {**(logs or {}), "level": level, "sparsity": self._sparsity()}
+        reached = {"level": self._place(epoch)[0], "sparsity": self._sparsity()}
         if logs is not None:
             logs.update(reached)
-        self.results[level:] = [{**{key: float(value) for key, value in reached.items()}, "level": level}]
+        self._note(epoch, {**(logs or {}), **reached})
+
+    def _note(self, epoch: int, reached: dict[str, Any]) -> None:
+        """Note what an epoch that has ended has reached, as numbers and lists."""
+        self.results[reached["level"] :] = [{key: np.asarray(value).tolist() for key, value in reached.items()}]
         self._ended = epoch + 1
 
+    def _catch_up(self, epochs: int) -> None:
+        """Note an epoch whose end a backup has seen and this callback has not: the backup is listed before it."""
+        if self._restored and self._ended < epochs:
+            self._note(epochs - 1, {"level": self._place(epochs - 1)[0], "sparsity": self._sparsity()})
+
     def on_train_end(self, logs: Any = None) -> None:
+        if self._carrier.loaded_epoch is not None:  # there was no epoch left to begin
+            self._catch_up(self._carrier.loaded_epoch + 1)
         super().on_train_end(logs)
-        expected = self.total_epochs(self.steps_per_epoch)
+        expected = self._total(self.first_epoch())
         if self._ended < expected:
             raise RuntimeError(
                 f"The fit was stopped in level {self._place(self._ended - 1)[0]} of {self.lottery.levels}, after "
@@ -177,19 +226,33 @@ class LotteryTicket(TakeSnapshot):
             self.ticket.save(self.path)
 
     def progress(self) -> dict[str, Any]:
-        return {**super().progress(), "density": self._density, "results": self.results, "ended": self._ended}
+        known = {"density": self._density, "results": self.results, "ended": self._ended}
+        return {**super().progress(), **known, "settings": self._settings()}
 
     def set_progress(self, progress: dict[str, Any]) -> None:
+        if progress["settings"] != self._settings():
+            raise ValueError(
+                f"The backup is of another lottery, of {progress['settings']}. Received: settings={self._settings()}"
+            )
         super().set_progress(progress)
         self._density, self.results, self._ended = (progress[key] for key in ("density", "results", "ended"))
 
+    def _settings(self) -> dict[str, Any]:
+        return {**self.lottery.settings, "epochs_per_level": self.epochs_per_level}
+
+    def _values(self) -> Arrays:
+        return {weight.path: weight.value() for weight in masked_weights(self.model)}
+
     def _sparsity(self) -> float:
         return 1 - density(masked_weights(self.model))
+
+    def _total(self, first: int) -> int:
+        return self.epochs_per_level + self.lottery.levels * (self.epochs_per_level - first)
 
     def _place(self, epoch: int) -> tuple[int, int]:
         """The level to which an epoch of the fit belongs, and which epoch it is of the level's training."""
         if epoch < self.epochs_per_level:
             return 0, epoch
-        first = self.point.in_epochs(self.epochs_per_level, self.steps_per_epoch)
+        first = self.first_epoch()
         level, within = divmod(epoch - self.epochs_per_level, self.epochs_per_level - first)
         return level + 1, first + within

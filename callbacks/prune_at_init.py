@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import logging
 
-from kprune.masks import masked_weights, set_masks, strip
+from kprune.masks import masked_weights, set_masks
 from kprune.prune import Plan
 from kprune.schedules import check_sparsity
 from kprune.scopes import zeros_for
@@ -66,12 +66,8 @@ class PruneAtInit(MaskingCallback):
         if zeros >= zeros_for(size, self.sparsity):
             logging.info("%s: the model has %d of %d weights pruned already.", type(self).__name__, zeros, size)
             return
-        try:
+        with self.undone():
             set_masks(self.model, self.plan.masks(self.model, self.sparsity, self.verbose))
-        except BaseException:
-            if self._fresh:
-                strip(self.model)
-            raise
 
 
 class SynFlow(PruneAtInit):

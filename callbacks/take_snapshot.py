@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kprune.optimizers import batches_per_step, iterations
+from kprune.optimizers import batches_per_step, batches_taken
 from kprune.rewind import RewindPoint, Snapshot, snapshot
 
 from .base import MaskingCallback
@@ -16,8 +16,8 @@ from .base import MaskingCallback
 class TakeSnapshot(MaskingCallback):
     """Take a snapshot when training reaches a point; `kprune.rewind.rewind(model, callback.snapshot)` goes back to it.
 
-    It counts optimizer steps from the begin of the fit, so gradient accumulation and `steps_per_execution` = n stay
-    right, the latter up to n - 1 steps late.
+    It counts what the optimizer takes from the begin of the fit, so gradient accumulation and `steps_per_execution` = n
+    stay right, the latter up to n - 1 batches late.
 
     Args:
         at: "init"; a number of optimizer steps (100 or "step:100"); "epoch:2"; or a share of the fit's epochs (0.1 or
@@ -47,31 +47,46 @@ class TakeSnapshot(MaskingCallback):
     def begin(self) -> None:
         """Forget an earlier fit."""
         self.snapshot: Snapshot | None = None
-        self.steps_per_epoch: int | None = None
+        self.batches_per_epoch: int | None = None
+        self.batches_per_step = 1
         self._begun_at: int | None = None
 
     def epochs(self) -> int:
         """The number of epochs of which the point may name a share."""
         return (self.params or {}).get("epochs") or 1
 
+    def first_epoch(self) -> int:
+        """The number of whole epochs before the point."""
+        return self.point.in_epochs(self.epochs(), self.batches_per_epoch, self.batches_per_step)
+
     def on_train_begin(self, logs: Any = None) -> None:
         if not self._restored:
             self.begin()
-        steps = (self.params or {}).get("steps")
-        self.steps_per_epoch = None if steps is None else steps // batches_per_step(self.model)
-        self._step = self.point.in_steps(self.epochs(), self.steps_per_epoch)
+        self.batches_per_epoch = (self.params or {}).get("steps")
+        self.batches_per_step = batches_per_step(self.model)
+        with self.undone():
+            self._due = self.point.in_batches(self.epochs(), self.batches_per_epoch, self.batches_per_step)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_begin(epoch)
         if self._begun_at is None:
-            self._begun_at = iterations(self.model)
+            self._begun_at = batches_taken(self.model)
+            with self.undone():
+                self._check_reached(self.epochs() - epoch)
         self._take()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._take()
 
+    def _check_reached(self, epochs: int) -> None:
+        if self._due and self._due >= epochs * (self.batches_per_epoch or 0):
+            raise ValueError(
+                f"The fit begins at a later epoch and does not reach batch {self._due}, where the snapshot is due. "
+                f"Received: at={self.point}, with {epochs} epochs to train"
+            )
+
     def _take(self) -> None:
-        if self.snapshot is None and iterations(self.model) - (self._begun_at or 0) >= self._step:
+        if self.snapshot is None and batches_taken(self.model) - (self._begun_at or 0) >= self._due:
             self.snapshot = snapshot(self.model)
 
     def taken(self) -> Snapshot:

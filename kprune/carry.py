@@ -24,6 +24,8 @@ class Carrier:
 
     Attributes:
         fit: the `params` of the fit; Keras gives all its callbacks the same object.
+        starts: whether the fit has begun no epoch yet. Weights that are loaded then are a backup's; later, also after
+            a fit that was interrupted, they are a checkpoint's, whose state is not taken over.
         epoch: the epoch that runs, from 0.
         loaded_epoch: the epoch in which the state that was loaded had been saved; None if none was.
     """
@@ -31,6 +33,7 @@ class Carrier:
     def __init__(self, model: Any, fit: Any):
         self.model, self.fit = model, fit
         self.holders: dict[str, Any] = {}
+        self.starts = True
         self.epoch = 0
         self.loaded_epoch: int | None = None
 
@@ -52,8 +55,9 @@ class Carrier:
         return pack(*self.states())
 
     def load(self, data: bytes) -> None:
-        """Give the callbacks what `dump` wrote; raises as `restore`."""
-        self.restore(*unpack(data, "the callbacks' state in a backup"))
+        """Give the callbacks what `dump` wrote, as the fit starts; raises as `restore`."""
+        if self.starts:
+            self.restore(*unpack(data, "the callbacks' state in a backup"))
 
     def restore(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
         """Give the callbacks their states; ValueError if they are those of another list of callbacks."""
@@ -70,7 +74,7 @@ class Carrier:
 
     def begin(self, epoch: int) -> None:
         """Say that an epoch begins; warns once if it is not the one after that of the backup."""
-        self.epoch = epoch
+        self.starts, self.epoch = False, epoch
         if self.loaded_epoch is not None and epoch != self.loaded_epoch + 1:
             logging.warning(
                 "kprune: the backup holds weights of epoch %d, but the fit goes on with epoch %d. It was saved in the "

@@ -124,6 +124,15 @@ def write(path: str | os.PathLike[str], fill: bytes | Callable[[str], None]) -> 
     _sync(target.parent)
 
 
+def check_npz(name: str, path: Any) -> None:
+    """Raises ValueError unless a path that a user gave as `name` is that of an .npz file.
+
+    >>> check_npz("path", "ticket.npz")
+    """
+    if not isinstance(path, str | os.PathLike) or Path(path).suffix != ".npz":
+        raise ValueError(f"It is the name of an .npz file. Received: {name}={path!r}")
+
+
 def _sync(path: str | os.PathLike[str]) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

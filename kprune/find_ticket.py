@@ -105,6 +105,13 @@ def find_ticket(
     0.75
     """
     lottery = Lottery.of(levels, rate, rewind_to, rewind, Plan(criterion, scope, pattern, rounds, seed, data, batches))
+    if not callable(train):
+        raise ValueError(f"`train` is a function of a model and a kprune.Level. Received: train={train!r}")
+    if getattr(model, "optimizer", None) is None:
+        raise ValueError(
+            "A rewind takes the optimizer back, too: compile the model before, not in `train`. "
+            f"Received: model={getattr(model, 'name', model)!r}, which is not compiled"
+        )
     fresh = mask_for_pruning(model)
     try:
         state = _State.load(folder, lottery, model)
@@ -112,7 +119,7 @@ def find_ticket(
         if fresh:
             strip(model)
         raise
-    taker = TakeSnapshot(rewind_to)
+    taker = _Taker(rewind_to)
     for number in tqdm(range(len(state.results), levels + 1), desc="lottery", unit="level", disable=not verbose):
         if state.to is not None and number > 0:
             lottery.begin_level(model, number, state.density, state.to)
@@ -128,12 +135,20 @@ def find_ticket(
         result = _numbers(train(model, level))
         if number == 0:
             state.to = state.to or taker.taken()
-            state.initial_epoch = lottery.point.in_epochs(taker.epochs(), taker.steps_per_epoch)
-        state.results.append({"level": number, "sparsity": sparsity, **result})
+            state.initial_epoch = taker.first_epoch()
+        state.results.append({**result, "level": number, "sparsity": sparsity})
         if folder is not None:
             state.ticket(lottery, model).save(Path(folder, f"level-{number}.npz"))
             state.save(folder, lottery, model)
     return state.ticket(lottery, model)
+
+
+class _Taker(TakeSnapshot):
+    """Takes the snapshot of level 0, also where its training is several fits: it counts from the begin of the first."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._restored = self._restored or self._begun_at is not None
+        super().on_train_begin(logs)
 
 
 class _Seeded(Callback):
@@ -197,10 +212,15 @@ class _State:
         write(Path(folder, _STATE), pack(arrays, {"settings": lottery.settings, **known}))
 
 
-def _numbers(result: Any) -> dict[str, float]:
-    """What a training returned, as numbers by name."""
+def _numbers(result: Any) -> dict[str, Any]:
+    """What a training returned, as numbers by name, or lists of them where a metric has several."""
     if result is None:
         return {}
     if hasattr(result, "history"):
         result = {name: values[-1] for name, values in result.history.items() if len(values)}
-    return {name: float(value) for name, value in (result if isinstance(result, dict) else {"result": result}).items()}
+    arrays = {name: np.asarray(v) for name, v in (result if isinstance(result, dict) else {"result": result}).items()}
+    if any(array.dtype.kind not in "biuf" for array in arrays.values()):
+        raise ValueError(
+            f"`train` returns a History, a dict of numbers, a number or None. Received: {type(result)}, {result!r}"
+        )
+    return {str(name): array.astype(float).tolist() for name, array in arrays.items()}

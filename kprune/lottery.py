@@ -14,8 +14,10 @@ import keras
 
 from ._version import __version__
 from .masks import MaskedWeight, current_masks, masked_weights, set_masks
+from .patterns import PATTERNS
 from .prune import Plan
 from .rewind import REWINDS, RewindPoint, Snapshot, rewind
+from .scopes import SCOPES
 from .ticket import Ticket
 
 
@@ -46,6 +48,11 @@ class Lottery:
             raise ValueError(f"`rate` is above 0 and below 1. Received: rate={rate!r}")
         if rewind not in REWINDS:
             raise ValueError(f"`rewind` is one of {', '.join(REWINDS)}. Received: rewind={rewind!r}")
+        if "movement" in plan.needs:
+            raise ValueError(
+                "Masks are drawn by what the weights are at the end of a level, and by what they were at the rewind "
+                f"point; how they moved between is collected by GradualPruning alone. Received: criterion={plan.name!r}"
+            )
         return cls(levels, rate, RewindPoint.of(rewind_to), rewind, plan)
 
     def begin_level(self, model: Any, level: int, density: float, to: Snapshot) -> None:
@@ -77,6 +84,9 @@ class Lottery:
             "rewind_to": dataclasses.asdict(self.point),
             "rewind": self.rewind,
             "criterion": self.plan.name,
+            "scope": SCOPES.name_of(self.plan.scope),
+            "pattern": PATTERNS.name_of(self.plan.pattern),
+            "rounds": self.plan.rounds,
             "seed": self.plan.seed,
         }
 

@@ -201,7 +201,7 @@ def run_lotteries(
     for options in pruning.values():  # wrong arguments are known before the first training
         lottery = Lottery.of(levels, rate, rewind_to, "weights", Plan(**plan, **options))
     if {"rewind", "learning_rate", "finetune"} & set(modes):
-        step = lottery.point.in_steps(epochs, math.ceil(len(data.train[0]) / data.batch_size))
+        step = lottery.point.in_batches(epochs, math.ceil(len(data.train[0]) / data.batch_size))
         if step == 0 and {"init", "rewind"} <= set(modes):
             raise ValueError(f"To rewind to the begin is what 'init' does. Received: {modes=}, {rewind_to=}")
 

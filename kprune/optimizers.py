@@ -31,7 +31,18 @@ def iterations(model: Any) -> int:
 
 def batches_per_step(model: Any) -> int:
     """The number of batches that come to one of the model's optimizer steps: above 1 where it accumulates gradients."""
-    return getattr(model.optimizer, "gradient_accumulation_steps", None) or 1
+    return getattr(inner_optimizers(model.optimizer)[0], "gradient_accumulation_steps", None) or 1
+
+
+def batches_taken(model: Any) -> int:
+    """The number of batches that the model's optimizer was given, those of a step that is not complete included.
+
+    An epoch need not end with a step where gradients are accumulated, so this tells where in the data a model is.
+    """
+    if batches_per_step(model) == 1:
+        return iterations(model)
+    variables = inner_optimizers(model.optimizer)[0].variables
+    return int(to_numpy(next(v for v in variables if v.name == "iteration")))
 
 
 def check_optimizer(optimizer: Any) -> None:

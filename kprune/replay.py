@@ -1,4 +1,4 @@
-"""Data whose order follows the optimizer's steps, so that it is rewound and resumed with them."""
+"""Data whose order follows the batches that the optimizer has taken, so that it is rewound and resumed with them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ import keras
 import numpy as np
 
 from .distribution import local_rows
-from .optimizers import iterations
+from .optimizers import batches_taken
 
 
 class RewindableBatches(keras.utils.PyDataset):
-    """Batches of arrays in a random order that the optimizer's steps determine.
+    """Batches of arrays in a random order that the state of the optimizer determines.
 
-    The batch of step t is that of place t mod n in the order of pass t // n, n = ceil(len(x) / batch_size); the order
-    of a pass is drawn from the seed and its number. So after a rewind, and in a process that goes on from a backup, the
-    data come as they came the first time from that step on. Give `fit` of a Keras 3 model the object itself and
-    `shuffle=False`; `fit` of a tf_keras model its `to_tf_data()`.
+    When it has taken t batches (as many as steps, unless it accumulates gradients), the next is that of place t mod n
+    in the order of pass t // n, n = ceil(len(x) / batch_size); the order of a pass is drawn from the seed and its
+    number. So after a rewind, and in a process that goes on from a backup, the data come as they came the first time
+    from there on. Give `fit` of a Keras 3 model the object itself and `shuffle=False`; `fit` of a tf_keras model its
+    `to_tf_data()`.
 
     Args:
         x: array, first axis = samples; or a list or dict of some.
         y: array of as many samples.
-        batch_size: samples per step; the last batch of a pass may be smaller. Under `keras.distribution` that is the
+        batch_size: samples per batch; the last batch of a pass may be smaller. Under `keras.distribution` that is the
             batch of all devices, which have to share it evenly, the last one too. Of several processes each gives its
             own part: the distribution is to be made with `auto_shard_dataset=False`.
         model: the compiled model that is trained with them.
         seed: of the orders.
 
     Raises:
-        ValueError: an argument is wrong; or, when used, batches are asked for in another order (fit shuffles).
+        ValueError: an argument is wrong; or, when used, batches are asked for in another order (`fit` shuffles, or ends
+            its epochs elsewhere because of `steps_per_epoch`).
 
     >>> import keras, kprune
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -45,11 +47,19 @@ class RewindableBatches(keras.utils.PyDataset):
 
     def __init__(self, x: Any, y: Any, batch_size: int, model: Any, seed: int = 0):
         super().__init__()
-        sizes = {len(array) for array in keras.tree.flatten((x, y))}
-        if len(sizes) != 1 or 0 in sizes:
-            raise ValueError(f"All arrays have the same number of samples, at least 1. Received: {sorted(sizes)}")
-        if not isinstance(batch_size, int) or batch_size < 1:
+        shapes = [getattr(array, "shape", None) for array in keras.tree.flatten((x, y))]
+        sizes = {shape[0] for shape in shapes if shape}
+        if not all(shapes) or len(sizes) != 1 or 0 in sizes:
+            raise ValueError(
+                "`x` and `y` are arrays of the same number of samples, at least 1; `x` also a list or dict of some. "
+                f"Received: shapes={shapes[:4]}"
+            )
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"`batch_size` is a whole number, at least 1. Received: batch_size={batch_size!r}")
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ValueError(f"`seed` is a whole number, at least 0. Received: seed={seed!r}")
+        if getattr(model, "optimizer", None) is None:
+            raise ValueError(f"The order follows the model's optimizer: compile it first. Received: model={model!r}")
         self.arrays, self.size, self.batch_size, self.model, self.seed = (x, y), sizes.pop(), batch_size, model, seed
         self.on_epoch_begin()
 
@@ -59,24 +69,27 @@ class RewindableBatches(keras.utils.PyDataset):
     def on_epoch_begin(self) -> None:
         """Keras calls it before the batches of an epoch: they begin where the optimizer is."""
         # Not in __getitem__: in the JAX trainer the optimizer cannot be read while an epoch runs.
-        self._begin, self._next = iterations(self.model), 0
+        self._begin, self._next = batches_taken(self.model), 0
 
     def __getitem__(self, index: int) -> Any:
         if index not in (0, self._next):
-            raise ValueError(f"Batches come one after the other: give fit shuffle=False. Received: index={index}")
+            raise ValueError(
+                "Batches come one after the other, all of them in each epoch: give fit shuffle=False, and no "
+                f"steps_per_epoch. Received: index={index}"
+            )
         self._next = index + 1
-        return self.of_step(self._begin + index)
+        return self.after(self._begin + index)
 
-    def of_step(self, step: int) -> Any:
-        """The batch of an optimizer step, as (x, y)."""
-        turn, place = divmod(step, len(self))
+    def after(self, taken: int) -> Any:
+        """The batch that follows when the optimizer has taken so many, as (x, y)."""
+        turn, place = divmod(taken, len(self))
         order = np.random.default_rng([self.seed, turn]).permutation(self.size)
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
         chosen = chosen[local_rows(len(chosen))]
         return keras.tree.map_structure(lambda array: array[chosen], self.arrays)
 
     def to_tf_data(self) -> Any:
-        """The batches from the model's step on, without end, for one `fit` of a tf_keras model.
+        """The batches from where the model is on, without end, for one `fit` of a tf_keras model.
 
         tf_keras does not tell its data when an epoch begins. So the dataset begins at the step where the optimizer is
         when this is called, as suits each level of `kprune.find_ticket`; a rewind inside that `fit` (`LotteryTicket`),
@@ -94,11 +107,11 @@ class RewindableBatches(keras.utils.PyDataset):
         """
         import tensorflow as tf
 
-        begin, arrays = iterations(self.model), keras.tree.lists_to_tuples(self.arrays)  # a list would be one tensor
+        begin, arrays = batches_taken(self.model), keras.tree.lists_to_tuples(self.arrays)  # a list would be one tensor
 
         def batches() -> Iterator[Any]:
-            for step in itertools.count(begin):
-                yield keras.tree.lists_to_tuples(self.of_step(step))
+            for taken in itertools.count(begin):
+                yield keras.tree.lists_to_tuples(self.after(taken))
 
         signature = keras.tree.map_structure(lambda array: tf.TensorSpec((None, *array.shape[1:]), array.dtype), arrays)
         return tf.data.Dataset.from_generator(batches, output_signature=signature)

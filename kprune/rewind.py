@@ -46,9 +46,9 @@ class RewindPoint:
         Raises:
             ValueError: it is none of these.
 
-        >>> RewindPoint.of("epoch:2").in_steps(epochs=10, steps_per_epoch=50)
+        >>> RewindPoint.of("epoch:2").in_batches(epochs=10, batches_per_epoch=50)
         100
-        >>> RewindPoint.of(0.1).in_steps(epochs=10, steps_per_epoch=50)
+        >>> RewindPoint.of(0.1).in_batches(epochs=10, batches_per_epoch=50)
         50
         """
         found = re.fullmatch(r"(step|epoch|fraction):([0-9.]+)", rewind_to) if isinstance(rewind_to, str) else None
@@ -72,47 +72,49 @@ class RewindPoint:
             f'[0, 1) (a float or "fraction:0.1"). Received: rewind_to={rewind_to!r}'
         )
 
-    def in_epochs(self, epochs: int, steps_per_epoch: int | None) -> int:
+    def in_epochs(self, epochs: int, batches_per_epoch: float | None, batches_per_step: int = 1) -> int:
         """The number of whole epochs before the point.
 
         Args:
             epochs: of the training of level 0.
-            steps_per_epoch: optimizer steps of one; may be None where the point is not given in steps.
+            batches_per_epoch: may be None where the point is not given in steps.
+            batches_per_step: above 1 where the optimizer accumulates gradients.
 
         Raises:
-            ValueError: `steps_per_epoch` is needed, or the point lies not before the end of the training.
+            ValueError: `batches_per_epoch` is needed, or the point lies not before the end of the training.
         """
         if self.steps == 0:
             return 0
         if self.steps is None:
-            share = self.epochs if self.epochs is not None else (self.share or 0.0) * epochs
-            found = math.floor(round(share, 6))
+            found = math.floor(round(self._of_epochs(epochs), 6))
         else:
-            found = self.in_steps(epochs, steps_per_epoch) // (steps_per_epoch or 1)
+            found = int(self.in_batches(epochs, batches_per_epoch, batches_per_step) // (batches_per_epoch or 1))
         if found >= epochs:
             raise ValueError(f"The point to rewind to lies not within the {epochs} epochs of a level. Received: {self}")
         return found
 
-    def in_steps(self, epochs: int, steps_per_epoch: int | None) -> int:
-        """The number of optimizer steps before the point; as `in_epochs`."""
+    def in_batches(self, epochs: int, batches_per_epoch: float | None, batches_per_step: int = 1) -> int:
+        """The number of batches before the point; as `in_epochs`."""
         if self.steps == 0:
             return 0
-        if steps_per_epoch is None:
+        if batches_per_epoch is None:
             raise ValueError(
                 "How many steps an epoch has must be known for this rewind point: pass steps_per_epoch. "
                 f"Received: {self}"
             )
         if self.steps is not None:
-            found = self.steps
+            found = self.steps * batches_per_step
         else:
-            share = self.epochs if self.epochs is not None else (self.share or 0.0) * epochs
-            found = math.floor(round(share * steps_per_epoch, 6))
-        if found >= epochs * steps_per_epoch:
+            found = math.floor(round(self._of_epochs(epochs) * batches_per_epoch, 6))
+        if found >= epochs * batches_per_epoch:
             raise ValueError(
-                f"The point to rewind to, step {found}, lies not within the {epochs * steps_per_epoch} steps of a "
-                f"level. Received: {self}"
+                f"The point to rewind to, batch {found}, lies not within the {epochs * batches_per_epoch:g} batches of "
+                f"a level. Received: {self}"
             )
         return found
+
+    def _of_epochs(self, epochs: int) -> float:
+        return self.epochs if self.epochs is not None else (self.share or 0.0) * epochs
 
 
 @dataclass(frozen=True)

@@ -178,3 +178,51 @@ def test_a_checkpoint_of_the_fit_loads_into_a_model_outside_of_it(tmp_path):
     other.optimizer.build(other.trainable_variables)
     other.load_weights(tmp_path / "6.weights.h5")
     assert same(other, model)
+
+
+@pytest.mark.parametrize("killed", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["keras", "kprune"])
+def test_a_backup_before_a_lottery_loses_no_level(killed, kind, tmp_path):
+    class Kill(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == killed:
+                raise KeyboardInterrupt
+
+    def callbacks(*between):
+        keras_own = kind == "keras"
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "b") if keras_own else BackupAndRestore(tmp_path / "b.npz")
+        return [backup, *between, LotteryTicket(levels=2, epochs_per_level=1, rate=0.5)]
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), 3, *callbacks(Kill()))
+    resumed = callbacks()
+    fit(network(), 3, *resumed)
+    results = resumed[-1].ticket.about["results"]
+    assert [(row["level"], row["sparsity"]) for row in results] == [(0, 0.0), (1, 0.5), (2, 0.75)]
+    assert ["loss" in row for row in results] == [level != killed for level in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["keras", "kprune"])
+def test_a_backup_of_another_lottery_is_refused(kind, tmp_path):
+    def lottery_fit(rate, *more):
+        keras_own = kind == "keras"
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "b") if keras_own else BackupAndRestore(tmp_path / "b.npz")
+        fit(network(), 3, LotteryTicket(levels=2, epochs_per_level=1, rate=rate), backup, *more)
+
+    with pytest.raises(KeyboardInterrupt):
+        lottery_fit(0.2, Interrupt(2))
+    with pytest.raises(ValueError, match="backup is of another lottery"):
+        lottery_fit(0.9)
+    lottery_fit(0.2)
+
+
+def test_a_checkpoint_loads_after_a_fit_that_was_interrupted(tmp_path):
+    model = network()
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "a.weights.h5", save_weights_only=True)
+    fit(model, 1, SynFlow(0.5, rounds=5, verbose=False), checkpoint)
+    wanted = [weight.value() for weight in kprune.masked_weights(model)]
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, 6, lottery(), Interrupt(1))
+    model.load_weights(tmp_path / "a.weights.h5")
+    for weight, value in zip(kprune.masked_weights(model), wanted, strict=True):
+        np.testing.assert_array_equal(weight.value(), value)

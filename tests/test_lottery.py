@@ -1,6 +1,4 @@
-"""Lottery tickets: a rewind is exact, levels are what they say, and other callbacks work beside or are refused."""
-
-import csv
+"""Lottery tickets: a rewind is exact, and levels are what they say."""
 
 import keras
 import numpy as np
@@ -78,7 +76,7 @@ def test_a_rewind_to_a_step_is_a_run_that_stopped_there(at):
     train(model, 2, early)
     rewind(model, early.snapshot)
 
-    step = RewindPoint.of(at).in_steps(2, STEPS)
+    step = RewindPoint.of(at).in_batches(2, STEPS)
     assert step == (10 if at == "epoch:1" else 7)
     stopped = network()
     kprune.mask(stopped)
@@ -222,76 +220,6 @@ def test_find_ticket_shuffles_each_level_alike_with_a_seed():
     assert np.ptp(seen[:5]) > 0.03 * seen[0]
 
 
-def test_early_stopping_sees_each_level_for_itself():
-    levels = []
-
-    def fit(model, level):
-        stopper = keras.callbacks.EarlyStopping("loss", patience=0, min_delta=100)
-        history = train(model, 4, *level.callbacks, stopper)
-        levels.append(len(history.epoch))
-        return history
-
-    kprune.find_ticket(network(), fit, levels=2, verbose=False)
-    assert levels == [2, 2, 2]
-
-
-def test_early_stopping_inside_one_fit_is_refused_by_name():
-    lottery = LotteryTicket(levels=2, epochs_per_level=3)
-    with pytest.raises(RuntimeError, match=r"level 0 of 2.*EarlyStopping.*find_ticket.*Received: epochs=2"):
-        train(network(), 9, lottery, keras.callbacks.EarlyStopping("loss", patience=0, min_delta=100))
-
-
-def test_other_callbacks_beside_it(tmp_path):
-    model = network(keras.optimizers.SGD(0.5))
-    lottery = LotteryTicket(levels=1, epochs_per_level=2, rate=0.5)
-    train(
-        model,
-        4,
-        lottery,
-        keras.callbacks.LearningRateScheduler(lottery.within_level(lambda epoch: [0.5, 0.25][epoch])),
-        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
-        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
-    )
-    rows = list(csv.DictReader((tmp_path / "log.csv").open()))
-    assert [float(row["learning_rate"]) for row in rows] == [0.5, 0.25, 0.5, 0.25]
-    assert [int(float(row["level"])) for row in rows] == [0, 0, 1, 1]
-    first, last = (keras.models.load_model(tmp_path / f"{epoch}.keras") for epoch in (2, 4))
-    assert [round(kprune.summary(m).sparsity, 3) for m in (first, last)] == [0.0, 0.5]
-    np.testing.assert_array_equal(last.predict(X[:9], verbose=0), model.predict(X[:9], verbose=0))
-
-
-def test_the_learning_rate_variable_is_rewound():
-    model = network(keras.optimizers.SGD(0.5))
-    lottery = LotteryTicket(levels=1, epochs_per_level=1)
-    rates = []
-
-    class Reduce(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            rates.append(float(self.model.optimizer.learning_rate))
-
-        def on_epoch_end(self, epoch, logs=None):
-            self.model.optimizer.learning_rate = 0.125
-
-    train(model, 2, lottery, Reduce())
-    assert rates == [0.5, 0.5]
-
-
-@pytest.mark.parametrize("restarts", [True, False])
-def test_a_callback_that_restarts_forgets_the_level_before(restarts):
-    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=100)
-    rates = []
-
-    class Watch(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            rates.append(float(self.model.optimizer.learning_rate))
-
-    lottery = LotteryTicket(levels=1, epochs_per_level=3, restart=[plateau] if restarts else [])
-    train(network(keras.optimizers.SGD(0.5)), 6, lottery, plateau, Watch())
-    # Before 3.15, Keras's callback keeps its best whenever a training begins.
-    forgets = restarts and tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15)
-    assert rates == [0.5, 0.5, 0.25, 0.5, *([0.5, 0.25] if forgets else [0.25, 0.125])]
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -309,6 +237,12 @@ def test_a_callback_that_restarts_forgets_the_level_before(restarts):
         {"rewind_to": True},
         {"criterion": "magnitud"},
         {"criterion": "snip"},
+        {"criterion": "movement"},
+        {"path": "ticket"},
+        {"path": 5},
+        {"restart": 5},
+        {"restart": [5]},
+        {"restart": keras.callbacks.ReduceLROnPlateau()},
     ],
 )
 def test_wrong_arguments_are_refused(wrong):
@@ -320,7 +254,7 @@ def test_wrong_arguments_are_refused(wrong):
     ("epochs", "rewind_to", "message"),
     [
         (3, "init", "give fit epochs=4. Received: epochs=3"),
-        (4, 20, "not within the 20 steps"),
+        (4, 20, "not within the 20 batches"),
         (4, "epoch:2", "within"),
     ],
 )
@@ -335,8 +269,82 @@ def test_a_fit_that_does_not_fit_the_levels_is_refused_before_it_begins(epochs, 
 
 
 def test_a_fit_that_begins_in_a_later_level_without_its_state_is_refused():
+    model = network()
     with pytest.raises(ValueError, match=r"holds no state of one.*Received: initial_epoch=2"):
-        train(network(), 4, LotteryTicket(levels=1, epochs_per_level=2), initial_epoch=2)
+        train(model, 4, LotteryTicket(levels=1, epochs_per_level=2), initial_epoch=2)
+    assert kprune.masked_weights(model) == []
+
+
+@pytest.mark.parametrize(("at", "initial_epoch"), [("epoch:3", 0), (20, 0), ("epoch:1", 1), (10, 1)])
+def test_a_snapshot_that_the_fit_does_not_reach_is_refused_before_it_begins(at, initial_epoch):
+    model = network()
+    with pytest.raises(ValueError, match="Received: "):
+        train(model, 2, TakeSnapshot(at), initial_epoch=initial_epoch)
+    assert kprune.masked_weights(model) == [] and int(model.optimizer.iterations) == 0
+
+
+def test_a_metric_of_several_values_is_noted_as_they_are(tmp_path):
+    model, targets = network(), keras.utils.to_categorical(Y)
+    model.compile("adam", "categorical_crossentropy", metrics=[keras.metrics.F1Score()])
+    lottery = LotteryTicket(levels=1, epochs_per_level=1, path=tmp_path / "ticket.npz")
+    history = model.fit(X, targets, epochs=2, verbose=0, callbacks=[lottery]).history
+    results = kprune.Ticket.load(tmp_path / "ticket.npz").about["results"]
+    for row, values in zip(results, history["f1_score"], strict=True):
+        assert row["f1_score"] == np.asarray(values).tolist() and len(values) == 10
+
+
+def test_what_train_returns_is_noted_and_must_be_numbers():
+    def returning(result):
+        def fit(model, level):
+            train(model, 1, *level.callbacks)
+            return result
+
+        return kprune.find_ticket(network(), fit, levels=1, rate=0.5, verbose=False).about["results"]
+
+    assert returning({"f1": [0.5, 1], "level": 99}) == [
+        {"f1": [0.5, 1.0], "level": 0, "sparsity": 0.0},
+        {"f1": [0.5, 1.0], "level": 1, "sparsity": 0.5},
+    ]
+    assert [row["result"] for row in returning(0.25)] == [0.25, 0.25]
+    for wrong in ("x", {"a": "b"}):
+        with pytest.raises(ValueError, match="Received: "):
+            returning(wrong)
+
+
+def test_find_ticket_refuses_what_it_cannot_drive_and_changes_nothing():
+    model = network()
+    with pytest.raises(ValueError, match="Received: train=5"):
+        kprune.find_ticket(model, 5, levels=1)
+    assert kprune.masked_weights(model) == []
+    plain = keras.Sequential([keras.Input((64,)), layers.Dense(10)])
+    with pytest.raises(ValueError, match=r"compile the model before.*not compiled"):
+        kprune.find_ticket(plain, train, levels=1)
+
+
+def test_a_training_of_several_fits_is_rewound_to_a_step_of_all():
+    model, begun = network(), []
+
+    def fit(model, level):
+        begun.append(int(model.optimizer.iterations))
+        train(model, 1, *level.callbacks)
+        return train(model, 2, *level.callbacks)
+
+    kprune.find_ticket(model, fit, levels=1, rewind_to=4, verbose=False)
+    assert begun == [0, 4]
+    assert int(model.optimizer.iterations) == 4 + 3 * STEPS
+
+
+@pytest.mark.parametrize("other", [{"pattern": "channel"}, {"scope": "layerwise"}, {"rounds": 3}, {"rate": 0.25}])
+def test_a_folder_of_another_lottery_is_refused(other, tmp_path):
+    def stopped(model, level):
+        if level.number == 1:
+            raise KeyboardInterrupt
+        return train(model, 1, *level.callbacks)
+
+    with pytest.raises(KeyboardInterrupt):
+        kprune.find_ticket(network(), stopped, levels=1, folder=tmp_path, verbose=False)
+    with pytest.raises(ValueError, match="holds another lottery"):
+        kprune.find_ticket(network(), stopped, levels=1, folder=tmp_path, verbose=False, **other)
 
 
 def test_rewinding_to_another_model_or_optimizer_is_refused_and_changes_nothing():
@@ -373,3 +381,28 @@ def test_batches_in_another_order_are_refused():
     model = network()
     with pytest.raises(Exception, match="shuffle=False"):
         model.fit(kprune.RewindableBatches(X, Y, 60, model), shuffle=True, verbose=0)
+
+
+def test_batches_that_end_an_epoch_early_are_refused():
+    model = network()
+    with pytest.raises(Exception, match="no steps_per_epoch"):
+        model.fit(kprune.RewindableBatches(X, Y, 60, model), epochs=2, steps_per_epoch=4, shuffle=False, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": None},
+        {"model": keras.Sequential([layers.Dense(1)])},
+        {"y": list(Y)},
+        {"y": 5},
+        {"y": Y[:5]},
+        {"batch_size": True},
+        {"batch_size": 0},
+        {"seed": -1},
+        {"seed": "a"},
+    ],
+)
+def test_wrong_batches_are_refused(wrong):
+    with pytest.raises(ValueError, match="Received: "):
+        kprune.RewindableBatches(**{"x": X, "y": Y, "batch_size": 60, "model": network(), **wrong})
