@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,21 @@ class LotteryRuns(RunsReport[LotteryRun]):
         """The runs of a mode at a level, one for each seed; at level 0 those of the dense network."""
         name = mode if level else DENSE
         return tuple(cell for cell in self.cells if (cell.mode, cell.level) == (name, level))
+
+    def margin(self, mode: str, level: int, over: str = DENSE) -> tuple[float, float]:
+        """By how much a mode is more accurate than another (the dense network by default), seed by seed.
+
+        Args:
+            mode, level: of the one.
+            over: the other mode, at the same level; "dense" for the network before any pruning.
+
+        Returns:
+            The mean over the seeds of the difference of their accuracies, and its standard error (NaN for one seed).
+        """
+        ones, others = self.of(mode, level), self.of(over, level if over != DENSE else 0)
+        differences = [one.accuracy - other.accuracy for one, other in zip(ones, others, strict=True)]
+        error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+        return fmean(differences), error
 
     def _draw(self) -> Figure:
         from .plots import draw_lotteries

@@ -406,20 +406,48 @@ def lotteries_in_the_docs():
     return [pytest.param(*parts, id=parts[2]) for parts in found]
 
 
-@pytest.mark.parametrize(("command", "table", "name"), lotteries_in_the_docs())
-def test_the_docs_show_what_their_files_hold(command, table, name):
+def read_report(name):
+    """The report of a file of the docs, and its rows."""
     read = rows(DOCS / "lottery" / f"{name}.csv")
     kinds = {
         field.name: {"str": str, "int": int, "float": float}[field.type] for field in dataclasses.fields(LotteryRun)
     }
     cells = tuple(LotteryRun(**{key: kind(row[key]) for key, kind in kinds.items()}) for row in read)
-    modes = tuple(dict.fromkeys(cell.mode for cell in cells if cell.level))
-    printed = str(LotteryRuns(cells, modes, 0.1, {})).replace("+-", "±").splitlines()
+    return LotteryRuns(cells, tuple(dict.fromkeys(cell.mode for cell in cells if cell.level)), 0.1, {}), read
+
+
+@pytest.mark.parametrize(("command", "table", "name"), lotteries_in_the_docs())
+def test_the_docs_show_what_their_files_hold(command, table, name):
+    report, read = read_report(name)
+    printed = str(report).replace("+-", "±").splitlines()
     shown = [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()]
     assert [shown[0], *shown[2:]] == [re.split(r"  +", line.strip()) for line in (printed[0], *printed[2:-1])]
     # And the command is the one that made the file.
     settings = {key: value for key, value in re.findall(r"--(\w+)=(\S+)", command) if key in read[0]}
     assert "model" in settings and {key: read[0][key] for key in settings} == settings
-    assert sorted(cell.seed for cell in cells if cell.mode == "dense") == list(
-        range(int(re.search(r"--seeds=(\d+)|$", command)[1] or 3))
-    )
+    seeds = int(re.search(r"--seeds=(\d+)|$", command)[1] or 3)
+    assert sorted(cell.seed for cell in report.cells if cell.mode == "dense") == list(range(seeds))
+
+
+def test_the_docs_margins_are_those_of_their_file():
+    report, _ = read_report("lenet-300-100-short")
+    margins = {f"{report.densities[level]:.0%}": report.margin("init", level) for level in report.levels[1:]}
+    shown = re.findall(r"([+-][\d.]+) ± ([\d.]+) at (\d+) %", (DOCS / "lottery.md").read_text())
+    assert len(shown) == 3
+    for mean, error, density in shown:
+        found = margins[f"{density}%"]
+        assert (mean, error) == (f"{100 * found[0]:+.2f}", f"{100 * found[1]:.2f}")
+
+
+def test_a_margin_is_the_mean_of_differences_seed_by_seed():
+    def run(mode, level, seed, accuracy):
+        return LotteryRun(mode, mode, level, seed, 0.5, accuracy, accuracy, 1.0)
+
+    dense = [run("dense", 0, seed, accuracy) for seed, accuracy in enumerate([0.5, 0.7, 0.9])]
+    init = [run("init", 1, seed, accuracy) for seed, accuracy in enumerate([0.6, 0.9, 0.9])]
+    report = LotteryRuns((*dense, *init), ("init",), 0.1, {})
+    # Differences 0.1, 0.2, 0: their standard deviation is 0.1.
+    assert report.margin("init", 1) == pytest.approx((0.1, 0.1 / 3**0.5))
+    assert report.margin("init", 1, over="init") == (0.0, 0.0)
+    mean, error = LotteryRuns((dense[0], init[0]), ("init",), 0.1, {}).margin("init", 1)
+    assert mean == pytest.approx(0.1) and np.isnan(error)
