@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 
 from kprune.distribution import is_chief
-from kprune.files import joined, pack, read, split, unpack, write
+from kprune.files import check_npz, joined, pack, read, split, unpack, write
 from kprune.masks import current_masks, is_tf_keras
 from kprune.rewind import Snapshot, restore, snapshot
 
@@ -49,8 +49,7 @@ class BackupAndRestore(MaskingCallback):
 
     def __init__(self, path: str | os.PathLike[str], delete: bool = True):
         super().__init__()
-        if Path(path).suffix != ".npz":
-            raise ValueError(f"A backup is an .npz file. Received: path={os.fspath(path)!r}")
+        check_npz("path", path)
         self.path, self.delete = Path(path), delete
 
     def set_model(self, model: Any) -> None:
@@ -62,6 +61,10 @@ class BackupAndRestore(MaskingCallback):
         super().set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
+        with self.undone():
+            self._restore()
+
+    def _restore(self) -> None:
         data, name = read(self.path), os.fspath(self.path)
         if data is None:
             return
@@ -95,5 +98,8 @@ class BackupAndRestore(MaskingCallback):
     def on_train_end(self, logs: Any = None) -> None:
         self.model._initial_epoch = None
         if self.delete and is_chief():
-            self.path.unlink(missing_ok=True)
+            try:
+                self.path.unlink(missing_ok=True)
+            except OSError as error:
+                logging.error("BackupAndRestore: the backup is not deleted: %s.", error)
         super().on_train_end(logs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,9 @@ def mask_distance(one: Masks, other: Masks) -> float:
     >>> mask_distance({"kernel": one}, {"kernel": other})
     0.5
     """
+    for name, masks in (("one", one), ("other", other)):
+        if not isinstance(masks, Mapping):
+            raise ValueError(f"Masks are a dict, path -> bool array: ticket.masks. Received: {name}={type(masks)}")
     others = matched(one, other, "model")
     return sum(int((mask != others[path]).sum()) for path, mask in one.items()) / max(
         1, sum(m.size for m in one.values())
@@ -75,6 +78,8 @@ def supermask(model: Any, ticket: Ticket, evaluate: Any) -> float:
     >>> total(model), supermask(model, ticket, total)
     (0.0, 2.0)
     """
+    if not isinstance(ticket, Ticket):
+        raise ValueError(f"Expected a kprune.Ticket. Received: ticket={type(ticket)}")
     measure = measure_by(model, evaluate)
     with masked_meanwhile(model):
         _put(model, _matched(model, ticket.weights, "ticket"), _matched(model, ticket.masks, "ticket", masks=True))
@@ -146,7 +151,10 @@ def barrier(values: Sequence[float]) -> float:
     >>> barrier([0.25, 1.0, 1.25, 0.75])
     0.6666666666666667
     """
-    array = np.asarray(values, np.float64)
+    try:
+        array = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        array = np.zeros(0)
     if array.ndim != 1 or len(array) < 2:
         raise ValueError(f"`values` holds two numbers or more. Received: values={values!r}")
     return float(np.max(array - np.linspace(array[0], array[-1], len(array))))
@@ -256,8 +264,10 @@ def instability(
     ('mae', (0.0, 0.5, 1.0))
     """
     _check_points(points)
-    if len(seeds) != 2 or seeds[0] == seeds[1]:
+    if not isinstance(seeds, Sequence) or len(seeds) != 2 or seeds[0] == seeds[1]:
         raise ValueError(f"`seeds` are two, and not the same. Received: seeds={seeds!r}")
+    if at is not None and not isinstance(at, Snapshot):
+        raise ValueError(f"`at` is a kprune.rewind.Snapshot, which knows the optimizer, too. Received: at={type(at)}")
     measure_by(model, evaluate)
     masks, ends = current_masks(model), []
     with unchanged(model, optimizer=True):

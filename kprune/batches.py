@@ -15,6 +15,12 @@ Batch = tuple[Any, Any, Any]
 BATCH_SIZE = 256
 
 
+def check_batches(batches: int | None) -> None:
+    """Raises ValueError unless it is a number of batches, or None."""
+    if batches is not None and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 1):
+        raise ValueError(f"`batches` is a whole number, at least 1, or None for all. Received: batches={batches!r}")
+
+
 def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
     """The first batches of any kind of data, as NumPy arrays.
 
@@ -34,8 +40,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
     >>> [len(batch[0]) for batch in take_batches((x, y), batches=None)]
     [256, 44]
     """
-    if batches is not None and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 1):
-        raise ValueError(f"`batches` is a whole number, at least 1, or None for all. Received: batches={batches!r}")
+    check_batches(batches)
     if isinstance(data, tuple):
         source = _slices(data)
     elif isinstance(data, np.ndarray | dict) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):

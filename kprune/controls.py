@@ -122,10 +122,10 @@ def shuffle_masks(
     weights = _masked(model)
     masks = shuffled({weight.path: weight.kept() for weight in weights}, seed)
     if values is not None:
-        if set(values) != set(masks):
+        if not isinstance(values, Mapping) or set(values) != set(masks):
             raise ValueError(
                 f"`values` has an array for each masked weight, {', '.join(masks)}, and no other. "
-                f"Received: values={sorted(values)}"
+                f"Received: values={sorted(values) if isinstance(values, Mapping) else values!r}"
             )
         for weight in weights:
             if np.shape(values[weight.path]) != weight.shape:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,17 @@ import numpy as np
 from .distribution import from_chief, is_chief
 
 _ABOUT = "about.json"
+# What NumPy and zipfile raise on bytes that are no archive of arrays, or a damaged one.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
@@ -61,7 +73,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
             key: _restore(stored[f"array{position}"], *kind)
             for position, (key, kind) in enumerate(known["arrays"].items())
         }
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (*_UNREADABLE, KeyError, AttributeError) as error:
         raise ValueError(
             f"This is no file of kprune's, or it is truncated or damaged: {error}. Received: file={name!r}"
         ) from error

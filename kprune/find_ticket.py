@@ -75,8 +75,8 @@ def find_ticket(
     `kprune.callbacks.BackupAndRestore(level.folder / "backup.npz")` in `train` does the same.
 
     Args:
-        model: a built, compiled Keras 3 model, masked first if it has no masks; or a tf_keras model that `kprune.mask`
-            returned.
+        model: a built Keras 3 model, masked first if it has no masks; or a tf_keras model that `kprune.mask` returned.
+            Compiled before, its optimizer is rewound with it; a `train` that compiles it begins with a new one.
         train: a function of model and `Level`, which trains the model. What it returns is noted in the ticket: the
             History (the last logs), a dict of numbers, a number, or None.
         levels, rate, rewind_to, rewind, criterion, scope, pattern, rounds, seed, data, batches: as in
@@ -107,11 +107,6 @@ def find_ticket(
     lottery = Lottery.of(levels, rate, rewind_to, rewind, Plan(criterion, scope, pattern, rounds, seed, data, batches))
     if not callable(train):
         raise ValueError(f"`train` is a function of a model and a kprune.Level. Received: train={train!r}")
-    if getattr(model, "optimizer", None) is None:
-        raise ValueError(
-            "A rewind takes the optimizer back, too: compile the model before, not in `train`. "
-            f"Received: model={getattr(model, 'name', model)!r}, which is not compiled"
-        )
     fresh = mask_for_pruning(model)
     try:
         state = _State.load(folder, lottery, model)

@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from .batches import take_batches
+from .batches import check_batches, take_batches
 from .criteria import CRITERIA, Context, Scores
 from .distribution import outside_strategies
 from .layout import Layout, layout_of
@@ -123,6 +123,7 @@ class Plan:
             raise ValueError(f"`rounds` is a whole number, at least 1. Received: rounds={rounds!r}")
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f"`seed` is a whole number, at least 0. Received: seed={seed!r}")
+        check_batches(batches)
         self.needs = trait(self.criterion, "needs", ())
         if "data" in self.needs and data is None:
             raise ValueError(f"The criterion {self.name!r} asks the loss: give it data=(x, y). Received: data=None")

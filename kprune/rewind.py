@@ -197,17 +197,21 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
         what: "weights", "learning_rate" or "none".
         optimizer: of a custom training loop; the compiled one by default.
 
+    A snapshot of a model that was not compiled, or one for a model that is not, says nothing of the optimizer.
+
     Raises:
-        ValueError: `what` is another word, or the snapshot is of another model or optimizer. Nothing has been changed
-            then.
+        ValueError: `what` is another word, or the snapshot is of another model or optimizer, or of none where only that
+            is to be rewound. Nothing has been changed then.
     """
     if what not in REWINDS:
         raise ValueError(f"Expected one of {', '.join(REWINDS)}. Received: rewind={what!r}")
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     weights = model_weights(model)
     slots = _optimizer_variables(model, optimizer)
-    held = matched(slots, to.optimizer, "optimizer"), matched(weights, to.weights, "model")
-    for variables, arrays, due in ((slots, held[0], what != "none"), (weights, held[1], what == "weights")):
+    known = what == "learning_rate" or (slots and to.optimizer)
+    slots_then = matched(slots, to.optimizer, "optimizer") if known else {}
+    weights_then = matched(weights, to.weights, "model")
+    for variables, arrays, due in ((slots, slots_then, what != "none"), (weights, weights_then, what == "weights")):
         for name, value in arrays.items() if due else ():
             variables[name].assign(value)
     if what != "none":
@@ -240,7 +244,8 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
     """path of mine -> array of theirs: by path, or where the names differ ("dense", "dense_1") by order.
 
     Raises:
-        ValueError: there are more or fewer of them, or one has another shape; the first that does is named.
+        ValueError: there are more or fewer of them, or one has another shape, or by order another kind ("kernel",
+            "bias" ...); the first that does is named.
     """
     if len(mine) != len(theirs):
         odd = next((path for path in [*mine, *theirs] if path not in mine or path not in theirs), "")
@@ -254,7 +259,15 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
         shape = tuple(mine[path].shape)
         if array.shape != shape:
             raise ValueError(f"It is of another {of}: {path} has shape {shape}. Received: shape={array.shape}")
+    for path, other in () if by_path or of != "model" else zip(mine, theirs, strict=True):
+        if _kind(path) != _kind(other):
+            raise ValueError(f"It is of another {of}: {path} stands where it has {other}. Received: {other}")
     return pairs
+
+
+def _kind(path: str) -> str:
+    """The weight's own name in its layer, without what Keras appends to tell names apart."""
+    return re.sub(r"(_\d+)?(:\d+)?$", "", path.rsplit("/", 1)[-1])
 
 
 def _optimizer_variables(model: Any, optimizer: Any) -> dict[str, Any]:

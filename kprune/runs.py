@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -76,6 +76,10 @@ class RunTable(Generic[Cell]):
         own: dict[str, Any],
         others: dict[str, Any] | None,
     ):
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise ValueError(f"`path` is the name of a CSV file, or None. Received: path={path!r}")
+        if others is not None and not isinstance(others, dict):
+            raise ValueError(f"`settings` is a dict, name -> value, or None. Received: settings={others!r}")
         self.path = None if path is None else Path(path)
         self.kind = kind
         self._convert = {field.name: _CONVERT[str(field.type)] for field in fields(kind)}
@@ -101,10 +105,13 @@ class RunTable(Generic[Cell]):
         write(self.path, text.getvalue().encode())
 
     def _read(self, path: Path) -> None:
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or ()), list(reader)
         received = f"Received: path={str(path)!r}"
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                columns, rows = list(reader.fieldnames or ()), list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"The file is no CSV: {error}. Move it away, or write elsewhere. {received}") from error
         if columns != self.columns:
             raise ValueError(
                 f"The file is not the table of such runs: its columns should be {', '.join(self.columns)}. "
@@ -128,7 +135,7 @@ class RunTable(Generic[Cell]):
 
 def check_each_once(name: str, values: Sequence[Any]) -> None:
     """ValueError unless there is at least one value, and each once."""
-    if isinstance(values, str) or not len(values) or len(set(values)) < len(values):
+    if isinstance(values, str) or not isinstance(values, Collection) or len(set(values)) < max(len(values), 1):
         raise ValueError(f"`{name}` holds at least one, each once. Received: {name}={values!r}")
 
 

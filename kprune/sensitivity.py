@@ -132,6 +132,11 @@ def sensitivity(
     (128.0, [('net/wide/kernel', {0.5: 64.0}), ('net/out/kernel', {0.5: 64.0})])
     """
     plan = Plan(criterion, "layerwise", pattern, 1, seed)
+    if plan.needs:
+        raise ValueError(
+            "The scan scores the model as it is; this criterion also needs what it was, or how it moved. "
+            f"Received: criterion={plan.name!r}"
+        )
     sparsities = _checked(sparsities)
     measure = measure_by(model, evaluate)
     with masked_meanwhile(model):

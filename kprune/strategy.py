@@ -57,6 +57,8 @@ def auto_strategy(strategy: str = "auto", library: Any = keras, verbose: bool = 
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"There are {', '.join(STRATEGIES)}. Received: strategy={strategy!r}")
+    if getattr(library, "__name__", None) not in ("keras", "tf_keras"):
+        raise ValueError(f"The library is keras or tf_keras. Received: library={library!r}")
     backend = "tensorflow" if library.__name__ == "tf_keras" else keras.backend.backend()
     choose = {"tensorflow": _of_tensorflow, "jax": _of_jax}.get(backend)
     if choose is None:

@@ -209,12 +209,12 @@ def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence
     check_each_once("compressions", compressions)
     check_seeds(seeds)
     for method in methods:
-        if "initial" in trait(CRITERIA.get(method), "needs", ()):
+        if {"initial", "movement"} & set(trait(CRITERIA.get(method), "needs", ())):
             raise ValueError(
                 f"Before training there are no earlier weights to compare with. Received: method={method!r}"
             )
     for compression in compressions:
-        if not 1 <= compression < math.inf:
+        if isinstance(compression, bool) or not isinstance(compression, int | float) or not 1 <= compression < math.inf:
             raise ValueError(f"A compression is at least 1. Received: compression={compression!r}")
     return [
         (method, float(compression), seed)

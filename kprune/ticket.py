@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .distribution import to_numpy
-from .files import joined, pack, split, unpack, write
+from .files import check_npz, joined, pack, split, unpack, write
 from .masks import Masks, current_masks, masked_weights, set_masks, strip
 from .prune import mask_for_pruning
 from .rewind import Arrays, matched, model_weights, reapply_masks
@@ -45,7 +46,13 @@ class Ticket:
 
     @classmethod
     def of(cls, model: Any, **about: Any) -> Ticket:
-        """The ticket of a masked model as it is now."""
+        """The ticket of a masked model as it is now; ValueError if it has no masks, or JSON cannot hold `about`."""
+        if not masked_weights(model):
+            raise ValueError(f"The model has no masks: call kprune.mask first. Received: model={model.name!r}")
+        try:
+            json.dumps(about)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"What is noted about a ticket is kept as JSON: {error}. Received: {about!r}") from error
         weights = {path: to_numpy(v) for path, v in model_weights(model).items()}
         return cls(current_masks(model), weights, about)
 
@@ -56,11 +63,14 @@ class Ticket:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of masks and weights, as hexadecimal digits: equal for equal tickets, on every machine."""
+        """SHA-256 of masks and weights in their order, as hexadecimal digits: equal for equal tickets, everywhere.
+
+        Paths do not count, as Keras numbers the layers of a process ("dense_1").
+        """
         digest = hashlib.sha256()
         for arrays in (self.masks, self.weights):
-            for path, array in arrays.items():
-                digest.update(f"{path} {array.dtype.name} {array.shape}".encode())
+            for array in arrays.values():
+                digest.update(f"{array.dtype.name} {array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
@@ -71,8 +81,7 @@ class Ticket:
             ValueError: the name does not end in .npz.
             OSError: it cannot be written; what was there is as it was.
         """
-        if Path(path).suffix != ".npz":
-            raise ValueError(f"A ticket is an .npz file. Received: path={os.fspath(path)!r}")
+        check_npz("path", path)
         arrays = joined(mask=self.masks, weight=self.weights)
         write(path, pack(arrays, {"kind": _KIND, "provenance": dict(self.about)}))
 
@@ -82,8 +91,9 @@ class Ticket:
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it is truncated, damaged, or another kind of file.
+            ValueError: the name does not end in .npz, or it is truncated, damaged, or another kind of file.
         """
+        check_npz("path", path)
         arrays, about = unpack(Path(path).read_bytes(), os.fspath(path))
         if about.get("kind") != _KIND:
             raise ValueError(f"This file holds no ticket. Received: path={os.fspath(path)!r}")
@@ -105,9 +115,15 @@ class Ticket:
             optimizer: of a custom training loop; its slots are reset where masks change.
 
         Raises:
-            ValueError: the model does not match; the first weight that does not is named. Nothing has been changed
-                then.
+            ValueError: the model does not match (the first weight that does not is named), or `skip` is no regular
+                expression, or one that leaves nothing. Nothing has been changed then.
         """
+        try:
+            skipped = None if skip is None else re.compile(skip)
+        except (TypeError, re.error) as error:
+            raise ValueError(f"`skip` is a regular expression: {error}. Received: skip={skip!r}") from error
+        if skipped is not None and all(map(skipped.search, self.masks)):
+            raise ValueError(f"`skip` leaves no mask to apply. Received: skip={skip!r}")
         mine = model_weights(model)
         values = _match(mine, self.weights, skip) if weights else {}
         fresh = mask_for_pruning(model)

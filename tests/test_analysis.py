@@ -80,6 +80,9 @@ def test_masks_with_other_names_are_matched_by_order_and_other_masks_refused():
         mask_distance(one, {"dense/kernel": np.ones(3, bool), "logits/kernel": np.ones(1, bool)})
     with pytest.raises(ValueError, match=r"Received: 1 arrays"):
         mask_distance(one, {"dense/kernel": np.ones(4, bool)})
+    for pair, name in (((kprune.Ticket(one, {}), other), "one"), ((one, kprune.Ticket(other, {})), "other")):
+        with pytest.raises(ValueError, match=f"Received: {name}=<class 'kprune.ticket.Ticket'>$"):
+            mask_distance(*pair)
 
 
 # Barrier
@@ -107,7 +110,7 @@ def test_a_barrier_of_nan_is_nan():
     assert np.isnan(barrier([0.0, float("nan"), 0.0]))
 
 
-@pytest.mark.parametrize("values", [[1.0], [], [[1.0, 2.0], [1.0, 2.0]]])
+@pytest.mark.parametrize("values", [[1.0], [], [[1.0, 2.0], [1.0, 2.0]], [1, "x"], 5])
 def test_no_barrier(values):
     with pytest.raises(ValueError, match=r"two numbers or more\. Received: values="):
         barrier(values)
@@ -346,6 +349,8 @@ def test_a_bad_instability_is_refused_before_it_trains():
     for arguments, message in [
         (dict(seeds=(1, 1)), r"Received: seeds=\(1, 1\)$"),
         (dict(seeds=(1,)), r"Received: seeds=\(1,\)$"),
+        (dict(seeds=5), r"Received: seeds=5$"),
+        (dict(at=kprune.Ticket({}, {})), r"Received: at=<class 'kprune.ticket.Ticket'>$"),
         (dict(points=0), "Received: points=0$"),
         (dict(evaluate=None), "Received: evaluate=None$"),
         (dict(at=other_model), "It is of another"),
@@ -375,13 +380,14 @@ def test_a_supermask_by_hand():
 
 def test_a_ticket_of_another_model_is_refused():
     model = mlp()
-    ticket = kprune.Ticket.of(model)
+    weights = kprune.rewind.snapshot(model).weights
     kprune.mask(model)
     masks = {w.path: w.kept() for w in kprune.masked_weights(model)}
     kprune.strip(model)
     before = snapshot(model)
     for wrong, message in [
-        (ticket, r"`ticket` does not match.*Received: 0 arrays, ticket$"),
+        (None, r"Received: ticket=<class 'NoneType'>$"),
+        (kprune.Ticket({}, weights), r"`ticket` does not match.*Received: 0 arrays, ticket$"),
         (kprune.Ticket(masks, {}), r"`ticket` does not match.*Received: 0 arrays, ticket$"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -164,9 +164,25 @@ def test_a_second_fit_in_the_same_process_begins_at_its_first_epoch(tmp_path):
     assert fit(model, 2, BackupAndRestore(tmp_path / "b.npz")).epoch == [0, 1]
 
 
-def test_a_path_that_is_not_npz_is_refused():
-    with pytest.raises(ValueError, match="Received: path='backup'"):
-        BackupAndRestore("backup")
+@pytest.mark.parametrize("path", ["backup", None, 5])
+def test_a_path_that_is_not_npz_is_refused(path):
+    with pytest.raises(ValueError, match=f"Received: path={path!r}"):
+        BackupAndRestore(path)
+
+
+def test_a_folder_that_is_none_is_logged_and_the_training_goes_on(tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    with caplog.at_level(logging.ERROR, "absl"):
+        assert fit(network(), 2, BackupAndRestore(tmp_path / "file" / "b.npz")).epoch == [0, 1]
+    assert caplog.text.count("The training goes on") == 2
+
+
+def test_a_backup_that_is_refused_leaves_a_plain_model(tmp_path):
+    (tmp_path / "b.npz").write_bytes(b"nonsense")
+    model = network()
+    with pytest.raises(ValueError, match="Received: file="):
+        fit(model, 2, BackupAndRestore(tmp_path / "b.npz"))
+    assert kprune.masked_weights(model) == []
 
 
 def test_a_checkpoint_of_the_fit_loads_into_a_model_outside_of_it(tmp_path):

@@ -207,6 +207,7 @@ def test_a_bad_shuffle_changes_nothing():
         (dict(seed=1.5), "Received: seed=1.5$"),
         (dict(values={path: values[path] for path in others}), r"an array for each masked weight.*Received: values="),
         (dict(values={**values, "z": values[first]}), r"Received: values=\[.*'z'\]$"),
+        (dict(values=5), r"Received: values=5$"),
         (dict(values={**values, first: values[first].T}), r"of shape \(8, 12\). Received: shape=\(12, 8\)$"),
     ]:
         with pytest.raises(ValueError, match=message):

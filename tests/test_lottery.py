@@ -316,9 +316,32 @@ def test_find_ticket_refuses_what_it_cannot_drive_and_changes_nothing():
     with pytest.raises(ValueError, match="Received: train=5"):
         kprune.find_ticket(model, 5, levels=1)
     assert kprune.masked_weights(model) == []
-    plain = keras.Sequential([keras.Input((64,)), layers.Dense(10)])
-    with pytest.raises(ValueError, match=r"compile the model before.*not compiled"):
-        kprune.find_ticket(plain, train, levels=1)
+
+
+def test_a_training_may_compile_the_model_itself(tmp_path):
+    def begin():
+        keras.utils.set_random_seed(1)
+        return keras.Sequential([keras.Input((64,)), layers.Dense(10, "softmax")])
+
+    def fit(model, level):
+        if level.number == stop:
+            raise KeyboardInterrupt
+        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+        return train(model, 1, *level.callbacks)
+
+    stop, model = None, begin()
+    ticket = kprune.find_ticket(model, fit, levels=2, rate=0.5, verbose=False)
+    assert int(model.optimizer.iterations) == STEPS
+    stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        kprune.find_ticket(begin(), fit, levels=2, rate=0.5, folder=tmp_path, verbose=False)
+    stop, again = None, begin()
+    assert kprune.find_ticket(again, fit, levels=2, rate=0.5, folder=tmp_path, verbose=False).sparsity == 0.75
+    for one, other in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert ticket.sparsity == 0.75
+    with pytest.raises(ValueError, match="another optimizer"):
+        kprune.find_ticket(begin(), fit, levels=1, rewind="learning_rate", verbose=False)
 
 
 def test_a_training_of_several_fits_is_rewound_to_a_step_of_all():

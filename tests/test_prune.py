@@ -424,6 +424,8 @@ WRONG = {
     "-inf": (dict(criterion=minus_infinity), r"hidden1/kernel.*Received: criterion='minus_infinity'"),
     "pattern of another shape": (dict(pattern=pattern_of_another_shape), r"\(8, 12\)\. Received: .*shape=\(96,\)"),
     "pattern of numbers": (dict(pattern=pattern_of_numbers), r"Received: .*dtype=float64"),
+    "no batches": (dict(batches=0), "Received: batches=0"),
+    "batches in words": (dict(batches="a"), "Received: batches='a'"),
     "floor too high": (dict(scope=with_floor("global", 90)), "Received: floor=90"),
 }
 RAISING = {

@@ -303,6 +303,8 @@ def test_a_masked_model_is_not_compiled_again():
         (dict(sparsities=(0.5, 1.0)), r"Received: sparsity=1.0$"),
         (dict(sparsities="0.5"), r"Received: sparsities='0.5'$"),
         (dict(criterion="magnitud"), r"Received: criterion='magnitud'$"),
+        (dict(criterion="movement"), r"Received: criterion='movement'$"),
+        (dict(criterion="large_init"), r"Received: criterion='large_init'$"),
         (dict(pattern="magnitude"), r"Received: pattern='magnitude'$"),
         (dict(seed=-1), r"Received: seed=-1$"),
         (dict(evaluate=None), r"Received: evaluate=None$"),

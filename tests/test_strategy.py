@@ -100,6 +100,8 @@ def test_tensorflow_is_asked_for_its_tpu_only_if_the_packages_fit(libtpu, monkey
 def test_wrong_words_are_answered_with_the_right_ones():
     with pytest.raises(ValueError, match=r"auto, tpu, mirrored, multiworker, none\. Received: strategy='gpu'"):
         kprune.auto_strategy("gpu")
+    with pytest.raises(ValueError, match=r"Received: library=None$"):
+        kprune.auto_strategy(library=None)
     variable = {"jax": "KERAS_DISTRIBUTION_JOB_ADDRESSES", "tensorflow": "TF_CONFIG"}[BACKEND]
     with pytest.raises(ValueError, match=f"{variable}.*Received: strategy='multiworker'"):
         kprune.auto_strategy("multiworker")

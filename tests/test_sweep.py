@@ -178,13 +178,15 @@ def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
     [
         ("", r"its columns should be dataset, batch_size"),
         ("a,b\n1,2\n", r"its columns should be"),
+        ("é,b\n1,2\n", r"is no CSV.*Received: path='.*cells.csv'$"),
         ("{header}\ndigits,64,1,global,,random,10.0,0,0.5,0.5,0.9,0,1.5\n{row},0.", r"^Row 2 of the file is damaged"),
         ("{header}\ndigits,64,1,global,,random,ten,0,0.5,0.5,0.9,0,1.5\n", r"^Row 1 of .*: path='.*cells.csv'$"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, content, message):
     path = tmp_path / "cells.csv"
-    path.write_text(content.format(header=",".join([*COLUMNS, *RESULTS]), row="digits,64,1,global,,snip,10.0,0"))
+    text = content.format(header=",".join([*COLUMNS, *RESULTS]), row="digits,64,1,global,,snip,10.0,0")
+    path.write_bytes(text.encode("latin-1"))
     before = path.read_bytes()
     with pytest.raises(ValueError, match=message):
         run(build=refuse_to_build, path=path)
@@ -199,7 +201,13 @@ def test_a_damaged_file_is_refused(tmp_path, content, message):
     [
         (dict(methods=["snap"]), r"Received: criterion='snap'$"),
         (dict(methods=["random", "large_init"]), r"Received: method='large_init'$"),
+        (dict(methods=["random", "movement"]), r"Received: method='movement'$"),
         (dict(methods=["dense"]), r"Received: criterion='dense'$"),
+        (dict(methods=5), r"Received: methods=5$"),
+        (dict(compressions=2.0), r"Received: compressions=2.0$"),
+        (dict(compressions=["a"]), r"Received: compression='a'$"),
+        (dict(seeds=3), r"Received: seeds=3$"),
+        (dict(settings=5), r"Received: settings=5$"),
         (dict(methods="snip"), r"Received: methods='snip'$"),
         (dict(methods=[]), r"Received: methods=\[\]$"),
         (dict(methods=["snip", "snip"]), r"Received: methods=\['snip', 'snip'\]$"),
@@ -220,6 +228,11 @@ def test_bad_arguments(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         run(build=refuse_to_build, path=tmp_path / "new" / "cells.csv", **arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_is_a_name():
+    with pytest.raises(ValueError, match=r"Received: path=5$"):
+        run(build=refuse_to_build, path=5)
 
 
 def test_a_model_without_accuracy(tmp_path):

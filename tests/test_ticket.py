@@ -1,6 +1,8 @@
 """A ticket as an artefact: saved, loaded, applied, transferred; what does not fit is refused and changes nothing."""
 
+import io
 import os
+import zipfile
 
 import keras
 import ml_dtypes
@@ -111,6 +113,44 @@ def test_a_damaged_or_foreign_file_is_an_error_that_names_it(damage, tmp_path):
         kprune.Ticket.load(path)
 
 
+def test_no_damage_passes_for_content():
+    arrays, about = {"mask": np.arange(20) % 3 == 0, "w": np.arange(6.0)}, {"kind": "x"}
+    whole = files.pack(arrays, about)
+    damaged = [whole[:length] for length in range(len(whole))]
+    damaged += [
+        whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :]
+        for place in range(len(whole))
+        for bit in range(8)
+    ]
+    refused = 0
+    for content in damaged:
+        try:
+            found, known = files.unpack(content, "here")
+        except ValueError as error:
+            assert str(error).endswith("Received: file='here'")
+            refused += 1
+        else:  # what the zip archive says of dates and the like
+            assert known == about and all(np.array_equal(found[name], array) for name, array in arrays.items())
+    assert refused > len(damaged) / 2
+
+
+def foreign(compression, *members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for member in members:
+            archive.writestr(*member)
+    return buffer.getvalue()
+
+
+def test_other_archives_are_refused():
+    deflated = bytearray(foreign(zipfile.ZIP_DEFLATED, ("a.npy", b"\x93NUMPY" + b"a" * 1000)))
+    deflated[40] ^= 255
+    deflated[42] ^= 255
+    for content in (foreign(zipfile.ZIP_STORED, ("about.json", "{}"), ("sha256", "x")), bytes(deflated)):
+        with pytest.raises(ValueError, match=r"no file of kprune's.*Received: file='here'"):
+            files.unpack(content, "here")
+
+
 @pytest.mark.parametrize("part", ["array0", "about.json"])
 def test_a_file_that_was_edited_is_refused(part, tmp_path):
     """It is a whole zip archive with checksums of its own, so only ours can tell."""
@@ -129,9 +169,50 @@ def test_a_file_that_was_edited_is_refused(part, tmp_path):
 
 
 def test_a_name_that_is_not_npz_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Received: path="):
-        ticket_of(mlp()).save(tmp_path / "ticket.pkl")
+    for name in (tmp_path / "ticket.pkl", None, 5):
+        for use in (ticket_of(mlp()).save, kprune.Ticket.load):
+            with pytest.raises(ValueError, match="Received: path="):
+                use(name)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_makes_no_ticket_is_refused():
+    with pytest.raises(ValueError, match=r"call kprune.mask first. Received: model="):
+        kprune.Ticket.of(mlp())
+    with pytest.raises(ValueError, match=r"as JSON.*Received: \{'accuracy'"):
+        ticket_of(mlp(), accuracy=np.float32(0.5))
+
+
+@pytest.mark.parametrize("skip", ["(", 5, ["a"], ".", "net|seq"])
+def test_what_cannot_be_skipped_is_refused_and_changes_nothing(skip):
+    ticket, target = ticket_of(mlp()), mlp()
+    with pytest.raises(ValueError, match="Received: skip="):
+        ticket.apply(target, skip=skip)
+    assert kprune.masked_weights(target) == []
+
+
+def test_by_order_a_weight_is_given_to_one_of_its_kind_alone():
+    def network(*between):
+        return keras.Sequential([keras.Input((8,)), *between, layers.Dense(3)])
+
+    ticket = ticket_of(network(layers.Dense(8)))
+    target = network(layers.Dense(8, use_bias=False), layers.LayerNormalization(center=False))
+    before = target.get_weights()
+    with pytest.raises(ValueError, match=r"gamma stands where it has .*bias.*Received"):
+        ticket.apply(target)
+    assert kprune.masked_weights(target) == []
+    for one, other in zip(before, target.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_equal_networks_whose_layers_have_other_names_have_equal_checksums():
+    def network():
+        keras.utils.set_random_seed(1)
+        return keras.Sequential([keras.Input((8,)), layers.Dense(4), layers.Dense(3)])
+
+    one, other = ticket_of(network()), ticket_of(network())
+    assert list(one.masks) != list(other.masks)
+    assert one.checksum == other.checksum
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bool", "int64", "uint8", ml_dtypes.bfloat16])

@@ -35,6 +35,8 @@ def run(values: Any, arguments: list[str]) -> None:
             before the training.
     """
     target = Path(values.export_dir, "model") if values.export_dir else None
+    if target and target.parent.exists() and not target.parent.is_dir():
+        raise ValueError(f"{target.parent} is a file, not a folder. Received: export_dir={values.export_dir!r}")
     for file in (target, target.with_name("model.keras")) if target and not values.overwrite else ():
         if file.exists():
             raise ValueError(f"{file} exists; add --overwrite. Received: export_dir={values.export_dir!r}")
