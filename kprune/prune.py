@@ -48,7 +48,8 @@ def prune(
         model: a built Keras 3 model, masked first by `kprune.mask(model)` if it has no masks; or a tf_keras model
             that `kprune.mask` returned.
         criterion: a name from `kprune.criteria.CRITERIA` ("magnitude", "random", "synflow") or a function of a
-            `kprune.criteria.Context` that returns path -> scores, higher = keep.
+            `kprune.criteria.Context` that returns path -> scores, higher = keep. A criterion's own options go through
+            `functools.partial(kprune.criteria.snip, training=True)` (here: batch normalisation in training mode).
         sparsity: fraction of zeros over all masked weights, in [0, 1). Exactly floor(sparsity * size) zeros. Or a
             dict of regular expression, searched in the weights' paths (the first that is found counts) -> sparsity:
             each group is pruned to its own, the scope shares it within the group, other weights are left alone.

@@ -1,5 +1,6 @@
 """The callbacks in `fit`: what they prune and when, what they log, and how they get along."""
 
+import functools
 import itertools
 
 import keras
@@ -126,6 +127,36 @@ def test_steps_are_the_optimizers(how):
     for step, count in recorder.seen:
         assert count == zeros_for(TOTAL, schedule(step))
     assert zeros(model) == zeros_for(TOTAL, 0.8)
+
+
+@pytest.mark.parametrize(("start", "sparsity"), [(0, 0.0), (3, 0.75)])
+def test_the_best_epoch_comes_back_with_its_masks(start, sparsity):
+    class Worse(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            logs["worse"] = epoch
+
+    model, schedule = compiled(), PolynomialDecay(0.0, 0.75, begin_step=10, end_step=16, frequency=2)
+    best = keras.callbacks.EarlyStopping("worse", 0, 9, mode="min", restore_best_weights=True, start_from_epoch=start)
+    fit(model, [Worse(), GradualPruning(schedule), best], epochs=5)
+    assert kprune.summary(model).sparsity == sparsity
+    if sparsity:
+        assert_zero(model)
+
+
+@pytest.mark.parametrize("criterion", ["snip", "grasp", "taylor"])
+def test_an_option_of_a_criterion_goes_through_partial(criterion):
+    def masks(option):
+        model = keras.Sequential([keras.Input((8,)), layers.Dense(12), layers.BatchNormalization(), layers.Dense(3)])
+        for seed, weight in enumerate(model.trainable_variables):
+            weight.assign(np.random.default_rng(seed).normal(size=weight.shape))
+        model.compile("sgd", "mse")
+        function = functools.partial(getattr(kprune.criteria, criterion), **option)
+        fit(model, [PruneAtInit(function, 0.5, data=data())])
+        return np.concatenate([w.kept().ravel() for w in kprune.masked_weights(model)])
+
+    plain, inference, training = masks({}), masks({"training": False}), masks({"training": True})
+    np.testing.assert_array_equal(plain, inference)
+    assert (plain != training).any()
 
 
 def test_a_resumed_fit_keeps_its_place_in_the_schedule():
