@@ -81,16 +81,16 @@ def test_a_callback_that_restarts_forgets_the_level_before(restarts):
     assert rates == [0.5, 0.5, 0.25, 0.5, *([0.5, 0.25] if forgets else [0.25, 0.125])]
 
 
-class Rates(keras.callbacks.Callback):
-    """The learning rate with which each epoch begins."""
+class Begins(keras.callbacks.Callback):
+    """What a function of the model sees when each epoch's first batch begins."""
 
-    def __init__(self):
+    def __init__(self, look):
         super().__init__()
-        self.seen = []
+        self.look, self.seen = look, []
 
     def on_train_batch_begin(self, batch, logs=None):
         if batch == 0:
-            self.seen.append(float(self.model.optimizer.learning_rate))
+            self.seen.append(self.look(self.model))
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -103,28 +103,18 @@ class Rates(keras.callbacks.Callback):
     ids=["of the epoch", "of the rate"],
 )
 def test_a_schedule_within_levels_may_be_listed_before_or_after(schedule, expected, first):
-    lottery, rates = LotteryTicket(levels=1, epochs_per_level=3, rewind_to="epoch:1"), Rates()
+    lottery = LotteryTicket(levels=1, epochs_per_level=3, rewind_to="epoch:1")
+    rates = Begins(lambda model: float(model.optimizer.learning_rate))
     scheduler = keras.callbacks.LearningRateScheduler(lottery.within_level(schedule))
     train(network(keras.optimizers.SGD(0.5)), 5, *([scheduler, lottery] if first else [lottery, scheduler]), rates)
     assert rates.seen == expected
 
 
-class Begins(keras.callbacks.Callback):
-    """The first kernel with which each epoch's first batch is trained."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch == 0:
-            self.seen.append(kprune.masked_weights(self.model)[0].value())
-
-
 @pytest.mark.parametrize("first", [True, False])
 def test_swapped_averages_do_not_pass_for_what_was_rewound(first):
     model = network(keras.optimizers.Adam(use_ema=True, ema_momentum=0.9))
-    lottery, swap, begins = LotteryTicket(levels=1, epochs_per_level=1), keras.callbacks.SwapEMAWeights(True), Begins()
+    lottery, swap = LotteryTicket(levels=1, epochs_per_level=1), keras.callbacks.SwapEMAWeights(True)
+    begins = Begins(lambda model: kprune.masked_weights(model)[0].value())
     if not first:
         with pytest.raises(RuntimeError, match=r"SwapEMAWeights.* before LotteryTicket\. Received: level=1"):
             train(model, 2, lottery, swap, begins)
