@@ -113,6 +113,11 @@ def build(optimizer: Any, model: Any) -> None:
 def all_variables(optimizer: Any) -> list[Any]:
     """All that a built optimizer keeps: iterations, learning rate, slots, averages, loss scale; each once."""
     found = list(optimizer.variables)
+    # tf_keras counts neither its dynamic loss scale nor its learning rate among the variables; the former has no public
+    # name (checked with tf_keras 2.21; tests/tf_keras/test_lottery_tf_keras.py).
+    scale = vars(optimizer).get("_loss_scale")
+    found += [scale.current_loss_scale, scale.counter] if hasattr(scale, "counter") else []
     for inner in inner_optimizers(optimizer):
         found += list(inner.variables)
+        found += [inner.learning_rate] if hasattr(inner.learning_rate, "assign") else []
     return list({id(v): v for v in found}.values())

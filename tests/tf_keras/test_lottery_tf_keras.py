@@ -115,6 +115,50 @@ def test_resumed_it_ends_as_if_it_had_not_stopped(make, first, tmp_path):
     assert_same(model, whole)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_schedule_within_levels_may_be_listed_before_or_after(first):
+    model, rates = network(tf_keras.optimizers.SGD(0.5)), []
+    lottery = LotteryTicket(levels=1, epochs_per_level=3, rewind_to="epoch:1")
+    scheduler = tf_keras.callbacks.LearningRateScheduler(lottery.within_level(lambda epoch, rate: rate / 2))
+
+    def watch(batch, logs):
+        if batch == 0:
+            rates.append(float(model.optimizer.learning_rate))
+
+    watching = tf_keras.callbacks.LambdaCallback(on_batch_begin=watch)
+    fit(model, 5, *([scheduler, lottery] if first else [lottery, scheduler]), watching)
+    assert rates == [0.25, 0.125, 0.0625, 0.125, 0.0625]
+
+
+def test_the_learning_rate_and_the_loss_scale_are_rewound():
+    inner = tf_keras.optimizers.SGD(0.5)
+    optimizer = tf_keras.mixed_precision.LossScaleOptimizer(inner, initial_scale=4.0, dynamic_growth_steps=4)
+    model = network(optimizer)
+    before = snapshot(model)
+    fit(model, 1)
+    inner.learning_rate = 0.125
+    assert (float(optimizer.loss_scale), int(optimizer.dynamic_counter)) == (8.0, 2)
+    rewind(model, before)
+    assert (float(optimizer.loss_scale), int(optimizer.dynamic_counter)) == (4.0, 0)
+    assert float(inner.learning_rate) == 0.5 and int(inner.iterations) == 0
+
+
+def test_a_checkpoint_loads_after_a_fit_that_was_interrupted(tmp_path):
+    class Stop(tf_keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+    model = network()
+    checkpoint = tf_keras.callbacks.ModelCheckpoint(str(tmp_path / "a"), save_weights_only=True)
+    fit(model, 1, SynFlow(0.5, rounds=5, verbose=False), checkpoint)
+    wanted = [weight.value() for weight in kprune.masked_weights(model)]
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, 2, LotteryTicket(levels=1, epochs_per_level=1), Stop())
+    model.load_weights(str(tmp_path / "a"))
+    for weight, value in zip(kprune.masked_weights(model), wanted, strict=True):
+        np.testing.assert_array_equal(weight.value(), value)
+
+
 def test_keras_3s_backup_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"use tf_keras.callbacks.BackupAndRestore.*Received: model="):
         fit(network(), 1, BackupAndRestore(tmp_path / "b.npz"))
