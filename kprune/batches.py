@@ -82,10 +82,10 @@ def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple
     [0, 0, 1, 1]
     """
     y = np.asarray(y)
-    lengths = {len(part) for part in keras.tree.flatten(x)} | {len(y)}
-    if len(lengths) != 1:
-        raise ValueError(f"x and y have as many examples as each other. Received: lengths={sorted(lengths)}")
-    if per_class < 1:
+    shapes = [np.shape(part) for part in (*keras.tree.flatten(x), y)]
+    if not all(shapes) or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(f"x and y are arrays of as many examples as each other. Received: shapes={shapes[:4]}")
+    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
         raise ValueError(f"`per_class` is at least 1. Received: per_class={per_class!r}")
     ids = y.argmax(-1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(-1)
     draw = np.random.default_rng(seed)

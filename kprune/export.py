@@ -18,7 +18,7 @@ import numpy as np
 
 from .distribution import is_chief
 from .inputs import call_with, input_like
-from .masks import is_tf_keras, plain
+from .masks import is_tf_keras, masked_weights, plain
 
 # A SavedModel runs as an optimised graph, so its float32 sums may be taken in another order.
 TOLERANCE = 1e-4
@@ -79,6 +79,7 @@ def export(model: Any, path: str | os.PathLike[str], *, inputs: Any = None, over
     ...     kprune.export(model, f"{folder}/sparse").keras_file.name
     'sparse.keras'
     """
+    masked_weights(model)  # raises for what is no model
     with contextlib.ExitStack() as stack:
         target = pathlib.Path(path)
         if not is_chief():

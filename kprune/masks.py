@@ -17,6 +17,7 @@ from absl import logging
 
 from .distribution import to_numpy
 from .optimizers import reset_slots
+from .registry import check_expression
 
 Masks = dict[str, np.ndarray]
 Filters = str | Sequence[str] | Callable[[Any], bool] | None
@@ -265,6 +266,9 @@ def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tup
         raise ValueError(
             f"`filters` is a regular expression, several, or a function of a layer. Received: filters={filters!r}"
         )
+    if not callable(filters):
+        for expression in [filters] if isinstance(filters, str) else filters or ():
+            check_expression(expression, "filters")
     return filters, tuple(weights)
 
 

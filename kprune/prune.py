@@ -16,7 +16,7 @@ from .distribution import outside_strategies
 from .layout import Layout, layout_of
 from .masks import MaskedWeight, Masks, is_tf_keras, mask, masked_weights, set_masks, strip
 from .patterns import PATTERNS, pooled
-from .registry import Registry, trait
+from .registry import Registry, check_expression, trait
 from .schedules import check_sparsity
 from .scopes import SCOPES
 from .shares import alive
@@ -246,7 +246,10 @@ def mask_for_pruning(model: Any) -> bool:
 def check_sparsities(sparsity: float | dict[str, float]) -> None:
     """Raises ValueError unless it is a sparsity, or a dict of some."""
     if isinstance(sparsity, dict):
+        if not sparsity:
+            raise ValueError("A dict of sparsities holds at least one. Received: sparsity={}")
         for expression, value in sparsity.items():
+            check_expression(expression)
             check_sparsity(f"sparsity[{expression!r}]", value)
     else:
         check_sparsity("sparsity", sparsity)

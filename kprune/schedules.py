@@ -24,6 +24,7 @@ from .curves import (
     Schedule,
     check_sparsity,
 )
+from .registry import check_expression
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +75,7 @@ class PerLayer:
                 f"Expected a dict, regular expression -> schedule, not empty. Received: schedules={self.schedules!r}"
             )
         for expression, schedule in self.schedules.items():
-            _check_expression(expression)
+            check_expression(expression)
             if isinstance(schedule, PerLayer):
                 raise ValueError(f"A member of a PerLayer is a plain schedule. Received: schedule={schedule!r}")
         members = {expression: as_schedule(schedule) for expression, schedule in self.schedules.items()}
@@ -187,18 +188,6 @@ def plot_schedule(schedules: Any, path: str | os.PathLike[str] | None = None, st
     from .plots import draw_schedules, written
 
     return written(path, lambda: draw_schedules(schedules, steps))
-
-
-def _check_expression(expression: Any) -> None:
-    """Raises ValueError unless it is a regular expression, as text."""
-    try:
-        if not isinstance(expression, str):
-            raise TypeError
-        re.compile(expression)
-    except (re.error, TypeError):
-        raise ValueError(
-            f"Expected a regular expression, to be searched in paths of weights. Received: expression={expression!r}"
-        ) from None
 
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .patterns import nth_highest
-from .registry import Registry
+from .registry import Registry, check_expression
 from .shares import alive, in_proportion, zeros_for
 
 Scores = dict[str, np.ndarray]
@@ -310,6 +310,7 @@ def _by_expression(values: dict[str, Any], paths: Iterable[str], default: Any, r
     """path -> the value of the first expression that is found in it, or the default."""
     paths = list(paths)
     for expression in values:
+        check_expression(expression)
         if not any(re.search(expression, path) for path in paths):
             raise ValueError(f"{expression!r} matches none of {', '.join(paths)}. Received: {received}")
     return {path: next((v for e, v in values.items() if re.search(e, path)), default) for path in paths}

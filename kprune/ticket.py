@@ -17,6 +17,7 @@ from .distribution import to_numpy
 from .files import check_npz, joined, pack, split, unpack, write
 from .masks import Masks, current_masks, masked_weights, set_masks, strip
 from .prune import mask_for_pruning
+from .registry import check_expression
 from .rewind import Arrays, matched, model_weights, reapply_masks
 
 _KIND = "kprune ticket 1"
@@ -118,12 +119,10 @@ class Ticket:
             ValueError: the model does not match (the first weight that does not is named), or `skip` is no regular
                 expression, or one that leaves nothing. Nothing has been changed then.
         """
-        try:
-            skipped = None if skip is None else re.compile(skip)
-        except (TypeError, re.error) as error:
-            raise ValueError(f"`skip` is a regular expression: {error}. Received: skip={skip!r}") from error
-        if skipped is not None and all(map(skipped.search, self.masks)):
-            raise ValueError(f"`skip` leaves no mask to apply. Received: skip={skip!r}")
+        if skip is not None:
+            check_expression(skip, "skip")
+            if all(re.search(skip, path) for path in self.masks):
+                raise ValueError(f"`skip` leaves no mask to apply. Received: skip={skip!r}")
         mine = model_weights(model)
         values = _match(mine, self.weights, skip) if weights else {}
         fresh = mask_for_pruning(model)

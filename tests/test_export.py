@@ -90,6 +90,8 @@ def test_own_inputs_for_a_model_of_open_shape(tmp_path):
     inputs = keras.Input((None, 3))
     model = keras.Model(inputs, layers.Dense(4)(inputs))
     kprune.mask(model)
+    with pytest.raises(ValueError, match=r"Received: model=<class 'int'>$"):
+        kprune.export(5, "somewhere")
     with pytest.raises(ValueError, match=r"not fixed"):
         kprune.export(model, tmp_path / "m")
     assert kprune.export(model, tmp_path / "m", inputs=np.ones((2, 9, 3), "float32")).saved_model.is_dir()

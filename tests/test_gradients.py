@@ -357,4 +357,12 @@ def test_balanced_sample():
     assert classes.tolist() == [0, 0, 1, 1, 2] and (y[drawn] == classes).all() and len(set(drawn)) == 5
     one_hot = np.eye(3)[y]
     np.testing.assert_array_equal(balanced_sample(x, one_hot, per_class=2)[0], drawn)
+    for wrong, received in (
+        ((x, 5), "shapes="),
+        ((x, y[:3]), "shapes="),
+        ((x, y, 0), "per_class=0"),
+        ((x, y, 1.5), "per"),
+    ):
+        with pytest.raises(ValueError, match=f"Received: {received}"):
+            balanced_sample(*wrong)
     assert balanced_sample(x, y, 2, seed=1)[0].tolist() != drawn.tolist()

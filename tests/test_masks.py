@@ -120,6 +120,8 @@ def test_nothing_to_mask_is_a_report_and_pruning_it_an_error():
     [
         (dict(weights=("kernels",)), r"knows \[.*'kernel'.*Received: weights=\('kernels',\)$"),
         (dict(filters=3), r"Received: filters=3$"),
+        (dict(filters="("), r"Received: filters='\('$"),
+        (dict(filters=["hidden", 5]), r"Received: filters=5$"),
     ],
 )
 def test_bad_arguments(arguments, message):

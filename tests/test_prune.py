@@ -523,7 +523,14 @@ def test_a_sparsity_for_each_group_of_weights():
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "received"), [({"lstm": 0.5}, "sparsity='lstm'"), ({"hidden": 1.5}, r"sparsity\['hidden'\]=1.5")]
+    ("sparsity", "received"),
+    [
+        ({"lstm": 0.5}, "sparsity='lstm'"),
+        ({"hidden": 1.5}, r"sparsity\['hidden'\]=1.5"),
+        ({"(": 0.5}, r"expression='\('"),
+        ({5: 0.5}, "expression=5"),
+        ({}, r"sparsity=\{\}"),
+    ],
 )
 def test_a_group_that_cannot_be_pruned_is_refused_before_anything_changes(sparsity, received):
     model = mlp()

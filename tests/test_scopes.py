@@ -460,6 +460,8 @@ def test_kept_out_by_hand():
         ValueError, match=r"'z' matches none of a, b, c. Received: first=True, last=False, paths=\['z'\]$"
     ):
         kept_out("global", first=True, paths=["z"])(scores, 0.5)
+    with pytest.raises(ValueError, match=r"Received: expression='\('$"):
+        kept_out("global", paths="(")(scores, 0.5)
     with pytest.raises(ValueError, match=r"Say which .* Received: first=False, last=False, paths=None"):
         kept_out("global")
 
