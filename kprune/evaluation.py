@@ -79,11 +79,18 @@ def _by_function(model: Any, evaluate: Callable[[Any], Any]) -> tuple[str, float
 
 def _by_metric(model: Any, inputs: dict[str, Any]) -> tuple[str, float]:
     results = model.evaluate(**inputs, verbose=0, return_dict=True)
-    # Keras sorts what it returns; the model itself knows the order in which the metrics were compiled.
-    names = [n for n in model.get_metrics_result() if n in results and n != "loss" and not n.endswith("_loss")]
+    # Keras sorts what `evaluate` returns, Keras 3.13 also what `get_metrics_result` does; the metrics themselves are in
+    # the order in which they were compiled. Keras 3 has one for all of these, whose result is a dict.
+    names = [name for metric in model.metrics for name in _names(metric)]
+    names = [name for name in names if name in results and name != "loss" and not name.endswith("_loss")]
     if not names:
         raise ValueError(
             "No metric is compiled besides the loss: compile with metrics=['accuracy'], or pass a function of the "
             f"model. Received: model={model.name!r}, which reports {', '.join(results)}"
         )
     return names[0], float(results[names[0]])
+
+
+def _names(metric: Any) -> list[str]:
+    result = metric.result()
+    return list(result) if isinstance(result, dict) else [metric.name]
