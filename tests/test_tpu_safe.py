@@ -4,6 +4,7 @@ What the TPU's own compiler says of it: tests/tpu/, `make test-tpu`.
 """
 
 import contextlib
+import importlib
 import pathlib
 import re
 
@@ -87,8 +88,15 @@ def module_with(function):
     return fit(model).lowered()
 
 
+def with_float64():
+    if not JAX:
+        return contextlib.nullcontext()
+    # Before JAX 0.8 it was experimental.
+    return (jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")).enable_x64(True)
+
+
 def test_the_check_sees_float64():
-    with jax.enable_x64(True) if JAX else contextlib.nullcontext():
+    with with_float64():
         assert "float64: 8x288xf64" in violations(module_with(wide))
 
 
