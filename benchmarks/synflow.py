@@ -19,7 +19,7 @@ import kprune
 from kprune.criteria import Context, synflow
 from kprune.criteria.synflow import _make_scorer
 from kprune.masks import masked_weights
-from kprune.prune import mask_for_pruning
+from kprune.pruning import mask_for_pruning
 
 FLAGS = flags.FLAGS
 flags.DEFINE_bool("networks", False, "Run the second part too: all networks, several minutes.")

@@ -8,10 +8,10 @@ from typing import Any
 
 from absl import logging
 
-from kprune.distribution import is_chief
-from kprune.files import check_npz, joined, pack, read, split, unpack, write
+from kprune.lottery.rewind import Snapshot, restore, snapshot
 from kprune.masks import current_masks, is_tf_keras
-from kprune.rewind import Snapshot, restore, snapshot
+from kprune.runtime.distribution import is_chief
+from kprune.runtime.files import check_npz, joined, pack, read, split, unpack, write
 
 from .base import MaskingCallback
 

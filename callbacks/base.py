@@ -9,11 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from kprune.carry import Carrier, carry, release
-from kprune.distribution import warn_of_keras_fit
 from kprune.masks import moved_weights, strip
-from kprune.optimizers import check_optimizer
-from kprune.prune import mask_for_pruning
+from kprune.pruning import mask_for_pruning
+from kprune.runtime.distribution import warn_of_keras_fit
+from kprune.runtime.optimizers import check_optimizer
+
+from ._carrier import Carrier, carry, release
 
 
 class Callback(keras.callbacks.Callback):

@@ -10,9 +10,9 @@ import numpy as np
 from absl import logging
 
 from kprune.analysis import mask_distance
+from kprune.lottery.rewind import Snapshot, rewind, snapshot
 from kprune.masks import Masks, masked_weights, set_masks
-from kprune.prune import Plan
-from kprune.rewind import Snapshot, rewind, snapshot
+from kprune.pruning import Plan
 from kprune.schedules import check_sparsity
 
 from .base import MaskingCallback

@@ -9,10 +9,10 @@ import numpy as np
 from absl import logging
 
 from kprune.criteria import Movement
-from kprune.files import split
 from kprune.masks import Masks, masked_weights, set_masks
-from kprune.optimizers import batches_per_step, iterations
-from kprune.prune import Plan
+from kprune.pruning import Plan
+from kprune.runtime.files import split
+from kprune.runtime.optimizers import batches_per_step, iterations
 from kprune.schedules import PerLayer, Schedule, applied, as_schedule, last_update
 
 from .base import MaskingCallback

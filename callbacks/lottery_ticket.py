@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from kprune.distribution import to_numpy
-from kprune.files import check_npz
-from kprune.lottery import Lottery, density
+from kprune.lottery.levels import Lottery, density
+from kprune.lottery.rewind import Arrays
+from kprune.lottery.ticket import Ticket
 from kprune.masks import masked_weights
-from kprune.prune import Plan
-from kprune.rewind import Arrays
-from kprune.ticket import Ticket
+from kprune.pruning import Plan
+from kprune.runtime.distribution import to_numpy
+from kprune.runtime.files import check_npz
 
 from .take_snapshot import TakeSnapshot
 

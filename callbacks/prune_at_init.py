@@ -8,7 +8,7 @@ from typing import Any
 from absl import logging
 
 from kprune.masks import masked_weights, set_masks
-from kprune.prune import Plan
+from kprune.pruning import Plan
 from kprune.schedules import check_sparsity
 from kprune.scopes import zeros_for
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from absl import logging
 
-from kprune.distribution import is_chief
-from kprune.report import summary
+from kprune.report.summary import summary
+from kprune.runtime.distribution import is_chief
 
 from .base import Callback
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kprune.optimizers import batches_per_step, batches_taken
-from kprune.rewind import RewindPoint, Snapshot, snapshot
+from kprune.lottery.rewind import RewindPoint, Snapshot, snapshot
+from kprune.runtime.optimizers import batches_per_step, batches_taken
 
 from .base import MaskingCallback
 

@@ -15,32 +15,21 @@ _root = pathlib.Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
     __path__.append(str(_root))
 
-from . import (  # noqa: E402
-    analysis,
-    callbacks,
-    controls,
-    criteria,
-    data,
-    lottery_runs,
-    models,
-    patterns,
-    rewind,
-    schedules,
-    scopes,
-    sweep,
-)
+from . import analysis, callbacks, controls, criteria, data, models, patterns, schedules, scopes  # noqa: E402
 from ._version import __version__  # noqa: E402
-from .batches import balanced_sample  # noqa: E402
-from .export import export  # noqa: E402
-from .find_ticket import Level, find_ticket  # noqa: E402
+from .data.batches import balanced_sample  # noqa: E402
+from .data.rewindable import RewindableBatches  # noqa: E402
+from .deploy.export import export  # noqa: E402
+from .experiments import lottery_runs, sweep  # noqa: E402
+from .experiments.find_ticket import Level, find_ticket  # noqa: E402
+from .experiments.sensitivity import Sensitivity, sensitivity  # noqa: E402
+from .lottery import rewind  # noqa: E402
+from .lottery.ticket import Ticket  # noqa: E402
 from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, strip  # noqa: E402
-from .prune import prune  # noqa: E402
-from .replay import RewindableBatches  # noqa: E402
-from .report import plot_sparsity, summary  # noqa: E402
+from .pruning import prune  # noqa: E402
+from .report.summary import plot_sparsity, summary  # noqa: E402
+from .runtime.strategy import auto_strategy  # noqa: E402
 from .schedules import plot_schedule  # noqa: E402
-from .sensitivity import Sensitivity, sensitivity  # noqa: E402
-from .strategy import auto_strategy  # noqa: E402
-from .ticket import Ticket  # noqa: E402
 
 __all__ = [
     "Level",

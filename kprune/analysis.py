@@ -10,13 +10,13 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from .distribution import to_numpy
-from .evaluation import masked_meanwhile, measure_by, unchanged
-from .figures import Drawable
+from .experiments.evaluation import masked_meanwhile, measure_by, unchanged
+from .lottery.rewind import Arrays, Snapshot, matched, model_weights, rewind, snapshot
+from .lottery.ticket import Ticket
 from .masks import Masks, current_masks, masked_weights, strip
-from .rewind import Arrays, Snapshot, matched, model_weights, rewind, snapshot
-from .tables import new_table, table_lines
-from .ticket import Ticket
+from .runtime.distribution import to_numpy
+from .util.figures import Drawable
+from .util.tables import new_table, table_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,7 +118,7 @@ class LinearPath(Drawable):
         return {"metric": self.metric, **lists, "rise": self.rise, "fall": self.fall}
 
     def _draw(self) -> Figure:
-        from .plots import draw_linear_path
+        from .util.plotting import draw_linear_path
 
         return draw_linear_path(self)
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from .criteria import CRITERIA, Context, Scores
-from .distribution import to_numpy
-from .layers import all_layers
+from .lottery.rewind import Arrays, matched, model_weights
 from .masks import Masks, is_tf_keras, masked_weights, set_masks
-from .optimizers import reset_slots
-from .report import summary
-from .rewind import Arrays, matched, model_weights
+from .masks.masked_layers import all_layers
+from .report.summary import summary
+from .runtime.distribution import to_numpy
+from .runtime.optimizers import reset_slots
 
 
 def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]:

@@ -1,7 +1,7 @@
 """Patterns: the shape of the zeros. A pattern turns the scores of one weight and a count into its mask.
 
-A pattern sees every weight as (..., in, out), whatever its layer: see `kprune.layout`. The traits in which one differs
-from the plain case:
+A pattern sees every weight as (..., in, out), whatever its layer: see `kprune.masks.layout`. The traits in which one
+differs from the plain case:
 
 - `default_scope`: the scope where the user does not name one ("global");
 - `blocks`: of a pattern that keeps blocks of entries whole, the function shape -> int array of that shape, the number
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from .registry import Registry
-from .shares import alive
-from .threads import side_by_side
+from .util.ranking import alive
+from .util.registry import Registry
+from .util.threads import side_by_side
 
 PATTERNS = Registry("pattern")
 SAMPLE = 16384

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from .patterns import nth_highest
-from .registry import Registry, check_expression
-from .shares import alive, in_proportion, zeros_for
+from .util.ranking import alive, in_proportion, zeros_for
+from .util.registry import Registry, check_expression
 
 Scores = dict[str, np.ndarray]
 Scope = Callable[[Scores, float], dict[str, int]]

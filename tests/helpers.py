@@ -11,7 +11,7 @@ from keras import layers
 from kprune.callbacks.base import Callback
 
 import kprune
-from kprune.criteria.gradients import Gradients
+from kprune.criteria.engines.derivatives import Gradients
 
 # The same examples in every run.
 steady = settings(max_examples=100, deadline=None, derandomize=True, database=None)

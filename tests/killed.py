@@ -17,8 +17,9 @@ from kprune.callbacks import BackupAndRestore, EarlyBird, GradualPruning, Lotter
 from sklearn.datasets import load_digits
 
 import kprune
-from kprune import masks, rewind
-from kprune.prune import Plan
+from kprune import masks
+from kprune.lottery import rewind
+from kprune.pruning import Plan
 from kprune.schedules import PolynomialDecay
 
 FILES = {"half a file": (pathlib.Path, "write_bytes"), "before the rename": (os, "replace")}

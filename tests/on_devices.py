@@ -4,7 +4,7 @@ import sys
 
 import keras
 
-from kprune import cli
+from kprune.cli import main as cli
 
 if keras.backend.backend() == "jax":
     import jax

@@ -13,8 +13,8 @@ from test_prune import assert_unchanged, snapshot, trained
 
 import kprune
 from kprune.analysis import LinearPath, barrier, instability, linear_path, mask_distance, supermask
-from kprune.rewind import Snapshot
-from kprune.rewind import snapshot as point
+from kprune.lottery.rewind import Snapshot
+from kprune.lottery.rewind import snapshot as point
 
 pytestmark = pytest.mark.one_session
 
@@ -81,7 +81,7 @@ def test_masks_with_other_names_are_matched_by_order_and_other_masks_refused():
     with pytest.raises(ValueError, match=r"Received: 1 arrays"):
         mask_distance(one, {"dense/kernel": np.ones(4, bool)})
     for pair, name in (((kprune.Ticket(one, {}), other), "one"), ((one, kprune.Ticket(other, {})), "other")):
-        with pytest.raises(ValueError, match=f"Received: {name}=<class 'kprune.ticket.Ticket'>$"):
+        with pytest.raises(ValueError, match=f"Received: {name}=<class 'kprune.lottery.ticket.Ticket'>$"):
             mask_distance(*pair)
 
 
@@ -350,7 +350,7 @@ def test_a_bad_instability_is_refused_before_it_trains():
         (dict(seeds=(1, 1)), r"Received: seeds=\(1, 1\)$"),
         (dict(seeds=(1,)), r"Received: seeds=\(1,\)$"),
         (dict(seeds=5), r"Received: seeds=5$"),
-        (dict(at=kprune.Ticket({}, {})), r"Received: at=<class 'kprune.ticket.Ticket'>$"),
+        (dict(at=kprune.Ticket({}, {})), r"Received: at=<class 'kprune.lottery.ticket.Ticket'>$"),
         (dict(points=0), "Received: points=0$"),
         (dict(evaluate=None), "Received: evaluate=None$"),
         (dict(at=other_model), "It is of another"),

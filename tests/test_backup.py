@@ -11,7 +11,7 @@ from keras import layers
 from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, SynFlow
 
 import kprune
-from kprune.rewind import snapshot
+from kprune.lottery.rewind import snapshot
 from kprune.schedules import PolynomialDecay
 
 

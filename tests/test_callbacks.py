@@ -11,7 +11,7 @@ from keras import layers
 from kprune.callbacks import GradualPruning, PruneAtInit, SparsityLogger, SynFlow
 
 import kprune
-from kprune.optimizers import iterations
+from kprune.runtime.optimizers import iterations
 from kprune.schedules import Constant, PerLayer, PolynomialDecay
 from kprune.scopes import zeros_for
 

@@ -14,7 +14,7 @@ import pytest
 from helpers import new_process
 
 import kprune
-from kprune import cli
+from kprune.cli import main as cli
 
 TINY = ["--model=lenet-300-100", "--width=0.1", "--epochs=1"]
 
@@ -250,7 +250,7 @@ def test_sweep(run, tmp_path):
 def test_the_committed_sweep_is_the_default_one_and_says_what_the_readme_says(run, tmp_path, monkeypatch):
     root = pathlib.Path(__file__).parent.parent
     shutil.copy(root / "docs" / "collapse.csv", tmp_path)
-    monkeypatch.setattr("kprune.commands.common.new_network", None)  # nothing is trained
+    monkeypatch.setattr("kprune.cli.commands.common.new_network", None)  # nothing is trained
     status, out, _ = run("sweep", f"--out_dir={tmp_path}")
     assert status == 0
     header, _, *rows = out.splitlines()[:7]
@@ -305,7 +305,7 @@ def test_words_for_a_rewind_point(run, tmp_path, monkeypatch, word, point):
         seen.append(arguments[5])
         raise ValueError("enough")
 
-    monkeypatch.setattr("kprune.commands.lottery.run_lotteries", spy)
+    monkeypatch.setattr("kprune.cli.commands.lottery.run_lotteries", spy)
     assert run(*LOTTERY, f"--rewind_to={word}", f"--out_dir={tmp_path}")[0] == 1
     assert seen == [point] and type(seen[0]) is type(point)
 
@@ -321,7 +321,7 @@ def test_weight_decay_is_the_optimizers(run, tmp_path, monkeypatch, words, decay
         seen.append((build(0).optimizer.weight_decay, options["settings"]["weight_decay"]))
         raise ValueError("enough")
 
-    monkeypatch.setattr("kprune.commands.lottery.run_lotteries", spy)
+    monkeypatch.setattr("kprune.cli.commands.lottery.run_lotteries", spy)
     assert run(*LOTTERY, "--optimizer=sgd", *words, f"--out_dir={tmp_path}")[0] == 1
     assert seen == [(decay, 0.01 if "--weight_decay=0.01" in words else None)]
 
@@ -351,7 +351,8 @@ def test_the_steps_of_a_learning_rate(run, monkeypatch, tmp_path):
 def test_tf_keras_models(tmp_path):
     script = f"""
 import keras, tf_keras
-from kprune import cli, mask, models, prune
+from kprune import mask, models, prune
+from kprune.cli import main as cli
 words = ["--library=tf_keras", "--method=gradual", "--sparsity=0.75", "--export_dir={tmp_path}", "--optimizer=adamw"]
 assert cli.main(["train", *{TINY}, *words]) == 0
 masked = mask(models.lenet_300_100((8, 8, 1), 10, 0.1, library=tf_keras)).model
@@ -521,6 +522,6 @@ def test_interrupted(run, monkeypatch):
 
 
 def test_as_a_program():
-    done = new_process("-m", "kprune.cli", "train", "--nope")
+    done = new_process("-m", "kprune.cli.main", "train", "--nope")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith("kprune train: Unknown command line flag 'nope'")

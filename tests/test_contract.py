@@ -20,12 +20,12 @@ from test_prune import assert_unchanged, snapshot, zeros
 import kprune
 from kprune import schedules
 from kprune.criteria import CRITERIA, Context
-from kprune.layers import all_layers
+from kprune.masks.masked_layers import all_layers
 from kprune.patterns import PATTERNS
-from kprune.prune import Plan
-from kprune.registry import trait
+from kprune.pruning import Plan
 from kprune.schedules import SCHEDULES, as_schedule, last_update
 from kprune.scopes import SCOPES, zeros_for
+from kprune.util.registry import trait
 
 pytestmark = pytest.mark.one_session
 

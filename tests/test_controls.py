@@ -14,7 +14,7 @@ from test_prune import assert_unchanged, snapshot
 
 import kprune
 from kprune.controls import inverted, matched_epochs, reinitialize, shuffle_masks, shuffled
-from kprune.prune import Plan
+from kprune.pruning import Plan
 
 pytestmark = pytest.mark.one_session
 

@@ -11,7 +11,7 @@ from test_prune import assert_unchanged, snapshot, zeros
 
 import kprune
 from kprune.criteria import Movement
-from kprune.optimizers import iterations
+from kprune.runtime.optimizers import iterations
 from kprune.schedules import Constant, Linear, PolynomialDecay
 from kprune.scopes import zeros_for
 

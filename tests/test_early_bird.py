@@ -11,7 +11,7 @@ from test_backup import Interrupt, fit, network, same
 
 import kprune
 from kprune.analysis import mask_distance
-from kprune.prune import Plan
+from kprune.pruning import Plan
 
 
 class Drawn(keras.callbacks.Callback):

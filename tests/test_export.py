@@ -134,6 +134,6 @@ def test_masks_survive_an_export_that_fails(tmp_path, monkeypatch):
 
 
 def test_of_several_processes_the_chiefs_files_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("kprune.export"), "is_chief", lambda: False)
+    monkeypatch.setattr(importlib.import_module("kprune.deploy.export"), "is_chief", lambda: False)
     assert kprune.export(mlp(), tmp_path / "plain").keras_bytes > 0
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from golden_networks import NAMES, Golden, build, float64, load
 
 import kprune
 from kprune.criteria import CRITERIA, Context, grasp, snip
-from kprune.prune import Plan
+from kprune.pruning import Plan
 from kprune.scopes import global_scope, zeros_for
 
 

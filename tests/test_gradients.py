@@ -14,11 +14,11 @@ from keras import layers, ops
 from test_prune import assert_unchanged, snapshot
 
 import kprune
-from kprune.batches import balanced_sample, take_batches
 from kprune.criteria import Context, fisher, grasp, snip, taylor
-from kprune.criteria.gradients import Gradients
-from kprune.criteria.precision import patched_attributes
-from kprune.prune import Plan
+from kprune.criteria.engines.derivatives import Gradients
+from kprune.criteria.engines.precision import patched_attributes
+from kprune.data.batches import balanced_sample, take_batches
+from kprune.pruning import Plan
 
 CRITERIA = {"snip": snip, "grasp": grasp}
 MODES = [(name, mode) for name in NAMES for mode in ("eval", "train") if (name, mode) != ("mlp3", "train")]

@@ -7,7 +7,7 @@ from helpers import EachBatch, assert_zero, halve
 from keras import layers
 
 import kprune
-from kprune.layers import Masked, MaskStore, all_layers
+from kprune.masks.masked_layers import Masked, MaskStore, all_layers
 
 ALL = ("kernel", "recurrent_kernel", "pointwise_kernel", "depthwise_kernel", "embeddings")
 

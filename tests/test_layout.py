@@ -9,8 +9,8 @@ from keras import layers
 from test_layers import ALL, Block, Projection, attend, grouped
 
 import kprune
-from kprune.layout import layout_of
-from kprune.prune import Plan
+from kprune.masks.layout import layout_of
+from kprune.pruning import Plan
 
 SEQUENCE, IMAGE, VOLUME, VECTOR = (6, 10), (6, 6, 10), (3, 3, 3, 6), (10,)
 DENSE, CONV1D, CONV2D, DEPTHWISE2D = ((0,), (1,)), ((1,), (2,)), ((2,), (3,)), ((0, 1), (2, 3))

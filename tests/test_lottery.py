@@ -9,7 +9,7 @@ from kprune.callbacks import LotteryTicket, TakeSnapshot
 from sklearn.datasets import load_digits
 
 import kprune
-from kprune.rewind import RewindPoint, rewind, snapshot
+from kprune.lottery.rewind import RewindPoint, rewind, snapshot
 
 DIGITS = load_digits()
 X, Y = (DIGITS.data / 16).astype("float32")[:600], DIGITS.target[:600]

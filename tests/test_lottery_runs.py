@@ -13,8 +13,8 @@ import pytest
 from helpers import CHEAP
 
 import kprune
-from kprune.lottery_runs import MODES, LotteryRun, LotteryRuns, run_lotteries
-from kprune.rewind import rewind
+from kprune.experiments.lottery_runs import MODES, LotteryRun, LotteryRuns, run_lotteries
+from kprune.lottery.rewind import rewind
 
 DIGITS = kprune.data.load("digits")
 DOCS = pathlib.Path(__file__).parents[1] / "docs"

@@ -11,8 +11,8 @@ from helpers import assert_zero, data, mlp
 from keras import layers
 
 import kprune
-from kprune.layers import Masked, all_layers
-from kprune.prune import Plan
+from kprune.masks.masked_layers import Masked, all_layers
+from kprune.pruning import Plan
 from kprune.scopes import with_floor, zeros_for
 
 pytestmark = pytest.mark.one_session

@@ -13,9 +13,9 @@ import pytest
 from keras import layers
 
 import kprune
-from kprune.flops import owned_weights
-from kprune.plots import short_paths
-from kprune.report import Row, Summary
+from kprune.report.flops import owned_weights
+from kprune.report.summary import Row, Summary
+from kprune.util.plotting import short_paths
 
 
 def sequential(shape, *stack, dtype="float32"):

@@ -24,7 +24,7 @@ from kprune.scopes import (
     with_floor,
     zeros_for,
 )
-from kprune.shares import in_proportion, scaled
+from kprune.util.ranking import in_proportion, scaled
 
 pytestmark = pytest.mark.one_session
 steady = settings(steady, max_examples=200)

@@ -12,7 +12,7 @@ import pytest
 from helpers import CHEAP, data, mlp, new_process
 
 import kprune
-from kprune import strategy as strategies
+from kprune.runtime import strategy as strategies
 
 BACKEND = keras.backend.backend()
 ON_DEVICES = pathlib.Path(__file__).with_name("on_devices.py")
@@ -149,8 +149,10 @@ def test_the_command_line_trains_on_all_devices(tmp_path):
 
 
 def test_data_are_cut_for_the_devices_and_dealt_to_the_processes(monkeypatch):
-    monkeypatch.setattr("kprune.data.replicas", lambda: 4)
-    monkeypatch.setattr("kprune.data.local_rows", lambda size: slice(size // 2, size))  # the second of two processes
+    monkeypatch.setattr("kprune.data.datasets.replicas", lambda: 4)
+    monkeypatch.setattr(
+        "kprune.data.datasets.local_rows", lambda size: slice(size // 2, size)
+    )  # the second of two processes
     digits = kprune.data.load("digits", batch_size=64)
     data = digits.divisible()
     np.testing.assert_array_equal(data.train[0], digits.train[0][:1436])

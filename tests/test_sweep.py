@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kprune
-from kprune.sweep import Cell, Sweep, sweep
+from kprune.experiments.sweep import Cell, Sweep, sweep
 
 DIGITS = kprune.data.load("digits")
 SMALL = dataclasses.replace(DIGITS, train=tuple(part[:128] for part in DIGITS.train))

@@ -11,9 +11,9 @@ from helpers import mlp
 from keras import layers
 
 import kprune
-from kprune.batches import take_batches
 from kprune.criteria import Context, synflow, synflow_l2
-from kprune.prune import Plan, mask_for_pruning
+from kprune.data.batches import take_batches
+from kprune.pruning import Plan, mask_for_pruning
 
 
 def scores_of(model, criterion=synflow, data=None):

@@ -12,7 +12,7 @@ from helpers import data, halve, mlp
 from keras import layers
 
 import kprune
-from kprune import files
+from kprune.runtime import files
 
 
 def ticket_of(model, **about):

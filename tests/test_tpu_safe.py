@@ -17,7 +17,7 @@ from test_contract import CALLBACK_ROWS
 
 import kprune
 from kprune.criteria import CRITERIA
-from kprune.registry import trait
+from kprune.util.registry import trait
 
 JAX = keras.backend.backend() == "jax"
 if JAX:

@@ -7,7 +7,7 @@ from helpers import EachBatch, assert_zero, data, halve, mlp
 from keras import layers, optimizers
 
 import kprune
-from kprune.optimizers import _slots, inner_optimizers, iterations
+from kprune.runtime.optimizers import _slots, inner_optimizers, iterations
 
 JAX = keras.backend.backend() == "jax"
 

@@ -9,13 +9,13 @@ A new criterion is one function of a `Context`, registered under a name, plus on
 """
 
 from .base import CRITERIA, Context, Scores
-from .gradient import fisher, force, grasp, iterative_snip, snip, taylor
-from .linearize import assume_homogeneous
+from .engines.linearize import assume_homogeneous
+from .initial import init_final_sign, large_init, magnitude_increase
+from .loss import fisher, force, grasp, iterative_snip, snip, taylor
 from .magnitude import lamp, large_final, magnitude
 from .movement import Movement, movement
 from .random import random
 from .synflow import synflow, synflow_l2
-from .training import init_final_sign, large_init, magnitude_increase
 
 __all__ = [
     "CRITERIA",

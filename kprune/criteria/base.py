@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from ..batches import Batch
+from ..data.batches import Batch
 from ..masks import MaskedWeight, Masks
-from ..registry import Registry
+from ..util.registry import Registry
 
 Scores = dict[str, np.ndarray]
 CRITERIA = Registry("criterion")

@@ -12,12 +12,12 @@ import keras
 import numpy as np
 from absl import logging
 
-from ..distribution import to_numpy, undistributed
-from ..inputs import call_with, input_like
-from ..layers import all_layers, is_masked
 from ..masks import MaskedWeight, is_tf_keras
+from ..masks.masked_layers import all_layers, is_masked
+from ..runtime.distribution import to_numpy, undistributed
+from ..runtime.inputs import call_with, input_like
 from .base import CRITERIA, Context, Scores
-from .linearize import linearized
+from .engines.linearize import linearized
 
 # Takes bool masks in the order of the weights; returns R and one array of scores per weight.
 Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
@@ -108,7 +108,7 @@ def _make_scorer(context: Context, power: int = 1, inputs: str = "ones") -> Scor
     _warn_of_biases(context.model)
     given = _inputs(context, inputs)
     if is_tf_keras(context.model):
-        from .synflow_tf_keras import float64_scorer
+        from .engines.synflow_tf_keras import float64_scorer
 
         return float64_scorer(context.model, context.weights, power, given)
     make = {"tensorflow": _tensorflow_scorer, "jax": _jax_scorer}.get(keras.backend.backend())

@@ -10,9 +10,9 @@ from small import BATCH, DISTRIBUTIONS, data, distribute, network
 from test_contract import CALLBACK_ROWS
 
 import kprune
-from kprune.distribution import to_numpy
+from kprune.lottery.rewind import snapshot
 from kprune.masks import current_masks
-from kprune.rewind import snapshot
+from kprune.runtime.distribution import to_numpy
 
 CLOSE = dict(rtol=2e-4, atol=1e-6)  # sums of four parts, and of all at once
 

@@ -6,8 +6,9 @@ import pytest
 from small import BATCH, data, network
 
 import kprune
-from kprune import callbacks, files
-from kprune.distribution import is_chief
+from kprune import callbacks
+from kprune.runtime import files
+from kprune.runtime.distribution import is_chief
 
 WRITING = {
     "BackupAndRestore": lambda folder: callbacks.BackupAndRestore(folder / "backup.npz", delete=False),

@@ -11,7 +11,7 @@ from small import BATCH, DISTRIBUTIONS, data, distribute, network
 
 import kprune
 from kprune.criteria import CRITERIA, Context
-from kprune.prune import Plan
+from kprune.pruning import Plan
 
 
 def half_pruned(name):

@@ -25,9 +25,9 @@ from small import BATCH, STEPS, data, distribute, network
 
 import kprune
 from kprune import callbacks
+from kprune.lottery.rewind import snapshot
 from kprune.masks import current_masks
-from kprune.optimizers import iterations
-from kprune.rewind import snapshot
+from kprune.runtime.optimizers import iterations
 from kprune.schedules import PolynomialDecay
 
 EPOCHS = 4

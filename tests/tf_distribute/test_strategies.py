@@ -26,10 +26,10 @@ from kprune.callbacks.base import Callback
 from tpu_strategy import TPUStrategyOnCPU
 
 import kprune
-from kprune.distribution import is_chief
-from kprune.files import write
+from kprune.lottery.rewind import snapshot
 from kprune.masks import plain
-from kprune.rewind import snapshot
+from kprune.runtime.distribution import is_chief
+from kprune.runtime.files import write
 
 pytestmark = pytest.mark.one_session
 

@@ -20,7 +20,7 @@ from distributed import BATCH_SIZE, CALLBACKS, STEPS, Record, begin, digits, net
 from kprune.callbacks import GradualPruning, LotteryTicket, SparsityLogger, SynFlow
 from kprune.callbacks.base import Callback
 
-from kprune.rewind import snapshot
+from kprune.lottery.rewind import snapshot
 from kprune.schedules import PolynomialDecay
 
 RANK = json.loads(os.environ["TF_CONFIG"])["task"]["index"] if "TF_CONFIG" in os.environ else 0

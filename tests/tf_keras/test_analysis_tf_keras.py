@@ -8,7 +8,7 @@ from tfk_helpers import masked_mlp, mlp, state
 
 import kprune
 from kprune.analysis import instability, linear_path, supermask
-from kprune.rewind import snapshot
+from kprune.lottery.rewind import snapshot
 
 
 def trained(half=True):

@@ -13,8 +13,8 @@ from tfk_helpers import masked_mlp, sequential, state
 
 import kprune
 from kprune.criteria import CRITERIA, Context
-from kprune.prune import Plan
-from kprune.registry import trait
+from kprune.pruning import Plan
+from kprune.util.registry import trait
 
 NAMES = list(CRITERIA)  # before a test or a doctest registers one of its own
 NEED_DATA = [name for name in NAMES if "data" in trait(CRITERIA.get(name), "needs", ())]

@@ -11,8 +11,8 @@ from tf_keras import layers
 from tfk_helpers import masked_mlp, mlp, sequential, state
 
 import kprune
-from kprune.batches import take_batches
 from kprune.criteria import Context, grasp, snip
+from kprune.data.batches import take_batches
 
 CRITERIA = {"snip": snip, "grasp": grasp}
 

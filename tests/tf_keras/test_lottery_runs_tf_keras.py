@@ -9,7 +9,9 @@ from helpers import data
 from tfk_helpers import masked_mlp, mlp
 
 import kprune
-from kprune import controls, lottery_runs, rewind
+from kprune import controls
+from kprune.experiments import lottery_runs
+from kprune.lottery import rewind
 
 DIGITS = kprune.data.load("digits")
 SMALL = dataclasses.replace(DIGITS, train=tuple(part[:250] for part in DIGITS.train))

@@ -11,7 +11,7 @@ from tf_keras import layers
 from tfk_helpers import sequential
 
 import kprune
-from kprune.rewind import rewind, snapshot
+from kprune.lottery.rewind import rewind, snapshot
 from kprune.schedules import PolynomialDecay
 
 STEPS = 6

@@ -11,8 +11,8 @@ from tfk_helpers import masked_mlp, outputs, sequential, wrappers
 
 import kprune
 from kprune.criteria import CRITERIA
-from kprune.layout import layout_of
-from kprune.prune import Plan
+from kprune.masks.layout import layout_of
+from kprune.pruning import Plan
 from kprune.schedules import PolynomialDecay
 
 SEQUENCE, IMAGE, VOLUME = (6, 10), (6, 6, 10), (3, 3, 3, 6)

@@ -9,7 +9,7 @@ from tf_keras import layers, optimizers
 from tfk_helpers import assert_same, masked_mlp, mlp, outputs, pruned_fraction, sequential
 
 import kprune
-from kprune.optimizers import _slots, inner_optimizers, iterations
+from kprune.runtime.optimizers import _slots, inner_optimizers, iterations
 
 OPTIMIZERS = {
     "SGD": lambda **k: optimizers.SGD(0.1, momentum=0.9, nesterov=True, **k),

@@ -10,9 +10,9 @@ from tf_keras import layers
 from tfk_helpers import assert_same, sequential, state
 
 import kprune
-from kprune.batches import take_batches
 from kprune.criteria import CRITERIA, Context
-from kprune.criteria.twins_tf_keras import Twins
+from kprune.criteria.engines.twins_tf_keras import Twins
+from kprune.data.batches import take_batches
 
 
 def scores_of(model, name, batch, **arguments):

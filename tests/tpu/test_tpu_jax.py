@@ -12,7 +12,7 @@ from tpu_rows import MODELS, prune_by
 
 import kprune
 from kprune.criteria import CRITERIA
-from kprune.registry import trait
+from kprune.util.registry import trait
 
 ROAD = "Keras 3 on JAX"
 

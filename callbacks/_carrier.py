@@ -1,0 +1,125 @@
+"""What callbacks know beside weights and masks, carried in the model's own checkpoints through a fit.
+
+A callback that keeps state (`get_state`, `set_state`) registers here when a fit begins. From then on the state is in
+whatever is saved of the model: with its masks in the `.weights.h5` of Keras 3, as a Python state in the checkpoints of
+tf_keras. So a backup holds weights, masks and state of one moment, and Keras's BackupAndRestore brings back all three.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from kprune.masks import is_tf_keras, masked_weights
+from kprune.masks.keras3 import seed_states
+from kprune.masks.masked_layers import CARRIER as ATTRIBUTE
+from kprune.runtime.distribution import to_numpy
+from kprune.runtime.files import pack, unpack
+
+
+class Carrier:
+    """The states of the callbacks of one fit.
+
+    Attributes:
+        fit: the `params` of the fit; Keras gives all its callbacks the same object.
+        starts: whether the fit has begun no epoch yet. Weights that are loaded then are a backup's; later, also after
+            a fit that was interrupted, they are a checkpoint's, whose state is not taken over.
+        epoch: the epoch that runs, from 0.
+        loaded_epoch: the epoch in which the state that was loaded had been saved; None if none was.
+    """
+
+    def __init__(self, model: Any, fit: Any):
+        self.model, self.fit = model, fit
+        self.holders: dict[str, Any] = {}
+        self.starts = True
+        self.epoch = 0
+        self.loaded_epoch: int | None = None
+
+    def add(self, holder: Any) -> None:
+        """Carry this callback's state, by the name of its class."""
+        name, number = type(holder).__name__, 1 + len(self.holders)
+        if not any(known is holder for known in self.holders.values()):
+            self.holders[f"{number} {name}"] = holder
+
+    def states(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The states, and those of the model's seed generators, which Keras does not save: arrays, and JSON."""
+        arrays = {f"seeds/{i}": to_numpy(v) for i, v in enumerate(_seeds(self.model))}
+        for name, holder in self.holders.items():
+            arrays.update({f"{name}/{key}": np.asarray(value) for key, value in holder.get_state().items()})
+        return arrays, {"epoch": self.epoch, "holders": list(self.holders)}
+
+    def dump(self) -> bytes:
+        """The states as bytes."""
+        return pack(*self.states())
+
+    def load(self, data: bytes) -> None:
+        """Give the callbacks what `dump` wrote, as the fit starts; raises as `restore`."""
+        if self.starts:
+            self.restore(*unpack(data, "the callbacks' state in a backup"))
+
+    def restore(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+        """Give the callbacks their states; ValueError if they are those of another list of callbacks."""
+        if about["holders"] != list(self.holders):
+            raise ValueError(
+                f"This backup was made by a fit with the callbacks {about['holders']}: give this one the same, in the "
+                f"same order. Received: {list(self.holders)}"
+            )
+        for i, v in enumerate(_seeds(self.model)):
+            v.assign(arrays[f"seeds/{i}"])
+        for name, holder in self.holders.items():
+            holder.set_state({key[len(name) + 1 :]: a for key, a in arrays.items() if key.startswith(f"{name}/")})
+        self.loaded_epoch = about["epoch"]
+
+    def begin(self, epoch: int) -> None:
+        """Say that an epoch begins; warns once if it is not the one after that of the backup."""
+        self.starts, self.epoch = False, epoch
+        if self.loaded_epoch is not None and epoch != self.loaded_epoch + 1:
+            logging.warning(
+                "kprune: the backup holds weights of epoch %d, but the fit goes on with epoch %d. It was saved in the "
+                "middle of an epoch, or the process was killed between the two files that keras.callbacks."
+                "BackupAndRestore writes; the result will differ from that of a run that was never killed. "
+                "kprune.callbacks.BackupAndRestore writes one file, whole or not at all.",
+                self.loaded_epoch,
+                epoch,
+            )
+        self.loaded_epoch = None
+
+
+def carry(model: Any, holder: Any, fit: Any) -> Carrier:
+    """Carry the state of a callback in the model's checkpoints, until `release`; `fit`: the params of its fit."""
+    carrier = carrier_of(model)
+    if carrier is None or carrier.fit is not fit:
+        carrier = Carrier(model, fit)
+        if is_tf_keras(model):
+            from kprune.masks.tf_keras import CarriedState
+
+            model._kprune_state = CarriedState(carrier)
+        else:
+            setattr(masked_weights(model)[0].variable, ATTRIBUTE, carrier)
+    carrier.add(holder)
+    return carrier
+
+
+def carrier_of(model: Any) -> Carrier | None:
+    """What carries the states of the callbacks of the fit that runs, or None."""
+    if is_tf_keras(model):
+        state = getattr(model, "_kprune_state", None)
+        return None if state is None else state.carrier
+    weights = masked_weights(model)
+    return getattr(weights[0].variable, ATTRIBUTE, None) if weights else None
+
+
+def release(model: Any) -> None:
+    """Carry nothing any more."""
+    if is_tf_keras(model):
+        if getattr(model, "_kprune_state", None) is not None:
+            model._kprune_state = None
+    elif carrier_of(model) is not None:
+        delattr(masked_weights(model)[0].variable, ATTRIBUTE)
+
+
+def _seeds(model: Any) -> list[Any]:
+    # tf_keras keeps its random state in TensorFlow's own generators.
+    return [] if is_tf_keras(model) else seed_states(model)

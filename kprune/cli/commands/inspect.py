@@ -1,0 +1,47 @@
+"""`kprune inspect`: say what is left of a saved model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ...report.saved import read
+from ...report.summary import plot_sparsity
+from ..options import Command, Option
+from . import common
+
+
+def run(values: Any, arguments: list[str]) -> None:
+    """`kprune inspect`: the report of a saved model.
+
+    Args:
+        values: the flags of the command, as attributes.
+        arguments: the model's path.
+
+    Raises:
+        ValueError, OSError, ImportError: the path holds no model, or one that cannot be loaded.
+    """
+    report = read(arguments[0])
+    if values.plot:
+        plot_sparsity(report, values.plot)
+    if values.json:
+        print(json.dumps({"model": arguments[0], **report.to_dict()}, indent=2))
+    else:
+        print(report)
+        if values.plot:
+            print(f"figure: {values.plot}")
+
+
+INSPECT = Command(
+    "inspect",
+    "Show what is left of a saved model, weight by weight.",
+    "MODEL",
+    "kprune inspect out/model.keras",
+    (
+        Option("json", False, "print JSON in place of the table", bool),
+        Option("plot", None, "file for a figure: .png, .svg or .pdf", str, common.FIGURE),
+        *common.LOGGING,
+    ),
+    "MODEL is a .keras file (of Keras 3 or tf_keras, masked or plain) or a SavedModel's folder.",
+    run,
+)

@@ -1,0 +1,129 @@
+"""`kprune lottery`: lottery tickets, ways to rewind, and controls."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ... import data
+from ...experiments.lottery_runs import MODES, run_lotteries
+from ...lottery.rewind import RewindPoint
+from ..options import Command, Option
+from . import common
+
+# With the lottery's own, all flags that decide the outcome.
+_SETTINGS = ("model", "width", "optimizer", "weight_decay", "decay")
+
+
+def run(values: Any, arguments: list[str]) -> None:
+    """`kprune lottery`: accuracy against density, as a CSV file, a figure and a table of a row for each level.
+
+    Args:
+        values: the flags of the command, as attributes.
+        arguments: none.
+
+    Raises:
+        ValueError, OSError, ImportError, RuntimeError: as the library raises them; what can be checked is checked
+            before the training.
+    """
+    if "finetune" in values.modes and values.decay == "cosine":
+        raise ValueError(
+            "Fine-tuning goes on at the last learning rate, which is 0 after a cosine: use --decay=step. "
+            f"Received: decay={values.decay!r}, modes={','.join(values.modes)!r}"
+        )
+    # None leaves the optimizer's own: AdamW has one.
+    shrinking = {} if values.weight_decay is None else {"weight_decay": values.weight_decay}
+    dataset = data.load(values.dataset, batch_size=values.batch_size)
+    table = Path(values.out_dir, "lottery.csv")
+    figure = values.plot or table.with_suffix(".png")
+    report = run_lotteries(
+        lambda seed: common.new_network(values, dataset, seed, True, values.library, **shrinking),
+        dataset,
+        values.modes,
+        values.levels,
+        values.rate,
+        _point(values.rewind_to),
+        range(values.seeds),
+        values.epochs,
+        criterion=values.criterion,
+        scope=values.scope,
+        rounds=values.rounds,
+        path=table,
+        settings={
+            **{name: getattr(values, name) for name in _SETTINGS},
+            "learning_rate": common.learning_rate(values),
+            "backend": keras.backend.backend() if values.library == "keras" else values.library,
+        },
+    )
+    report.plot(figure)
+    print(f"{report}\ntable: {table}\nfigure: {figure}")
+
+
+def _point(word: str) -> str | int | float:
+    """A rewind point as the library takes it: "100" is a number of steps, "0.1" a share."""
+    for convert in (int, float):
+        try:
+            return convert(word)
+        except ValueError:
+            continue
+    return word
+
+
+def _is_point(word: str) -> bool:
+    try:
+        RewindPoint.of(_point(word))
+    except ValueError:
+        return False
+    return True
+
+
+_POINT = (_is_point, 'must be "init", a share such as 0.1, "epoch:2", or a number of steps such as 100')
+_CRITERIA = common.criteria("data", "initial")
+_RATE = (lambda value: 0 < value < 1, "must be above 0 and below 1")
+_DECAY = "share of each weight that a step takes, times the learning rate"
+# The order of data is rewound, too, which is known of arrays alone.
+_ARRAYS = tuple(name for name in data.NAMES if name != "imagenet")
+_CHANGED: dict[str, dict[str, Any]] = {"dataset": {"kind": _ARRAYS}, "decay": {"default": "step"}}
+
+
+def _training_options() -> tuple[Option, ...]:
+    options = common.training_options("lenet-300-100", 1.0, 20)
+    return tuple(
+        dataclasses.replace(option, **_CHANGED.get(option.name, {}))
+        for option in options
+        if option.name not in ("data_dir", "image_size")
+    )
+
+
+LOTTERY = Command(
+    "lottery",
+    "Find lottery tickets level by level; compare ways to rewind, and controls.",
+    "",
+    "kprune lottery --model=lenet-300-100 --dataset=digits --modes=init,reinitialize,shuffle --out_dir=out",
+    (
+        Option("modes", "init,rewind,reinitialize,shuffle", "what to compare: see below", list, common.each(MODES)),
+        Option("levels", 8, "how often to prune", int, common.at_least(1)),
+        Option("rate", 0.4, "fraction of what is left that is pruned each time", float, _RATE),
+        Option("rewind_to", "epoch:1", "a share of the training (0.1), an epoch, or a step", str, _POINT, "POINT"),
+        Option("criterion", "magnitude", "what to prune by; the names are below", _CRITERIA),
+        Option("seeds", 3, "how many trainings of each, from seed 0 on", int, common.at_least(1)),
+        *_training_options(),
+        Option("weight_decay", None, f"{_DECAY} [0; for adamw 0.004]", float, common.at_least(0)),
+        common.LIBRARY,
+        Option("out_dir", "out", "folder for lottery.csv, which a second run goes on with, and lottery-levels/"),
+        Option("plot", None, "file for the figure [OUT_DIR/lottery.png]", str, common.FIGURE),
+        *common.LOGGING,
+    ),
+    "Modes:    init           rewind all to the begin\n"
+    "          rewind         rewind all to --rewind_to\n"
+    "          learning_rate  rewind the learning rate alone, weights stay as trained\n"
+    "          finetune       rewind nothing: go on at the last learning rate, as long as rewind does\n"
+    "          reinitialize   control: the masks of init (or else of rewind) with fresh weights\n"
+    "          shuffle        control: those masks shuffled within each weight, with the ticket's weights\n"
+    f"Criteria: {', '.join(_CRITERIA[:9])},\n          {', '.join(_CRITERIA[9:])}\n"
+    f"{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}",
+    run,
+)

@@ -1,0 +1,91 @@
+"""`kprune sensitivity`: find out which weights of a saved model can be spared."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+from typing import Any
+
+from ...data import Dataset
+from ...experiments.sensitivity import Sensitivity, sensitivity
+from ...masks import is_tf_keras, mask
+from ...report.saved import load
+from ..options import Command, Option
+from . import common
+
+
+def run(values: Any, arguments: list[str]) -> None:
+    """`kprune sensitivity`: the scan of a saved model on the test part of a data set.
+
+    Args:
+        values: the flags of the command, as attributes.
+        arguments: the model's path.
+
+    Raises:
+        ValueError, OSError, ImportError: the path holds no model, or one that does not fit the data set.
+    """
+    model = load(arguments[0])
+    dataset = common.load_data(values, values.seed)
+    _check_shapes(model, dataset, arguments[0])
+    old = is_tf_keras(model)
+    if old:
+        model = mask(model).model
+    common.compile_for_classes(model, importlib.import_module("tf_keras" if old else "keras"))
+
+    def accuracy(model: Any) -> float:
+        return model.evaluate(**dataset.evaluate_kwargs(), verbose=0, return_dict=True)["accuracy"]
+
+    sparsities = [float(word) for word in values.sparsities]
+    report = sensitivity(model, accuracy, sparsities, values.criterion, seed=values.seed)
+    if values.plot:
+        report.plot(values.plot)
+    if values.csv:
+        _write(report, values.csv)
+    if values.json:
+        print(json.dumps({"model": arguments[0], "dataset": values.dataset, **report.to_dict()}, indent=2))
+        return
+    print(report)
+    for what, file in (("figure", values.plot), ("table", values.csv)):
+        if file:
+            print(f"{what}: {file}")
+
+
+def _check_shapes(model: Any, dataset: Dataset, path: str) -> None:
+    images, logits = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
+    if not isinstance(images, tuple) or not isinstance(logits, tuple):
+        return  # a subclassed model has no shapes of its own; Keras says then what does not fit
+    takes, has = (*images[1:], logits[-1]), (*dataset.input_shape, dataset.classes)
+    if len(takes) != len(has) or any(a not in (None, b) for a, b in zip(takes, has, strict=True)):
+        raise ValueError(
+            f"The model takes images of {takes[:-1]} and tells {takes[-1]} classes apart, {dataset.name} has "
+            f"{has[:-1]} and {has[-1]}: give the --dataset that it was trained on. Received: model={path!r}"
+        )
+
+
+def _write(report: Sensitivity, path: str) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["weight", "size", *report.sparsities])
+        writer.writerows([row.path, row.size, *row.values.values()] for row in report.rows)
+
+
+SENSITIVITY = Command(
+    "sensitivity",
+    "Prune each weight of a saved model alone, and test: which can be spared?",
+    "MODEL",
+    "kprune sensitivity out/model.keras --dataset=digits --plot=out/sensitivity.png",
+    (
+        *common.DATA,
+        Option("sparsities", "0.5,0.8,0.9,0.95,0.99", "to which each weight is pruned", list, common.SPARSITIES),
+        Option("criterion", "magnitude", "what to prune by; the names are below", common.criteria()),
+        Option("seed", 0, "of criterion random", int, common.at_least(0)),
+        Option("json", False, "print JSON in place of the table", bool),
+        Option("csv", None, "file for the table, as CSV"),
+        Option("plot", None, "file for a heat map: .png, .svg or .pdf", str, common.FIGURE),
+        *common.LOGGING,
+    ),
+    "MODEL is a .keras file (of Keras 3 or tf_keras, masked or plain) that was trained on the data set.\n"
+    f"Criteria: {', '.join(common.criteria())}\n{common.DATA_NOTES}",
+    run,
+)

@@ -1,0 +1,135 @@
+"""`kprune train`: train a network sparse."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from ...callbacks import GradualPruning, PruneAtInit, SparsityLogger
+from ...criteria import CRITERIA
+from ...data import Dataset
+from ...deploy.export import export
+from ...patterns import PATTERNS
+from ...report.summary import plot_sparsity, summary
+from ...runtime.distribution import is_chief
+from ...runtime.strategy import STRATEGIES, auto_strategy
+from ...schedules import PolynomialDecay
+from ...util.registry import trait
+from ..options import Command, Option
+from . import common
+
+METHODS = ("dense", "gradual", *common.criteria("data"))
+
+
+def run(values: Any, arguments: list[str]) -> None:
+    """`kprune train`: build a network, train it sparse, report, export.
+
+    Args:
+        values: the flags of the command, as attributes.
+        arguments: none.
+
+    Raises:
+        ValueError, OSError, ImportError, RuntimeError: as the library raises them; what can be checked is checked
+            before the training.
+    """
+    target = Path(values.export_dir, "model") if values.export_dir else None
+    if target and target.parent.exists() and not target.parent.is_dir():
+        raise ValueError(f"{target.parent} is a file, not a folder. Received: export_dir={values.export_dir!r}")
+    for file in (target, target.with_name("model.keras")) if target and not values.overwrite else ():
+        if file.exists():
+            raise ValueError(f"{file} exists; add --overwrite. Received: export_dir={values.export_dir!r}")
+    dataset = common.load_data(values, values.seed)
+    with auto_strategy(values.strategy, importlib.import_module(values.library)).scope():
+        network, accuracy = _train(values, dataset.divisible())
+    best = max(accuracy)
+    print(f"\n{summary(network)}")
+    print(f"\ntest accuracy: last {accuracy[-1]:.2%}, best {best:.2%} (epoch {accuracy.index(best) + 1})")
+    if values.plot and is_chief():
+        plot_sparsity(network, values.plot)
+        print(f"figure: {values.plot}")
+    if target:
+        written = export(network, target, overwrite=values.overwrite)
+        if is_chief():
+            print(f"exported and checked: {written}")
+
+
+def _train(values: Any, dataset: Dataset) -> tuple[Any, list[float]]:
+    """The trained network, and its test accuracy after each epoch."""
+    network = common.new_network(values, dataset, values.seed, values.method != "dense", values.library)
+    steps = common.count_steps(values, dataset)
+    how = "dense" if values.method == "dense" else f"{values.method} to sparsity {values.sparsity:.6g}"
+    images = f"{'x'.join(map(str, dataset.input_shape))}, {dataset.classes} classes"
+    built = summary(network)
+    size = built.size + built.other_size  # not `count_params`, which counts tfmot's masks
+    print(f"{values.model} ({size:,} parameters) on {values.dataset} ({images}): {how}, {steps} steps")
+    fitted = network.fit(
+        **dataset.fit_kwargs(),
+        epochs=values.epochs,
+        callbacks=_callbacks(values, dataset, steps),
+        verbose=1 if sys.stdout.isatty() else 2,  # a bar on a terminal, a line for each epoch in a file
+    )
+    return network, fitted.history["val_accuracy"]
+
+
+def _callbacks(values: Any, dataset: Dataset, steps: int) -> list[Any]:
+    if values.method == "dense":
+        return []
+    options: dict[str, Any] = {"scope": values.scope, "pattern": values.pattern, "seed": values.seed}
+    pruning: Any
+    if values.method == "gradual":
+        end = max(1, 3 * steps // 4)
+        schedule = PolynomialDecay(0.0, values.sparsity, begin_step=0, end_step=end, frequency=max(1, end // 50))
+        pruning = GradualPruning(schedule, rounds=values.rounds or 1, **options)
+    else:
+        if "data" in trait(CRITERIA.get(values.method), "needs", ()):
+            options.update(data=dataset.sample(seed=values.seed), batches=None)
+        pruning = PruneAtInit(values.method, values.sparsity, rounds=values.rounds, **options)
+    return [pruning, SparsityLogger(table=values.verbose)]
+
+
+def _is_pattern(name: str) -> bool:
+    try:
+        PATTERNS.get(name)
+    except ValueError:
+        return False
+    return True
+
+
+_PATTERN = (_is_pattern, f"must be one of {', '.join(PATTERNS)}, or such as 1:4 (n:m) or 4x4 (tiles)")
+_WITH_DATA = ", ".join(sorted(set(METHODS[2:]) - set(common.criteria())))
+_WITHOUT = ", ".join(common.criteria())
+
+TRAIN = Command(
+    "train",
+    "Train a network sparse, report what is left of it, export it.",
+    "",
+    "kprune train --model=vgg-11 --dataset=digits --method=synflow --sparsity=0.9 --export_dir=out",
+    (
+        Option("method", "synflow", "how to prune: see below", METHODS),
+        Option("sparsity", 0.9, "fraction of zeros to prune to", float, common.SPARSITY),
+        *common.training_options("conv-4", 1.0, 15, scope=None),
+        Option(
+            "pattern", "unstructured", "shape of the zeros: unstructured, channel, 2:4, 4x4 ...", str, _PATTERN, "NAME"
+        ),
+        common.LIBRARY,
+        Option(
+            "strategy", "auto", "devices: all TPU cores, GPUs (mirrored) or workers; or the first (none)", STRATEGIES
+        ),
+        Option(
+            "seed", 0, "of initial weights, order of images, random pruning, sample of images", int, common.at_least(0)
+        ),
+        Option("export_dir", None, "folder for the trained model, as SavedModel and .keras; none is written without"),
+        Option("overwrite", False, "replace a model that is there already", bool),
+        Option("plot", None, "file for a figure of what is left: .png, .svg or .pdf", str, common.FIGURE),
+        *common.LOGGING,
+    ),
+    f"Methods:  dense      prune nothing\n"
+    f"          gradual    during training, the smallest weights, step by step until 3/4 of the steps\n"
+    f"          or a criterion, by which weights are pruned before training;\n"
+    f"          without data: {_WITHOUT};\n"
+    f"          by the loss on 10 training images of each class: {_WITH_DATA}\n"
+    f"{common.NETWORK_NOTES}",
+    run,
+)

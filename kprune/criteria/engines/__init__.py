@@ -1,0 +1,1 @@
+"""Machinery behind the criteria: derivatives, linearized copies, precision."""

@@ -1,0 +1,240 @@
+"""Gradients of the loss by the weights under any masks, and products with the Hessian; traced once for all rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from ...data.batches import Batch
+from ...masks import is_tf_keras
+from ...masks.masked_layers import all_layers, is_masked
+from ...runtime.distribution import device_layout, to_numpy, undistributed
+from ..base import Context
+from .precision import computing_in
+
+# (values of the weights, vectors of their shapes, batch) -> arrays of their shapes
+Derivative = Callable[[list[np.ndarray], list[np.ndarray], Batch], list[np.ndarray]]
+
+
+class Gradients:
+    """Derivatives of the loss that the model is compiled with, by its masked weights.
+
+    The loss is the model's own `compute_loss`: what `fit` minimises, weights of the losses, of the samples and
+    regularisers included. The weights are replaced by the values given and the masks are left out, so that the
+    gradient is that by the effective weight, also where a mask cuts it off. Nothing in the model changes. Whatever
+    the layers' own policies are, all is computed in float32, or in float64 where the weights are float64: there, the
+    rounding of an activation next to a kink (a ReLU's zero) does not decide on which side of it the gradient is.
+
+    Args:
+        context: of the criterion; its model must be compiled.
+        training: False for inference mode (batch normalisation uses its moving statistics, no dropout), True for
+            training mode.
+        temperature: the logits are divided by it before the loss. Where the loss takes probabilities, they are what
+            the divided logits would have made them.
+
+    Raises:
+        ValueError: the model is not compiled with a loss.
+    """
+
+    def __init__(self, context: Context, training: bool = False, temperature: float = 1.0):
+        model = context.model
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
+            raise ValueError(f"`temperature` is a positive number. Received: temperature={temperature!r}")
+        _check_compiled(model)
+        heat = _heat(model, temperature)
+        if is_tf_keras(model):
+            from .gradients_tf_keras import derivatives
+
+            self._gradient, self._curvature = derivatives(context, training, heat)
+            return
+        loss = _own_loss(model, context.data[0])
+        make = {"tensorflow": _tensorflow_derivatives, "jax": _jax_derivatives}.get(keras.backend.backend())
+        if make is None:
+            raise ValueError(
+                "Criteria that need gradients run on the tensorflow and jax backends of Keras. "
+                f"Received: keras.backend.backend()={keras.backend.backend()!r}"
+            )
+        self._gradient, self._curvature = make(context, training, heat, loss)
+
+    def gradient(self, values: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
+        """dL/dw at these values of the weights on one batch."""
+        return self._gradient(values, [], batch)
+
+    def curvature(self, values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
+        """H v: the Hessian of the loss by the weights at these values, times vectors of their shapes."""
+        return self._curvature(values, vectors, batch)
+
+
+def gradients_of(context: Context, training: bool = False, temperature: float = 1.0) -> Gradients:
+    """The `Gradients` of a context, made in its first round."""
+    return context.once(f"gradients {training} {temperature}", lambda: Gradients(context, training, temperature))
+
+
+def _check_compiled(model: Any) -> None:
+    own = type(model).compute_loss is not (keras.Model.compute_loss if not is_tf_keras(model) else _tf_keras_loss())
+    if getattr(model, "optimizer", None) is None or (getattr(model, "loss", None) is None and not own):
+        raise ValueError(
+            "The criterion needs the loss: compile the model first, `model.compile(optimizer, loss=...)`. "
+            f"Received: model={model.name!r}, which is not compiled with a loss"
+        )
+
+
+def _tf_keras_loss() -> Any:
+    import tf_keras
+
+    return tf_keras.Model.compute_loss
+
+
+def _own_loss(model: Any, batch: Batch) -> Any:
+    """A copy of the compiled loss, so that the trackers that it makes for several outputs are not the model's.
+
+    `_compile_loss` has no public name (checked with Keras 3.13.2 and 3.15.1; a model that was never trained, in
+    tests/test_gradients.py).
+    """
+    loss = model._compile_loss
+    if loss is None:
+        return None
+    with keras.StatelessScope(), undistributed():
+        y_pred = model(keras.tree.map_structure(lambda part: ops.convert_to_tensor(part[:1]), batch[0]))
+    own = type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
+    own(keras.tree.map_structure(lambda part: part[:1], batch[1]), y_pred)
+    return own
+
+
+@contextmanager
+def _scoring(model: Any, loss: Any, dtype: str) -> Iterator[None]:
+    with computing_in(model, dtype) as patch, undistributed():
+        patch(model, "_compile_loss", loss)
+        yield
+
+
+def _loss(model: Any, updates: list[tuple[Any, Any]], batch: Any, training: bool, heat: Callable[[Any], Any]) -> Any:
+    """The loss of a Keras 3 model with these (variable, value) in place of its own; all else it updates is dropped."""
+    x, y, sample_weight = batch
+    scope = keras.StatelessScope()
+    for variable, value in updates:
+        scope.add_update((variable, value))
+    with scope:
+        return model.compute_loss(x, y, heat(model(x, training=training)), sample_weight, training=training)
+
+
+def _mask_variables(model: Any) -> list[Any]:
+    return [mask for layer in all_layers(model) if is_masked(layer) for mask in layer.mask_store.masks]
+
+
+def _tensorflow_derivatives(
+    context: Context, training: bool, heat: Callable[[Any], Any], own_loss: Any
+) -> tuple[Derivative, Derivative]:
+    import tensorflow as tf
+
+    from .moments_tensorflow import twice_differentiable_moments
+
+    model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
+    variables = [w.variable for w in context.weights]
+
+    def gradient(values: list[Any], batch: Any) -> list[Any]:
+        updates = [*zip(variables, values, strict=True), *((m, tf.ones(m.shape, tf.bool)) for m in masks)]
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            loss = _loss(model, updates, batch, training, heat)
+        return tape.gradient(loss, values, unconnected_gradients="zero")
+
+    def curvature(values: list[Any], vectors: list[Any], batch: Any) -> list[Any]:
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            gradients = gradient(values, batch)
+            product = tf.add_n([tf.reduce_sum(g * v) for g, v in zip(gradients, vectors, strict=True)])
+        return tape.gradient(product, values, unconnected_gradients="zero")
+
+    first = tf.function(lambda values, vectors, batch: gradient(values, batch), autograph=False)
+    second = tf.function(curvature, autograph=False)
+
+    def run(function: Any) -> Derivative:
+        def call(values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
+            tensors = keras.tree.map_structure(tf.convert_to_tensor, (values, vectors, batch), none_is_leaf=False)
+            with _scoring(model, own_loss, dtype), twice_differentiable_moments():
+                return [np.asarray(d) for d in function(*tensors)]
+
+        return call
+
+    return run(first), run(second)
+
+
+def _jax_derivatives(
+    context: Context, training: bool, heat: Callable[[Any], Any], own_loss: Any
+) -> tuple[Derivative, Derivative]:
+    import jax
+
+    model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
+    scored = {id(w.variable) for w in context.weights} | {id(m) for m in masks}
+    variables = [w.variable for w in context.weights]
+    others = [v for v in model.variables if id(v) not in scored]
+    layouts = [device_layout(v) for v in variables]
+
+    def loss(values: list[Any], constants: list[Any], batch: Any) -> Any:
+        updates = [*zip(variables, values, strict=True), *zip(others, constants, strict=True)]
+        updates += [(m, jax.numpy.ones(m.shape, bool)) for m in masks]
+        return _loss(model, updates, batch, training, heat)
+
+    def curvature(values: list[Any], vectors: list[Any], constants: list[Any], batch: Any) -> Any:
+        return jax.jvp(lambda v: jax.grad(loss)(v, constants, batch), (values,), (vectors,))[1]
+
+    first = jax.jit(lambda values, vectors, constants, batch: jax.grad(loss)(values, constants, batch))
+    second = jax.jit(curvature)
+
+    def run(function: Any) -> Derivative:
+        def call(values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
+            # Float64 arrays, and int64 class ids, in the types that JAX has.
+            batch = jax.tree.map(lambda part: part.astype(jax.dtypes.canonicalize_dtype(part.dtype)), batch)
+            # Spread like the weights: what only several devices together can hold is not put on one of them.
+            spread = [list(map(keras.distribution.distribute_tensor, part, layouts)) for part in (values, vectors)]
+            with _scoring(model, own_loss, dtype):
+                return [to_numpy(d) for d in function(*spread, [v.value for v in others], batch)]
+
+        return call
+
+    return run(first), run(second)
+
+
+def _heat(model: Any, temperature: float) -> Callable[[Any], Any]:
+    """Outputs -> outputs as if the logits had been divided by the temperature."""
+    if temperature == 1:
+        return lambda outputs: outputs
+    if is_tf_keras(model):
+        import tensorflow as tf
+
+        log, sigmoid, softmax, maximum = tf.math.log, tf.sigmoid, tf.nn.softmax, tf.maximum
+    else:
+        log, sigmoid, softmax, maximum = ops.log, ops.sigmoid, ops.softmax, ops.maximum
+
+    def heated(output: Any, loss: Any) -> Any:
+        kind = _probabilities(loss)
+        # Below this a float32 has no reciprocal; no gradient comes from there.
+        safe = lambda p: log(maximum(p, 1e-37))  # noqa: E731
+        if kind == "softmax":
+            return softmax(safe(output) / temperature)
+        if kind == "sigmoid":
+            return sigmoid((safe(output) - safe(1 - output)) / temperature)
+        return output / temperature
+
+    def heat(outputs: Any) -> Any:
+        flat = keras.tree.flatten(outputs)
+        losses = keras.tree.flatten(model.loss)
+        losses = losses if len(losses) == len(flat) else losses[:1] * len(flat)
+        return keras.tree.pack_sequence_as(outputs, [heated(o, loss) for o, loss in zip(flat, losses, strict=True)])
+
+    return heat
+
+
+def _probabilities(loss: Any) -> str:
+    """ "softmax" or "sigmoid" if the loss takes the probabilities that these make, else ""."""
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    name = name.lower().replace("_", "")
+    if "crossentropy" not in name or (hasattr(loss, "get_config") and loss.get_config().get("from_logits")):
+        return ""
+    return "sigmoid" if "binary" in name else "softmax"

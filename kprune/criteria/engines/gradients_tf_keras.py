@@ -1,0 +1,64 @@
+"""Derivatives of the loss for tf_keras models: by twins of their variables, in the models themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from ...data.batches import Batch
+from ..base import Context
+from .derivatives import Derivative
+from .moments_tensorflow import twice_differentiable_moments
+from .twins_tf_keras import Twins
+
+
+def derivatives(context: Context, training: bool, heat: Callable[[Any], Any]) -> tuple[Derivative, Derivative]:
+    """The gradient and the Hessian product of `Gradients`."""
+    model, twins = context.model, Twins(context.model, context.dtype())
+    variables = [twins.of(weight.variable) for weight in context.weights]
+    loss = _own_loss(model)
+    twins.patches.append((model, "compiled_loss", loss))
+
+    def gradient(batch: Any) -> list[Any]:
+        x, y, sample_weight = batch
+        with tf.GradientTape() as tape:
+            total = model.compute_loss(x, y, heat(model(x, training=training)), sample_weight)
+        return tape.gradient(total, variables, unconnected_gradients="zero")
+
+    def curvature(vectors: list[Any], batch: Any) -> list[Any]:
+        with tf.GradientTape() as tape:
+            gradients = gradient(batch)
+            product = tf.add_n([tf.reduce_sum(g * v) for g, v in zip(gradients, vectors, strict=True)])
+        return tape.gradient(product, variables, unconnected_gradients="zero")
+
+    first = tf.function(lambda vectors, batch: gradient(batch))
+    second = tf.function(curvature)
+
+    def run(function: Any) -> Derivative:
+        def call(values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
+            tensors = keras.tree.map_structure(tf.convert_to_tensor, (vectors, batch), none_is_leaf=False)
+            with twins.in_place(), twice_differentiable_moments():
+                if not loss._built:  # makes its trackers, which a traced function cannot
+                    x, y, sample_weight = tensors[1]
+                    model.compute_loss(x, y, model(x, training=False), sample_weight)
+                twins.reset()
+                for v, value in zip(variables, values, strict=True):
+                    v.assign(value)
+                return [np.asarray(d) for d in function(*tensors)]
+
+        return call
+
+    return run(first), run(second)
+
+
+def _own_loss(model: Any) -> Any:
+    """A copy of the compiled loss, so that the trackers that it makes are not the model's.
+
+    The loss has no public name (checked with tf_keras 2.21; two outputs, tests/tf_keras/).
+    """
+    loss = model.compiled_loss
+    return type(loss)(loss._user_losses, loss._user_loss_weights, loss._output_names)

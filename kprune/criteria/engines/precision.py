@@ -1,0 +1,63 @@
+"""The dtype in which a Keras 3 model computes while it is scored, whatever its own policy is."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from ...masks.masked_layers import all_layers
+
+Patch = Callable[[Any, str, Any], None]
+_ABSENT = object()
+
+
+@contextmanager
+def patched_attributes() -> Iterator[Patch]:
+    """Yields `patch(layer, name, value)`; all that it set is as it was when the block is left."""
+    saved: list[tuple[Any, str, Any]] = []
+
+    def patch(layer: Any, name: str, value: Any) -> None:
+        saved.append((layer, name, vars(layer).get(name, _ABSENT)))
+        # Past Keras's own `__setattr__`, which would track the value as part of the layer.
+        object.__setattr__(layer, name, value)
+
+    try:
+        yield patch
+    finally:
+        for layer, name, value in reversed(saved):
+            if value is _ABSENT:
+                object.__delattr__(layer, name)
+            else:
+                object.__setattr__(layer, name, value)
+
+
+@contextmanager
+def computing_in(model: Any, dtype: str) -> Iterator[Patch]:
+    """Inside, the layers of a Keras 3 model compute in `dtype` ("float32" or "float64"); nothing is left behind."""
+    # On JAX, Keras's type promotion makes float32 of every float64, whatever JAX itself allows; it has no public switch
+    # (checked with Keras 3.13.2 and 3.15.1; test_synflow.py: a gain beyond float32).
+    promotion = importlib.import_module("keras.src.backend.common.dtypes").BIT64_TO_BIT32_DTYPE
+    promoted = promotion["float64"]
+    try:
+        promotion["float64"] = dtype
+        with patched_attributes() as patch:
+            for layer in all_layers(model):
+                patch(layer, "_dtype_policy", keras.dtype_policies.DTypePolicy(dtype))
+                # Models inside the model would cast what they are given to the float32 of their Input.
+                if "_functional" in vars(layer):
+                    patch(layer, "_convert_input_args", False)
+                for graph in (layer, vars(layer).get("_functional")):
+                    if hasattr(graph, "_convert_inputs_to_tensors"):
+                        patch(graph, "_convert_inputs_to_tensors", first)
+            yield patch
+    finally:
+        promotion["float64"] = promoted
+
+
+def first(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    """Its first argument, as it is."""
+    return inputs

@@ -1,0 +1,1 @@
+"""A trained sparse model, written for where it will run."""

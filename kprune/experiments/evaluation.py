@@ -1,0 +1,96 @@
+"""Evaluating a model under other weights or masks: by a function or by data, and all as it was afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..masks import strip
+from ..pruning import mask_for_pruning
+from ..runtime.distribution import to_numpy
+from ..runtime.optimizers import all_variables, build
+
+
+@contextmanager
+def unchanged(model: Any, optimizer: bool = False) -> Iterator[None]:
+    """Afterwards weights, masks, statistics, seeds and metrics are what they were; with `optimizer`, all of it, too."""
+    variables = [*model.variables, *(v for metric in getattr(model, "metrics", []) for v in metric.variables)]
+    if optimizer and getattr(model, "optimizer", None) is not None:
+        build(model.optimizer, model)
+        variables += all_variables(model.optimizer)
+    kept = [(v, to_numpy(v)) for v in {id(v): v for v in variables}.values()]
+    try:
+        yield
+    finally:
+        for metric in getattr(model, "metrics", []):  # also those that the first evaluation has made
+            metric.reset_state()
+        for v, value in kept:
+            v.assign(value)
+
+
+@contextmanager
+def masked_meanwhile(model: Any) -> Iterator[None]:
+    """Inside, the model has masks; afterwards it is as it was."""
+    fresh = mask_for_pruning(model)
+    try:
+        with unchanged(model):
+            yield
+    finally:
+        if fresh:
+            strip(model)
+
+
+def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
+    """A function that returns the metric's name and its value now."""
+    if callable(evaluate):
+        return lambda: _by_function(model, evaluate)
+    wrong = "Expected a function of the model, or data that can be gone through many times"
+    if isinstance(evaluate, tuple):
+        if len(evaluate) not in (2, 3):
+            raise ValueError(f"{wrong}: (x, y) or (x, y, sample_weight). Received: evaluate=tuple of {len(evaluate)}")
+        data = dict(zip(("x", "y", "sample_weight"), evaluate, strict=False))
+        inputs: Callable[[], dict[str, Any]] = lambda: data  # noqa: E731
+    elif isinstance(evaluate, list):
+        inputs = lambda: {"x": (batch for batch in evaluate), "steps": len(evaluate)}  # noqa: E731
+    elif (hasattr(evaluate, "__iter__") or hasattr(evaluate, "__getitem__")) and not isinstance(
+        evaluate, str | Iterator
+    ):
+        inputs = lambda: {"x": evaluate}  # noqa: E731
+    else:
+        raise ValueError(f"{wrong}: (x, y), a tf.data.Dataset, a list of batches. Received: evaluate={evaluate!r}")
+    if getattr(model, "optimizer", None) is None:
+        raise ValueError(
+            "Data is evaluated by the compiled metrics: compile the model, or pass a function of it. "
+            f"Received: model={model.name!r}, which is not compiled"
+        )
+    return lambda: _by_metric(model, inputs())
+
+
+def _by_function(model: Any, evaluate: Callable[[Any], Any]) -> tuple[str, float]:
+    name = getattr(evaluate, "__name__", "<lambda>")
+    value = evaluate(model)
+    try:
+        number = float("no number" if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`evaluate` returns a number. Received: evaluate={name}, which returned {value!r}") from None
+    return "value" if name == "<lambda>" else name, number
+
+
+def _by_metric(model: Any, inputs: dict[str, Any]) -> tuple[str, float]:
+    results = model.evaluate(**inputs, verbose=0, return_dict=True)
+    # Keras sorts what `evaluate` returns, Keras 3.13 also what `get_metrics_result` does; the metrics themselves are in
+    # the order in which they were compiled. Keras 3 has one for all of these, whose result is a dict.
+    names = [name for metric in model.metrics for name in _names(metric)]
+    names = [name for name in names if name in results and name != "loss" and not name.endswith("_loss")]
+    if not names:
+        raise ValueError(
+            "No metric is compiled besides the loss: compile with metrics=['accuracy'], or pass a function of the "
+            f"model. Received: model={model.name!r}, which reports {', '.join(results)}"
+        )
+    return names[0], float(results[names[0]])
+
+
+def _names(metric: Any) -> list[str]:
+    result = metric.result()
+    return list(result) if isinstance(result, dict) else [metric.name]

@@ -1,0 +1,221 @@
+"""find_ticket: a lottery that calls the user's own training once per level."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..callbacks import TakeSnapshot
+from ..callbacks.base import Callback, MaskingCallback
+from ..lottery.levels import Lottery, density
+from ..lottery.rewind import Snapshot, restore, snapshot
+from ..lottery.ticket import Ticket
+from ..masks import current_masks, is_tf_keras, masked_weights, strip
+from ..pruning import Plan, mask_for_pruning
+from ..runtime.files import joined, pack, read, split, unpack, write
+
+_STATE = "state.npz"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One training of a lottery, as `find_ticket` hands it to the user's function.
+
+    Attributes:
+        number: 0 for the network as it is given, then 1, 2 ...
+        sparsity: fraction of zeros over all masked weights.
+        initial_epoch: the epoch at which its training begins, for `fit(initial_epoch=...)`: 0, or after a rewind the
+            one in which the rewind point lies.
+        callbacks: must be among those of `fit`.
+        folder: a folder of its own for what the training writes (backups, logs), None without
+            `folder=`.
+    """
+
+    number: int
+    sparsity: float
+    initial_epoch: int
+    callbacks: list[Any]
+    folder: Path | None
+
+
+def find_ticket(
+    model: Any,
+    train: Callable[[Any, Level], Any],
+    *,
+    levels: int,
+    rate: float = 0.2,
+    rewind_to: str | int | float = "init",
+    rewind: str = "weights",
+    criterion: str | Callable[..., Any] = "magnitude",
+    scope: str | Callable[..., Any] | None = None,
+    pattern: str | Callable[..., Any] = "unstructured",
+    rounds: int | None = None,
+    seed: int = 0,
+    data: Any = None,
+    batches: int | None = 1,
+    shuffle_seed: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    verbose: bool = True,
+) -> Ticket:
+    """Train, prune a share of what is left, rewind, train again: a lottery around the user's own training.
+
+    Level 0 trains the model as it is. Before each later level the share `rate` of the surviving weights is pruned and
+    the model rewound (arXiv:1803.03635, 1903.01611, 2003.02389). `train` makes its callbacks anew in each call, so
+    EarlyStopping, ReduceLROnPlateau and the like see each level for itself.
+
+    With `folder` the lottery survives any kill: started again with the same arguments, on a model that is built
+    alike, it goes on with the level that was not finished. Inside a level, a
+    `kprune.callbacks.BackupAndRestore(level.folder / "backup.npz")` in `train` does the same.
+
+    Args:
+        model: a built Keras 3 model, masked first if it has no masks; or a tf_keras model that `kprune.mask` returned.
+            Compiled before, its optimizer is rewound with it; a `train` that compiles it begins with a new one.
+        train: a function of model and `Level`, which trains the model. What it returns is noted in the ticket: the
+            History (the last logs), a dict of numbers, a number, or None.
+        levels, rate, rewind_to, rewind, criterion, scope, pattern, rounds, seed, data, batches: as in
+            `kprune.callbacks.LotteryTicket`; a share is one of the epochs of the fit of level 0.
+        shuffle_seed: Keras's random seed before each level, so that each shuffles its data alike; None sets none.
+        folder: where to keep the state, and a ticket per level ("level-3.npz").
+        verbose: show a progress bar over the levels.
+
+    Returns:
+        `kprune.Ticket`: the masks of the last level, the weights of the rewind point; `about["results"]` holds the
+        levels. The model is trained at the last level.
+
+    Raises:
+        ValueError: an argument is wrong, or `folder` holds the state of another lottery.
+        RuntimeError: `train` left out `level.callbacks`, so the rewind point was not seen.
+        OSError: the state cannot be written (no space left); that of the level before is still there.
+
+    >>> import keras, kprune, numpy as np
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    >>> model.compile("adam", "mse")
+    >>> def train(model, level):
+    ...     fitting = dict(epochs=2, initial_epoch=level.initial_epoch, callbacks=level.callbacks, verbose=0)
+    ...     return model.fit(np.ones((32, 8)), np.ones((32, 1)), **fitting)
+    >>> ticket = kprune.find_ticket(model, train, levels=2, rate=0.5, rewind_to="epoch:1", verbose=False)
+    >>> ticket.sparsity
+    0.75
+    """
+    lottery = Lottery.of(levels, rate, rewind_to, rewind, Plan(criterion, scope, pattern, rounds, seed, data, batches))
+    if not callable(train):
+        raise ValueError(f"`train` is a function of a model and a kprune.Level. Received: train={train!r}")
+    fresh = mask_for_pruning(model)
+    try:
+        state = _State.load(folder, lottery, model)
+    except BaseException:
+        if fresh:
+            strip(model)
+        raise
+    taker = _Taker(rewind_to)
+    for number in tqdm(range(len(state.results), levels + 1), desc="lottery", unit="level", disable=not verbose):
+        if state.to is not None and number > 0:
+            lottery.begin_level(model, number, state.density, state.to)
+        watching: list[Any] = [MaskingCallback() if number else taker]
+        if shuffle_seed is not None:
+            importlib.import_module("tf_keras" if is_tf_keras(model) else "keras").utils.set_random_seed(shuffle_seed)
+            watching.append(_Seeded(shuffle_seed))
+        own = None if folder is None else Path(folder, f"level-{number}")
+        if own is not None:
+            own.mkdir(parents=True, exist_ok=True)
+        sparsity = 1 - density(masked_weights(model))
+        level = Level(number, sparsity, state.initial_epoch, watching, own)
+        result = _numbers(train(model, level))
+        if number == 0:
+            state.to = state.to or taker.taken()
+            state.initial_epoch = taker.first_epoch()
+        state.results.append({**result, "level": number, "sparsity": sparsity})
+        if folder is not None:
+            state.ticket(lottery, model).save(Path(folder, f"level-{number}.npz"))
+            state.save(folder, lottery, model)
+    return state.ticket(lottery, model)
+
+
+class _Taker(TakeSnapshot):
+    """Takes the snapshot of level 0, also where its training is several fits: it counts from the begin of the first."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._restored = self._restored or self._begun_at is not None
+        super().on_train_begin(logs)
+
+
+class _Seeded(Callback):
+    """Seeds the order of the data once more when a fit begins.
+
+    In a model's first fit, Keras's trainer for JAX has by then drawn an order from NumPy to look at a batch (checked
+    with Keras 3.15.1), so later levels would be shuffled otherwise than level 0.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        np.random.seed(self.seed)
+
+
+@dataclass
+class _State:
+    """What is known between two levels, and its file."""
+
+    density: float
+    to: Snapshot | None = None
+    initial_epoch: int = 0
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> _State:
+        """The state of the last level that ended, with the model as it was then; or that of the begin."""
+        data = None if folder is None else read(Path(folder, _STATE))
+        if folder is None or data is None:
+            begin = cls(density(masked_weights(model)))
+            if lottery.point.steps == 0:
+                begin.to = snapshot(model)
+            if folder is not None:
+                begin.save(folder, lottery, model)
+            return begin
+        arrays, about = unpack(data, str(Path(folder, _STATE)))
+        if about.get("settings") != lottery.settings:
+            raise ValueError(
+                f"The folder holds another lottery, of {about.get('settings')}: name another folder, or delete it. "
+                f"Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
+            )
+        parts = split(arrays, "mask", "now", "to")
+        restore(model, parts["mask"], Snapshot.from_arrays(parts["now"]))
+        return cls(
+            about["density"],
+            Snapshot.from_arrays(parts["to"]) if parts["to"] else None,
+            about["initial_epoch"],
+            about["results"],
+        )
+
+    def ticket(self, lottery: Lottery, model: Any) -> Ticket:
+        """The ticket of the masks that the model has."""
+        return lottery.ticket(model, self.to or snapshot(model), self.results)
+
+    def save(self, folder: str | os.PathLike[str], lottery: Lottery, model: Any) -> None:
+        to = {} if self.to is None else self.to.to_arrays()
+        arrays = joined(mask=current_masks(model), now=snapshot(model).to_arrays(), to=to)
+        known = {"density": self.density, "initial_epoch": self.initial_epoch, "results": self.results}
+        write(Path(folder, _STATE), pack(arrays, {"settings": lottery.settings, **known}))
+
+
+def _numbers(result: Any) -> dict[str, Any]:
+    """What a training returned, as numbers by name, or lists of them where a metric has several."""
+    if result is None:
+        return {}
+    if hasattr(result, "history"):
+        result = {name: values[-1] for name, values in result.history.items() if len(values)}
+    arrays = {name: np.asarray(v) for name, v in (result if isinstance(result, dict) else {"result": result}).items()}
+    if any(array.dtype.kind not in "biuf" for array in arrays.values()):
+        raise ValueError(
+            f"`train` returns a History, a dict of numbers, a number or None. Received: {type(result)}, {result!r}"
+        )
+    return {str(name): array.astype(float).tolist() for name, array in arrays.items()}

@@ -1,0 +1,163 @@
+"""What the tables of many training runs share: the finished runs, the CSV file that holds them, and the checks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import Field, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from ..runtime.files import write
+from ..util.figures import Drawable
+
+
+class Run(Protocol):
+    """A finished training run: a dataclass of words and numbers."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def seed(self) -> int:
+        """Of its initial weights, among others."""
+
+    @property
+    def key(self) -> Hashable:
+        """What tells it from the other runs of its table."""
+
+
+Cell = TypeVar("Cell", bound=Run)
+
+
+@dataclass(frozen=True)
+class RunsReport(Drawable, Generic[Cell]):
+    """What the reports of many training runs share; `cells` are the runs."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, in their order."""
+        return tuple(dict.fromkeys(cell.seed for cell in self.cells))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as numbers, strings and lists that JSON can hold."""
+        return asdict(self)
+
+
+_CONVERT: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+
+
+class RunTable(Generic[Cell]):
+    """The finished runs, and the CSV file that holds them and the settings with which they were made.
+
+    Args:
+        path: the file, which is read if it is there; None for none.
+        kind: the dataclass of a run.
+        own: settings that all runs have in common, name -> value.
+        others: further ones, of the user.
+
+    Attributes:
+        cells: key -> run.
+        settings: name -> value, those of the user first.
+
+    Raises:
+        ValueError: a setting has the name of another column; or the file is no such table, was made with other
+            settings, or is damaged.
+        OSError: the file cannot be read.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        kind: type[Cell],
+        own: dict[str, Any],
+        others: dict[str, Any] | None,
+    ):
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise ValueError(f"`path` is the name of a CSV file, or None. Received: path={path!r}")
+        if others is not None and not isinstance(others, dict):
+            raise ValueError(f"`settings` is a dict, name -> value, or None. Received: settings={others!r}")
+        self.path = None if path is None else Path(path)
+        self.kind = kind
+        self._convert = {field.name: _CONVERT[str(field.type)] for field in fields(kind)}
+        for name in others or ():
+            if name in own or name in self._convert:
+                raise ValueError(f"The table has a column of that name already. Received: settings={name!r}")
+        self.settings = {**(others or {}), **own}
+        self._written = {name: "" if value is None else str(value) for name, value in self.settings.items()}
+        self.columns = [*self._written, *self._convert]
+        self.cells: dict[Hashable, Cell] = {}
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    def add(self, cell: Cell) -> None:
+        """Keep a finished run, in the file too: a process that is killed leaves the old file or the new one."""
+        self.cells[cell.key] = cell
+        if self.path is None:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**self._written, **asdict(cell)} for cell in self.cells.values())
+        write(self.path, text.getvalue().encode())
+
+    def _read(self, path: Path) -> None:
+        received = f"Received: path={str(path)!r}"
+        try:
+            with open(path, newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                columns, rows = list(reader.fieldnames or ()), list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"The file is no CSV: {error}. Move it away, or write elsewhere. {received}") from error
+        if columns != self.columns:
+            raise ValueError(
+                f"The file is not the table of such runs: its columns should be {', '.join(self.columns)}. "
+                f"Move it away, or write elsewhere. {received}"
+            )
+        for number, row in enumerate(rows, start=1):
+            other = [f"{name}={row[name]} there, {now} now" for name, now in self._written.items() if row[name] != now]
+            if other:
+                raise ValueError(
+                    f"The file was made with other settings: {'; '.join(other)}. Move it away, or write elsewhere. "
+                    f"{received}"
+                )
+            try:
+                cell = self.kind(**{name: convert(row[name]) for name, convert in self._convert.items()})
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"Row {number} of the file is damaged; delete it to train that run again. {received}"
+                ) from None
+            self.cells[cell.key] = cell
+
+
+def check_each_once(name: str, values: Sequence[Any]) -> None:
+    """ValueError unless there is at least one value, and each once."""
+    if isinstance(values, str) or not isinstance(values, Collection) or len(set(values)) < max(len(values), 1):
+        raise ValueError(f"`{name}` holds at least one, each once. Received: {name}={values!r}")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """ValueError unless they are whole numbers, at least 0, each once."""
+    check_each_once("seeds", seeds)
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ValueError(f"A seed is a whole number, at least 0. Received: seed={seed!r}")
+
+
+def check_epochs(epochs: int) -> None:
+    """ValueError unless it is a whole number, at least 1."""
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        raise ValueError(f"`epochs` is a whole number, at least 1. Received: epochs={epochs!r}")
+
+
+def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
+    """The test accuracy of a fit after its last epoch, and the highest; ValueError if it has none."""
+    if "val_accuracy" not in history:
+        raise ValueError(
+            f"`build` compiles the model with metrics=['accuracy']. Received: a model that reports {', '.join(history)}"
+        )
+    found = history["val_accuracy"]
+    return round(float(found[-1]), 6), round(float(max(found)), 6)

@@ -1,0 +1,181 @@
+"""The sensitivity scan: what the model loses when one weight alone is pruned."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..criteria import Context
+from ..masks import MaskedWeight, masked_weights
+from ..pruning import Plan
+from ..runtime.distribution import to_numpy
+from ..schedules import check_sparsity
+from ..util.figures import Drawable
+from ..util.tables import new_table, table_lines
+from .evaluation import masked_meanwhile, measure_by
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class SensitivityRow:
+    """What the model is worth with one weight pruned.
+
+    Attributes:
+        path: the weight's unique name in the model, as in `kprune.masked_weights`.
+        size: number of its entries.
+        values: sparsity of this weight -> the metric of the model, in the order of the scan.
+    """
+
+    path: str
+    size: int
+    values: dict[float, float]
+
+
+@dataclass(frozen=True)
+class Sensitivity(Drawable):
+    """What `kprune.sensitivity` found; `print(report)` shows a table.
+
+    `plot` draws a heat map, weights by sparsities.
+
+    Attributes:
+        rows: one `SensitivityRow` per masked weight, in model order.
+        dense: the metric of the model as it is.
+        metric: the metric's name: a compiled one's, or that of the function.
+    """
+
+    rows: tuple[SensitivityRow, ...]
+    dense: float
+    metric: str
+
+    @property
+    def sparsities(self) -> tuple[float, ...]:
+        """The sparsities of the scan, in its order."""
+        return tuple(self.rows[0].values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything above as numbers, strings and lists that JSON can hold; `values` in the order of `sparsities`."""
+        return {
+            "metric": self.metric,
+            "dense": self.dense,
+            "sparsities": list(self.sparsities),
+            "rows": [{"path": row.path, "size": row.size, "values": list(row.values.values())} for row in self.rows],
+        }
+
+    def _draw(self) -> Figure:
+        from ..util.plotting import draw_sensitivity
+
+        return draw_sensitivity(self)
+
+    def __str__(self) -> str:
+        table = new_table()
+        table.add_column("weight")
+        for header in ("size", *(f"{sparsity:.6g}" for sparsity in self.sparsities)):
+            table.add_column(header, justify="right")
+        for row in self.rows:
+            table.add_row(row.path, f"{row.size:,}", *(f"{value:.4f}" for value in row.values.values()))
+        return "\n".join(
+            [
+                *table_lines(table),
+                f"{self.metric} with that weight alone pruned to that sparsity; as it is: {self.dense:.4f}",
+            ]
+        )
+
+
+def sensitivity(
+    model: Any,
+    evaluate: Any,
+    sparsities: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99),
+    criterion: str | Callable[..., Any] = "magnitude",
+    pattern: str | Callable[..., Any] = "unstructured",
+    seed: int = 0,
+    verbose: bool = True,
+) -> Sensitivity:
+    """Find out which weights a model can spare: prune each one alone, evaluate, restore (arXiv:1506.02626).
+
+    values[s] = metric(model in which this weight has floor(s * size) zeros and all others are as they are)
+
+    The criterion scores the model once, as it is; an iterative one (SynFlow) too. That is weights x sparsities
+    evaluations and one of the model as it is, by one compiled function. Afterwards weights, masks, statistics, seeds
+    and metrics are bit for bit what they were, also when an evaluation raises; the optimizer is not touched.
+
+    Args:
+        model: a built Keras 3 model (without masks it is masked for the duration), or a tf_keras model that
+            `kprune.mask` returned.
+        evaluate: a function of the model that returns a number, higher = better, and does not train it; or the data
+            for `model.evaluate`: (x, y), (x, y, sample_weight), a list of batches, a `tf.data.Dataset` or anything
+            else that `model.evaluate` takes and that can be gone through many times. Then the metric is the first
+            compiled one that is not a loss.
+        sparsities: fractions of zeros, each in [0, 1). A weight that is sparser already stays as it is.
+        criterion, pattern, seed: as in `kprune.prune`.
+        verbose: show a progress bar over the evaluations.
+
+    Returns:
+        `Sensitivity`: `rows`, `dense`, `metric`, `to_dict()`, `plot(path)`; its str is a table.
+
+    Raises:
+        ValueError: an argument is wrong, the model has nothing to mask, a score is NaN or infinite, no metric is
+            compiled, or `evaluate` does not return a number. The model is as it was then.
+
+    >>> import keras, kprune
+    >>> layers = [keras.layers.Dense(4, kernel_initializer="ones", name=name) for name in ("wide", "out")]
+    >>> model = keras.Sequential([keras.Input((8,)), *layers], name="net")
+    >>> report = kprune.sensitivity(model, lambda model: float(keras.ops.sum(model(keras.ops.ones((1, 8))))), [0.5])
+    >>> report.dense, [(row.path, row.values) for row in report.rows]
+    (128.0, [('net/wide/kernel', {0.5: 64.0}), ('net/out/kernel', {0.5: 64.0})])
+    """
+    plan = Plan(criterion, "layerwise", pattern, 1, seed)
+    if plan.needs:
+        raise ValueError(
+            "The scan scores the model as it is; this criterion also needs what it was, or how it moved. "
+            f"Received: criterion={plan.name!r}"
+        )
+    sparsities = _checked(sparsities)
+    measure = measure_by(model, evaluate)
+    with masked_meanwhile(model):
+        weights = masked_weights(model)
+        metric, dense = measure()
+        scores = plan.criterion(Context(model, weights, {w.path: w.kept() for w in weights}, seed))
+        plan.criterion = lambda context: scores
+        values: dict[str, dict[float, float]] = {w.path: {} for w in weights}
+        bar = tqdm(total=len(weights) * len(sparsities), desc="sensitivity", disable=not verbose, delay=1)
+        with bar:
+            for sparsity in sparsities:
+                # Layerwise, so each of these masks is that of its weight pruned alone.
+                masks = plan.masks(model, sparsity)
+                for w in weights:
+                    with _pruned(w, masks[w.path]):
+                        _, values[w.path][sparsity] = measure()
+                    bar.update()
+    return Sensitivity(tuple(SensitivityRow(w.path, w.size, values[w.path]) for w in weights), dense, metric)
+
+
+@contextmanager
+def _pruned(weight: MaskedWeight, mask: np.ndarray) -> Iterator[None]:
+    """Inside, the weight has this mask. Unlike `set_masks`, this leaves the optimizer's memory of it alone."""
+    value, old = weight.value(), to_numpy(weight.mask)
+    weight.mask.assign(mask.astype(old.dtype))
+    weight.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
+    try:
+        yield
+    finally:
+        weight.mask.assign(old)
+        weight.variable.assign(value)
+
+
+def _checked(sparsities: Any) -> tuple[float, ...]:
+    if isinstance(sparsities, str | numbers.Number) or not isinstance(sparsities, Iterable):
+        raise ValueError(f"`sparsities` are several numbers, as in [0.5, 0.9]. Received: sparsities={sparsities!r}")
+    listed = list(sparsities)
+    for sparsity in listed:
+        check_sparsity("sparsity", sparsity)
+    if not listed or len(set(listed)) < len(listed):
+        raise ValueError(f"`sparsities` holds at least one, each once. Received: sparsities={listed!r}")
+    return tuple(float(sparsity) for sparsity in listed)

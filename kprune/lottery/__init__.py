@@ -1,0 +1,1 @@
+"""Lottery tickets: snapshots, rewinding, levels, tickets in files."""

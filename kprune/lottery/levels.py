@@ -1,0 +1,96 @@
+"""A lottery: the levels of iterative pruning with rewinding (arXiv:1803.03635, 1903.01611, 2003.02389).
+
+Level 0 is the training of the network as it is given. At the end of each level the share `rate` of the surviving
+weights is pruned, the network is rewound, and the next level begins: density after l prunings = (1 - rate) ** l of the
+density at the start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+
+from .._version import __version__
+from ..masks import MaskedWeight, current_masks, masked_weights, set_masks
+from ..patterns import PATTERNS
+from ..pruning import Plan
+from ..scopes import SCOPES
+from .rewind import REWINDS, RewindPoint, Snapshot, rewind
+from .ticket import Ticket
+
+
+@dataclasses.dataclass(frozen=True)
+class Lottery:
+    """What a lottery's levels have in common; checked once.
+
+    Attributes:
+        levels: number of prunings; trainings are one more.
+        rate: fraction of the surviving weights that each pruning takes.
+        point: where to rewind to.
+        rewind: "weights", "learning_rate" or "none".
+        plan: what to prune by.
+    """
+
+    levels: int
+    rate: float
+    point: RewindPoint
+    rewind: str
+    plan: Plan
+
+    @classmethod
+    def of(cls, levels: int, rate: float, rewind_to: Any, rewind: str, plan: Plan) -> Lottery:
+        """The lottery of a user's words; ValueError if one makes no sense."""
+        if not isinstance(levels, int) or isinstance(levels, bool) or levels < 1:
+            raise ValueError(f"`levels` is a whole number, at least 1. Received: levels={levels!r}")
+        if not isinstance(rate, float) or not 0 < rate < 1:
+            raise ValueError(f"`rate` is above 0 and below 1. Received: rate={rate!r}")
+        if rewind not in REWINDS:
+            raise ValueError(f"`rewind` is one of {', '.join(REWINDS)}. Received: rewind={rewind!r}")
+        if "movement" in plan.needs:
+            raise ValueError(
+                "Masks are drawn by what the weights are at the end of a level, and by what they were at the rewind "
+                f"point; how they moved between is collected by GradualPruning alone. Received: criterion={plan.name!r}"
+            )
+        return cls(levels, rate, RewindPoint.of(rewind_to), rewind, plan)
+
+    def begin_level(self, model: Any, level: int, density: float, to: Snapshot) -> None:
+        """Prune what level - 1 has trained, and rewind; doing it again changes nothing.
+
+        Args:
+            model: the trained model.
+            level: that begins, from 1.
+            density: fraction of nonzeros with which level 0 began.
+            to: the snapshot to rewind to.
+        """
+        sparsity = 1 - density * (1 - self.rate) ** level
+        if "initial" in self.plan.needs:
+            self.plan.initial = {weight.path: to.weights[weight.path] for weight in masked_weights(model)}
+        set_masks(model, self.plan.masks(model, sparsity))
+        rewind(model, to, self.rewind)
+
+    def ticket(self, model: Any, to: Snapshot, results: list[dict[str, Any]]) -> Ticket:
+        """The ticket of a model's masks and the weights of the rewind point."""
+        versions = {"keras": keras.__version__, "kprune": __version__}
+        return Ticket(current_masks(model), to.weights, {"settings": self.settings, "results": results, **versions})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes two lotteries the same."""
+        return {
+            "levels": self.levels,
+            "rate": self.rate,
+            "rewind_to": dataclasses.asdict(self.point),
+            "rewind": self.rewind,
+            "criterion": self.plan.name,
+            "scope": SCOPES.name_of(self.plan.scope),
+            "pattern": PATTERNS.name_of(self.plan.pattern),
+            "rounds": self.plan.rounds,
+            "seed": self.plan.seed,
+        }
+
+
+def density(weights: list[MaskedWeight]) -> float:
+    """Fraction of True over the masks of these weights."""
+    return sum(int(weight.kept().sum()) for weight in weights) / max(1, sum(weight.size for weight in weights))

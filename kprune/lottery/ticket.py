@@ -1,0 +1,152 @@
+"""Ticket: a sparse network before its training, as an artefact: masks, weights to begin with, and where it is from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..masks import Masks, current_masks, masked_weights, set_masks, strip
+from ..pruning import mask_for_pruning
+from ..runtime.distribution import to_numpy
+from ..runtime.files import check_npz, joined, pack, split, unpack, write
+from ..util.registry import check_expression
+from .rewind import Arrays, matched, model_weights, reapply_masks
+
+_KIND = "kprune ticket 1"
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """Masks, the weights at the rewind point, and provenance (arXiv:1803.03635).
+
+    Attributes:
+        masks: path -> bool array of the weight's shape, True = kept, in the model's order.
+        weights: path -> array: all weights of the model (normalisation statistics and seed generators too) at the
+            point that was rewound to.
+        about: provenance; what JSON can hold.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> masks = kprune.prune(model, "magnitude", sparsity=0.5)
+    >>> ticket = kprune.Ticket.of(model)
+    >>> ticket.sparsity
+    0.5
+    """
+
+    masks: Masks
+    weights: Arrays
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Any, **about: Any) -> Ticket:
+        """The ticket of a masked model as it is now; ValueError if it has no masks, or JSON cannot hold `about`."""
+        if not masked_weights(model):
+            raise ValueError(f"The model has no masks: call kprune.mask first. Received: model={model.name!r}")
+        try:
+            json.dumps(about)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"What is noted about a ticket is kept as JSON: {error}. Received: {about!r}") from error
+        weights = {path: to_numpy(v) for path, v in model_weights(model).items()}
+        return cls(current_masks(model), weights, about)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros over all masks."""
+        return 1 - sum(int(m.sum()) for m in self.masks.values()) / max(1, sum(m.size for m in self.masks.values()))
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of masks and weights in their order, as hexadecimal digits: equal for equal tickets, everywhere.
+
+        Paths do not count, as Keras numbers the layers of a process ("dense_1").
+        """
+        digest = hashlib.sha256()
+        for arrays in (self.masks, self.weights):
+            for array in arrays.values():
+                digest.update(f"{array.dtype.name} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as npz, without pickle: whole or not at all.
+
+        Raises:
+            ValueError: the name does not end in .npz.
+            OSError: it cannot be written; what was there is as it was.
+        """
+        check_npz("path", path)
+        arrays = joined(mask=self.masks, weight=self.weights)
+        write(path, pack(arrays, {"kind": _KIND, "provenance": dict(self.about)}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Ticket:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: the name does not end in .npz, or it is truncated, damaged, or another kind of file.
+        """
+        check_npz("path", path)
+        arrays, about = unpack(Path(path).read_bytes(), os.fspath(path))
+        if about.get("kind") != _KIND:
+            raise ValueError(f"This file holds no ticket. Received: path={os.fspath(path)!r}")
+        parts = split(arrays, "mask", "weight")
+        return cls(parts["mask"], parts["weight"], about["provenance"])
+
+    def apply(self, model: Any, skip: str | None = None, weights: bool = True, optimizer: Any = None) -> None:
+        """Give a model the ticket's masks, and its weights to begin with.
+
+        Weights are found by their path; where the names differ (Keras numbers them: "dense", "dense_1") but kinds and
+        shapes agree one by one, by their order.
+
+        Args:
+            model: a built Keras 3 model, masked first if it has no masks; or a tf_keras model that `kprune.mask`
+                returned.
+            skip: regular expression: weights of the model in whose path it is found stay as they are, dense. So a
+                ticket is transferred to another head: `skip="logits"`.
+            weights: False gives masks only; the model keeps its own values.
+            optimizer: of a custom training loop; its slots are reset where masks change.
+
+        Raises:
+            ValueError: the model does not match (the first weight that does not is named), or `skip` is no regular
+                expression, or one that leaves nothing. Nothing has been changed then.
+        """
+        if skip is not None:
+            check_expression(skip, "skip")
+            if all(re.search(skip, path) for path in self.masks):
+                raise ValueError(f"`skip` leaves no mask to apply. Received: skip={skip!r}")
+        mine = model_weights(model)
+        values = _match(mine, self.weights, skip) if weights else {}
+        fresh = mask_for_pruning(model)
+        try:
+            masked = {weight.path: weight for weight in masked_weights(model)}
+            masks = _match(masked, self.masks, skip)
+        except BaseException:
+            if fresh:
+                strip(model)
+            raise
+        variables = model_weights(model)
+        for path, value in values.items():
+            variables[path].assign(value)
+        set_masks(model, masks, optimizer)
+        reapply_masks(model, optimizer)
+
+
+def _match(mine: dict[str, Any], theirs: Arrays, skip: str | None) -> Arrays:
+    """path of mine -> array of theirs, without those to skip."""
+
+    def wanted(items: dict[str, Any]) -> dict[str, Any]:
+        return {path: item for path, item in items.items() if skip is None or not re.search(skip, path)}
+
+    try:
+        return matched(wanted(mine), wanted(theirs), "model")
+    except ValueError as error:
+        raise ValueError(f"The ticket does not match; skip= leaves out a head. {error}, skip={skip!r}") from error

@@ -1,0 +1,294 @@
+"""Masks: which weights of a model are masked, and the one way to read and change them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import keras
+import numpy as np
+from absl import logging
+
+from ..runtime.distribution import to_numpy
+from ..runtime.optimizers import reset_slots
+from ..util.registry import check_expression
+
+Masks = dict[str, np.ndarray]
+Filters = str | Sequence[str] | Callable[[Any], bool] | None
+
+DEFAULT_WEIGHTS = ("kernel", "recurrent_kernel", "pointwise_kernel")
+KNOWN_WEIGHTS = (*DEFAULT_WEIGHTS, "depthwise_kernel", "embeddings")
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedWeight:
+    """One masked weight of a model; what `kprune.masked_weights(model)` lists.
+
+    Attributes:
+        path: its unique name in the model, e.g. "conv1/kernel".
+        layer: the layer (Keras 3) or the tfmot wrapper (tf_keras) that owns it.
+        variable: the weight itself, float, of any shape (Keras's: kernels HWIO, dense in x out).
+        mask: the mask variable of the same shape; True (or 1.0 in a tfmot wrapper) = kept.
+    """
+
+    path: str
+    layer: Any = field(repr=False)
+    variable: Any = field(repr=False)
+    mask: Any = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return tuple(self.variable.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of entries, kept and pruned."""
+        return int(np.prod(self.shape))
+
+    def value(self) -> np.ndarray:
+        """The weight's value as an array of its own dtype."""
+        return to_numpy(self.variable)
+
+    def kept(self) -> np.ndarray:
+        """The mask as a bool array, True = kept."""
+        return to_numpy(self.mask).astype(bool)
+
+
+@dataclass(frozen=True)
+class MaskReport:
+    """What `kprune.mask` did.
+
+    Attributes:
+        model: the masked model: the same object for Keras 3, a clone under tfmot's wrappers for tf_keras.
+        masked: paths of the masked weights, in model order.
+        skipped: path of each weight that is not masked -> the reason.
+    """
+
+    model: Any = field(repr=False)
+    masked: tuple[str, ...]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.masked)} weights masked, {len(self.skipped)} skipped"]
+        lines += [f"  masked   {path}" for path in self.masked]
+        lines += [f"  skipped  {path}: {reason}" for path, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_WEIGHTS) -> MaskReport:
+    """Give the weights of a built model masks, all True at first: the model predicts exactly as before.
+
+    A Keras 3 model is masked in place. A tf_keras model comes back as `report.model`, a clone under tfmot's
+    `PruneLowMagnitude` wrappers that shares its layers, to be compiled again; where the user has wrapped layers with
+    tfmot already they are adopted, and kprune rules: tfmot's own schedule is taken out, its masks no longer move by
+    themselves. Calling it twice changes nothing.
+
+    Args:
+        model: a built `keras.Model` or `tf_keras.Model` (or layer, with Keras 3).
+        filters: which weights: a regular expression, or several, searched in the weight's path; or a function of the
+            layer that returns bool; None for all.
+        weights: names of the weights to mask, among "kernel", "recurrent_kernel", "pointwise_kernel" (the default),
+            "depthwise_kernel", "embeddings" and names that the model's own layers use. On tf_keras, tfmot's registry
+            says which weights of a layer can be masked.
+
+    Returns:
+        `MaskReport`: the model, the masked paths, and why each other weight was skipped.
+
+    Raises:
+        ValueError: the model is not built, a name in `weights` is not known, or `filters` is of another type.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="hidden"), keras.layers.Dense(2)])
+    >>> report = kprune.mask(model, filters="hidden")
+    >>> report.masked
+    ('sequential/hidden/kernel',)
+    """
+    backend = _backend(model)
+    if not getattr(model, "built", False):
+        raise ValueError(
+            "The model has no weights yet: build it first, by calling it on data or with `model.build(input_shape)`. "
+            f"Received: model={model.name!r}, which is not built"
+        )
+    return backend.mask_model(model, *_checked(backend.weight_names(model), filters, weights))
+
+
+def masked_weights(model: Any) -> list[MaskedWeight]:
+    """The masked weights of a model, in model order; empty if it has none.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> kprune.masked_weights(model)
+    []
+    >>> _ = kprune.mask(model)
+    >>> [(weight.shape, int(weight.kept().sum())) for weight in kprune.masked_weights(model)]
+    [((4, 3), 12)]
+    """
+    found = _backend(model).find_masked(model)
+    paths = unique_paths([path for path, *_ in found])
+    return [MaskedWeight(path, *rest) for path, (_, *rest) in zip(paths, found, strict=True)]
+
+
+def current_masks(model: Any) -> Masks:
+    """path -> bool array of the weight's shape, True = kept; in model order."""
+    return {weight.path: weight.kept() for weight in masked_weights(model)}
+
+
+def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
+    """Change masks; the pruned weights become exactly 0 and the optimizer forgets what changed.
+
+    w <- where(mask, w, 0); each optimizer slot of w (momentum, averages, accumulated gradients) takes its initial
+    value wherever the new mask is False or differs from the old one. Nothing is retraced or recompiled.
+
+    Args:
+        model: a masked model.
+        masks: path -> bool array of the weight's shape, True = kept. Weights not named keep their mask.
+        optimizer: the optimizer of a custom training loop; the model's compiled one by default.
+
+    Raises:
+        ValueError: a path or a shape is wrong. Nothing has been changed then.
+    """
+    by_path = {weight.path: weight for weight in masked_weights(model)}
+    for path, new in masks.items():
+        if path not in by_path:
+            raise ValueError(
+                f"No masked weight has this path; the paths are {', '.join(by_path) or 'none: call kprune.mask first'}."
+                f" Received: path={path!r}"
+            )
+        if np.shape(new) != by_path[path].shape or np.asarray(new).dtype != np.bool_:
+            raise ValueError(
+                f"The mask of {path} must be a bool array of shape {by_path[path].shape}. "
+                f"Received: shape={np.shape(new)}, dtype={np.asarray(new).dtype}"
+            )
+    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
+    for path, new in masks.items():
+        weight = by_path[path]
+        new = np.asarray(new)
+        old, value = to_numpy(weight.mask), weight.value()
+        changed = ~new | (new != old.astype(bool))
+        weight.mask.assign(new.astype(old.dtype))
+        weight.variable.assign(np.where(new, value, np.zeros((), value.dtype)))
+        if optimizer is not None and changed.any():
+            reset_slots(optimizer, weight.variable, changed)
+
+
+def strip(model: Any) -> Any:
+    """The plain model: every pruned weight stored as 0, no kprune or tfmot class left in it.
+
+    A Keras 3 model is stripped in place and returned; of a tf_keras model a clone without wrappers is returned.
+    Predictions are those of the masked model, bit for bit.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> _ = kprune.prune(model, "magnitude", sparsity=0.5)
+    >>> type(kprune.strip(model).layers[0]).__name__
+    'Dense'
+    """
+    for weight in masked_weights(model):
+        value = weight.value()
+        weight.variable.assign(np.where(weight.kept(), value, np.zeros((), value.dtype)))
+    return _backend(model).strip_model(model)
+
+
+@contextmanager
+def plain(model: Any) -> Iterator[Any]:
+    """Inside, the stripped model; afterwards the model is masked again as it was."""
+    with _backend(model).plain(model) as stripped:
+        yield stripped
+
+
+def moved_weights(model: Any) -> list[str]:
+    """Paths of the masked weights with a pruned entry that is not exactly 0; empty when all is well."""
+    return [weight.path for weight in masked_weights(model) if np.any(weight.value()[~weight.kept()] != 0)]
+
+
+def is_tf_keras(model: Any) -> bool:
+    """Whether the model or layer belongs to tf_keras (Keras 2); never imports it."""
+    tf_keras = sys.modules.get("tf_keras")
+    return tf_keras is not None and isinstance(model, tf_keras.layers.Layer)
+
+
+def unique_paths(paths: Iterable[str]) -> list[str]:
+    """The paths with "_2", "_3" ... appended where one comes again (layers of the same name in nested models)."""
+    seen: Counter[str] = Counter()
+    unique = []
+    for path in paths:
+        seen[path] += 1
+        unique.append(path if seen[path] == 1 else f"{path}_{seen[path]}")
+    return unique
+
+
+def skip_reason(
+    name: str, weight: Any, path: str, layer: Any, filters: Filters, weights: Sequence[str], unfit: str = ""
+) -> str:
+    """Why a weight should not be masked, or "" if it should; `unfit` is what its own kind has to say."""
+    if name not in weights:
+        return f"{name!r} is not among weights={tuple(weights)}"
+    if callable(filters):
+        if not filters(layer):
+            return "the filter function says no"
+    elif filters is not None:
+        patterns = [filters] if isinstance(filters, str) else filters
+        if not any(re.search(pattern, path) for pattern in patterns):
+            return f"its path matches none of filters={filters!r}"
+    if unfit:
+        return unfit
+    return "" if weight.trainable else "it is frozen (not trainable)"
+
+
+def _backend(model: Any) -> ModuleType:
+    """The module that masks this kind of model: `kprune.masks.keras3`, or `kprune.masks.tf_keras` for tf_keras."""
+    if isinstance(model, keras.layers.Layer):
+        from . import keras3
+
+        return keras3
+    if is_tf_keras(model):
+        from . import tf_keras as wrappers
+
+        return wrappers
+    raise ValueError(f"Expected a keras.Model (Keras 3) or a tf_keras.Model. Received: model={type(model)!r}")
+
+
+def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tuple[Filters, tuple[str, ...]]:
+    if isinstance(weights, str):
+        weights = (weights,)
+    known = sorted(present | set(KNOWN_WEIGHTS))
+    for name in weights:
+        if name not in known:
+            raise ValueError(f"Unknown weight name; this model knows {known}. Received: weights={tuple(weights)!r}")
+    if filters is not None and not isinstance(filters, str | list | tuple) and not callable(filters):
+        raise ValueError(
+            f"`filters` is a regular expression, several, or a function of a layer. Received: filters={filters!r}"
+        )
+    if not callable(filters):
+        for expression in [filters] if isinstance(filters, str) else filters or ():
+            check_expression(expression, "filters")
+    return filters, tuple(weights)
+
+
+def finish_report(model: Any, masked: list[str], skipped: dict[str, str]) -> MaskReport:
+    """The report, with a warning when nothing could be masked."""
+    if not masked:
+        logging.warning("kprune.mask: no weight of %r can be masked; the report says why.", model.name)
+    return MaskReport(model, tuple(masked), skipped)
+
+
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "MaskReport",
+    "MaskedWeight",
+    "Masks",
+    "current_masks",
+    "is_tf_keras",
+    "mask",
+    "masked_weights",
+    "moved_weights",
+    "set_masks",
+    "strip",
+]

@@ -1,0 +1,109 @@
+"""Masks in Keras 3 models: the in-place half of `kprune.mask` and `kprune.strip`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from ..runtime.distribution import strategy_scope, to_numpy
+from .api import Filters, MaskReport, finish_report, skip_reason, unique_paths
+from .masked_layers import all_layers, attach, detach, is_masked, own_weights
+
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+
+
+def weight_names(model: Any) -> set[str]:
+    """The names by which `mask(weights=...)` knows the model's weights."""
+    return {weight_name(layer, v) for layer, v in _owned(model)}
+
+
+def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
+    owned = _owned(model)
+    paths = unique_paths([v.path for _, v in owned])
+    chosen, masked, skipped = [], [], {}
+    already = {id(v) for layer in all_layers(model) if is_masked(layer) for v in layer.mask_store.masked}
+    for (layer, v), path in zip(owned, paths, strict=True):
+        reason = skip_reason(weight_name(layer, v), v, path, layer, filters, weights, unfit(layer, v))
+        if id(v) in already or not reason:
+            masked.append(path)
+            chosen.append(v)
+        else:
+            skipped[path] = reason
+    if any(id(v) not in already for v in chosen):
+        with strategy_scope(model):
+            attach(model, chosen)
+        renew_functions(model)
+    return finish_report(model, masked, skipped)
+
+
+def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
+    found: dict[int, tuple[str, Any, Any, Any]] = {}
+    for layer in all_layers(model):
+        if is_masked(layer):
+            for v, mask in zip(layer.mask_store.masked, layer.mask_store.masks, strict=True):
+                found.setdefault(id(v), (v.path, layer, v, mask))
+    return list(found.values())
+
+
+def strip_model(model: Any) -> Any:
+    detach(model)
+    renew_functions(model)
+    return model
+
+
+@contextmanager
+def plain(model: Any) -> Iterator[Any]:
+    """Inside, the model is stripped in place; afterwards its masks are back."""
+    kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model)]
+    detach(model)
+    try:
+        yield model
+    finally:
+        with strategy_scope(model):
+            attach(model, [v for v, _ in kept])
+        masks = {id(v): mask for _, _, v, mask in find_masked(model)}
+        for v, value in kept:
+            masks[id(v)].assign(value)
+        renew_functions(model)
+
+
+def renew_functions(model: Any) -> None:
+    """Drop the compiled train, test and predict functions, also in the middle of a fit: they hold the old layers."""
+    for layer in all_layers(model):
+        if isinstance(layer, keras.Model):
+            for kind in ("train", "test", "predict"):
+                if getattr(layer, f"{kind}_function", None) is not None:
+                    getattr(layer, f"make_{kind}_function")(force=True)
+
+
+def seed_states(layer: Any) -> list[Any]:
+    """The states of the seed generators at and below the layer (dropout ...), which Keras counts as no weights."""
+    weights = {id(v) for v in layer.weights}
+    return [v for v in layer.variables if id(v) not in weights and v.name == "seed_generator_state"]
+
+
+def _owned(model: Any) -> list[tuple[Any, Any]]:
+    """(layer, weight) for each weight, with the layer whose mask store would hold its mask, each weight once."""
+    found: dict[int, tuple[Any, Any]] = {}
+    for layer in all_layers(model):
+        for v in own_weights(layer):
+            found.setdefault(id(v), (layer, v))
+    return list(found.values())
+
+
+def weight_name(layer: Any, v: Any) -> str:
+    """The name by which `mask(weights=...)` knows a weight of this layer."""
+    # A depthwise layer calls its only weight "kernel", where a separable one says "depthwise_kernel".
+    return "depthwise_kernel" if isinstance(layer, DEPTHWISE) and v.name == "kernel" else v.name
+
+
+def unfit(layer: Any, v: Any) -> str:
+    """Why a weight of this kind cannot be masked, or ""."""
+    if layer.quantization_mode is not None or "float" not in v.dtype:
+        return f"the layer is quantised ({layer.quantization_mode or v.dtype})"
+    if len(v.shape) < 2:
+        return f"it has rank {len(v.shape)}; masks are for kernels"
+    return ""

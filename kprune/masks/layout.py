@@ -1,0 +1,88 @@
+"""Layouts: any layer's weight as (..., in, out), so that a pattern needs to know no layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..report.flops import einsum_labels, is_einsum, is_transposed
+from .api import MaskedWeight, is_tf_keras
+from .keras3 import DEPTHWISE
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight's axes become (..., in, out): what an output sums over, and the outputs.
+
+    Attributes:
+        given: the weight's own shape.
+        axes: its axes in the order of the layout.
+        shape: the layout's shape, with the same number of entries.
+
+    >>> transposed = Layout((3, 8, 4), axes=(0, 2, 1), shape=(3, 4, 8))  # the kernel of a Conv1DTranspose
+    >>> kernel = np.arange(96).reshape(3, 8, 4)
+    >>> transposed.canonical(kernel).shape
+    (3, 4, 8)
+    >>> bool((transposed.original(transposed.canonical(kernel)) == kernel).all())
+    True
+    """
+
+    given: tuple[int, ...]
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def canonical(self, array: np.ndarray) -> np.ndarray:
+        """An array of the weight's shape as (..., in, out)."""
+        return array.transpose(self.axes).reshape(self.shape)
+
+    def original(self, array: np.ndarray) -> np.ndarray:
+        """An array of (..., in, out) as the weight's shape."""
+        return array.reshape([self.given[axis] for axis in self.axes]).transpose(np.argsort(self.axes))
+
+
+def layout_of(weight: MaskedWeight) -> Layout:
+    """The layout of a masked weight of either Keras.
+
+    - dense, recurrent and convolution kernels (h, w, in, out): as they are;
+    - transposed convolution (h, w, out, in): (h, w, in, out);
+    - depthwise kernel (h, w, c, m): (h * w, c * m), as each of the c * m outputs sees one channel through a window;
+    - EinsumDense, and with it MultiHeadAttention and GroupQueryAttention: (the axes that the equation sums over, the
+      axes of the output), each of them flattened, in the kernel's order;
+    - any other weight, embeddings among them: as it is.
+
+    >>> import keras, kprune
+    >>> x = keras.Input((5, 16))
+    >>> model = keras.Model(x, keras.layers.MultiHeadAttention(num_heads=4, key_dim=3)(x, x))
+    >>> _ = kprune.mask(model)
+    >>> query, *_, output = kprune.masked_weights(model)
+    >>> query.shape, layout_of(query).shape
+    ((16, 4, 3), (16, 12))
+    >>> output.shape, layout_of(output).shape
+    ((4, 3, 16), (12, 16))
+    """
+    layer, shape = _owner(weight), weight.shape
+    axes = range(len(shape))
+    if is_transposed(layer):
+        order = (*axes[:-2], axes[-1], axes[-2])
+        return Layout(shape, order, tuple(shape[axis] for axis in order))
+    if is_einsum(layer):
+        _, kernel, output = einsum_labels(layer)
+        outgoing = [axis for axis in axes if kernel[axis] in output]
+    elif isinstance(layer, DEPTHWISE) or getattr(layer, "depthwise_kernel", None) is weight.variable:
+        outgoing = list(axes[-2:])
+    else:
+        return Layout(shape, tuple(axes), shape)
+    incoming = [axis for axis in axes if axis not in outgoing]
+    flat = tuple(math.prod(shape[axis] for axis in part) for part in (incoming, outgoing))
+    return Layout(shape, (*incoming, *outgoing), flat)
+
+
+def _owner(weight: MaskedWeight) -> Any:
+    """The layer that uses the weight: of tfmot's wrapper the layer inside, and of that the one that holds it."""
+    if not is_tf_keras(weight.layer):
+        return weight.layer
+    inside = weight.layer.layer
+    return next((sub for sub in inside.submodules if getattr(sub, "kernel", None) is weight.variable), inside)

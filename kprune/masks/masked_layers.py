@@ -1,0 +1,349 @@
+"""Masked Keras 3 layers: any built layer, masked in place.
+
+A layer that owns a masked weight becomes an instance of `Masked<its class>`: its `call` runs the parent's inside a
+`keras.StatelessScope` in which each masked weight w reads `where(mask, w, 0)`. The gradient at a pruned weight is
+then exactly zero, under every optimizer and compiler, and changing a mask never retraces.
+
+Layers between a masked one and the model that build their sublayers themselves (MultiHeadAttention, layers and models
+of the user's own) take the class too, only to save and load which of their weights are masked.
+
+Keras has no public way to reach a layer's own sublayers or to add state to a built layer: `_flatten_layers`,
+`_tracker` and `_layers` are used here and nowhere else (checked with Keras 3.13.2 and 3.15.1; tests/test_layers.py).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..runtime.distribution import device_layout, to_numpy
+
+CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states, see carry.py
+_CARRIED = "callbacks"  # their key in the file
+_SPEC = "kprune"  # the key of a masked layer's config that holds the plain class and the masked weights' positions
+
+
+@keras.saving.register_keras_serializable("kprune")
+class MaskStore(keras.layers.Layer):
+    """The bool masks of one layer, as a sublayer of it, so that Keras tracks, distributes and saves them.
+
+    On disk a mask is bit-packed: `ceil(size / 8)` bytes, uint8, C order.
+
+    Attributes:
+        masked: list of the masked `keras.Variable`s of the layer.
+        masks: list of bool `keras.Variable`s, each of its weight's shape; True = kept.
+    """
+
+    masked: list[Any]
+    masks: list[Any]
+
+    def add(self, variables: list[Any], shared: dict[int, Any]) -> None:
+        """Add a mask for each of `variables` (keras.Variable of any shape): `shared[id(v)]`, or a new one, all True."""
+        # A plain tuple of references would be tracked as weights of this layer too, and saved twice.
+        object.__setattr__(self, "masked", list(variables))
+        self.masks = [shared[id(v)] if id(v) in shared else self._new(v) for v in variables]
+        self.built = True
+
+    def _new(self, weight: Any) -> Any:
+        # `add_weight` would lay it out as Keras's distribution says of the mask's own path, not of the weight's.
+        with keras.name_scope(self.name):
+            return keras.Variable(
+                "ones", weight.shape, "bool", trainable=False, name=f"{weight.name}_mask", layout=device_layout(weight)
+            )
+
+    def save_own_variables(self, store: Any) -> None:
+        for i, mask in enumerate(self.masks):
+            store[str(i)] = np.packbits(to_numpy(mask))
+        for carrier in self._carriers():
+            store[_CARRIED] = np.frombuffer(carrier.dump(), np.uint8)
+
+    def load_own_variables(self, store: Any) -> None:
+        keys = list(store.keys())
+        stored = [key for key in keys if key != _CARRIED]
+        if len(stored) != len(self.masks):
+            raise ValueError(
+                f"The file holds masks for {len(stored)} weights of layer {self.name!r}, the model has "
+                f"{len(self.masks)}: mask it with the same filters and weights before loading."
+            )
+        for i, mask in enumerate(self.masks):
+            size = int(np.prod(mask.shape))
+            bits = np.asarray(store[str(i)][...])
+            if bits.size != (size + 7) // 8:
+                raise ValueError(f"The file's mask for {mask.path} has another size. Received: bytes={bits.size}")
+            mask.assign(np.unpackbits(bits, count=size).reshape(mask.shape).astype(bool))
+        if _CARRIED in keys:
+            for carrier in self._carriers():
+                carrier.load(np.asarray(store[_CARRIED][...]).tobytes())
+
+    def _carriers(self) -> list[Any]:
+        return [getattr(v, CARRIER) for v in self.masked if hasattr(v, CARRIER)]
+
+
+class MaskedRegularizer(keras.regularizers.Regularizer):
+    """A weight regulariser that sees the masked weight, so its gradient at a pruned entry is zero."""
+
+    def __init__(self, regularizer: Any, mask: Any):
+        self.regularizer, self.mask = regularizer, mask
+
+    def __call__(self, weight: Any) -> Any:
+        return self.regularizer(_apply_mask(ops.convert_to_tensor(weight), self.mask))
+
+
+def _apply_mask(weight: Any, mask: Any) -> Any:
+    return ops.where(mask.value, weight, ops.zeros((), weight.dtype))
+
+
+@keras.saving.register_keras_serializable("kprune")
+class Masked:
+    """What every masked layer is an instance of, beside its own class. Made by `kprune.mask`, never constructed."""
+
+    mask_store: MaskStore | None = None
+
+    def get_config(self) -> dict[str, Any]:
+        with _plain_class(self):
+            plain = keras.saving.serialize_keras_object(self)
+        spec = {key: plain[key] for key in ("module", "class_name", "registered_name")}
+        masked, weights = _masked_ids(self), plain_weights(self)
+        positions = [i for i, v in enumerate(weights) if id(v) in masked]
+        return {**plain["config"], _SPEC: {**spec, "masked": positions, "weights": len(weights)}}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
+        config = dict(config)
+        spec = dict(config.pop(_SPEC))
+        pending = spec.pop("masked"), spec.pop("weights")
+        layer = keras.saving.deserialize_keras_object({**spec, "config": config})
+        _mask_once_built(layer, pending)
+        return layer
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        super().build_from_config(config)  # type: ignore[misc]
+        attach_pending(self)
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def masked_class(cls: type) -> type:
+    """The subclass `Masked<cls>` of a Keras layer class; made once per class."""
+    if cls not in _CLASSES:
+        _CLASSES[cls] = _make_masked_class(cls)
+    return _CLASSES[cls]
+
+
+def _make_masked_class(cls: type) -> type:
+
+    class MaskedLayer(Masked, cls):
+        @functools.wraps(cls.call)  # type: ignore[attr-defined]  # Keras reads the signature of `call`
+        def call(self, *args: Any, **kwargs: Any) -> Any:
+            store = self.mask_store
+            if store is None:
+                outputs = super().call(*args, **kwargs)
+                attach_pending(self)
+                return outputs
+            with _masked_scope(self, store):
+                return super().call(*args, **kwargs)
+
+    MaskedLayer.__name__ = MaskedLayer.__qualname__ = f"Masked{cls.__name__}"
+    MaskedLayer.__doc__ = cls.__doc__
+    # One registered name serves all: `Masked.from_config` finds the plain class in the config.
+    return keras.saving.register_keras_serializable("kprune", name="Masked")(MaskedLayer)
+
+
+@contextmanager
+def _masked_scope(layer: Any, store: MaskStore) -> Iterator[None]:
+    """Inside, the layer's masked weights read as masked; what the call updates (seeds, statistics) is kept."""
+    masks = {id(v): mask for v, mask in zip(store.masked, store.masks, strict=True)}
+    scope = keras.StatelessScope(collect_losses=True)
+    values = []
+    for v in layer.variables:
+        value = v.value
+        values.append((v, value))
+        # `add_update` sets the value as it is; the scope's constructor would cast it to the variable's dtype.
+        scope.add_update((v, _apply_mask(value, masks[id(v)]) if id(v) in masks else value))
+    with scope:
+        yield
+    for v, old in values:
+        new = scope.get_current_value(v)
+        if new is not old and id(v) not in masks:
+            v.assign(new)
+    if scope.losses:  # what the call gave to `add_loss`; from here it reaches the layer, or the trainer's own scope
+        layer.add_loss(scope.losses)
+
+
+def is_masked(layer: Any) -> bool:
+    """Whether the layer itself owns masked weights."""
+    return isinstance(layer, Masked) and layer.mask_store is not None
+
+
+def sublayers(layer: Any) -> list[Any]:
+    """The direct sublayers of a Keras 3 layer or model, in the order in which it holds them; mask stores left out."""
+    return [sub for sub in layer._flatten_layers(include_self=False, recursive=False) if not isinstance(sub, MaskStore)]
+
+
+def all_layers(layer: Any) -> list[Any]:
+    """The layer and everything below it, each once, parents first."""
+    found: dict[int, Any] = {}
+
+    def visit(current: Any) -> None:
+        if id(current) not in found:
+            found[id(current)] = current
+            for sub in sublayers(current):
+                visit(sub)
+
+    visit(layer)
+    return list(found.values())
+
+
+def own_weights(layer: Any) -> list[Any]:
+    """The weights that a mask of this layer can hold: its own, and for an RNN layer those of its cells.
+
+    A cell is called once per time step inside the RNN layer's loop, where masking would be repeated at each step.
+    """
+    if isinstance(layer, keras.layers.RNN):
+        return plain_weights(layer)
+    below = {id(v) for sub in sublayers(layer) for v in sub.weights}
+    return [v for v in plain_weights(layer) if id(v) not in below]
+
+
+def plain_weights(layer: Any) -> list[Any]:
+    """The layer's weights without kprune's masks."""
+    masks = {id(m) for sub in all_layers(layer) if is_masked(sub) for m in sub.mask_store.masks}
+    return [v for v in layer.weights if id(v) not in masks]
+
+
+def attach(layer: Any, variables: list[Any]) -> None:
+    """Mask `variables` (weights of the layer or of layers below it) in place; masked ones stay as they are."""
+    wanted = {id(v) for v in variables}
+    # A weight that several layers own (tied weights) has one mask, which all of them hold.
+    masks = {
+        id(v): mask
+        for sub in all_layers(layer)
+        if is_masked(sub)
+        for v, mask in zip(sub.mask_store.masked, sub.mask_store.masks, strict=True)
+    }
+    visited: dict[int, bool] = {}
+
+    def visit(current: Any) -> bool:
+        """Whether anything at or below `current` is masked."""
+        if id(current) in visited:
+            return visited[id(current)]
+        visited[id(current)] = False
+        own = [v for v in own_weights(current) if id(v) in wanted]
+        if own:
+            _add_masks(current, own, masks)
+        below = [visit(sub) for sub in sublayers(current) if not isinstance(current, keras.layers.RNN)]
+        if any(below) and not isinstance(current, Masked) and not _keras_container(current):
+            current.__class__ = masked_class(type(current))
+        visited[id(current)] = is_masked(current) or any(below)
+        return visited[id(current)]
+
+    visit(layer)
+
+
+def _keras_container(layer: Any) -> bool:
+    """Keras's own Sequential and Functional save their layers' configs themselves."""
+    return isinstance(layer, keras.Model) and type(layer).__module__.startswith("keras.")
+
+
+def _add_masks(layer: Any, variables: list[Any], masks: dict[int, Any]) -> None:
+    if is_masked(layer):
+        known = {id(v) for v in layer.mask_store.masked}
+        wanted = known | {id(v) for v in variables}
+        if wanted == known:
+            return
+        # A wider second `mask()`: one store per layer keeps the file format simple, so it is made anew.
+        _remove_store(layer)
+        variables = [v for v in own_weights(layer) if id(v) in wanted]
+    store = MaskStore(name="mask_store", dtype="float32")
+    store.add(variables, masks)
+    with _unlocked(layer):
+        layer.mask_store = store
+    if not isinstance(layer, Masked):
+        layer.__class__ = masked_class(type(layer))
+    for v, mask in zip(store.masked, store.masks, strict=True):
+        masks[id(v)] = mask
+        if v.regularizer is not None and not isinstance(v.regularizer, MaskedRegularizer):
+            v.regularizer = MaskedRegularizer(v.regularizer, mask)
+
+
+def _remove_store(layer: Any) -> None:
+    store = layer.mask_store
+    for v in store.masked:
+        if isinstance(v.regularizer, MaskedRegularizer):
+            v.regularizer = v.regularizer.regularizer
+    with _unlocked(layer):
+        layer._tracker.untrack(store)
+        del layer.mask_store
+
+
+def detach(layer: Any) -> None:
+    """Undo `attach` at and below the layer, in place: the classes, the stores and the regularisers as they were.
+
+    The weights keep the values that they have stored.
+    """
+    for current in all_layers(layer):
+        if is_masked(current):
+            _remove_store(current)
+        if isinstance(current, Masked):
+            current.__class__ = type(current).__mro__[2]
+
+
+@contextmanager
+def _plain_class(layer: Any) -> Iterator[None]:
+    masked = type(layer)
+    layer.__class__ = masked.__mro__[2]
+    try:
+        yield
+    finally:
+        layer.__class__ = masked
+
+
+@contextmanager
+def _unlocked(layer: Any) -> Iterator[None]:
+    """A built layer refuses new state; Keras unlocks it in the same way for LoRA and quantisation."""
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        if locked:
+            layer._tracker.lock()
+
+
+def _masked_ids(layer: Any) -> set[int]:
+    return {id(v) for sub in all_layers(layer) if is_masked(sub) for v in sub.mask_store.masked}
+
+
+def _mask_once_built(layer: Any, pending: tuple[list[int], int]) -> None:
+    """Mask the weights at these positions of `plain_weights(layer)` as soon as the layer has that many weights."""
+    layer.__class__ = masked_class(type(layer))
+    build = layer.build
+    object.__setattr__(layer, "_pending_masks", (*pending, build))
+
+    @functools.wraps(build)  # Keras reads the signature of `build`
+    def build_and_mask(*args: Any, **kwargs: Any) -> None:
+        build(*args, **kwargs)
+        attach_pending(layer)
+
+    layer.build = build_and_mask
+    attach_pending(layer)
+
+
+def attach_pending(layer: Any) -> None:
+    """Mask what a loaded config says, once all weights exist: after `build`, or after the first call of a layer
+    without a `build` of its own, whose sublayers are built by it."""
+    if "_pending_masks" not in vars(layer):
+        return
+    positions, expected, build = vars(layer)["_pending_masks"]
+    weights = plain_weights(layer)
+    if len(weights) == expected:
+        object.__delattr__(layer, "_pending_masks")
+        object.__setattr__(layer, "build", build)
+        attach(layer, [weights[i] for i in positions])

@@ -1,0 +1,318 @@
+"""The report: what is left of each weight, and what that saves."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, is_tf_keras, masked_weights, unique_paths
+from ..runtime.distribution import to_numpy
+from ..util.tables import new_table, table_lines
+from .flops import einsum_labels, is_einsum, is_transposed, kernel_uses, owned_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is left of one weight.
+
+    Attributes:
+        path: its unique name in the model, as in `kprune.masked_weights`.
+        layer: class name of the layer that owns it.
+        shape: its shape (Keras's: kernels HWIO, dense in x out).
+        size: number of entries.
+        zeros: number of pruned entries; in a model without masks, of entries that are 0.
+        flops: multiply-adds for one example if nothing were pruned; None if not known.
+        effective_flops: multiply-adds for one example by the kept entries only; None if not known.
+        dead_channels: number of output channels (of a recurrent kernel: of its gates) whose every weight is zero.
+    """
+
+    path: str
+    layer: str
+    shape: tuple[int, ...]
+    size: int
+    zeros: int
+    flops: int | None
+    effective_flops: int | None
+    dead_channels: int
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros."""
+        return self.zeros / self.size if self.size else 0.0
+
+    @property
+    def density(self) -> float:
+        """Fraction of kept entries: 1 - sparsity."""
+        return 1 - self.sparsity
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether no entry is left."""
+        return 0 < self.size == self.zeros
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything above as numbers, strings and lists that JSON can hold."""
+        extra = {"sparsity": self.sparsity, "density": self.density, "collapsed": self.collapsed}
+        return {**asdict(self), "shape": list(self.shape), **extra}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `kprune.summary` found. The totals are over the rows; `print(summary)` shows a table.
+
+    Attributes:
+        rows: one `Row` per weight, in model order.
+        masked: whether the zeros are those of masks (otherwise they are counted in the weights themselves).
+        other_size: number of all other parameters: biases, normalisation, kernels without a row.
+        other_flops: multiply-adds for one example by kernels without a row; None if not known.
+        note: why multiply-adds are not known, or "".
+    """
+
+    rows: tuple[Row, ...]
+    masked: bool
+    other_size: int
+    other_flops: int | None
+    note: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return sum(row.size for row in self.rows)
+
+    @property
+    def zeros(self) -> int:
+        """Number of zeros."""
+        return sum(row.zeros for row in self.rows)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros."""
+        return self.zeros / self.size if self.size else 0.0
+
+    @property
+    def density(self) -> float:
+        """Fraction of kept entries: 1 - sparsity."""
+        return 1 - self.sparsity
+
+    @property
+    def compression(self) -> float:
+        """1 / density; infinite if nothing is left."""
+        return self.size / (self.size - self.zeros) if self.size > self.zeros else float("inf") if self.size else 1.0
+
+    @property
+    def flops(self) -> int | None:
+        """Multiply-adds for one example if nothing were pruned; None if any row's are not known."""
+        return _sum_known(row.flops for row in self.rows)
+
+    @property
+    def effective_flops(self) -> int | None:
+        """Multiply-adds for one example by the kept entries only; None if any row's are not known."""
+        return _sum_known(row.effective_flops for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Rows and totals as numbers, strings and lists that JSON can hold; an infinite compression is None."""
+        totals = ("size", "zeros", "sparsity", "density", "flops", "effective_flops")
+        return {
+            "rows": [row.to_dict() for row in self.rows],
+            **{name: getattr(self, name) for name in totals},
+            "compression": self.compression if np.isfinite(self.compression) else None,
+            "masked": self.masked,
+            "other_size": self.other_size,
+            "other_flops": self.other_flops,
+            "note": self.note,
+        }
+
+    def __str__(self) -> str:
+        table = new_table(show_footer=True)
+        totals = _cells(self.size, self.zeros, self.flops, self.effective_flops)
+        for header, footer in zip(("weight", "layer", "shape"), ("total", "", ""), strict=True):
+            table.add_column(header, footer)
+        for header, footer in zip(("size", "zeros", "sparsity", "mult-adds", "of these left"), totals, strict=True):
+            table.add_column(header, footer, justify="right")
+        table.add_column("", f"{self.compression:.4g}x compression")
+        for row in self.rows:
+            dead = f"{row.dead_channels} dead channel{'s' * (row.dead_channels != 1)}" if row.dead_channels else ""
+            numbers = _cells(row.size, row.zeros, row.flops, row.effective_flops)
+            shape = " x ".join(map(str, row.shape))
+            table.add_row(row.path, row.layer, shape, *numbers, "COLLAPSED" if row.collapsed else dead)
+        lines = [
+            *table_lines(table),
+            f"zeros of the {'masks' if self.masked else 'weights themselves (no masks)'}; "
+            "mult-adds: multiply-adds for one example",
+            f"other parameters: {self.other_size:,}, with {_count(self.other_flops)} mult-adds",
+        ]
+        return "\n".join([*lines, *([f"multiply-adds are not known: {self.note}"] if self.note else [])])
+
+
+def summary(model: Any) -> Summary:
+    """Count what is left of each masked weight of a model; in a model without masks, of each kernel.
+
+    sparsity = zeros / size; density = 1 - sparsity; compression = 1 / density.
+    flops = uses x size and effective_flops = uses x kept entries, where `uses` is how often an entry is multiplied for
+    one example: positions of a dense layer's output, pixels of a convolution's, time steps of a recurrent layer; see
+    kprune/flops.py. Products of activations, as in attention, have no weights and are not counted. The model runs once
+    on shapes only; nothing in it changes.
+
+    Args:
+        model: a built Keras 3 or tf_keras model, masked or plain: stripped, for example, or loaded from a file.
+
+    Returns:
+        `Summary`: `rows`, totals, `to_dict()`; its str is a table. Multiply-adds are None ("?") where an input's
+        shape is not fixed, or a layer is not one of Keras's own kinds.
+
+    Raises:
+        ValueError: not a model of either Keras, or one that is not built.
+
+    >>> import keras, kprune
+    >>> conv = keras.layers.Conv2D(4, 3, padding="same", name="conv")
+    >>> model = keras.Sequential([keras.Input((5, 5, 2)), conv], name="net")
+    >>> _ = kprune.prune(model, "magnitude", sparsity=0.75)
+    >>> report = kprune.summary(model)
+    >>> report.size, report.zeros, report.sparsity, report.compression
+    (72, 54, 0.75, 4.0)
+    >>> report.flops, report.effective_flops  # 5 * 5 pixels x (72, 18) weights
+    (1800, 450)
+    """
+    masked = masked_weights(model)
+    if not getattr(model, "built", False):
+        raise ValueError(
+            "The model has no weights yet: build it first, by calling it on data or with `model.build(input_shape)`. "
+            f"Received: model={model.name!r}, which is not built"
+        )
+    uses, note = kernel_uses(model)
+    owned: dict[int, tuple[Any, Any]] = {}
+    for layer, v in owned_weights(model):
+        owned.setdefault(id(v), (layer, v))
+    naming = _naming(model)
+    if masked:
+        listed = [(w.path, w.variable, w.kept()) for w in masked]
+    else:
+        kernels = [v for layer, v in owned.values() if naming.default(layer, v)]
+        paths = unique_paths([naming.path(v) for v in kernels])
+        listed = [(path, v, to_numpy(v) != 0) for path, v in zip(paths, kernels, strict=True)]
+    rows = []
+    for path, v, kept in listed:
+        layer, _ = owned[id(v)]
+        rows.append(_row(path, layer, naming.name(layer, v), kept, uses.get(id(v))))
+    inside = {id(v) for _, v, _ in listed}
+    others = [(layer, v) for layer, v in owned.values() if id(v) not in inside]
+    other_flops = _sum_known(
+        None if (times := uses.get(id(v))) is None else times * _size(v)
+        for layer, v in others
+        if naming.name(layer, v) in KNOWN_WEIGHTS and len(v.shape) > 1
+    )
+    if not note and (unknown := sorted({row.layer for row in rows if row.flops is None})):
+        note = f"kprune cannot tell how often a kernel of {', '.join(unknown)} is used"
+    return Summary(tuple(rows), bool(masked), sum(_size(v) for _, v in others), other_flops, note)
+
+
+def plot_sparsity(model_or_summary: Any, path: str | os.PathLike[str] | None = None) -> Figure:
+    """Draw what is left of each weight: a bar of its kept entries over one of its size, on a logarithmic scale.
+
+    The label of a bar is the weight's density in per cent; a weight of which nothing is left is marked in red.
+
+    Args:
+        model_or_summary: a model, as for `kprune.summary`, or a `Summary`.
+        path: where to write the figure, if anywhere: .png, .svg or .pdf.
+
+    Returns:
+        The `matplotlib.figure.Figure`. No display is needed and no state of pyplot is touched.
+
+    Raises:
+        ValueError: the path ends in something else, or as in `kprune.summary`.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
+    >>> figure = kprune.plot_sparsity(model)
+    >>> figure.axes[0].get_xlabel()
+    'parameters (labels: density)'
+    """
+    from ..util.plotting import draw, written
+
+    return written(
+        path, lambda: draw(model_or_summary if isinstance(model_or_summary, Summary) else summary(model_or_summary))
+    )
+
+
+@dataclass(frozen=True)
+class _Naming:
+    """How `kprune.mask` sees the weights of one Keras."""
+
+    name: Callable[[Any, Any], str]
+    path: Callable[[Any], str]
+    fit: Callable[[Any, Any], bool]
+
+    def default(self, layer: Any, v: Any) -> bool:
+        # Frozen kernels are listed too: whether a weight trains says nothing about its zeros.
+        return self.name(layer, v) in DEFAULT_WEIGHTS and self.fit(layer, v)
+
+
+def _naming(model: Any) -> _Naming:
+    if is_tf_keras(model):
+        from ..masks import tf_keras as wrappers
+
+        return _Naming(lambda layer, w: wrappers._name(w), wrappers._path, lambda layer, w: len(w.shape) > 1)
+    from ..masks import keras3
+
+    return _Naming(keras3.weight_name, lambda v: str(v.path), lambda layer, v: not keras3.unfit(layer, v))
+
+
+def _row(path: str, layer: Any, name: str, kept: np.ndarray, uses: int | None) -> Row:
+    n_kept = int(np.count_nonzero(kept))
+    return Row(
+        path=path,
+        layer=type(layer).__name__.removeprefix("Masked"),
+        shape=tuple(int(d) for d in kept.shape),
+        size=kept.size,
+        zeros=kept.size - n_kept,
+        flops=None if uses is None else uses * kept.size,
+        effective_flops=None if uses is None else uses * n_kept,
+        dead_channels=int(np.count_nonzero(~kept.any(axis=_incoming_axes(layer, name, kept.ndim)))),
+    )
+
+
+def _incoming_axes(layer: Any, name: str, rank: int) -> tuple[int, ...]:
+    """The axes of a kernel over which one output channel sums."""
+    outgoing = {rank - 1}
+    if name == "depthwise_kernel":
+        outgoing = {rank - 2, rank - 1}
+    elif is_einsum(layer):
+        _, kernel, output = einsum_labels(layer)
+        outgoing = {axis for axis, label in enumerate(kernel) if label in output}
+    elif is_transposed(layer):
+        outgoing = {rank - 2}
+    return tuple(axis for axis in range(rank) if axis not in outgoing)
+
+
+def _size(v: Any) -> int:
+    return math.prod(int(d) for d in v.shape)
+
+
+def _sum_known(numbers: Iterable[int | None]) -> int | None:
+    total = 0
+    for number in numbers:
+        if number is None:
+            return None
+        total += number
+    return total
+
+
+def _cells(size: int, zeros: int, flops: int | None, left: int | None) -> list[str]:
+    return [f"{size:,}", f"{zeros:,}", percentage(zeros, size), _count(flops), _count(left)]
+
+
+def percentage(zeros: int, size: int) -> str:
+    """The sparsity as text, rounded down, so that "100.00%" is never shown where something is left."""
+    return f"{10_000 * zeros // size / 100 if size else 0.0:.2f}%"
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
