@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from kprune.analysis import mask_distance
 from kprune.lottery.rewind import Snapshot, rewind, snapshot
 from kprune.masks import Masks, masked_weights, set_masks
+from kprune.masks.matching import mask_distance
 from kprune.pruning import Plan
 from kprune.schedules import check_sparsity
 

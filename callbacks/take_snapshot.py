@@ -14,7 +14,7 @@ from .base import MaskingCallback
 
 
 class TakeSnapshot(MaskingCallback):
-    """Take a snapshot when training reaches a point; `kprune.rewind.rewind(model, callback.snapshot)` goes back to it.
+    """Take a snapshot when training reaches a point; `kprune.rewind(model, callback.snapshot)` goes back to it.
 
     It counts what the optimizer takes from the begin of the fit, so gradient accumulation and `steps_per_execution` = n
     stay right, the latter up to n - 1 batches late.
@@ -24,7 +24,7 @@ class TakeSnapshot(MaskingCallback):
             "fraction:0.1").
 
     Attributes:
-        snapshot: `kprune.rewind.Snapshot`, or None before the point is reached.
+        snapshot: `kprune.Snapshot`, or None before the point is reached.
 
     Raises:
         ValueError: `at` is none of these; at the start of `fit`: it lies not within the fit.
@@ -34,7 +34,7 @@ class TakeSnapshot(MaskingCallback):
     >>> model.compile("adam", "mse")
     >>> early = kprune.callbacks.TakeSnapshot(at="epoch:1")
     >>> _ = model.fit(np.ones((32, 8)), np.ones((32, 1)), batch_size=8, epochs=3, verbose=0, callbacks=[early])
-    >>> kprune.rewind.rewind(model, early.snapshot)
+    >>> kprune.rewind(model, early.snapshot)
     >>> int(model.optimizer.iterations)
     4
     """

@@ -19,24 +19,32 @@ from . import analysis, callbacks, controls, criteria, data, models, patterns, s
 from ._version import __version__  # noqa: E402
 from .data.batches import balanced_sample  # noqa: E402
 from .data.rewindable import RewindableBatches  # noqa: E402
-from .deploy.export import export  # noqa: E402
-from .experiments import lottery_runs, sweep  # noqa: E402
+from .deploy.export import Export, export  # noqa: E402
 from .experiments.find_ticket import Level, find_ticket  # noqa: E402
+from .experiments.lottery_runs import LotteryRuns, run_lotteries  # noqa: E402
 from .experiments.sensitivity import Sensitivity, sensitivity  # noqa: E402
-from .lottery import rewind  # noqa: E402
+from .experiments.sweep import Sweep, sweep  # noqa: E402
+from .lottery.rewind import RewindPoint, Snapshot, rewind, snapshot  # noqa: E402
 from .lottery.ticket import Ticket  # noqa: E402
 from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, strip  # noqa: E402
 from .pruning import prune  # noqa: E402
-from .report.summary import plot_sparsity, summary  # noqa: E402
+from .report.plot import plot_sparsity  # noqa: E402
+from .report.summary import Summary, summary  # noqa: E402
 from .runtime.strategy import auto_strategy  # noqa: E402
 from .schedules import plot_schedule  # noqa: E402
 
 __all__ = [
+    "Export",
     "Level",
+    "LotteryRuns",
     "MaskReport",
     "MaskedWeight",
+    "RewindPoint",
     "RewindableBatches",
     "Sensitivity",
+    "Snapshot",
+    "Summary",
+    "Sweep",
     "Ticket",
     "__version__",
     "analysis",
@@ -48,7 +56,6 @@ __all__ = [
     "data",
     "export",
     "find_ticket",
-    "lottery_runs",
     "mask",
     "masked_weights",
     "models",
@@ -57,10 +64,12 @@ __all__ = [
     "plot_sparsity",
     "prune",
     "rewind",
+    "run_lotteries",
     "schedules",
     "scopes",
     "sensitivity",
     "set_masks",
+    "snapshot",
     "strip",
     "summary",
     "sweep",

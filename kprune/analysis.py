@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,40 +14,13 @@ from .experiments.evaluation import masked_meanwhile, measure_by, unchanged
 from .lottery.rewind import Arrays, Snapshot, matched, model_weights, rewind, snapshot
 from .lottery.ticket import Ticket
 from .masks import Masks, current_masks, masked_weights, strip
+from .masks.matching import mask_distance as mask_distance
 from .runtime.distribution import to_numpy
-from .util.figures import Drawable
+from .util.plotting import KEPT, LINES, Drawable, new_axes, plain_axes
 from .util.tables import new_table, table_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def mask_distance(one: Masks, other: Masks) -> float:
-    """The fraction of entries that differ: the normalised Hamming distance of two masks (arXiv:1909.11957).
-
-    distance = number of entries kept by one mask alone / number of entries, over all weights
-
-    Args:
-        one, other: path -> bool array, True = kept; of the same weights, matched by path or, where the names differ,
-            by order.
-
-    Returns:
-        0 for equal masks; at most 2 * min(sparsity, 1 - sparsity) for two of one sparsity.
-
-    Raises:
-        ValueError: they are of other weights.
-
-    >>> one, other = np.array([True, True, False, False]), np.array([True, False, True, False])
-    >>> mask_distance({"kernel": one}, {"kernel": other})
-    0.5
-    """
-    for name, masks in (("one", one), ("other", other)):
-        if not isinstance(masks, Mapping):
-            raise ValueError(f"Masks are a dict, path -> bool array: ticket.masks. Received: {name}={type(masks)}")
-    others = matched(one, other, "model")
-    return sum(int((mask != others[path]).sum()) for path, mask in one.items()) / max(
-        1, sum(m.size for m in one.values())
-    )
 
 
 def supermask(model: Any, ticket: Ticket, evaluate: Any) -> float:
@@ -118,9 +91,7 @@ class LinearPath(Drawable):
         return {"metric": self.metric, **lists, "rise": self.rise, "fall": self.fall}
 
     def _draw(self) -> Figure:
-        from .util.plotting import draw_linear_path
-
-        return draw_linear_path(self)
+        return _figure(self)
 
     def __str__(self) -> str:
         table = new_table()
@@ -180,7 +151,7 @@ def linear_path(
 
     Args:
         model: a built model of either Keras, masked or not.
-        one, other: from `kprune.rewind.snapshot`; only their weights matter. A `kprune.Ticket` will do.
+        one, other: from `kprune.snapshot`; only their weights matter. A `kprune.Ticket` will do.
         evaluate: a function of the model that returns a number, or data, as in `kprune.sensitivity`.
         points: number of places, both ends included.
         prepare: a function of the model, called at each place before it is evaluated. It may call the model with
@@ -198,7 +169,7 @@ def linear_path(
     >>> ends = []
     >>> for weight in (-1.0, 1.0):
     ...     model.set_weights([np.array([[weight]])])
-    ...     ends.append(kprune.rewind.snapshot(model))
+    ...     ends.append(kprune.snapshot(model))
     >>> def loss(model):  # (w ** 2 - 1) ** 2: two valleys
     ...     return float((model.get_weights()[0][0, 0] ** 2 - 1) ** 2)
     >>> path = linear_path(model, *ends, loss, points=5)
@@ -241,7 +212,7 @@ def instability(
             `kprune.RewindableBatches(..., seed=seed)`, or `keras.utils.set_random_seed(seed)` before `fit`. It must
             neither compile the model nor change its masks.
         evaluate: a function of the model that returns a number, or data, as in `kprune.sensitivity`.
-        at: `kprune.rewind.Snapshot` from which both are trained, optimizer and dropout's seeds included, as
+        at: `kprune.Snapshot` from which both are trained, optimizer and dropout's seeds included, as
             `kprune.callbacks.TakeSnapshot` takes it; by default the model as it is now.
         seeds: two numbers for `train`.
         points, prepare, verbose: as in `linear_path`.
@@ -267,7 +238,7 @@ def instability(
     if not isinstance(seeds, Sequence) or len(seeds) != 2 or seeds[0] == seeds[1]:
         raise ValueError(f"`seeds` are two, and not the same. Received: seeds={seeds!r}")
     if at is not None and not isinstance(at, Snapshot):
-        raise ValueError(f"`at` is a kprune.rewind.Snapshot, which knows the optimizer, too. Received: at={type(at)}")
+        raise ValueError(f"`at` is a kprune.Snapshot, which knows the optimizer, too. Received: at={type(at)}")
     measure_by(model, evaluate)
     masks, ends = current_masks(model), []
     with unchanged(model, optimizer=True):
@@ -316,3 +287,16 @@ def _put(model: Any, weights: Arrays, masks: Masks | None = None) -> None:
         weights = {**weights, weight.path: np.where(kept, weights[weight.path], 0)}
     for path, value in weights.items():
         variables[path].assign(value)
+
+
+def _figure(path: LinearPath) -> Figure:
+    figure, axes = new_axes(7, 4)
+    axes.plot(path.places, path.values, color=KEPT, marker="o", linewidth=1.8, label=path.metric)
+    ends = [path.values[0], path.values[-1]]
+    axes.plot([0, 1], ends, color=LINES[0], linestyle="--", linewidth=1, label="the line between the ends")
+    axes.set_xlabel("place on the line from the one network (0) to the other (1)")
+    axes.set_ylabel(path.metric)
+    plain_axes(axes)
+    figure.suptitle(f"at most {path.rise:.4g} above, {path.fall:.4g} below the line between the ends", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
+    return figure

@@ -289,7 +289,7 @@ def test_the_ends_are_trainings_from_the_point(masked):
     assert_unchanged(model, before)
     assert path.places == (0.0, 0.5, 1.0) and path.metric == "look"
     for seed, weights in ((5, seen[0]), (7, seen[2])):
-        kprune.rewind.rewind(model, early.snapshot)
+        kprune.rewind(model, early.snapshot)
         train(model, seed)
         for name, value in point(model).weights.items():
             # Dropout's seed is that of the first copy, all along the path.
@@ -380,7 +380,7 @@ def test_a_supermask_by_hand():
 
 def test_a_ticket_of_another_model_is_refused():
     model = mlp()
-    weights = kprune.rewind.snapshot(model).weights
+    weights = kprune.snapshot(model).weights
     kprune.mask(model)
     masks = {w.path: w.kept() for w in kprune.masked_weights(model)}
     kprune.strip(model)
@@ -418,7 +418,7 @@ def test_supermasks_and_stability_on_digits():
     other = linear_path(model, one, point(model), digits.test, points=5, verbose=False)
     assert min(same.values) > 0.9 and min(other.values[0], other.values[-1]) > 0.9
     assert same.fall < 0.02 < 0.03 < other.fall
-    kprune.rewind.rewind(model, one)
+    kprune.rewind(model, one)
     initial = untrained.weights
     kprune.mask(model)
     kernels = {w.path: initial[w.path] for w in kprune.masked_weights(model)}

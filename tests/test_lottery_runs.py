@@ -1,4 +1,4 @@
-"""`kprune.lottery_runs`: each run against a training by hand, a killed comparison, what is refused, the report."""
+"""`kprune.run_lotteries`: each run against a training by hand, a killed comparison, what is refused, the report."""
 
 import csv
 import dataclasses
@@ -14,7 +14,7 @@ from helpers import CHEAP
 
 import kprune
 from kprune.experiments.lottery_runs import MODES, LotteryRun, LotteryRuns, run_lotteries
-from kprune.lottery.rewind import rewind
+from kprune.lottery.rewind import restore, rewind
 
 DIGITS = kprune.data.load("digits")
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
@@ -108,14 +108,14 @@ def test_each_mode_is_a_training_by_hand():
         *((mode, mode, 1, 3, 0.5) for mode in ("init", "rewind", "learning_rate", "finetune")),
     ]
     model = build(3)
-    start, early = kprune.rewind.snapshot(model), kprune.callbacks.TakeSnapshot("epoch:1")
+    start, early = kprune.snapshot(model), kprune.callbacks.TakeSnapshot("epoch:1")
     _, dense = by_hand(3, model=model, callbacks=[early])
     assert (report.cells[0].accuracy, report.cells[0].best) == (dense[-1], max(dense))
-    trained, full = kprune.rewind.snapshot(model), {w.path: w.kept() for w in kprune.masked_weights(model)}
+    trained, full = kprune.snapshot(model), {w.path: w.kept() for w in kprune.masked_weights(model)}
     to = {"init": (start, "weights"), "rewind": (early.snapshot, "weights")}
     to |= {"learning_rate": (early.snapshot, "learning_rate"), "finetune": (early.snapshot, "none")}
     for cell in report.cells[1:]:
-        kprune.rewind.restore(model, full, trained)
+        restore(model, full, trained)
         kprune.prune(model, "magnitude", 0.5, verbose=False)
         rewind(model, *to[cell.mode])
         _, accuracy = by_hand(3, initial_epoch=0 if cell.mode == "init" else 1, model=model)

@@ -20,6 +20,8 @@ from ..masks import MaskedWeight, Masks
 from ..util.registry import Registry
 
 Scores = dict[str, np.ndarray]
+# (values of the weights, vectors of their shapes, batch) -> arrays of their shapes
+Derivative = Callable[[list[np.ndarray], list[np.ndarray], Batch], list[np.ndarray]]
 CRITERIA = Registry("criterion")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -11,16 +12,18 @@ from statistics import fmean, stdev
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ..criteria import CRITERIA
 from ..data import Dataset
 from ..lottery.levels import Lottery
 from ..pruning import Plan
+from ..util.plotting import LINES, TEXT, new_axes, plain_axes
 from ..util.registry import trait
 from ..util.tables import new_table, table_lines
 from .lottery_network import CONTROLS, REWINDS, LotteryNetwork
-from .runs import RunsReport, RunTable, check_each_once, check_epochs, check_seeds
+from .runs import RunsReport, RunTable, band, check_each_once, check_epochs, check_seeds, runs_drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,9 +111,7 @@ class LotteryRuns(RunsReport[LotteryRun]):
         return fmean(differences), error
 
     def _draw(self) -> Figure:
-        from ..util.plotting import draw_lotteries
-
-        return draw_lotteries(self)
+        return _figure(self)
 
     def __str__(self) -> str:
         table = new_table()
@@ -289,3 +290,24 @@ def _shown(cells: Sequence[LotteryRun]) -> str:
     values = [100 * cell.accuracy for cell in cells]
     spread = f" +- {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
     return f"{sum(values) / len(values):.1f}{spread}"
+
+
+def _figure(report: LotteryRuns) -> Figure:
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = new_axes(9, 5, dpi=100)
+    for mode, color in zip(report.modes, itertools.cycle(LINES[::-1]), strict=False):
+        columns = [report.of(mode, level) for level in report.levels]
+        band(axes, report.densities, columns, color=color, label=mode, marker="o", markersize=4)
+    dense = float(np.mean([cell.accuracy for cell in report.of("dense", 0)]))
+    axes.axhline(dense, color=TEXT, linewidth=1, linestyle=":", label="dense")
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.set_xlabel("density: weights left / weights")
+    axes.set_ylabel("test accuracy after the last epoch")
+    plain_axes(axes)
+    figure.suptitle(f"lottery tickets: {runs_drawn(report)}", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    return figure

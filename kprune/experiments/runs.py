@@ -10,8 +10,10 @@ from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import numpy as np
+
 from ..runtime.files import write
-from ..util.figures import Drawable
+from ..util.plotting import Drawable
 
 
 class Run(Protocol):
@@ -161,3 +163,20 @@ def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
         )
     found = history["val_accuracy"]
     return round(float(found[-1]), 6), round(float(max(found)), 6)
+
+
+def band(axes: Any, at: Sequence[float], columns: Sequence[Sequence[Any]], **line: Any) -> list[float]:
+    """A line through the mean accuracies of columns of runs, in a band from least to most; the means."""
+    accuracies = [[run.accuracy for run in column] for column in columns]
+    means = [float(np.mean(column)) for column in accuracies]
+    axes.fill_between(at, list(map(min, accuracies)), list(map(max, accuracies)), color=line["color"], alpha=0.15, lw=0)
+    axes.plot(at, means, linewidth=1.8, **line)
+    return means
+
+
+def runs_drawn(report: Any) -> str:
+    """What was trained how long and how often."""
+    seeds = len(report.seeds)
+    drawn = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
+    trained = " on ".join(str(report.settings[name]) for name in ("model", "dataset") if name in report.settings)
+    return f"{trained}, {report.settings['epochs']} epochs, {drawn}"

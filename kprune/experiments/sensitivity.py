@@ -16,7 +16,7 @@ from ..masks import MaskedWeight, masked_weights
 from ..pruning import Plan
 from ..runtime.distribution import to_numpy
 from ..schedules import check_sparsity
-from ..util.figures import Drawable
+from ..util.plotting import TEXT, TOTAL, Drawable, new_axes, short_paths
 from ..util.tables import new_table, table_lines
 from .evaluation import masked_meanwhile, measure_by
 
@@ -70,9 +70,7 @@ class Sensitivity(Drawable):
         }
 
     def _draw(self) -> Figure:
-        from ..util.plotting import draw_sensitivity
-
-        return draw_sensitivity(self)
+        return _figure(self)
 
     def __str__(self) -> str:
         table = new_table()
@@ -179,3 +177,26 @@ def _checked(sparsities: Any) -> tuple[float, ...]:
     if not listed or len(set(listed)) < len(listed):
         raise ValueError(f"`sparsities` holds at least one, each once. Received: sparsities={listed!r}")
     return tuple(float(sparsity) for sparsity in listed)
+
+
+def _figure(report: Sensitivity) -> Figure:
+    rows, sparsities = report.rows, report.sparsities
+    values = np.array([list(row.values.values()) for row in rows])
+    size = (3.6 + 0.75 * len(sparsities), 1.5 + 0.27 * max(len(rows), 3))
+    figure, axes = new_axes(*size)
+    finite = [value for value in (*values.flat, report.dense) if np.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
+    image = axes.imshow(values, cmap="Blues_r", vmin=low, vmax=high if high > low else low + 1, aspect="auto")
+    axes.set_facecolor(TOTAL)  # of cells that are NaN
+    middle = (low + high) / 2
+    for (y, x), value in np.ndenumerate(values):
+        color = "white" if value < middle else TEXT
+        axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(len(sparsities)), [f"{sparsity:.6g}" for sparsity in sparsities])
+    axes.set_yticks(range(len(rows)), short_paths([row.path for row in rows]), fontsize=8.5)
+    axes.set_xlabel("sparsity of this weight alone")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).outline.set_visible(False)
+    figure.suptitle(f"{report.metric}; {report.dense:.4g} as it is", fontsize=11)
+    return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -15,9 +16,10 @@ from ..callbacks import PruneAtInit
 from ..criteria import CRITERIA
 from ..data import Dataset
 from ..masks import masked_weights
+from ..util.plotting import LINES, TEXT, new_axes, plain_axes
 from ..util.registry import trait
 from ..util.tables import new_table, table_lines
-from .runs import RunsReport, RunTable, accuracies, check_each_once, check_epochs, check_seeds
+from .runs import RunsReport, RunTable, accuracies, band, check_each_once, check_epochs, check_seeds, runs_drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +61,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep(RunsReport[Cell]):
-    """What `kprune.sweep.sweep` found; `print(report)` shows a table.
+    """What `kprune.sweep` found; `print(report)` shows a table.
 
     `plot` draws accuracy against compression: for each method the mean over the seeds in a band from least to most.
 
@@ -85,9 +87,7 @@ class Sweep(RunsReport[Cell]):
         return tuple(cell for cell in self.cells if (cell.method, cell.compression) == (name, compression))
 
     def _draw(self) -> Figure:
-        from ..util.plotting import draw_sweep
-
-        return draw_sweep(self)
+        return _figure(self)
 
     def __str__(self) -> str:
         table = new_table()
@@ -153,7 +153,7 @@ def sweep(
     ...     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     ...     return model
     >>> digits = kprune.data.load("digits")
-    >>> report = kprune.sweep.sweep(build, digits, ["magnitude"], [1, 100], seeds=[0], epochs=1, verbose=False)
+    >>> report = kprune.sweep(build, digits, ["magnitude"], [1, 100], seeds=[0], epochs=1, verbose=False)
     >>> [(cell.method, cell.compression, round(cell.sparsity, 4)) for cell in report.cells]
     [('dense', 1.0, 0.0), ('magnitude', 100.0, 0.9897)]
     """
@@ -231,3 +231,27 @@ def _needs_data(method: str) -> bool:
 def _shown(cells: Sequence[Cell]) -> str:
     mean = sum(cell.accuracy for cell in cells) / len(cells)
     return f"{'*' * any(cell.collapsed for cell in cells)}{100 * mean:.1f}"
+
+
+def _figure(report: Sweep) -> Figure:
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = new_axes(9, 5)
+    at = report.compressions
+    for method, color in zip(report.methods, itertools.cycle(LINES), strict=False):
+        columns = [report.of(method, compression) for compression in at]
+        means = band(axes, at, columns, color=color, label=method)
+        for gone, marker in ((False, "o"), (True, "x")):
+            some = [i for i, column in enumerate(columns) if any(cell.collapsed for cell in column) == gone]
+            axes.scatter([at[i] for i in some], [means[i] for i in some], color=color, marker=marker)
+    axes.axhline(report.chance, color=TEXT, linewidth=1, linestyle=":", label="chance")
+    axes.plot([], [], color=TEXT, linestyle="", marker="x", label="a layer with nothing left")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel("compression: weights / weights left")
+    axes.set_ylabel("test accuracy after the last epoch")
+    plain_axes(axes)
+    figure.suptitle(f"pruned before training: {runs_drawn(report)}", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    return figure

@@ -13,11 +13,11 @@ import numpy as np
 from ..masks import Masks, current_masks, is_tf_keras, masked_weights, set_masks, unique_paths
 from ..masks.keras3 import seed_states
 from ..masks.masked_layers import plain_weights
+from ..masks.matching import Arrays, matched
 from ..runtime.distribution import to_numpy
 from ..runtime.files import joined, split
 from ..runtime.optimizers import all_variables, build
 
-Arrays = dict[str, np.ndarray]
 REWINDS = ("weights", "learning_rate", "none")
 
 
@@ -168,9 +168,9 @@ def snapshot(model: Any, optimizer: Any = None) -> Snapshot:
     >>> import keras, kprune
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> model.compile("sgd", "mse")
-    >>> before = kprune.rewind.snapshot(model)
+    >>> before = kprune.snapshot(model)
     >>> _ = model.train_on_batch(np.ones((2, 4)), np.ones((2, 3)))
-    >>> kprune.rewind.rewind(model, before)
+    >>> kprune.rewind(model, before)
     >>> int(model.optimizer.iterations)
     0
     """
@@ -238,36 +238,6 @@ def restore(model: Any, masks: Masks, to: Snapshot) -> None:
 def reapply_masks(model: Any, optimizer: Any = None) -> None:
     """Zero what the masks prune, in the weights and in the optimizer's slots."""
     set_masks(model, current_masks(model), optimizer)
-
-
-def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> Arrays:
-    """path of mine -> array of theirs: by path, or where the names differ ("dense", "dense_1") by order.
-
-    Raises:
-        ValueError: there are more or fewer of them, or one has another shape, or by order another kind ("kernel",
-            "bias" ...); the first that does is named.
-    """
-    if len(mine) != len(theirs):
-        odd = next((path for path in [*mine, *theirs] if path not in mine or path not in theirs), "")
-        raise ValueError(
-            f"It is of another {of}: it has {len(theirs)} arrays for {len(mine)} variables; {odd!r} is only in one of "
-            f"the two. Received: {len(theirs)} arrays"
-        )
-    by_path = all(path in theirs for path in mine)
-    pairs = {path: theirs[path] for path in mine} if by_path else dict(zip(mine, theirs.values(), strict=True))
-    for path, array in pairs.items():
-        shape = tuple(mine[path].shape)
-        if array.shape != shape:
-            raise ValueError(f"It is of another {of}: {path} has shape {shape}. Received: shape={array.shape}")
-    for path, other in () if by_path or of != "model" else zip(mine, theirs, strict=True):
-        if _kind(path) != _kind(other):
-            raise ValueError(f"It is of another {of}: {path} stands where it has {other}. Received: {other}")
-    return pairs
-
-
-def _kind(path: str) -> str:
-    """The weight's own name in its layer, without what Keras appends to tell names apart."""
-    return re.sub(r"(_\d+)?(:\d+)?$", "", path.rsplit("/", 1)[-1])
 
 
 def _optimizer_variables(model: Any, optimizer: Any) -> dict[str, Any]:

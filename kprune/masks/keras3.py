@@ -9,8 +9,8 @@ from typing import Any
 import keras
 
 from ..runtime.distribution import strategy_scope, to_numpy
-from .api import Filters, MaskReport, finish_report, skip_reason, unique_paths
 from .masked_layers import all_layers, attach, detach, is_masked, own_weights
+from .types import Filters, MaskReport, finish_report, skip_reason, unique_paths
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..report.flops import einsum_labels, is_einsum, is_transposed
-from .api import MaskedWeight, is_tf_keras
 from .keras3 import DEPTHWISE
+from .types import MaskedWeight, is_tf_keras
+
+# Their kernels end in (..., out, in).
+TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,7 @@ class Layout:
 
 
 def layout_of(weight: MaskedWeight) -> Layout:
-    """The layout of a masked weight of either Keras.
-
-    - dense, recurrent and convolution kernels (h, w, in, out): as they are;
-    - transposed convolution (h, w, out, in): (h, w, in, out);
-    - depthwise kernel (h, w, c, m): (h * w, c * m), as each of the c * m outputs sees one channel through a window;
-    - EinsumDense, and with it MultiHeadAttention and GroupQueryAttention: (the axes that the equation sums over, the
-      axes of the output), each of them flattened, in the kernel's order;
-    - any other weight, embeddings among them: as it is.
+    """The layout of a masked weight of either Keras: see `layout_in`.
 
     >>> import keras, kprune
     >>> x = keras.Input((5, 16))
@@ -63,15 +58,28 @@ def layout_of(weight: MaskedWeight) -> Layout:
     >>> output.shape, layout_of(output).shape
     ((4, 3, 16), (12, 16))
     """
-    layer, shape = _owner(weight), weight.shape
+    return layout_in(_owner(weight), weight.variable)
+
+
+def layout_in(layer: Any, variable: Any) -> Layout:
+    """The layout of a variable in the layer that uses it.
+
+    - dense, recurrent and convolution kernels (h, w, in, out): as they are;
+    - transposed convolution (h, w, out, in): (h, w, in, out);
+    - depthwise kernel (h, w, c, m): (h * w, c * m), as each of the c * m outputs sees one channel through a window;
+    - EinsumDense, and with it MultiHeadAttention and GroupQueryAttention: (the axes that the equation sums over, the
+      axes of the output), each of them flattened, in the kernel's order;
+    - any other weight, embeddings among them: as it is.
+    """
+    shape = tuple(int(size) for size in variable.shape)
     axes = range(len(shape))
-    if is_transposed(layer):
+    if is_a(layer, *TRANSPOSED):
         order = (*axes[:-2], axes[-1], axes[-2])
         return Layout(shape, order, tuple(shape[axis] for axis in order))
-    if is_einsum(layer):
+    if is_a(layer, "EinsumDense"):
         _, kernel, output = einsum_labels(layer)
         outgoing = [axis for axis in axes if kernel[axis] in output]
-    elif isinstance(layer, DEPTHWISE) or getattr(layer, "depthwise_kernel", None) is weight.variable:
+    elif isinstance(layer, DEPTHWISE) or getattr(layer, "depthwise_kernel", None) is variable:
         outgoing = list(axes[-2:])
     else:
         return Layout(shape, tuple(axes), shape)
@@ -86,3 +94,15 @@ def _owner(weight: MaskedWeight) -> Any:
         return weight.layer
     inside = weight.layer.layer
     return next((sub for sub in inside.submodules if getattr(sub, "kernel", None) is weight.variable), inside)
+
+
+def einsum_labels(layer: Any) -> tuple[str, str, str]:
+    """The labels of an EinsumDense layer's input, kernel and output: "...x,xy->...y" -> ("...x", "xy", "...y")."""
+    left, _, output = layer.equation.replace(" ", "").partition("->")
+    given, _, kernel = left.partition(",")
+    return given, kernel, output
+
+
+def is_a(layer: Any, *names: str) -> bool:
+    """Whether a layer's class, or one that it derives from, has one of these names, which both Kerases share."""
+    return any(cls.__name__ in names for cls in type(layer).__mro__)

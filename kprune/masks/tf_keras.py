@@ -24,7 +24,7 @@ from absl import logging
 from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
 
 from ..runtime.distribution import strategy_scope
-from .api import Filters, MaskReport, finish_report, skip_reason, unique_paths
+from .types import Filters, MaskReport, finish_report, skip_reason, unique_paths
 
 # tfmot's own ConstantSparsity, beginning at a step that no training reaches: a saved model loads without kprune.
 _NEVER = 2**62

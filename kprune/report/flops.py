@@ -19,6 +19,7 @@ from typing import Any
 import keras
 
 from ..masks import is_tf_keras
+from ..masks.layout import TRANSPOSED, einsum_labels, is_a
 from ..masks.masked_layers import all_layers, own_weights
 from ..runtime.inputs import call_with, input_like
 
@@ -30,7 +31,7 @@ def owned_weights(model: Any) -> list[tuple[Any, Any]]:
     if is_tf_keras(model):
         return _owned_tf_keras(model)
     layers = all_layers(model)
-    in_rnn = {id(sub) for layer in layers if _is_a(layer, "RNN") for sub in all_layers(layer)[1:]}
+    in_rnn = {id(sub) for layer in layers if is_a(layer, "RNN") for sub in all_layers(layer)[1:]}
     return [(layer, v) for layer in layers if id(layer) not in in_rnn for v in own_weights(layer)]
 
 
@@ -60,23 +61,6 @@ def kernel_uses(model: Any) -> tuple[dict[int, int | None], str]:
     return uses, ""
 
 
-def einsum_labels(layer: Any) -> tuple[str, str, str]:
-    """The labels of an EinsumDense layer's input, kernel and output: "...x,xy->...y" -> ("...x", "xy", "...y")."""
-    left, _, output = layer.equation.replace(" ", "").partition("->")
-    given, _, kernel = left.partition(",")
-    return given, kernel, output
-
-
-def is_einsum(layer: Any) -> bool:
-    """Whether it is an EinsumDense layer of either Keras."""
-    return _is_a(layer, "EinsumDense")
-
-
-def is_transposed(layer: Any) -> bool:
-    """Whether it is a transposed convolution of either Keras, whose kernels end in (..., out, in)."""
-    return _rule(layer) is _per_input
-
-
 def _per_output(layer: Any, given: Shape, made: Shape) -> int:
     return _positions(layer, made)
 
@@ -86,7 +70,7 @@ def _per_input(layer: Any, given: Shape, made: Shape) -> int:
 
 
 def _per_step(layer: Any, given: Shape, made: Shape) -> int:
-    if not _is_a(layer, "ConvLSTM"):
+    if not is_a(layer, "ConvLSTM"):
         return given[0] * given[1]
     return math.prod(made) // layer.cell.filters * (1 if layer.return_sequences else given[1])
 
@@ -112,7 +96,7 @@ _RULES: dict[str, Rule] = {
     "RNN": _per_step,
     "Embedding": _never,
     **{f"{name}Conv{n}D": _per_output for name in ("", "Depthwise", "Separable") for n in (1, 2, 3)},
-    **{f"Conv{n}DTranspose": _per_input for n in (1, 2, 3)},
+    **dict.fromkeys(TRANSPOSED, _per_input),
 }
 
 
@@ -120,10 +104,6 @@ def _rule(layer: Any) -> Rule | None:
     if getattr(layer, "quantization_mode", None) is not None:
         return None  # int4 kernels are stored packed, two entries in one
     return next((_RULES[cls.__name__] for cls in type(layer).__mro__ if cls.__name__ in _RULES), None)
-
-
-def _is_a(layer: Any, name: str) -> bool:
-    return any(cls.__name__ == name for cls in type(layer).__mro__)
 
 
 def _positions(layer: Any, shape: Shape) -> int:
@@ -164,7 +144,7 @@ def _recording(model: Any, owned: list[tuple[Any, Any, Rule]], uses: dict[int, i
             patch(layer, "call", recorder(layer, ids, rule))
         if is_tf_keras(model):
             for layer in _layers_tf_keras(model):
-                if _is_a(layer, "TimeDistributed"):
+                if is_a(layer, "TimeDistributed"):
                     # Otherwise it traces one step of a loop, whose number of turns the layer inside cannot see.
                     patch(layer, "_always_use_reshape", True)
         yield
@@ -230,12 +210,12 @@ def _owned_tf_keras(model: Any) -> list[tuple[Any, Any]]:
     from ..masks.tf_keras import _weights
 
     layers = _layers_tf_keras(model)
-    in_rnn = {id(sub) for layer in layers if _is_a(layer, "RNN") for sub in _layers_tf_keras(layer)[1:]}
+    in_rnn = {id(sub) for layer in layers if is_a(layer, "RNN") for sub in _layers_tf_keras(layer)[1:]}
     owners: dict[int, list[Any]] = {}
     for layer in layers:
         if id(layer) in in_rnn:
             continue
-        subs = [] if _is_a(layer, "RNN") else _layers_tf_keras(layer)[1:]
+        subs = [] if is_a(layer, "RNN") else _layers_tf_keras(layer)[1:]
         below = {id(w) for sub in subs for w in sub.weights}
         for w in layer.weights:
             if id(w) not in below:

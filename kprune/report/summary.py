@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, is_tf_keras, masked_weights, unique_paths
+from ..masks.layout import layout_in
 from ..runtime.distribution import to_numpy
 from ..util.tables import new_table, table_lines
-from .flops import einsum_labels, is_einsum, is_transposed, kernel_uses, owned_weights
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from .flops import kernel_uses, owned_weights
 
 
 @dataclass(frozen=True)
@@ -158,8 +155,8 @@ def summary(model: Any) -> Summary:
     sparsity = zeros / size; density = 1 - sparsity; compression = 1 / density.
     flops = uses x size and effective_flops = uses x kept entries, where `uses` is how often an entry is multiplied for
     one example: positions of a dense layer's output, pixels of a convolution's, time steps of a recurrent layer; see
-    kprune/flops.py. Products of activations, as in attention, have no weights and are not counted. The model runs once
-    on shapes only; nothing in it changes.
+    `kprune.report.flops`. Products of activations, as in attention, have no weights and are not counted. The model runs
+    once on shapes only; nothing in it changes.
 
     Args:
         model: a built Keras 3 or tf_keras model, masked or plain: stripped, for example, or loaded from a file.
@@ -201,7 +198,7 @@ def summary(model: Any) -> Summary:
     rows = []
     for path, v, kept in listed:
         layer, _ = owned[id(v)]
-        rows.append(_row(path, layer, naming.name(layer, v), kept, uses.get(id(v))))
+        rows.append(_row(path, layer, v, kept, uses.get(id(v))))
     inside = {id(v) for _, v, _ in listed}
     others = [(layer, v) for layer, v in owned.values() if id(v) not in inside]
     other_flops = _sum_known(
@@ -212,34 +209,6 @@ def summary(model: Any) -> Summary:
     if not note and (unknown := sorted({row.layer for row in rows if row.flops is None})):
         note = f"kprune cannot tell how often a kernel of {', '.join(unknown)} is used"
     return Summary(tuple(rows), bool(masked), sum(_size(v) for _, v in others), other_flops, note)
-
-
-def plot_sparsity(model_or_summary: Any, path: str | os.PathLike[str] | None = None) -> Figure:
-    """Draw what is left of each weight: a bar of its kept entries over one of its size, on a logarithmic scale.
-
-    The label of a bar is the weight's density in per cent; a weight of which nothing is left is marked in red.
-
-    Args:
-        model_or_summary: a model, as for `kprune.summary`, or a `Summary`.
-        path: where to write the figure, if anywhere: .png, .svg or .pdf.
-
-    Returns:
-        The `matplotlib.figure.Figure`. No display is needed and no state of pyplot is touched.
-
-    Raises:
-        ValueError: the path ends in something else, or as in `kprune.summary`.
-
-    >>> import keras, kprune
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
-    >>> figure = kprune.plot_sparsity(model)
-    >>> figure.axes[0].get_xlabel()
-    'parameters (labels: density)'
-    """
-    from ..util.plotting import draw, written
-
-    return written(
-        path, lambda: draw(model_or_summary if isinstance(model_or_summary, Summary) else summary(model_or_summary))
-    )
 
 
 @dataclass(frozen=True)
@@ -265,8 +234,9 @@ def _naming(model: Any) -> _Naming:
     return _Naming(keras3.weight_name, lambda v: str(v.path), lambda layer, v: not keras3.unfit(layer, v))
 
 
-def _row(path: str, layer: Any, name: str, kept: np.ndarray, uses: int | None) -> Row:
+def _row(path: str, layer: Any, variable: Any, kept: np.ndarray, uses: int | None) -> Row:
     n_kept = int(np.count_nonzero(kept))
+    outputs = layout_in(layer, variable).canonical(kept)
     return Row(
         path=path,
         layer=type(layer).__name__.removeprefix("Masked"),
@@ -275,21 +245,8 @@ def _row(path: str, layer: Any, name: str, kept: np.ndarray, uses: int | None) -
         zeros=kept.size - n_kept,
         flops=None if uses is None else uses * kept.size,
         effective_flops=None if uses is None else uses * n_kept,
-        dead_channels=int(np.count_nonzero(~kept.any(axis=_incoming_axes(layer, name, kept.ndim)))),
+        dead_channels=int(np.count_nonzero(~outputs.any(axis=tuple(range(outputs.ndim - 1))))),
     )
-
-
-def _incoming_axes(layer: Any, name: str, rank: int) -> tuple[int, ...]:
-    """The axes of a kernel over which one output channel sums."""
-    outgoing = {rank - 1}
-    if name == "depthwise_kernel":
-        outgoing = {rank - 2, rank - 1}
-    elif is_einsum(layer):
-        _, kernel, output = einsum_labels(layer)
-        outgoing = {axis for axis, label in enumerate(kernel) if label in output}
-    elif is_transposed(layer):
-        outgoing = {rank - 2}
-    return tuple(axis for axis in range(rank) if axis not in outgoing)
 
 
 def _size(v: Any) -> int:

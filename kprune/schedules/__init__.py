@@ -6,7 +6,6 @@ from .base import (
     applied,
     as_schedule,
     last_update,
-    plot_schedule,
 )
 from .curves import (
     SCHEDULES,
@@ -20,6 +19,7 @@ from .curves import (
     Schedule,
     check_sparsity,
 )
+from .plot import plot_schedule
 
 __all__ = [
     "SCHEDULES",

@@ -5,12 +5,10 @@ The curves themselves are in kprune/curves.py; their names are those of this mod
 
 from __future__ import annotations
 
-import numbers
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..util.registry import check_expression
 from .curves import (
@@ -25,9 +23,6 @@ from .curves import (
     Schedule,
     check_sparsity,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -163,33 +158,6 @@ def applied(schedule: Schedule | PerLayer, step: int) -> Any:
     return 0.0 if update is None else schedule(update)
 
 
-def plot_schedule(schedules: Any, path: str | os.PathLike[str] | None = None, steps: int | None = None) -> Figure:
-    """Draw schedules as they are applied: the sparsity jumps at each update and stays until the next.
-
-    Args:
-        schedules: a schedule (of `kprune.schedules`, `PerLayer` included, or tfmot's), several in a list, or a dict
-            label -> schedule.
-        path: where to write the figure, if anywhere: .png, .svg or .pdf.
-        steps: optimizer steps to draw, from 0 on, at least 1; by default a tenth more than the longest schedule has.
-
-    Returns:
-        The `matplotlib.figure.Figure`. No display is needed and no state of pyplot is touched.
-
-    Raises:
-        ValueError: the path ends in something else, or what is given is no schedule or number of steps.
-
-    >>> import kprune
-    >>> figure = kprune.plot_schedule({"ours": Linear(0.0, 0.8, 0, 100, frequency=25)})
-    >>> figure.axes[0].get_ylabel()
-    'sparsity'
-    """
-    if steps is not None and (not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 1):
-        raise ValueError(f"`steps` is a whole number of steps, at least 1. Received: steps={steps!r}")
-    from ..util.plotting import draw_schedules, written
-
-    return written(path, lambda: draw_schedules(schedules, steps))
-
-
 __all__ = [
     "SCHEDULES",
     "Constant",
@@ -206,5 +174,4 @@ __all__ = [
     "as_schedule",
     "check_sparsity",
     "last_update",
-    "plot_schedule",
 ]

@@ -124,7 +124,7 @@ def begin(model, begins, row):
     """Take a model back to what it was when it was made, with all weights kept, or half if the callback prunes none."""
     if kprune.masked_weights(model):
         kprune.set_masks(model, {w.path: np.ones(w.shape, bool) for w in kprune.masked_weights(model)})
-    kprune.rewind.rewind(model, begins)
+    kprune.rewind(model, begins)
     if not row.prunes:
         kprune.prune(model, "synflow", 0.5, rounds=5, verbose=False)
 

@@ -1,4 +1,4 @@
-"""`kprune.lottery_runs` and the order of the data on tf_keras models, against loops of training steps."""
+"""`kprune.run_lotteries` and the order of the data on tf_keras models, against loops of training steps."""
 
 import dataclasses
 

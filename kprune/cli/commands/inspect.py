@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ...report.plot import plot_sparsity
 from ...report.saved import read
-from ...report.summary import plot_sparsity
 from ..options import Command, Option
 from . import common
 

@@ -12,7 +12,8 @@ from ...criteria import CRITERIA
 from ...data import Dataset
 from ...deploy.export import export
 from ...patterns import PATTERNS
-from ...report.summary import plot_sparsity, summary
+from ...report.plot import plot_sparsity
+from ...report.summary import summary
 from ...runtime.distribution import is_chief
 from ...runtime.strategy import STRATEGIES, auto_strategy
 from ...schedules import PolynomialDecay

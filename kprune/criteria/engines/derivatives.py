@@ -14,11 +14,8 @@ from ...data.batches import Batch
 from ...masks import is_tf_keras
 from ...masks.masked_layers import all_layers, is_masked
 from ...runtime.distribution import device_layout, to_numpy, undistributed
-from ..base import Context
+from ..base import Context, Derivative
 from .precision import computing_in
-
-# (values of the weights, vectors of their shapes, batch) -> arrays of their shapes
-Derivative = Callable[[list[np.ndarray], list[np.ndarray], Batch], list[np.ndarray]]
 
 
 class Gradients:

@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from ...data.batches import Batch
-from ..base import Context
-from .derivatives import Derivative
+from ..base import Context, Derivative
 from .moments_tensorflow import twice_differentiable_moments
 from .twins_tf_keras import Twins
 

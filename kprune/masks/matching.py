@@ -1,0 +1,71 @@
+"""Arrays of one model for another: by path, or by order where the names differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .types import Masks
+
+Arrays = dict[str, np.ndarray]
+
+
+def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> Arrays:
+    """path of mine -> array of theirs: by path, or where the names differ ("dense", "dense_1") by order.
+
+    Raises:
+        ValueError: there are more or fewer of them, or one has another shape, or by order another kind ("kernel",
+            "bias" ...); the first that does is named.
+    """
+    if len(mine) != len(theirs):
+        odd = next((path for path in [*mine, *theirs] if path not in mine or path not in theirs), "")
+        raise ValueError(
+            f"It is of another {of}: it has {len(theirs)} arrays for {len(mine)} variables; {odd!r} is only in one of "
+            f"the two. Received: {len(theirs)} arrays"
+        )
+    by_path = all(path in theirs for path in mine)
+    pairs = {path: theirs[path] for path in mine} if by_path else dict(zip(mine, theirs.values(), strict=True))
+    for path, array in pairs.items():
+        shape = tuple(mine[path].shape)
+        if array.shape != shape:
+            raise ValueError(f"It is of another {of}: {path} has shape {shape}. Received: shape={array.shape}")
+    for path, other in () if by_path or of != "model" else zip(mine, theirs, strict=True):
+        if _kind(path) != _kind(other):
+            raise ValueError(f"It is of another {of}: {path} stands where it has {other}. Received: {other}")
+    return pairs
+
+
+def _kind(path: str) -> str:
+    """The weight's own name in its layer, without what Keras appends to tell names apart."""
+    return re.sub(r"(_\d+)?(:\d+)?$", "", path.rsplit("/", 1)[-1])
+
+
+def mask_distance(one: Masks, other: Masks) -> float:
+    """The fraction of entries that differ: the normalised Hamming distance of two masks (arXiv:1909.11957).
+
+    distance = number of entries kept by one mask alone / number of entries, over all weights
+
+    Args:
+        one, other: path -> bool array, True = kept; of the same weights, matched by path or, where the names differ,
+            by order.
+
+    Returns:
+        0 for equal masks; at most 2 * min(sparsity, 1 - sparsity) for two of one sparsity.
+
+    Raises:
+        ValueError: they are of other weights.
+
+    >>> one, other = np.array([True, True, False, False]), np.array([True, False, True, False])
+    >>> mask_distance({"kernel": one}, {"kernel": other})
+    0.5
+    """
+    for name, masks in (("one", one), ("other", other)):
+        if not isinstance(masks, Mapping):
+            raise ValueError(f"Masks are a dict, path -> bool array: ticket.masks. Received: {name}={type(masks)}")
+    others = matched(one, other, "model")
+    return sum(int((mask != others[path]).sum()) for path, mask in one.items()) / max(
+        1, sum(m.size for m in one.values())
+    )

@@ -1,0 +1,118 @@
+"""The words of the masks, which both Kerases share: a masked weight, a report, filters, paths."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from ..runtime.distribution import to_numpy
+
+Masks = dict[str, np.ndarray]
+Filters = str | Sequence[str] | Callable[[Any], bool] | None
+
+DEFAULT_WEIGHTS = ("kernel", "recurrent_kernel", "pointwise_kernel")
+KNOWN_WEIGHTS = (*DEFAULT_WEIGHTS, "depthwise_kernel", "embeddings")
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedWeight:
+    """One masked weight of a model; what `kprune.masked_weights(model)` lists.
+
+    Attributes:
+        path: its unique name in the model, e.g. "conv1/kernel".
+        layer: the layer (Keras 3) or the tfmot wrapper (tf_keras) that owns it.
+        variable: the weight itself, float, of any shape (Keras's: kernels HWIO, dense in x out).
+        mask: the mask variable of the same shape; True (or 1.0 in a tfmot wrapper) = kept.
+    """
+
+    path: str
+    layer: Any = field(repr=False)
+    variable: Any = field(repr=False)
+    mask: Any = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return tuple(self.variable.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of entries, kept and pruned."""
+        return int(np.prod(self.shape))
+
+    def value(self) -> np.ndarray:
+        """The weight's value as an array of its own dtype."""
+        return to_numpy(self.variable)
+
+    def kept(self) -> np.ndarray:
+        """The mask as a bool array, True = kept."""
+        return to_numpy(self.mask).astype(bool)
+
+
+@dataclass(frozen=True)
+class MaskReport:
+    """What `kprune.mask` did.
+
+    Attributes:
+        model: the masked model: the same object for Keras 3, a clone under tfmot's wrappers for tf_keras.
+        masked: paths of the masked weights, in model order.
+        skipped: path of each weight that is not masked -> the reason.
+    """
+
+    model: Any = field(repr=False)
+    masked: tuple[str, ...]
+    skipped: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.masked)} weights masked, {len(self.skipped)} skipped"]
+        lines += [f"  masked   {path}" for path in self.masked]
+        lines += [f"  skipped  {path}: {reason}" for path, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def is_tf_keras(model: Any) -> bool:
+    """Whether the model or layer belongs to tf_keras (Keras 2); never imports it."""
+    tf_keras = sys.modules.get("tf_keras")
+    return tf_keras is not None and isinstance(model, tf_keras.layers.Layer)
+
+
+def unique_paths(paths: Iterable[str]) -> list[str]:
+    """The paths with "_2", "_3" ... appended where one comes again (layers of the same name in nested models)."""
+    seen: Counter[str] = Counter()
+    unique = []
+    for path in paths:
+        seen[path] += 1
+        unique.append(path if seen[path] == 1 else f"{path}_{seen[path]}")
+    return unique
+
+
+def skip_reason(
+    name: str, weight: Any, path: str, layer: Any, filters: Filters, weights: Sequence[str], unfit: str = ""
+) -> str:
+    """Why a weight should not be masked, or "" if it should; `unfit` is what its own kind has to say."""
+    if name not in weights:
+        return f"{name!r} is not among weights={tuple(weights)}"
+    if callable(filters):
+        if not filters(layer):
+            return "the filter function says no"
+    elif filters is not None:
+        patterns = [filters] if isinstance(filters, str) else filters
+        if not any(re.search(pattern, path) for pattern in patterns):
+            return f"its path matches none of filters={filters!r}"
+    if unfit:
+        return unfit
+    return "" if weight.trainable else "it is frozen (not trainable)"
+
+
+def finish_report(model: Any, masked: list[str], skipped: dict[str, str]) -> MaskReport:
+    """The report, with a warning when nothing could be masked."""
+    if not masked:
+        logging.warning("kprune.mask: no weight of %r can be masked; the report says why.", model.name)
+    return MaskReport(model, tuple(masked), skipped)
