@@ -5,7 +5,9 @@ inputs for each reader, the ordinary tests a hundred.
 """
 
 import dataclasses
+import io
 import math
+import zipfile
 
 import fuzz
 import h5py
@@ -19,6 +21,7 @@ from kprune.experiments.lottery_runs import LotteryRun
 from kprune.experiments.runs import RunTable
 from kprune.experiments.sweep import Cell
 from kprune.masks.masked_layers import MaskStore
+from kprune.runtime import files
 
 from ._carrier import release
 
@@ -128,6 +131,90 @@ def test_states_of_find_ticket(tmp_path):
     survive("find_ticket", whole, fuzz.hostile_npz, read)
 
 
+# What is small on disk and would be large in memory
+
+
+def members(whole):
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def claiming(whole, size):
+    """The archive with one array that says to be of this size, and holds 64 bytes."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size},), }}".encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, raw in members(whole).items():
+            archive.writestr(name, raw[:10] + header.ljust(117) + b"\n" + bytes(64) if name == "array0.npy" else raw)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda whole: fuzz.bomb(members(whole), 400_000_000), r"member '.*' is compressed"),
+        (lambda whole: claiming(whole, 10**18), r"another size than it says"),
+        (lambda whole: claiming(whole, 10**17), r"another size than it says"),
+    ],
+)
+def test_an_npz_that_would_unpack_to_more_than_it_is(tmp_path, make, reason):
+    path = tmp_path / "ticket.npz"
+    kprune.Ticket.of(model()).save(path)
+    path.write_bytes(make(path.read_bytes()))
+    with fuzz.bounded_memory(), pytest.raises(ValueError, match=rf"{reason}.*Received: file='.*ticket.npz'$"):
+        kprune.Ticket.load(path)
+
+
+def test_an_about_that_would_take_more_than_it_may_is_refused_when_it_is_written_too():
+    note = {"note": "x" * 2**23}
+    with pytest.raises(ValueError, match=r"at most 8,388,608 bytes as JSON\. Received: bytes=8,388"):
+        files.pack({}, note)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ((3_000_000_000,), {"compression": "gzip", "chunks": (10_000_000,)}),
+        ((3_000_000_000,), {}),
+        ((4,), {"compression": "gzip", "chunks": (400_000_000,), "maxshape": (None,)}),  # a chunk is read whole
+    ],
+)
+def test_a_mask_that_the_model_cannot_have(tmp_path, shape, settings):
+    path, target = tmp_path / "m.weights.h5", model()
+    target.save_weights(path)
+    masks = []
+    with h5py.File(path, "r+") as file:
+        file.visititems(lambda name, item: masks.append(name) if name.endswith("mask_store/vars/0") else None)
+        assert len(masks) == 3 and file[masks[0]].shape == (4,)
+        del file[masks[0]]
+        made = file.create_dataset(masks[0], shape, "uint8", **settings)
+        if "chunks" in settings:
+            made[:1] = 1
+    assert path.stat().st_size < 3_000_000
+    with fuzz.bounded_memory(), pytest.raises(ValueError, match=r"file's mask 0 is no vector of 4 bytes.*Received: "):
+        target.load_weights(path)
+
+
+def test_masks_in_several_files(tmp_path):
+    path, saved, target = tmp_path / "m.weights.json", model(), model()
+    saved.save_weights(path, max_shard_size=150e-9)
+    masks = {}
+    for file in sorted(tmp_path.glob("*.h5")):
+        with h5py.File(file) as shard:
+            shard.visit(
+                lambda name, file=file: masks.update({name: file}) if name.endswith("mask_store/vars/0") else None
+            )
+    assert len(set(masks.values())) > 1
+    target.load_weights(path)
+    assert_same(values(saved), values(target))
+    name, file = list(masks.items())[-1]
+    with h5py.File(file, "r+") as shard:
+        del shard[name]
+        shard.create_dataset(name, (3_000_000_000,), "uint8")
+    with fuzz.bounded_memory(), pytest.raises(ValueError, match="mask 0 is no vector of 2 bytes"):
+        target.load_weights(path)
+
+
 # CSV
 
 
@@ -218,8 +305,7 @@ def test_masks_and_states_in_weights_files(tmp_path):
         for mask, value in zip(store.masks, before, strict=True):
             mask.assign(value)
         try:
-            with h5py.File(path) as file:
-                store.load_own_variables(file[own])
+            masked.load_weights(path)
         except ValueError as error:
             if "mask" in str(error):
                 assert_same(before, map(np.array, store.masks))

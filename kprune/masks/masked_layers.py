@@ -23,7 +23,7 @@ import numpy as np
 from keras import ops
 
 from ..runtime.distribution import device_layout, to_numpy
-from ..runtime.files import byte_vector
+from .stores import read_bytes
 
 CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states, see carry.py
 _CARRIED = "callbacks"  # their key in the file
@@ -73,12 +73,12 @@ class MaskStore(keras.layers.Layer):
                 f"{len(self.masks)}: mask it with the same filters and weights before loading. Received: {stored}"
             )
         sizes = [int(np.prod(mask.shape)) for mask in self.masks]
-        bits = [byte_vector(store[str(i)], f"mask {i}", (size + 7) // 8) for i, size in enumerate(sizes)]
+        bits = [read_bytes(store, str(i), f"mask {i}", (size + 7) // 8) for i, size in enumerate(sizes)]
         for mask, size, packed in zip(self.masks, sizes, bits, strict=True):
             mask.assign(np.unpackbits(packed, count=size).reshape(mask.shape).astype(bool))
         if _CARRIED in keys:
             for carrier in self._carriers():
-                carrier.load(byte_vector(store[_CARRIED], "state of the callbacks").tobytes())
+                carrier.load(read_bytes(store, _CARRIED, "state of the callbacks").tobytes())
 
     def _carriers(self) -> list[Any]:
         return [getattr(v, CARRIER) for v in self.masked if hasattr(v, CARRIER)]

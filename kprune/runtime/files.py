@@ -25,7 +25,7 @@ _ABOUT = "about.json"
 _MOST_ABOUT = 2**23
 # How NumPy begins the only two kinds of array that `pack` writes: bytes, and the checksum.
 _HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(\|u1|<U64)', 'fortran_order': False, 'shape': \((\d{0,18}),?\), \} *\n",
+    rb"\x93NUMPY\x01\x00..\{'descr': '(\|u1|<U64)', 'fortran_order': False, 'shape': \((\d{0,19}),?\), \} *\n",
     re.DOTALL,
 )
 # What zipfile, json and NumPy raise on bytes that are no archive of arrays, or a damaged one.
@@ -117,32 +117,6 @@ def understanding(name: str) -> Iterator[None]:
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"This file cannot be used: {reason:.1000}. Received: file={name!r}") from error
-
-
-def byte_vector(stored: Any, name: str, size: int | None = None) -> np.ndarray:
-    """The bytes that a Keras store (an HDF5 file, an npz) has under one key, read only if it is as large as it should.
-
-    Args:
-        stored: the `h5py.Dataset` or array.
-        name: what it is, for the error.
-        size: the number of bytes; None takes as many as the file itself has, so that nothing compressed passes.
-
-    Raises:
-        ValueError: it is no uint8 vector of that size, or is laid out in chunks that are larger.
-    """
-    shape, dtype = tuple(stored.shape), str(stored.dtype)
-    most = size if size is not None else math.prod(shape)
-    if hasattr(stored, "chunks"):  # of HDF5, where a chunk is read whole, for however few bytes
-        most = most if size is not None else min(most, stored.file.id.get_filesize())
-        chunk = math.prod(stored.chunks or ())
-    else:
-        chunk = 1
-    if dtype != "uint8" or len(shape) != 1 or shape[0] != most or chunk > max(most, 1):
-        expected = "" if size is None else f" of {size:,} bytes"
-        raise ValueError(
-            f"The file's {name} is no vector{expected} as kprune writes it. Received: shape={shape}, dtype={dtype!r}"
-        )
-    return np.asarray(stored[...])
 
 
 def joined(**parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
