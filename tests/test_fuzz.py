@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers import data, mlp
+from keras.src.saving.saving_lib import H5IOStore  # closed here after an error, which `load_weights` leaves open
 from kprune.callbacks import BackupAndRestore, TakeSnapshot
 
 import kprune
@@ -290,6 +291,7 @@ def test_masks_and_states_in_weights_files(tmp_path):
     whole, before = path.read_bytes(), [np.array(mask) for mask in store.masks]
 
     def mutate(rng, whole):
+        path.unlink()  # HDF5 knows a file that it has not closed by its inode
         path.write_bytes(whole)
         with h5py.File(path, "r+") as file:
             key = fuzz.pick(rng, list(stored))
@@ -301,11 +303,16 @@ def test_masks_and_states_in_weights_files(tmp_path):
         return path.read_bytes()
 
     def read(content):
+        path.unlink()
         path.write_bytes(content)
         for mask, value in zip(store.masks, before, strict=True):
             mask.assign(value)
         try:
-            masked.load_weights(path)
+            keras_store = H5IOStore(path)
+            try:
+                store.load_own_variables(keras_store.get(own.removesuffix("/vars")))
+            finally:
+                keras_store.close()
         except ValueError as error:
             if "mask" in str(error):
                 assert_same(before, map(np.array, store.masks))

@@ -204,7 +204,7 @@ class _State:
         arrays, about = unpack(data, str(Path(folder, _STATE)))
         if about.get("settings") != lottery.settings:
             raise ValueError(
-                f"The folder holds another lottery, of {about.get('settings')}: name another folder, or delete it. "
+                f"The folder holds another lottery, of {about.get('settings')!s:.1000}: name another folder, or delete it. "
                 f"Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
             )
         with understanding(str(Path(folder, _STATE))):

@@ -175,7 +175,7 @@ class RunTable(Generic[Cell]):
             return self.kind(**{name: _number(name, convert(row[name])) for name, convert in self._convert.items()})
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"Row {number} of the file is damaged ({error}); delete it to train that run again. {received}"
+                f"Row {number} of the file is damaged ({error!s:.200}); delete it to train that run again. {received}"
             ) from None
 
 
