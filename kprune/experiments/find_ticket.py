@@ -204,8 +204,8 @@ class _State:
         arrays, about = unpack(data, str(Path(folder, _STATE)))
         if about.get("settings") != lottery.settings:
             raise ValueError(
-                f"The folder holds another lottery, of {about.get('settings')!s:.1000}: name another folder, or delete it. "
-                f"Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
+                f"The folder holds another lottery, of {about.get('settings')!s:.1000}: name another folder, or delete "
+                f"it. Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
             )
         with understanding(str(Path(folder, _STATE))):
             parts = split(arrays, "mask", "now", "to")
