@@ -228,7 +228,8 @@ class _State:
             raise ValueError(f"density={self.density!r}")
         if type(self.initial_epoch) is not int or self.initial_epoch < 0:
             raise ValueError(f"initial_epoch={self.initial_epoch!r}")
-        if [result["level"] for result in self.results] != list(range(len(self.results))):
+        levels = list(range(len(self.results)))
+        if not isinstance(self.results, list) or [result["level"] for result in self.results] != levels:
             raise ValueError(f"results={self.results!r:.100}")
 
     def ticket(self, lottery: Lottery, model: Any) -> Ticket:
