@@ -17,7 +17,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
 	@echo "make test   check style and types, run all tests"
-	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end"
+	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end; read"
+	@echo "                   10,000 damaged and hostile files of each kind"
 	@echo "make strategies   run the tests on several devices and in several processes, print a table of them"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
@@ -51,7 +52,7 @@ test-tensorflow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) tests $(APART:%=--ignore=tests/%)
 
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends.
-ONCE := data faults golden_masks layout lottery_runs models patterns schedules scopes sweep
+ONCE := data faults files fuzz golden_masks layout locks lottery_runs models patterns schedules scopes sweep
 test-jax: install-test
 	KERAS_BACKEND=jax $(PYTEST) tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
 
@@ -60,6 +61,8 @@ test-jax-distribution: install-test
 	KERAS_BACKEND=jax $(PYTEST) --dist loadfile --junitxml=out/jax_distribution.xml tests/jax_distribution
 
 test-faults: install-test
+	KERAS_BACKEND=tensorflow KPRUNE_FUZZ=10000 $(PYTEST) tests/test_fuzz.py -rP
+	KERAS_BACKEND=jax KPRUNE_FUZZ=10000 $(PYTEST) tests/test_fuzz.py -rP
 	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random -rP
 
 # With the oldest versions of all that kprune stands on; PYTHON says on which Python.

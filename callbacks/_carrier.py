@@ -16,7 +16,7 @@ from kprune.masks import is_tf_keras, masked_weights
 from kprune.masks.keras3 import seed_states
 from kprune.masks.masked_layers import CARRIER as ATTRIBUTE
 from kprune.runtime.distribution import to_numpy
-from kprune.runtime.files import pack, unpack
+from kprune.runtime.files import pack, understanding, unpack
 
 
 class Carrier:
@@ -57,7 +57,10 @@ class Carrier:
     def load(self, data: bytes) -> None:
         """Give the callbacks what `dump` wrote, as the fit starts; raises as `restore`."""
         if self.starts:
-            self.restore(*unpack(data, "the callbacks' state in a backup"))
+            name = "the callbacks' state in a backup"
+            arrays, about = unpack(data, name)
+            with understanding(name):
+                self.restore(arrays, about)
 
     def restore(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
         """Give the callbacks their states; ValueError if they are those of another list of callbacks."""

@@ -11,7 +11,9 @@ from absl import logging
 from kprune.lottery.rewind import Snapshot, restore, snapshot
 from kprune.masks import current_masks, is_tf_keras
 from kprune.runtime.distribution import is_chief
-from kprune.runtime.files import check_npz, joined, pack, read, split, unpack, write
+from kprune.runtime.files import joined, pack, read, split, understanding, unpack, write
+from kprune.runtime.locks import Lock
+from kprune.util.checks import check_npz
 
 from .base import MaskingCallback
 
@@ -36,6 +38,7 @@ class BackupAndRestore(MaskingCallback):
         ValueError: `path` is no .npz file; at the start of `fit`: the model is one of tf_keras (whose own
             `BackupAndRestore` is safe and holds kprune's state, too), the file is truncated, damaged, of another
             model, or of another list of callbacks. Nothing has been changed then.
+        OSError: at the start of `fit`: another process uses the file.
 
     >>> import keras, kprune, numpy as np, tempfile
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
@@ -51,6 +54,7 @@ class BackupAndRestore(MaskingCallback):
         super().__init__()
         check_npz("path", path)
         self.path, self.delete = Path(path), delete
+        self._lock = Lock(path)
 
     def set_model(self, model: Any) -> None:
         if is_tf_keras(model):
@@ -62,6 +66,7 @@ class BackupAndRestore(MaskingCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         with self.undone():
+            self._lock.acquire()
             self._restore()
 
     def _restore(self) -> None:
@@ -71,19 +76,24 @@ class BackupAndRestore(MaskingCallback):
         arrays, about = unpack(data, name)
         if about.get("kind") != "kprune backup 1":
             raise ValueError(f"This file holds no backup. Received: path={name!r}")
-        parts = split(arrays, "mask", "now", "callbacks")
+        with understanding(name):
+            parts = split(arrays, "mask", "now", "callbacks")
+            now, epoch, known = Snapshot.from_arrays(parts["now"]), about["epoch"], about["callbacks"]
+            if type(epoch) is not int or epoch < 0:
+                raise ValueError(f"its epoch is {epoch!r}")
         before = current_masks(self.model), snapshot(self.model)
         try:
-            restore(self.model, parts["mask"], Snapshot.from_arrays(parts["now"]))
-            self._carrier.restore(parts["callbacks"], about["callbacks"])
-        except ValueError as error:
+            restore(self.model, parts["mask"], now)
+            self._carrier.restore(parts["callbacks"], known)
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             restore(self.model, *before)
             raise ValueError(
-                f"This backup is of another fit: delete it, or name another file. {error}, path={name!r}"
+                f"This backup is of another fit: delete it, or name another file ({error!s:.1000}). "
+                f"Received: path={name!r}"
             ) from error
         # Keras has no public way to begin later once `fit` has begun; its own BackupAndRestore does the same (3.15.1).
-        self.model._initial_epoch = about["epoch"] + 1
-        logging.info("BackupAndRestore: epoch %d follows, from %s.", about["epoch"] + 2, name)
+        self.model._initial_epoch = epoch + 1
+        logging.info("BackupAndRestore: epoch %d follows, from %s.", epoch + 2, name)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -102,4 +112,5 @@ class BackupAndRestore(MaskingCallback):
                 self.path.unlink(missing_ok=True)
             except OSError as error:
                 logging.error("BackupAndRestore: the backup is not deleted: %s.", error)
+        self._lock.release()
         super().on_train_end(logs)

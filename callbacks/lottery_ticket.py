@@ -15,7 +15,8 @@ from kprune.lottery.ticket import Ticket
 from kprune.masks import masked_weights
 from kprune.pruning import Plan
 from kprune.runtime.distribution import to_numpy
-from kprune.runtime.files import check_npz
+from kprune.runtime.locks import Lock
+from kprune.util.checks import check_npz
 
 from .take_snapshot import TakeSnapshot
 
@@ -62,6 +63,7 @@ class LotteryTicket(TakeSnapshot):
             number of epochs than `total_epochs`, or the rewind point lies not within a level.
         RuntimeError: the fit ended before the last level, stopped by another callback; or another callback swapped
             the weights that a level was to begin with.
+        OSError: at the start of `fit`: another process uses `path`.
 
     >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
@@ -102,6 +104,7 @@ class LotteryTicket(TakeSnapshot):
         self.lottery = Lottery.of(levels, rate, rewind_to, rewind, plan)
         self.epochs_per_level = epochs_per_level
         self.path = path
+        self._lock = None if path is None else Lock(path)
         self.restart = tuple(restart)
         self._begun: int | None = None  # the epoch that was begun last
         self._rewound: Arrays = {}  # what a level begins with, until its first batch
@@ -154,6 +157,8 @@ class LotteryTicket(TakeSnapshot):
                     f"{self.lottery.levels + 1} trainings take {expected} epochs in all: give fit epochs={expected}. "
                     f"Received: epochs={epochs}"
                 )
+            if self._lock is not None:
+                self._lock.acquire()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._begin_epoch(epoch)
@@ -222,8 +227,9 @@ class LotteryTicket(TakeSnapshot):
                 f"level. Received: epochs={self._ended}"
             )
         self.ticket = self.lottery.ticket(self.model, self.taken(), self.results)
-        if self.path is not None:
+        if self.path is not None and self._lock is not None:
             self.ticket.save(self.path)
+            self._lock.release()
 
     def progress(self) -> dict[str, Any]:
         known = {"density": self._density, "results": self.results, "ended": self._ended}

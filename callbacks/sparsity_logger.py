@@ -9,6 +9,7 @@ from absl import logging
 
 from kprune.report.summary import summary
 from kprune.runtime.distribution import is_chief
+from kprune.util.checks import check_path
 
 from .base import Callback
 
@@ -37,6 +38,8 @@ class SparsityLogger(Callback):
 
     def __init__(self, log_dir: str | os.PathLike[str] | None = None, table: bool = True):
         super().__init__()
+        if log_dir:
+            check_path("log_dir", log_dir)
         self.log_dir = log_dir
         self.table = table
         self._writer: Any = None

@@ -18,8 +18,9 @@ from .patterns import PATTERNS, pooled
 from .runtime.distribution import outside_strategies
 from .schedules import check_sparsity
 from .scopes import SCOPES
+from .util.checks import check_expression
 from .util.ranking import alive
-from .util.registry import Registry, check_expression, trait
+from .util.registry import Registry, trait
 from .util.threads import side_by_side
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from .patterns import nth_highest
+from .util.checks import check_expression
 from .util.ranking import alive, in_proportion, zeros_for
-from .util.registry import Registry, check_expression
+from .util.registry import Registry
 
 Scores = dict[str, np.ndarray]
 Scope = Callable[[Scores, float], dict[str, int]]

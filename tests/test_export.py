@@ -1,6 +1,8 @@
 """Export: files that load without kprune, predict the same, and appear only when they do."""
 
 import importlib
+import pathlib
+import resource
 
 import keras
 import numpy as np
@@ -9,6 +11,7 @@ from helpers import assert_zero, data, mlp, new_process
 from keras import layers
 
 import kprune
+from kprune.deploy.export import _move
 
 pytest.importorskip("tensorflow")
 
@@ -131,6 +134,49 @@ def test_masks_survive_an_export_that_fails(tmp_path, monkeypatch):
     model.compile("adam", "mse")
     model.fit(*data(), verbose=0)
     assert_zero(model)
+
+
+@pytest.mark.parametrize(("writer", "cause"), [("export", "OutOfRangeError"), ("save", "OSError")])
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_what_was_there(tmp_path, monkeypatch, writer, cause):
+    model, limits, write = mlp(), resource.getrlimit(resource.RLIMIT_FSIZE), getattr(keras.Sequential, writer)
+    kprune.export(model, tmp_path / "m")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fill(self, *args, **kwargs):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        return write(self, *args, **kwargs)
+
+    monkeypatch.setattr(keras.Sequential, writer, fill)
+    try:
+        with pytest.raises(OSError, match=r"not written: File too large: '.*/m'") as failed:
+            kprune.export(model, tmp_path / "m", overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert failed.value.filename == str(tmp_path / "m") and type(failed.value.__cause__).__name__ == cause
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_files_that_cannot_be_moved_leave_what_was_there(tmp_path, monkeypatch):
+    for name in ("m", "m.keras", "new", "new.keras"):
+        (tmp_path / name).write_text(name)
+    replace = pathlib.Path.replace
+
+    def fail(self, goal):
+        if self.name == "new.keras":
+            raise OSError("Input/output error")
+        return replace(self, goal)
+
+    monkeypatch.setattr(pathlib.Path, "replace", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        _move({tmp_path / "new": tmp_path / "m", tmp_path / "new.keras": tmp_path / "m.keras"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: name for name in ("m", "m.keras", "new", "new.keras")
+    }
+
+
+def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):
+    kprune.export(mlp(), tmp_path / ("x" * 249))
+    assert sorted(len(path.name) for path in tmp_path.iterdir()) == [249, 255]
 
 
 def test_of_several_processes_the_chiefs_files_stay(tmp_path, monkeypatch):

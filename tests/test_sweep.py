@@ -181,6 +181,13 @@ def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
         ("é,b\n1,2\n", r"is no CSV.*Received: path='.*cells.csv'$"),
         ("{header}\ndigits,64,1,global,,random,10.0,0,0.5,0.5,0.9,0,1.5\n{row},0.", r"^Row 2 of the file is damaged"),
         ("{header}\ndigits,64,1,global,,random,ten,0,0.5,0.5,0.9,0,1.5\n", r"^Row 1 of .*: path='.*cells.csv'$"),
+        ("{header}\n{row},nan,0.5,0.9,0,1.5\n", r"^Row 1 .*damaged \(accuracy must be between 0 and 1, not nan\)"),
+        ("{header}\n{row},-1,0.5,0.9,0,1.5\n", r"accuracy must be between 0 and 1, not -1.0"),
+        ("{header}\n{row},7,0.5,0.9,0,1.5\n", r"accuracy must be between 0 and 1, not 7.0"),
+        ("{header}\n{row},0.5,0.5,0.9,-3,1.5\n", r"collapsed must be finite and at least 0, not -3"),
+        ("{header}\n{row},0.5,0.5,0.9,0,inf\n", r"seconds must be finite and at least 0, not inf"),
+        ("{header}\n{row},0.5,0.5,0.9,0,1.5,9\n", r"more cells than there are columns"),
+        ("{header}\n{row},0.5,0.5,0.9,0,1.5\n{row},0.6,0.6,0.9,0,1.5\n", r"^Row 2 .*another one's run again"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, content, message):
@@ -191,6 +198,18 @@ def test_a_damaged_file_is_refused(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         run(build=refuse_to_build, path=path)
     assert path.read_bytes() == before
+
+
+def test_an_accuracy_that_is_none_is_an_error_and_in_no_file(tmp_path):
+    def odd(seed):
+        model = build(seed)
+        label = keras.metrics.MeanMetricWrapper(lambda y, _: y, name="accuracy")
+        model.compile("sgd", "sparse_categorical_crossentropy", metrics=[label])
+        return model
+
+    with pytest.raises(ValueError, match="An accuracy must be between 0 and 1"):
+        run(build=odd, path=tmp_path / "cells.csv", methods=["random"])
+    assert list(tmp_path.iterdir()) == []
 
 
 # What is refused

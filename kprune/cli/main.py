@@ -5,6 +5,7 @@ Each command has flags of its own (an absl `FlagValues`), so its help shows what
 
 from __future__ import annotations
 
+import io
 import logging as standard
 import os
 import sys
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     kprune 0.1.0
     0
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks the letters of a layer's name shows the rest
+            stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     if not words:
         return _refuse(_overview())

@@ -37,6 +37,10 @@ class Option:
         else:
             kinds = {str: "string", int: "integer", float: "float", bool: "boolean", list: "list"}
             getattr(flags, f"DEFINE_{kinds[self.kind]}")(self.name, self.default, self.help, flag_values=values)
+        if self.kind is str:
+            flags.register_validator(
+                self.name, lambda v: v is None or "\0" not in v, "must not contain NUL characters", flag_values=values
+            )
         if self.check is not None:
             test, message = self.check
             flags.register_validator(self.name, lambda v: v is None or test(v), message, flag_values=values)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import os
 import pathlib
-import shutil
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 from ..masks import is_tf_keras, masked_weights, plain
 from ..runtime.distribution import is_chief
 from ..runtime.inputs import call_with, input_like
+from ..runtime.temporary import temporary_beside
+from ..util.checks import check_path
 
 # A SavedModel runs as an optimised graph, so its float32 sums may be taken in another order.
 TOLERANCE = 1e-4
@@ -55,7 +58,8 @@ def export(model: Any, path: str | os.PathLike[str], *, inputs: Any = None, over
     """Write the stripped model as a SavedModel `path/` and as `path.keras`, reload both, check that they agree.
 
     Both are loadable without kprune. The model itself stays as it is, masks included. Files appear under their names
-    only once they have been checked. Of several processes that train together all call this; the chief's files stay.
+    only once they have been checked; if anything fails, what was there stays. Of several processes that train together
+    all call this; the chief's files stay.
 
     Args:
         model: a model of either Keras, masked or not.
@@ -67,9 +71,10 @@ def export(model: Any, path: str | os.PathLike[str], *, inputs: Any = None, over
         `Export`: where, how large, and how well the reloaded SavedModel agrees.
 
     Raises:
-        ValueError: `path` exists and `overwrite` is False, or the model's input shape is not known or not fixed and
-            no `inputs` are given.
-        RuntimeError: a reloaded file predicts something else (nothing is left under `path` then).
+        ValueError: `path` is no path, or exists and `overwrite` is False, or the model's input shape is not known or
+            not fixed and no `inputs` are given.
+        OSError: the files cannot be written (no space left ...).
+        RuntimeError: a reloaded file predicts something else.
         ImportError: no TensorFlow; a SavedModel needs it on every backend.
 
     >>> import keras, kprune, tempfile
@@ -80,6 +85,7 @@ def export(model: Any, path: str | os.PathLike[str], *, inputs: Any = None, over
     'sparse.keras'
     """
     masked_weights(model)  # raises for what is no model
+    check_path("path", path)
     with contextlib.ExitStack() as stack:
         target = pathlib.Path(path)
         if not is_chief():
@@ -95,7 +101,8 @@ def _export(model: Any, target: pathlib.Path, inputs: Any, overwrite: bool) -> E
     arguments = {"": inputs} if inputs is not None else input_like(model, _random(), batch=2)
     expected = _arrays(call_with(model, arguments, training=False))
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+    prefix = temporary_beside(target).name
+    with _os_errors(target), tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
         saved, keras_file = pathlib.Path(folder, "saved_model"), pathlib.Path(folder, "model.keras")
         with plain(model) as stripped:
             _check("the stripped model", _arrays(call_with(stripped, arguments, training=False)), expected, 0.0)
@@ -108,12 +115,42 @@ def _export(model: Any, target: pathlib.Path, inputs: Any, overwrite: bool) -> E
         loaded = _load(model, keras_file)
         _check("the .keras file", _arrays(call_with(loaded, arguments, training=False)), expected, TOLERANCE)
         zipped = _zipped_bytes(saved, pathlib.Path(folder, "saved_model.zip"))
-        for source, goal in ((saved, target), (keras_file, keras_target)):
-            if goal.is_dir():
-                shutil.rmtree(goal)
-            source.replace(goal)
+        _move({saved: target, keras_file: keras_target})
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     return Export(target, keras_target, size, keras_target.stat().st_size, zipped, difference)
+
+
+@contextlib.contextmanager
+def _os_errors(target: pathlib.Path) -> Iterator[None]:
+    """Inside, whatever a library raises because a file cannot be written is an OSError that names `target`."""
+    import tensorflow as tf
+
+    numbers = {
+        tf.errors.ResourceExhaustedError: errno.ENOSPC,
+        tf.errors.OutOfRangeError: errno.EFBIG,
+        tf.errors.PermissionDeniedError: errno.EACCES,
+    }
+    try:
+        yield
+    except (OSError, *numbers) as error:
+        number = numbers.get(type(error)) or getattr(error, "errno", None)
+        reason = os.strerror(number) if number else str(error)
+        raise OSError(number or errno.EIO, f"The export was not written: {reason}", str(target)) from error
+
+
+def _move(goals: dict[pathlib.Path, pathlib.Path]) -> None:
+    """Rename each source to its goal; if one cannot be, what was at the goals is there again."""
+    moved: list[tuple[pathlib.Path, pathlib.Path]] = []
+    try:
+        for source, goal in goals.items():
+            for old, new in ((goal, source.with_name(f"old-{source.name}")), (source, goal)):
+                if old.exists():
+                    old.replace(new)
+                    moved.append((old, new))
+    except BaseException:
+        for old, new in reversed(moved):
+            new.replace(old)
+        raise
 
 
 def _random() -> Any:

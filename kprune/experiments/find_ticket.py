@@ -19,7 +19,9 @@ from ..lottery.rewind import Snapshot, restore, snapshot
 from ..lottery.ticket import Ticket
 from ..masks import current_masks, is_tf_keras, masked_weights, strip
 from ..pruning import Plan, mask_for_pruning
-from ..runtime.files import joined, pack, read, split, unpack, write
+from ..runtime.files import joined, pack, read, split, understanding, unpack, write
+from ..runtime.locks import Lock
+from ..util.checks import check_path
 
 _STATE = "state.npz"
 
@@ -90,9 +92,10 @@ def find_ticket(
         levels. The model is trained at the last level.
 
     Raises:
-        ValueError: an argument is wrong, or `folder` holds the state of another lottery.
+        ValueError: an argument is wrong, or `folder` holds the state of another lottery, or a damaged one.
         RuntimeError: `train` left out `level.callbacks`, so the rewind point was not seen.
-        OSError: the state cannot be written (no space left); that of the level before is still there.
+        OSError: another process uses `folder`; or the state cannot be written (no space left), and that of the level
+            before is still there.
 
     >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
@@ -107,6 +110,22 @@ def find_ticket(
     lottery = Lottery.of(levels, rate, rewind_to, rewind, Plan(criterion, scope, pattern, rounds, seed, data, batches))
     if not callable(train):
         raise ValueError(f"`train` is a function of a model and a kprune.Level. Received: train={train!r}")
+    if folder is None:
+        return _find(model, train, lottery, rewind_to, shuffle_seed, None, verbose)
+    check_path("folder", folder)
+    with Lock(Path(folder, _STATE)):
+        return _find(model, train, lottery, rewind_to, shuffle_seed, folder, verbose)
+
+
+def _find(
+    model: Any,
+    train: Callable[[Any, Level], Any],
+    lottery: Lottery,
+    rewind_to: str | int | float,
+    shuffle_seed: int | None,
+    folder: str | os.PathLike[str] | None,
+    verbose: bool,
+) -> Ticket:
     fresh = mask_for_pruning(model)
     try:
         state = _State.load(folder, lottery, model)
@@ -115,7 +134,9 @@ def find_ticket(
             strip(model)
         raise
     taker = _Taker(rewind_to)
-    for number in tqdm(range(len(state.results), levels + 1), desc="lottery", unit="level", disable=not verbose):
+    for number in tqdm(
+        range(len(state.results), lottery.levels + 1), desc="lottery", unit="level", disable=not verbose
+    ):
         if state.to is not None and number > 0:
             lottery.begin_level(model, number, state.density, state.to)
         watching: list[Any] = [MaskingCallback() if number else taker]
@@ -184,17 +205,33 @@ class _State:
         arrays, about = unpack(data, str(Path(folder, _STATE)))
         if about.get("settings") != lottery.settings:
             raise ValueError(
-                f"The folder holds another lottery, of {about.get('settings')}: name another folder, or delete it. "
-                f"Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
+                f"The folder holds another lottery, of {about.get('settings')!s:.1000}: name another folder, or delete "
+                f"it. Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
             )
-        parts = split(arrays, "mask", "now", "to")
-        restore(model, parts["mask"], Snapshot.from_arrays(parts["now"]))
-        return cls(
-            about["density"],
-            Snapshot.from_arrays(parts["to"]) if parts["to"] else None,
-            about["initial_epoch"],
-            about["results"],
-        )
+        with understanding(str(Path(folder, _STATE))):
+            parts = split(arrays, "mask", "now", "to")
+            to = Snapshot.from_arrays(parts["to"]) if parts["to"] else None
+            state = cls(about["density"], to, about["initial_epoch"], about["results"])
+            state._check()
+            before = current_masks(model), snapshot(model)
+            try:
+                for then in (to, Snapshot.from_arrays(parts["now"])):
+                    if then is not None:
+                        restore(model, parts["mask"], then)
+            except BaseException:
+                restore(model, *before)
+                raise
+        return state
+
+    def _check(self) -> None:
+        """ValueError unless it is what `save` writes."""
+        if type(self.density) is not float or not 0 <= self.density <= 1:
+            raise ValueError(f"density={self.density!r}")
+        if type(self.initial_epoch) is not int or self.initial_epoch < 0:
+            raise ValueError(f"initial_epoch={self.initial_epoch!r}")
+        levels = list(range(len(self.results)))
+        if not isinstance(self.results, list) or [result["level"] for result in self.results] != levels:
+            raise ValueError(f"results={self.results!r:.100}")
 
     def ticket(self, lottery: Lottery, model: Any) -> Ticket:
         """The ticket of the masks that the model has."""

@@ -18,7 +18,7 @@ from ..lottery.rewind import RewindPoint, Snapshot, restore, snapshot
 from ..lottery.ticket import Ticket
 from ..masks import is_tf_keras, masked_weights
 from ..pruning import mask_for_pruning
-from ..runtime.files import pack, unpack, write
+from ..runtime.files import pack, understanding, unpack, write
 from .find_ticket import Level, find_ticket
 from .runs import accuracies
 
@@ -73,8 +73,9 @@ class LotteryNetwork:
         ticket = find_ticket(
             self.model, train, rewind_to=point, rewind=REWINDS[mode], folder=folder, verbose=False, **options
         )
-        for result in ticket.about["results"]:  # a row may have been deleted
-            self.keep(mode, mode, result["level"], result)
+        with understanding(str(folder)):
+            for result in ticket.about["results"]:  # a row may have been deleted
+                self.keep(mode, mode, result["level"], result)
 
     def control(self, mode: str, masks_of: str, level: int, rewind_to: str | int | float) -> None:
         """The control of a level of a lottery that is finished."""
@@ -84,7 +85,8 @@ class LotteryNetwork:
         if mode == "shuffle":
             masks = shuffled(masks, draws)
             file = self.folder / masks_of / _POINT
-            begin = Snapshot.from_arrays(unpack(file.read_bytes(), str(file))[0])
+            with understanding(str(file)):
+                begin = Snapshot.from_arrays(unpack(file.read_bytes(), str(file))[0])
             if masks_of != "init":
                 first = RewindPoint.of(rewind_to).in_epochs(self.epochs, len(self._batches()))
         restore(self.model, masks, begin)

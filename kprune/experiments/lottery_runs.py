@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,7 @@ def run_lotteries(
         ValueError: an argument is wrong; or the file at `path` is no such CSV or was made with other settings (they
             are named), or the folder beside it is of another file; nothing has been trained or written then. With the
             first network: it is of tf_keras and has no masks, or no accuracy is compiled.
-        OSError: a file cannot be read or written.
+        OSError: a file cannot be read or written, or another process is at it.
 
     >>> import keras, kprune
     >>> def build(seed):
@@ -223,12 +224,15 @@ def run_lotteries(
             raise ValueError(f"To rewind to the begin is what 'init' does. Received: {modes=}, {rewind_to=}")
 
     keys = [key for seed in seeds for key in _keys(modes, base, levels, seed)]
-    done = sum(key in table.cells for key in keys)
     with (
         TemporaryDirectory() as scratch,
-        tqdm(total=len(keys), initial=done, disable=not verbose, desc="lottery", unit="run") as bar,
+        table,
+        tqdm(
+            **{"total": len(keys), "initial": sum(key in table.cells for key in keys)},
+            **{"disable": not verbose, "desc": "lottery", "unit": "run"},
+        ) as bar,
     ):
-        folder = Path(scratch) if table.path is None else table.path.with_name(f"{table.path.stem}-levels")
+        folder = Path(scratch) if table.path is None else _levels_beside(table.path)
         if not table.cells:
             if any(folder.glob("*/*/level-*.npz")):
                 raise ValueError(
@@ -264,6 +268,14 @@ def run_lotteries(
                 if mode in CONTROLS:
                     network.control(mode, masks_of, level, rewind_to)
     return LotteryRuns(tuple(table.cells[key] for key in keys), tuple(modes), 1 / data.classes, table.settings)
+
+
+def _levels_beside(path: Path) -> Path:
+    """NAME-levels for NAME.csv, or a shorter name of its own where that has more than the 255 bytes that fit."""
+    name = f"{path.stem}-levels"
+    if len(os.fsencode(name)) > 255:
+        name = f"{zlib.crc32(os.fsencode(path.stem)):08x}-{path.stem[-40:]}-levels"
+    return path.with_name(name)
 
 
 def _check_modes(modes: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import Field, asdict, dataclass, fields
@@ -13,6 +14,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 
 from ..runtime.files import write
+from ..runtime.locks import Lock
+from ..util.checks import check_path
 from ..util.plotting import Drawable
 
 
@@ -50,13 +53,20 @@ class RunsReport(Drawable, Generic[Cell]):
 
 
 _CONVERT: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+# What a column's numbers lie between; those of the other columns are at least 0.
+_RANGES = {
+    **dict.fromkeys(("accuracy", "best", "sparsity", "density"), (0.0, 1.0)),
+    "compression": (1.0, math.inf),
+}
+_MOST_ROWS = 100_000
 
 
 class RunTable(Generic[Cell]):
     """The finished runs, and the CSV file that holds them and the settings with which they were made.
 
     Args:
-        path: the file, which is read if it is there; None for none.
+        path: the file, which is read if it is there; None for none. `with table:` this process owns it (`Lock`), and
+            what others have added until then is read.
         kind: the dataclass of a run.
         own: settings that all runs have in common, name -> value.
         others: further ones, of the user.
@@ -68,7 +78,7 @@ class RunTable(Generic[Cell]):
     Raises:
         ValueError: a setting has the name of another column; or the file is no such table, was made with other
             settings, or is damaged.
-        OSError: the file cannot be read.
+        OSError: the file cannot be read; by `with`: another process owns it.
     """
 
     def __init__(
@@ -78,8 +88,8 @@ class RunTable(Generic[Cell]):
         own: dict[str, Any],
         others: dict[str, Any] | None,
     ):
-        if path is not None and not isinstance(path, str | os.PathLike):
-            raise ValueError(f"`path` is the name of a CSV file, or None. Received: path={path!r}")
+        if path is not None:
+            check_path("path", path)
         if others is not None and not isinstance(others, dict):
             raise ValueError(f"`settings` is a dict, name -> value, or None. Received: settings={others!r}")
         self.path = None if path is None else Path(path)
@@ -92,11 +102,31 @@ class RunTable(Generic[Cell]):
         self._written = {name: "" if value is None else str(value) for name, value in self.settings.items()}
         self.columns = [*self._written, *self._convert]
         self.cells: dict[Hashable, Cell] = {}
-        if self.path is not None and self.path.exists():
-            self._read(self.path)
+        self._lock = None if path is None else Lock(path)
+        self._read()
+
+    def __enter__(self) -> RunTable[Cell]:
+        if self._lock is not None:
+            self._lock.acquire()
+            try:
+                self._read()
+            except BaseException:
+                self._lock.release()
+                raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def add(self, cell: Cell) -> None:
-        """Keep a finished run, in the file too: a process that is killed leaves the old file or the new one."""
+        """Keep a finished run, in the file too: a process that is killed leaves the old file or the new one.
+
+        Raises:
+            ValueError: a number is one that no run has, such as an accuracy of 7.
+        """
+        for name, convert in self._convert.items():
+            _number(name, convert(getattr(cell, name)))
         self.cells[cell.key] = cell
         if self.path is None:
             return
@@ -106,33 +136,59 @@ class RunTable(Generic[Cell]):
         writer.writerows({**self._written, **asdict(cell)} for cell in self.cells.values())
         write(self.path, text.getvalue().encode())
 
-    def _read(self, path: Path) -> None:
-        received = f"Received: path={str(path)!r}"
+    def _read(self) -> None:
+        if self.path is None or not self.path.exists():
+            return
+        received = f"Received: path={str(self.path)!r}"
+        cells: dict[Hashable, Cell] = {}
         try:
-            with open(path, newline="", encoding="utf-8") as file:
+            with open(self.path, newline="", encoding="utf-8") as file:
+                # Row by row: a file of a few MB may hold millions that are no runs.
                 reader = csv.DictReader(file)
-                columns, rows = list(reader.fieldnames or ()), list(reader)
+                self._check_columns(list(reader.fieldnames or ()), received)
+                for number, row in enumerate(reader, start=1):
+                    cell = self._cell(number, row, received)
+                    if cell.key in cells or number > _MOST_ROWS:
+                        odd = "it is another one's run again" if cell.key in cells else f"more than {_MOST_ROWS:,} runs"
+                        raise ValueError(f"Row {number} of the file is damaged ({odd}); delete it. {received}")
+                    cells[cell.key] = cell
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"The file is no CSV: {error}. Move it away, or write elsewhere. {received}") from error
+        self.cells = cells
+
+    def _check_columns(self, columns: list[str], received: str) -> None:
         if columns != self.columns:
             raise ValueError(
                 f"The file is not the table of such runs: its columns should be {', '.join(self.columns)}. "
                 f"Move it away, or write elsewhere. {received}"
             )
-        for number, row in enumerate(rows, start=1):
-            other = [f"{name}={row[name]} there, {now} now" for name, now in self._written.items() if row[name] != now]
-            if other:
-                raise ValueError(
-                    f"The file was made with other settings: {'; '.join(other)}. Move it away, or write elsewhere. "
-                    f"{received}"
-                )
-            try:
-                cell = self.kind(**{name: convert(row[name]) for name, convert in self._convert.items()})
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"Row {number} of the file is damaged; delete it to train that run again. {received}"
-                ) from None
-            self.cells[cell.key] = cell
+
+    def _cell(self, number: int, row: dict[str, str], received: str) -> Cell:
+        other = [
+            f"{name}={row[name]!s:.80} there, {now} now" for name, now in self._written.items() if row[name] != now
+        ]
+        if other:
+            raise ValueError(
+                f"The file was made with other settings: {'; '.join(other)}. Move it away, or write elsewhere. "
+                f"{received}"
+            )
+        try:
+            if None in row:
+                raise ValueError("it has more cells than there are columns")
+            return self.kind(**{name: _number(name, convert(row[name])) for name, convert in self._convert.items()})
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"Row {number} of the file is damaged ({error!s:.200}); delete it to train that run again. {received}"
+            ) from None
+
+
+def _number(name: str, value: Any) -> Any:
+    """The value; ValueError if it is a number that no run has in this column."""
+    least, most = _RANGES.get(name, (0.0, math.inf))
+    if not isinstance(value, str) and not (math.isfinite(value) and least <= value <= most):
+        between = f"be finite and at least {least:g}" if most == math.inf else f"be between {least:g} and {most:g}"
+        raise ValueError(f"{name} must {between}, not {value}")
+    return value
 
 
 def check_each_once(name: str, values: Sequence[Any]) -> None:
@@ -162,6 +218,8 @@ def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
             f"`build` compiles the model with metrics=['accuracy']. Received: a model that reports {', '.join(history)}"
         )
     found = history["val_accuracy"]
+    if not all(0 <= value <= 1 for value in found):
+        raise ValueError(f"An accuracy must be between 0 and 1. Received: val_accuracy={found}")
     return round(float(found[-1]), 6), round(float(max(found)), 6)
 
 

@@ -144,7 +144,7 @@ def sweep(
     Raises:
         ValueError: an argument is wrong; or the file at `path` is no such CSV or was made with other settings (they
             are named); nothing has been trained or written then. After the first training: no accuracy is compiled.
-        OSError: the file cannot be read or written.
+        OSError: the file cannot be read or written, or another process is at it.
 
     >>> import keras, kprune
     >>> def build(seed):
@@ -175,9 +175,14 @@ def sweep(
         pruning(*key)
     if table.path is not None:
         table.path.parent.mkdir(parents=True, exist_ok=True)
-    missing = [key for key in keys if key not in table.cells]
-    with tqdm(total=len(keys), initial=len(keys) - len(missing), disable=not verbose, desc="sweep") as bar:
-        for key in missing:
+    with (
+        table,
+        tqdm(
+            **{"total": len(keys), "initial": sum(key in table.cells for key in keys)},
+            **{"disable": not verbose, "desc": "sweep"},
+        ) as bar,
+    ):
+        for key in [key for key in keys if key not in table.cells]:
             bar.set_description("{} {:.4g}x seed {}".format(*key))
             table.add(_train(key, build, data, epochs, pruning(*key)))
             bar.update()

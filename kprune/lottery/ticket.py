@@ -16,8 +16,8 @@ import numpy as np
 from ..masks import Masks, current_masks, masked_weights, set_masks, strip
 from ..pruning import mask_for_pruning
 from ..runtime.distribution import to_numpy
-from ..runtime.files import check_npz, joined, pack, split, unpack, write
-from ..util.registry import check_expression
+from ..runtime.files import joined, pack, split, understanding, unpack, write
+from ..util.checks import check_expression, check_npz
 from .rewind import Arrays, matched, model_weights, reapply_masks
 
 _KIND = "kprune ticket 1"
@@ -98,7 +98,11 @@ class Ticket:
         arrays, about = unpack(Path(path).read_bytes(), os.fspath(path))
         if about.get("kind") != _KIND:
             raise ValueError(f"This file holds no ticket. Received: path={os.fspath(path)!r}")
-        parts = split(arrays, "mask", "weight")
+        with understanding(os.fspath(path)):
+            parts = split(arrays, "mask", "weight")
+            wrong = [name for name, mask in parts["mask"].items() if mask.dtype != np.bool_]
+            if wrong or not isinstance(about["provenance"], dict):
+                raise ValueError(f"masks must be bool, but {wrong[0]!r} is not" if wrong else "no dict of provenance")
         return cls(parts["mask"], parts["weight"], about["provenance"])
 
     def apply(self, model: Any, skip: str | None = None, weights: bool = True, optimizer: Any = None) -> None:

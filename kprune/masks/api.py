@@ -12,7 +12,7 @@ import numpy as np
 
 from ..runtime.distribution import to_numpy
 from ..runtime.optimizers import reset_slots
-from ..util.registry import check_expression
+from ..util.checks import check_expression
 from .types import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Filters, MaskedWeight, MaskReport, Masks, is_tf_keras, unique_paths
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from keras import ops
 
 from ..runtime.distribution import device_layout, to_numpy
+from .stores import read_bytes
 
 CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states, see carry.py
 _CARRIED = "callbacks"  # their key in the file
@@ -66,20 +67,18 @@ class MaskStore(keras.layers.Layer):
     def load_own_variables(self, store: Any) -> None:
         keys = list(store.keys())
         stored = [key for key in keys if key != _CARRIED]
-        if len(stored) != len(self.masks):
+        if sorted(stored) != sorted(map(str, range(len(self.masks)))):
             raise ValueError(
                 f"The file holds masks for {len(stored)} weights of layer {self.name!r}, the model has "
-                f"{len(self.masks)}: mask it with the same filters and weights before loading."
+                f"{len(self.masks)}: mask it with the same filters and weights before loading. Received: {stored}"
             )
-        for i, mask in enumerate(self.masks):
-            size = int(np.prod(mask.shape))
-            bits = np.asarray(store[str(i)][...])
-            if bits.size != (size + 7) // 8:
-                raise ValueError(f"The file's mask for {mask.path} has another size. Received: bytes={bits.size}")
-            mask.assign(np.unpackbits(bits, count=size).reshape(mask.shape).astype(bool))
+        sizes = [int(np.prod(mask.shape)) for mask in self.masks]
+        bits = [read_bytes(store, str(i), f"mask {i}", (size + 7) // 8) for i, size in enumerate(sizes)]
+        for mask, size, packed in zip(self.masks, sizes, bits, strict=True):
+            mask.assign(np.unpackbits(packed, count=size).reshape(mask.shape).astype(bool))
         if _CARRIED in keys:
             for carrier in self._carriers():
-                carrier.load(np.asarray(store[_CARRIED][...]).tobytes())
+                carrier.load(read_bytes(store, _CARRIED, "state of the callbacks").tobytes())
 
     def _carriers(self) -> list[Any]:
         return [getattr(v, CARRIER) for v in self.masked if hasattr(v, CARRIER)]

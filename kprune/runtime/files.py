@@ -5,22 +5,36 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .distribution import from_chief, is_chief
+from .temporary import temporary_beside
 
 _ABOUT = "about.json"
-# What NumPy and zipfile raise on bytes that are no archive of arrays, or a damaged one.
+# A JSON of this many bytes takes up to 200 MB once it is read; 100,000 arrays take about as many.
+_MOST_ABOUT = 2**23
+# How NumPy begins the only two kinds of array that `pack` writes: bytes, and the checksum.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(\|u1|<U64)', 'fortran_order': False, 'shape': \((\d{0,19}),?\), \} *\n",
+    re.DOTALL,
+)
+# What zipfile, json and NumPy raise on bytes that are no archive of arrays, or a damaged one.
 _UNREADABLE = (
     ValueError,
     TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
     OSError,
     EOFError,
     NotImplementedError,
@@ -39,6 +53,9 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
         arrays: name -> array of any shape and dtype, those of ml_dtypes (bfloat16) included.
         about: what JSON can hold.
 
+    Raises:
+        ValueError: `about` is larger than `unpack` takes.
+
     >>> arrays, about = unpack(pack({"mask": np.array([True, False])}, {"level": 3}), "here")
     >>> arrays["mask"].tolist(), about
     ([True, False], {'level': 3})
@@ -51,6 +68,11 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
         plain = np.packbits(array) if array.dtype == np.bool_ else np.frombuffer(array.tobytes(), np.uint8)
         stored[f"array{position}"] = plain
     description = json.dumps({"about": dict(about), "arrays": kinds}).encode()
+    if len(description) > _MOST_ABOUT:
+        raise ValueError(
+            f"What is noted beside the arrays must take at most {_MOST_ABOUT:,} bytes as JSON. "
+            f"Received: bytes={len(description):,}"
+        )
     checksum = _checksum(description, stored)
     buffer = io.BytesIO()
     stored |= {_ABOUT: np.frombuffer(description, np.uint8), "sha256": np.array(checksum)}
@@ -59,25 +81,42 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `pack` was given; ValueError that names the file if it is truncated, damaged, or of another kind."""
+    """What `pack` was given; ValueError that names the file if it is truncated, damaged, or of another kind.
+
+    Sizes are compared before anything is read. `pack` compresses nothing, so no file takes more memory than a few
+    times its own size: what is compressed, or larger than the file, is refused.
+    """
     try:
         if not data.startswith(b"PK"):
             raise ValueError("it is no zip archive")
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            stored = {key: archive[key] for key in archive.files}
-        description, checksum = stored.pop(_ABOUT).tobytes(), str(stored.pop("sha256"))
-        if checksum != _checksum(description, stored):
+        stored = _members(data)
+        description, checksum = stored.pop(_ABOUT).tobytes(), stored.pop("sha256").tobytes()
+        if checksum != np.array(_checksum(description, stored)).tobytes():
             raise ValueError("its checksum is wrong")
+        if len(description) > _MOST_ABOUT:
+            raise ValueError(f"what it says about its arrays takes {len(description):,} bytes")
         known = json.loads(description)
+        about, kinds = known["about"], known["arrays"]
+        if not isinstance(about, dict) or len(kinds) != len(stored):
+            raise ValueError("it does not say what its arrays are")
         arrays = {
-            key: _restore(stored[f"array{position}"], *kind)
-            for position, (key, kind) in enumerate(known["arrays"].items())
+            key: _restore(stored[f"array{position}"], *kind) for position, (key, kind) in enumerate(kinds.items())
         }
-    except (*_UNREADABLE, KeyError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise ValueError(
-            f"This is no file of kprune's, or it is truncated or damaged: {error}. Received: file={name!r}"
+            f"This is no file of kprune's, or it is truncated or damaged: {error!s:.300}. Received: file={name!r}"
         ) from error
-    return arrays, known["about"]
+    return arrays, about
+
+
+@contextmanager
+def understanding(name: str) -> Iterator[None]:
+    """Inside, what a whole file lacks, or holds in another form than it should, is a ValueError that names it."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"This file cannot be used: {reason:.1000}. Received: file={name!r}") from error
 
 
 def joined(**parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -86,7 +125,7 @@ def joined(**parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, np.ndarray]]:
-    """The dicts of which `joined` made one; KeyError if it has a part beside these.
+    """The dicts of which `joined` made one; ValueError if it has a part beside these.
 
     >>> split(joined(a={"x": np.array(1)}), "a", "b")
     {'a': {'x': array(1)}, 'b': {}}
@@ -94,6 +133,8 @@ def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, 
     found: dict[str, dict[str, np.ndarray]] = {part: {} for part in parts}
     for name, array in arrays.items():
         part, _, rest = name.partition("/")
+        if part not in found:
+            raise ValueError(f"An array belongs to one of {', '.join(parts)}. Received: array={name!r}")
         found[part][rest] = array
     return found
 
@@ -120,9 +161,8 @@ def write(path: str | os.PathLike[str], fill: bytes | Callable[[str], None]) -> 
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The name ends as the file's does, as `Model.save_weights` asks; and is the same each time, so that a process that
-    # was killed leaves no more than one behind.
-    temporary = target.with_name(f".new-{target.name}")
+    # It ends as the file's name does, as `Model.save_weights` asks.
+    temporary = temporary_beside(target)
     try:
         if callable(fill):
             fill(str(temporary))
@@ -136,15 +176,6 @@ def write(path: str | os.PathLike[str], fill: bytes | Callable[[str], None]) -> 
     _sync(target.parent)
 
 
-def check_npz(name: str, path: Any) -> None:
-    """Raises ValueError unless a path that a user gave as `name` is that of an .npz file.
-
-    >>> check_npz("path", "ticket.npz")
-    """
-    if not isinstance(path, str | os.PathLike) or Path(path).suffix != ".npz":
-        raise ValueError(f"It is the name of an .npz file. Received: {name}={path!r}")
-
-
 def _sync(path: str | os.PathLike[str]) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -156,12 +187,46 @@ def _sync(path: str | os.PathLike[str]) -> None:
 def _checksum(description: bytes, stored: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256(description)
     for position in range(len(stored)):
-        digest.update(stored[f"array{position}"].tobytes())
+        digest.update(stored[f"array{position}"].data)
     return digest.hexdigest()
 
 
+def _members(data: bytes) -> dict[str, np.ndarray]:
+    """name -> uint8 vector (the checksum: one str) of each member of an npz that `pack` wrote."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+                raise ValueError(f"its member {member.filename!r} is compressed, and kprune compresses nothing")
+        if sum(member.file_size for member in members) > len(data):
+            raise ValueError("its members are larger than the file")
+        found = {member.filename.removesuffix(".npy"): _vector(archive.read(member)) for member in members}
+    if len(found) != len(members):
+        raise ValueError("two of its members have one name")
+    return found
+
+
+def _vector(raw: bytes) -> np.ndarray:
+    # Not NumPy's own reader: it evaluates the header as Python, and allocates what the header says.
+    header = _HEADER.match(raw)
+    if not header:
+        raise ValueError("one of its members is no array that kprune writes")
+    array = np.frombuffer(raw, header[1].decode().lstrip("|"), offset=header.end())
+    if array.size != int(header[2] or 1):
+        raise ValueError("one of its members has another size than it says")
+    return array
+
+
 def _restore(raw: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
-    if dtype == "bool":
-        return np.unpackbits(raw, count=int(np.prod(shape))).astype(bool).reshape(shape)
+    if not isinstance(shape, list) or len(shape) > 32 or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
+        raise ValueError(f"{shape!r:.100} is no shape")
+    if not isinstance(dtype, str) or not re.fullmatch("[a-z][a-z0-9_]*", dtype):
+        raise ValueError(f"{dtype!r:.100} is no dtype")
+    size = math.prod(shape)
     # NumPy knows bfloat16 by name as soon as Keras has imported ml_dtypes.
-    return np.frombuffer(raw.tobytes(), np.dtype(dtype)).reshape(shape).copy()
+    kind = np.dtype(dtype)
+    if raw.size != ((size + 7) // 8 if kind == np.bool_ else size * kind.itemsize):
+        raise ValueError(f"{raw.size:,} bytes are no array of dtype {dtype} and shape {shape}")
+    if kind == np.bool_:
+        return np.unpackbits(raw, count=size).view(np.bool_).reshape(shape)
+    return np.frombuffer(raw, kind).reshape(shape).copy()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..util.registry import check_expression
+from ..util.checks import check_expression
 from .curves import (
     SCHEDULES,
     Constant,

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .checks import check_path
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -18,8 +20,10 @@ FILE_TYPES = (".png", ".svg", ".pdf")
 
 def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> Figure:
     """The figure that `make` draws, written to `path` if there is one; ValueError first if it is of another kind."""
-    if path is not None and os.path.splitext(path)[1].lower() not in FILE_TYPES:
-        raise ValueError(f"A figure is written as .png, .svg or .pdf. Received: path={os.fspath(path)!r}")
+    if path is not None:
+        check_path("path", path)
+        if os.path.splitext(path)[1].lower() not in FILE_TYPES:
+            raise ValueError(f"A figure is written as .png, .svg or .pdf. Received: path={os.fspath(path)!r}")
     figure = make()
     if path is not None:
         figure.savefig(path)

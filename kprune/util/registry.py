@@ -85,21 +85,6 @@ class Registry:
         return iter(sorted(self._entries))
 
 
-def check_expression(expression: Any, name: str = "expression") -> None:
-    """Raises ValueError unless what a user gave as `name` is a regular expression, as text.
-
-    >>> check_expression("conv|dense")
-    """
-    try:
-        if not isinstance(expression, str):
-            raise TypeError
-        re.compile(expression)
-    except (re.error, TypeError):
-        raise ValueError(
-            f"Expected a regular expression, to be searched in paths of weights. Received: {name}={expression!r}"
-        ) from None
-
-
 def trait(entry: Callable[..., Any], name: str, default: Any) -> Any:
     """A trait of a registered function, also of a `functools.partial` of it; `default` if it has none.
 

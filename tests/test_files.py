@@ -1,0 +1,58 @@
+"""Paths that a user gives: what cannot be one is refused before any work."""
+
+import pytest
+from helpers import mlp
+from kprune.callbacks import BackupAndRestore, LotteryTicket, SparsityLogger
+
+import kprune
+from kprune.cli import main as cli
+from kprune.experiments.lottery_runs import run_lotteries
+from kprune.experiments.sweep import Sweep, sweep
+
+pytestmark = pytest.mark.one_session
+
+
+def refuse(*_):
+    raise AssertionError("nothing is to be trained")
+
+
+DIGITS = kprune.data.load("digits")
+WRITERS = {
+    "BackupAndRestore": BackupAndRestore,
+    "LotteryTicket": lambda path: LotteryTicket(1, 1, path=path),
+    "SparsityLogger": SparsityLogger,
+    "Ticket.save": kprune.Ticket({}, {}).save,
+    "find_ticket": lambda path: kprune.find_ticket(mlp(), refuse, levels=1, folder=path, verbose=False),
+    "export": lambda path: kprune.export(mlp(), path),
+    "sweep": lambda path: sweep(refuse, DIGITS, ["random"], [10], path=path, verbose=False),
+    "run_lotteries": lambda path: run_lotteries(refuse, DIGITS, ["init"], 1, path=path, verbose=False),
+    "plot": Sweep((), (), 0.1, {}).plot,
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("name", ["a\0b.npz", 5])
+def test_what_is_no_path(tmp_path, monkeypatch, writer, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"Received: (path|folder|log_dir)="):
+        WRITERS[writer](name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["train --export_dir", "train --plot", "sweep --out_dir", "lottery --out_dir"])
+def test_flags_that_are_no_paths(tmp_path, monkeypatch, capsys, flag):
+    monkeypatch.chdir(tmp_path)
+    command, option = flag.split()
+    assert cli.main([command, f"{option}=a\0b.png"]) == 2
+    assert "must not contain NUL characters" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_that_lacks_a_layers_letters_shows_the_rest(tmp_path, monkeypatch):
+    model = mlp()
+    model.get_layer("hidden1").name = "größe中"
+    model.save(tmp_path / "m.keras")
+    with open(tmp_path / "out", "w", encoding="ascii") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        assert cli.main(["inspect", str(tmp_path / "m.keras")]) == 0
+    assert r"gr\xf6\xdfe\u4e2d" in (tmp_path / "out").read_text("ascii")
