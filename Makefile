@@ -125,5 +125,5 @@ $(BIN)/python:
 	exit 1
 
 clean:
-	rm -rf .venv .venv-* build dist kprune.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist kprune.egg-info out .pytest_cache .mypy_cache .ruff_cache .hypothesis .jax_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
