@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..masks import DEFAULT_WEIGHTS, unique_paths
+from .keras_file import describe
 from .summary import Row, Summary, summary
+from .trusted import check_config
 
 
 def read(path: str | os.PathLike[str]) -> Summary:
@@ -73,24 +74,41 @@ def load(path: str | os.PathLike[str]) -> Any:
             f"A SavedModel holds variables, not layers: load the .keras file that `kprune.export` wrote beside it. "
             f"Received: path={os.fspath(path)!r}"
         )
-    if not zipfile.is_zipfile(file):
+    if file.suffix != ".keras" or not file.is_file():  # by other endings, Keras reads other formats
         raise ValueError(
             f"Expected a .keras file (or a SavedModel, a folder that holds saved_model.pb, to report on). "
             f"Received: path={os.fspath(path)!r}"
         )
-    with zipfile.ZipFile(file) as archive:
-        if "metadata.json" not in archive.namelist():
-            raise ValueError(f"It is a zip archive, but not a .keras file. Received: path={str(file)!r}")
-        version = json.loads(archive.read("metadata.json"))["keras_version"]
-    if not version.startswith("2."):
+    try:
+        version, config = describe(file)
+        return _load_checked(os.path.abspath(file), version, config)
+    except ImportError:
+        raise
+    except Exception as error:  # of any kind: what Keras raises on a file that it does not understand
+        raise ValueError(
+            f"This .keras file cannot be loaded: {_short(error)}. Received: path={os.fspath(path)!r}"
+        ) from error
+
+
+def _load_checked(file: str, version: str, config: dict[str, Any]) -> Any:
+    if version.startswith("3."):
         import keras
 
-        return keras.models.load_model(str(file), compile=False)
+        check_config(config, keras)
+        return keras.models.load_model(file, compile=False, safe_mode=True)
     import tensorflow_model_optimization as tfmot
     import tf_keras
 
     with tfmot.sparsity.keras.prune_scope():  # where tfmot's wrappers are known by their names
-        return tf_keras.models.load_model(str(file), compile=False)
+        check_config(config, tf_keras)
+        return tf_keras.models.load_model(file, compile=False, safe_mode=True)
+
+
+def _short(error: Exception) -> str:
+    """The error in one line, without the whole config that Keras repeats in its own."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    words = re.split(r"\.? (?:Full object config|config=|Exception encountered)", words)[0].rstrip(".")
+    return words if len(words) <= 500 else f"{words[:500]} ..."
 
 
 def _of_saved_model(folder: Path) -> Summary:
