@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import DEFAULT_WEIGHTS, unique_paths
+from ..masks import DEFAULT_WEIGHTS
+from ..masks.masked_layers import all_layers, plain_weights
 from .keras_file import describe
+from .saved_variables import SavedVariables
 from .summary import Row, Summary, summary
 from .trusted import check_config
 
 
 def read(path: str | os.PathLike[str]) -> Summary:
-    """Load a saved model and say what is left of it; nothing in it is run or changed.
+    """Say what is left of a saved model; nothing in it is run or changed, so it may come from anywhere.
 
     Args:
         path: a `.keras` file of Keras 3 or tf_keras, masked or plain, or the folder of any SavedModel.
@@ -24,11 +27,12 @@ def read(path: str | os.PathLike[str]) -> Summary:
     Returns:
         `kprune.summary` of the model. Of a SavedModel, which knows variables but no layers: one row per variable of
         rank 2 or more that is called a kernel (or, if none is, per variable of rank 2 or more); layers and
-        multiply-adds are not known.
+        multiply-adds are not known. What `kprune.export` wrote has the weights' paths in the model.
 
     Raises:
         OSError: there is nothing at `path`, or it cannot be read.
-        ValueError: it is something else, or a layer in it is not known here.
+        ValueError: it is something else, it is damaged, it holds more than a model needs, or a name in it is not that
+            of a part of a model that is known here.
 
     >>> import keras, kprune, tempfile
     >>> from kprune.report.saved import read
@@ -40,7 +44,10 @@ def read(path: str | os.PathLike[str]) -> Summary:
     6
     """
     if (Path(path) / "saved_model.pb").is_file():
-        return _of_saved_model(Path(path))
+        try:
+            return _of_saved_model(Path(path))
+        except Exception as error:  # of any kind: what TensorFlow raises on a checkpoint that it does not understand
+            raise ValueError(_refusal("SavedModel cannot be read", error, path)) from error
     return summary(load(path))
 
 
@@ -55,8 +62,9 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         OSError: there is nothing at `path`, or it cannot be read.
-        ValueError: it is something else (a SavedModel's folder holds no layers to load), or a layer in it is not
-            known here.
+        ValueError: it is something else (a SavedModel's folder holds no layers to load), it is damaged, it holds more
+            than a model needs, or a name in it is not that of a part of a model that is known here. Layers of your own
+            are known once they are registered by `register_keras_serializable`; a Lambda layer never is.
 
     >>> import keras, kprune, tempfile
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -85,9 +93,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     except ImportError:
         raise
     except Exception as error:  # of any kind: what Keras raises on a file that it does not understand
-        raise ValueError(
-            f"This .keras file cannot be loaded: {_short(error)}. Received: path={os.fspath(path)!r}"
-        ) from error
+        raise ValueError(_refusal(".keras file cannot be loaded", error, path)) from error
 
 
 def _load_checked(file: str, version: str, config: dict[str, Any]) -> Any:
@@ -95,35 +101,49 @@ def _load_checked(file: str, version: str, config: dict[str, Any]) -> Any:
         import keras
 
         check_config(config, keras)
-        return keras.models.load_model(file, compile=False, safe_mode=True)
+        model = keras.models.load_model(file, compile=False, safe_mode=True)
+        return _check_masks(_check_model(model, keras.Model))
     import tensorflow_model_optimization as tfmot
     import tf_keras
 
     with tfmot.sparsity.keras.prune_scope():  # where tfmot's wrappers are known by their names
         check_config(config, tf_keras)
-        return tf_keras.models.load_model(file, compile=False, safe_mode=True)
+        return _check_model(tf_keras.models.load_model(file, compile=False, safe_mode=True), tf_keras.Model)
 
 
-def _short(error: Exception) -> str:
+def _check_model(model: Any, kind: type) -> Any:
+    if not isinstance(model, kind):
+        raise ValueError(f"it holds a {type(model).__name__}, not a model")
+    return model
+
+
+def _check_masks(model: Any) -> Any:
+    """Masks wait for as many weights as the config says: for ever, if the layer has another number."""
+    for layer in all_layers(model):
+        if "_pending_masks" in vars(layer):
+            _, expected, _ = vars(layer)["_pending_masks"]
+            raise ValueError(
+                f"the masks of layer {layer.name!r} are for a layer of {expected:,} weights, it has "
+                f"{len(plain_weights(layer))}"
+            )
+    return model
+
+
+def _refusal(what: str, error: Exception, path: str | os.PathLike[str]) -> str:
     """The error in one line, without the whole config that Keras repeats in its own."""
     words = " ".join(str(error).split()) or type(error).__name__
     words = re.split(r"\.? (?:Full object config|config=|Exception encountered)", words)[0].rstrip(".")
-    return words if len(words) <= 500 else f"{words[:500]} ..."
+    words = words if len(words) <= 500 else f"{words[:500]} ..."
+    return f"This {what}: {words}. Received: path={os.fspath(path)!r}"
 
 
 def _of_saved_model(folder: Path) -> Summary:
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(str(folder))
-    # Keras lists the variables under this name; any other SavedModel has those that its functions use.
-    found = list(getattr(loaded, "variables", ())) or [v for f in loaded.signatures.values() for v in f.variables]
-    variables = list({id(v): v for v in found}.values())
-    named = dict(zip(unique_paths([v.name.partition(":")[0] for v in variables]), variables, strict=True))
-    tensors = {path: v for path, v in named.items() if len(v.shape) > 1}
-    kernels = {path: v for path, v in tensors.items() if v.name.partition(":")[0].split("/")[-1] in DEFAULT_WEIGHTS}
+    variables = SavedVariables(folder)
+    tensors = [path for path, shape in variables.shapes.items() if len(shape) > 1]
+    kernels = [path for path in tensors if re.sub(r"_\d+$", "", path.split("/")[-1]) in DEFAULT_WEIGHTS]
     chosen = kernels or tensors
-    other = sum(int(np.prod(v.shape)) for path, v in named.items() if path not in chosen)
-    rows = tuple(_row(path, v.numpy()) for path, v in chosen.items())
+    other = sum(math.prod(shape) for path, shape in variables.shapes.items() if path not in chosen)
+    rows = tuple(_row(path, variables.value(path)) for path in chosen)
     return Summary(rows, False, other, None, "a SavedModel holds variables, not layers")
 
 

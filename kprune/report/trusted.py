@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..masks.masked_layers import Masked
+from ..masks.spec import SPEC
 from .operations import is_operation, is_pure
 
 # Deeper than any model's config; Python's own limit of recursion is 1,000 calls.
@@ -129,8 +130,8 @@ def _entries(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The objects that Keras would make of a dict, without those within."""
     if "class_name" in node:
         yield node
-    if isinstance(node.get("kprune"), dict):  # a masked layer's config holds the class that it is without masks
-        yield {**node["kprune"], "config": node}
+    if isinstance(node.get(SPEC), dict):  # a masked layer's config holds the class that it is without masks
+        yield {**node[SPEC], "config": node}
 
 
 def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -> None:
