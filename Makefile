@@ -17,7 +17,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
 	@echo "make test   check style and types, run all tests"
-	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end"
+	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end; give"
+	@echo "                   each reader of models 10,000 damaged or hostile files"
 	@echo "make strategies   run the tests on several devices and in several processes, print a table of them"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
@@ -61,6 +62,9 @@ test-jax-distribution: install-test
 
 test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random -rP
+	KERAS_BACKEND=tensorflow KPRUNE_INPUTS=10000 $(PYTEST) tests/test_readers.py -k random -rP
+	KERAS_BACKEND=jax KPRUNE_INPUTS=10000 $(PYTEST) tests/test_readers.py -k random -rP
+	KERAS_BACKEND=tensorflow KPRUNE_INPUTS=10000 $(PYTEST) tests/tf_keras/test_readers_tf_keras.py -k random -rP
 
 # With the oldest versions of all that kprune stands on; PYTHON says on which Python.
 test-oldest:
