@@ -39,6 +39,10 @@ def function(module, name, registered_name=None):
     return entry(module, "function", name, registered_name=registered_name or "PruneLowMagnitude")
 
 
+def operation(name, /, **config):
+    return entry("keras.src.layers.core.tf_op_layer", name, {"name": "called", **config}, registered_name=name)
+
+
 def sequential(*layers, **more):
     inputs = layer("InputLayer", batch_input_shape=[None, 4], dtype="float32", name="inputs")
     return entry("keras", "Sequential", {"name": "net", "layers": [inputs, *layers]}, registered_name=None, **more)
@@ -58,7 +62,6 @@ def hostile(mark, module):
     name, folder = mark.name, str(mark.parent)
     source = mark.with_name("source")
     imported = function(module, "anything")
-    op = {"trainable": True, "dtype": "float32", "name": "called"}
     dense = layer("Dense", units=3)
     schedule = {"class_name": "ConstantSparsity", "config": {"target_sparsity": 0.5, "begin_step": 0}}
     pruned = {"layer": dense, "pruning_schedule": schedule}
@@ -75,16 +78,14 @@ def hostile(mark, module):
             function("keras", "utils.get_file"), name, origin=source.as_uri(), cache_dir=folder, cache_subdir=""
         ),
         "an operation that writes": functional(
-            layer("TFOpLambda", **op, function="io.write_file"), str(mark), contents="x"
+            operation("TFOpLambda", function="io.write_file"), str(mark), contents="x"
         ),
-        "an operation that makes folders": functional(
-            layer("TFOpLambda", **op, function="io.gfile.makedirs"), str(mark)
-        ),
+        "an operation that makes folders": functional(operation("TFOpLambda", function="io.gfile.makedirs"), str(mark)),
         "an operation that writes, said to slice": functional(
-            layer("SlicingOpLambda", **op, function="io.write_file"), str(mark), contents="x"
+            operation("SlicingOpLambda", function="io.write_file"), str(mark), contents="x"
         ),
         "a method of a class": functional(
-            layer("ClassMethod", **op, cls_symbol="io.TFRecordWriter", method_name="__call__"),
+            operation("ClassMethod", cls_symbol="io.TFRecordWriter", method_name="__call__"),
             [str(mark)],
             kwargs={},
         ),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import shutil
 import tracemalloc
 import zipfile
@@ -10,7 +11,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from crafted import parts_of, write
+from crafted import entry, parts_of, write
 from helpers import halve, mlp
 from keras import layers
 
@@ -180,6 +181,29 @@ def test_an_array_that_unpacks_to_more_than_a_model_needs(masked, tmp_path, caps
     file = write(tmp_path / "bomb.keras", parts_of(masked), **{"model.weights.h5": buffer.getvalue()})
     assert peak(lambda: refusal(file, capsys)) < 8 * 2**20
     assert "the arrays of model.weights.h5 are 8,589,934,592 bytes unpacked" in refusal(file, capsys)
+
+
+HUGE = 40_000_000  # a kernel of 640 MB
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        entry("keras.layers", "Dense", {"units": HUGE}),
+        entry("keras.layers", "Dense", {"units": HUGE}, build_config={"input_shape": [None, 4]}),
+        entry("keras.layers", "Embedding", {"input_dim": HUGE, "output_dim": 4}),
+        entry("keras.layers", "LSTM", {"units": HUGE}, build_config={"input_shape": [None, 3, 4]}),
+    ],
+    ids=lambda config: f"{config['class_name']} {len(config)}",
+)
+def test_layers_that_ask_for_more_than_the_weights_need(hostile, masked, tmp_path, capsys):
+    config = json.loads(parts_of(masked)["config.json"])
+    config["config"]["layers"][2] = hostile
+    config.pop("build_config")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    words = refusal(write(tmp_path / "huge.keras", parts_of(masked), **{"config.json": config}), capsys)
+    assert "more than its weights need" in words
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 2**10  # kilobytes
 
 
 def test_weights_that_lie_in_other_files(masked, tmp_path, capsys):

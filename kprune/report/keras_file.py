@@ -8,7 +8,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 
@@ -33,17 +33,28 @@ _DAMAGED = (
 )
 
 
-def describe(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
-    """The version of Keras that wrote a `.keras` file, and its config.json; nothing in it is run or imported.
+class Description(NamedTuple):
+    """What a `.keras` file says of itself.
+
+    Attributes:
+        version: of the Keras that wrote it, as "3.13.2".
+        config: what JSON made of its config.json.
+        array_bytes: what its arrays take.
+    """
+
+    version: str
+    config: dict[str, Any]
+    array_bytes: int
+
+
+def describe(path: str | os.PathLike[str]) -> Description:
+    """Read what a `.keras` file says of itself; nothing in it is run or imported.
 
     The sizes of all that is in it are looked at before it is read: the file may not unpack to more than 20 times its
     size (or 64 MiB), its config to no more than 8 MiB.
 
     Args:
         path: the file.
-
-    Returns:
-        The version, as "3.13.2", and what JSON made of the config.
 
     Raises:
         OSError: it cannot be read.
@@ -53,7 +64,7 @@ def describe(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     model.save(f"{folder}/model.keras")
-    ...     describe(f"{folder}/model.keras")[1]["class_name"]
+    ...     describe(f"{folder}/model.keras").config["class_name"]
     'Sequential'
     """
     size = Path(path).stat().st_size
@@ -62,7 +73,7 @@ def describe(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
             with zipfile.ZipFile(file) as archive:
                 _check_members(archive.infolist(), max(_SMALL, _UNPACKED * size))
                 metadata, config = (json.loads(archive.read(name)) for name in (_METADATA, _CONFIG))
-                _check_weights(archive.read(_WEIGHTS), max(_SMALL, _UNPACKED * size))
+                array_bytes = _checked_weights(archive.read(_WEIGHTS), max(_SMALL, _UNPACKED * size))
         except RecursionError as error:
             raise ValueError("its JSON is nested too deep") from error
         except _DAMAGED as error:
@@ -70,7 +81,7 @@ def describe(path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]]:
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
     if not isinstance(version, str) or version[:2] not in ("2.", "3."):
         raise ValueError(f"{_METADATA} names no version of Keras that is known here, keras_version={version!r:.40}")
-    return version, config
+    return Description(version, config, array_bytes)
 
 
 class _Unfit(ValueError):
@@ -91,8 +102,8 @@ def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
         raise _Unfit(_too_large("its contents are", total, limit))
 
 
-def _check_weights(data: bytes, limit: int) -> None:
-    """A packed array, which HDF5 unpacks as it is read, and arrays that lie in other files."""
+def _checked_weights(data: bytes, limit: int) -> int:
+    """What the arrays take, which HDF5 unpacks as they are read; ValueError for those that lie in other files."""
     total = 0
     with h5py.File(io.BytesIO(data), "r") as file:
         groups: list[Any] = [file]
@@ -108,6 +119,7 @@ def _check_weights(data: bytes, limit: int) -> None:
                         raise _Unfit(f"{name!r} of {_WEIGHTS} is a link")
     if total > limit:
         raise _Unfit(_too_large(f"the arrays of {_WEIGHTS} are", total, limit))
+    return total
 
 
 def _too_large(what: str, size: int, limit: int) -> str:

@@ -12,10 +12,13 @@ import numpy as np
 
 from ..masks import DEFAULT_WEIGHTS
 from ..masks.masked_layers import all_layers, plain_weights
-from .keras_file import describe
+from ..variable_budget import variables_within
+from .keras_file import Description, describe
 from .saved_variables import SavedVariables
 from .summary import Row, Summary, summary
 from .trusted import check_config
+
+_SMALL = 2**26
 
 
 def read(path: str | os.PathLike[str]) -> Summary:
@@ -88,27 +91,31 @@ def load(path: str | os.PathLike[str]) -> Any:
             f"Received: path={os.fspath(path)!r}"
         )
     try:
-        version, config = describe(file)
-        return _load_checked(os.path.abspath(file), version, config)
+        return _load_checked(os.path.abspath(file), describe(file))
     except ImportError:
         raise
     except Exception as error:  # of any kind: what Keras raises on a file that it does not understand
         raise ValueError(_refusal(".keras file cannot be loaded", error, path)) from error
 
 
-def _load_checked(file: str, version: str, config: dict[str, Any]) -> Any:
-    if version.startswith("3."):
+def _load_checked(file: str, about: Description) -> Any:
+    # Once more for masks, of which the file holds eight to a byte, and for whatever else a layer keeps.
+    limit = _SMALL + 2 * about.array_bytes
+    if about.version.startswith("3."):
         import keras
 
-        check_config(config, keras)
-        model = keras.models.load_model(file, compile=False, safe_mode=True)
+        check_config(about.config, keras)
+        with variables_within(limit, keras):
+            model = keras.models.load_model(file, compile=False, safe_mode=True)
         return _check_masks(_check_model(model, keras.Model))
     import tensorflow_model_optimization as tfmot
     import tf_keras
 
     with tfmot.sparsity.keras.prune_scope():  # where tfmot's wrappers are known by their names
-        check_config(config, tf_keras)
-        return _check_model(tf_keras.models.load_model(file, compile=False, safe_mode=True), tf_keras.Model)
+        check_config(about.config, tf_keras)
+        with variables_within(limit, tf_keras):
+            model = tf_keras.models.load_model(file, compile=False, safe_mode=True)
+        return _check_model(model, tf_keras.Model)
 
 
 def _check_model(model: Any, kind: type) -> Any:

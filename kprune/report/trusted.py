@@ -162,7 +162,7 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
         found = _lookup(name, module, is_function, library)
     if not found:
         raise _Refused(
-            f"{shown} is not known here. A class of your own must be imported and registered by "
+            f"{shown} is not known here. A class or function of your own must be imported and registered by "
             f"`{library.__name__}.saving.register_keras_serializable()` before its file is read"
         )
     if own is None and registered not in (None, name):
@@ -178,6 +178,25 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
             raise _Refused(f"{shown} is not a part of a model")
         if not is_function:
             _check_arguments(thing, config, shown)
+    nodes = entry.get("inbound_nodes")
+    if isinstance(nodes, list) and not all(_has_tensor(node) for node in nodes):
+        raise _Refused(f"{shown} is called on constants alone")  # no Keras writes that; it would compute at once
+
+
+def _has_tensor(node: Any) -> bool:
+    """Whether an inbound node of a functional model takes the output of a layer, in the notation of either Keras."""
+    open_nodes = [node]
+    while open_nodes:
+        value = open_nodes.pop()
+        if isinstance(value, dict):
+            if value.get("class_name") == "__keras_tensor__":
+                return True
+            open_nodes += value.values()
+        elif isinstance(value, list):
+            if len(value) in (3, 4) and isinstance(value[0], str) and value[0] != "_CONSTANT_VALUE":
+                return True
+            open_nodes += value
+    return False
 
 
 def _lookup(name: str, module: str | None, is_function: bool, library: Any) -> list[Any]:

@@ -121,7 +121,7 @@ def test_saved_loaded_trained_on_and_stripped(name, tmp_path):
     train(model, x, run_eagerly=True)
     expected = outputs(model, x)
     model.save(tmp_path / "masked.keras")
-    check_config(describe(tmp_path / "masked.keras")[1], tf_keras)
+    check_config(describe(tmp_path / "masked.keras").config, tf_keras)
     loaded = tf_keras.models.load_model(tmp_path / "masked.keras")  # no prune_scope
     assert_same(outputs(loaded, x), expected)
     again = kprune.mask(loaded)

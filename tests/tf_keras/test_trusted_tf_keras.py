@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import pathlib
 import re
+import resource
 import sys
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from crafted import hostile, rewrite
+from crafted import functional, hostile, layer, operation, rewrite
+from crafted import sequential as described
 from tensorflow.python.util import tf_export
 from tf_keras import layers
 from tfk_helpers import assert_same, mlp, outputs, sequential
@@ -54,6 +56,28 @@ def test_nothing_in_a_file_runs(kind, mark, plain, tmp_path, capsys):
     assert mark.exists()
 
 
+@pytest.mark.one_session
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("a layer that is os.system", "'os.system' is not a part of a model"),
+        ("get_file as a layer", "'keras.utils.get_file' is not a part of a model"),
+        ("get_file by a name with dots", "'keras.utils.get_file' is not known here"),
+        ("an operation that writes", "TFOpLambda' runs 'io.write_file', which is not among the pure operations"),
+        ("an operation that writes, said to slice", "SlicingOpLambda' runs 'io.write_file', which"),
+        ("a method of a class", "ClassMethod' calls 'io.TFRecordWriter'.'__call__'"),
+        (
+            "an initializer",
+            "at config.layers.1.config.kernel_initializer of config.json: 'x.anything' is not known here",
+        ),
+        ("a type", "at config.layers.1.config.type_spec of config.json: 'x.__typespec__' is not known here"),
+    ],
+)
+def test_the_reason(kind, words):
+    with pytest.raises(ValueError, match=re.escape(words)), tfmot.sparsity.keras.prune_scope():
+        trusted.check_config(hostile(pathlib.Path("/mark"), "x")[kind], tf_keras)
+
+
 def test_two_files_in_one(mark, plain, tmp_path, monkeypatch):
     """An HDF5 file with a harmless .keras file behind it: by the ending .h5, tf_keras reads the other."""
     legacy = tmp_path / "legacy.h5"
@@ -68,6 +92,31 @@ def test_two_files_in_one(mark, plain, tmp_path, monkeypatch):
     assert not mark.exists()
     tf_keras.models.load_model(file, compile=False)
     assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        layer("Dense", units=40_000_000),  # a kernel of 640 MB
+        layer("Embedding", input_dim=40_000_000, output_dim=4),
+        layer("InputLayer", batch_input_shape=[None, 200_000_000], dtype="float32", name="wide"),
+    ],
+    ids=lambda config: config["class_name"],
+)
+def test_layers_that_ask_for_more_than_the_weights_need(hostile, plain, tmp_path):
+    config = described(hostile, layer("Dense", units=1))
+    if hostile["class_name"] == "InputLayer":
+        del config["config"]["layers"][0]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="more than its weights need"):
+        saved.load(rewrite(tmp_path / "huge.keras", plain, config))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 2**10  # kilobytes
+
+
+def test_operations_on_constants_alone_are_not_computed(plain, tmp_path):
+    tiled = functional(operation("TFOpLambda", function="tile"), [0.0], multiples=[10**8])
+    with pytest.raises(ValueError, match=r"TFOpLambda' is called on constants alone"):
+        saved.load(rewrite(tmp_path / "tiled.keras", plain, tiled))
 
 
 @tf_keras.saving.register_keras_serializable("kprune_tests")
