@@ -230,6 +230,12 @@ def test_a_class_that_is_not_registered_is_one_line(tmp_path, capsys):
     assert "registered by `keras.saving.register_keras_serializable()`" in words
 
 
+def test_a_model_that_is_not_built_is_named_with_its_file(tmp_path, capsys):
+    keras.Sequential([layers.Dense(3)], name="net").save(tmp_path / "model.keras")
+    words = refusal(tmp_path / "model.keras", capsys)
+    assert words.startswith("This .keras file cannot be reported on: The model has no weights yet")
+
+
 def test_a_packed_file_loads(masked, tmp_path):
     with zipfile.ZipFile(tmp_path / "packed.keras", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in parts_of(masked).items():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from crafted import entry, hostile, layer, parts_of, sequential, write
 from keras import layers
+from reviewed_layers import KERAS, loadable
 
 import kprune
 from kprune.report import saved
@@ -120,3 +121,9 @@ def test_nesting_without_end(nest, plain, tmp_path):
         check_config(sequential(config), keras)
     text = b'{"class_name": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     assert "nested too deep" in refusal(write(tmp_path / "deep.keras", parts_of(plain), **{"config.json": text}))
+
+
+@pytest.mark.one_session
+def test_every_layer_that_a_file_may_name_has_been_looked_at():
+    found = {layer.__name__ for layer in loadable(keras)}
+    assert len(found) > 140 and found <= KERAS, "look at what the others do with their config, see reviewed_layers.py"

@@ -51,7 +51,11 @@ def read(path: str | os.PathLike[str]) -> Summary:
             return _of_saved_model(Path(path))
         except Exception as error:  # of any kind: what TensorFlow raises on a checkpoint that it does not understand
             raise ValueError(_refusal("SavedModel cannot be read", error, path)) from error
-    return summary(load(path))
+    model = load(path)
+    try:
+        return summary(model)
+    except Exception as error:  # of any kind: a model may load and yet be none, as one that is not built
+        raise ValueError(_refusal(".keras file cannot be reported on", error, path)) from error
 
 
 def load(path: str | os.PathLike[str]) -> Any:

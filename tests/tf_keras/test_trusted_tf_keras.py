@@ -14,6 +14,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras
 from crafted import functional, hostile, layer, operation, rewrite
 from crafted import sequential as described
+from reviewed_layers import TF_KERAS, loadable
 from tensorflow.python.util import tf_export
 from tf_keras import layers
 from tfk_helpers import assert_same, mlp, outputs, sequential
@@ -214,3 +215,11 @@ def test_operations_are_named_as_in_tensorflow():
         if tf_export.get_symbol_from_name(name) is None and not hasattr(tf.RaggedTensor, name.rpartition(".")[2])
     }
     assert missing <= {"RaggedTensor.dense_shape", "RaggedTensor.indices"}  # a SparseTensor's
+
+
+@pytest.mark.one_session
+def test_every_layer_that_a_file_may_name_has_been_looked_at():
+    found = {layer.__name__ for layer in loadable(tf_keras)}
+    assert len(found) > 200 and found <= TF_KERAS, (
+        "look at what the others do with their config, see reviewed_layers.py"
+    )
