@@ -251,3 +251,12 @@ def test_other_endings_are_not_read(masked, tmp_path):
     (tmp_path / "folder.keras").mkdir()
     with pytest.raises(ValueError, match=r"^Expected a \.keras file"):
         saved.load(tmp_path / "folder.keras")
+
+
+def test_a_file_that_may_not_be_read_is_an_os_error(masked, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied", str(masked))
+
+    monkeypatch.setattr("kprune.keras_file.open", refused, raising=False)
+    with pytest.raises(PermissionError):
+        saved.load(masked)

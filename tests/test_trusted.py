@@ -101,6 +101,10 @@ def test_what_runs_in_tf_keras_is_refused_here_too(kind):
         (entry(["keras"], "Dense"), "is not a string"),
         (entry("keras.layers", {"class_name": "Dense"}), "is not a string"),
         (entry("keras.layers", "function", {"a": 1}), "a function without a name"),
+        (entry(None, "__numpy__", "x"), "has an unknown dtype"),
+        (entry("keras", "function", "kprune_tests>Tripled"), "is not a part of a model"),
+        (entry("keras.activations", "function", "relu", registered_name="get"), "is not a part of a model"),
+        (entry("hostile", "function", "relu", registered_name="relu"), "is not known here"),
         (entry(None, "__numpy__", {"value": 1, "dtype": "V1000000000"}), "has an unknown dtype"),
     ],
 )

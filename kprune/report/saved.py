@@ -34,6 +34,7 @@ def read(path: str | os.PathLike[str]) -> Summary:
 
     Raises:
         OSError: there is nothing at `path`, or it cannot be read.
+        ImportError: the library that made it is not installed.
         ValueError: it is something else, it is damaged, it holds more than a model needs, or a name in it is not that
             of a part of a model that is known here.
 
@@ -49,6 +50,8 @@ def read(path: str | os.PathLike[str]) -> Summary:
     if (Path(path) / "saved_model.pb").is_file():
         try:
             return _of_saved_model(Path(path))
+        except ImportError:
+            raise
         except Exception as error:  # of any kind: what TensorFlow raises on a checkpoint that it does not understand
             raise ValueError(_refusal("SavedModel cannot be read", error, path)) from error
     model = load(path)
@@ -69,6 +72,7 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         OSError: there is nothing at `path`, or it cannot be read.
+        ImportError: the Keras that made it is not installed.
         ValueError: it is something else (a SavedModel's folder holds no layers to load), it is damaged, it holds more
             than a model needs, or a name in it is not that of a part of a model that is known here. Layers of your own
             are known once they are registered by `register_keras_serializable`; a Lambda layer never is.
@@ -95,7 +99,11 @@ def load(path: str | os.PathLike[str]) -> Any:
             f"Received: path={os.fspath(path)!r}"
         )
     try:
-        return _load_checked(os.path.abspath(file), describe(file))
+        about = describe(file)
+    except ValueError as error:
+        raise ValueError(_refusal(".keras file cannot be loaded", error, path)) from error
+    try:
+        return _load_checked(os.path.abspath(file), about)
     except ImportError:
         raise
     except Exception as error:  # of any kind: what Keras raises on a file that it does not understand

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from crafted import functional, hostile, layer, operation, rewrite
+from crafted import entry, functional, hostile, layer, operation, rewrite
 from crafted import sequential as described
 from reviewed_layers import TF_KERAS, loadable
 from tensorflow.python.util import tf_export
@@ -77,6 +77,14 @@ def test_nothing_in_a_file_runs(kind, mark, plain, tmp_path, capsys):
 def test_the_reason(kind, words):
     with pytest.raises(ValueError, match=re.escape(words)), tfmot.sparsity.keras.prune_scope():
         trusted.check_config(hostile(pathlib.Path("/mark"), "x")[kind], tf_keras)
+
+
+def test_a_masked_layer_of_keras_3_is_none_here(plain, tmp_path):
+    masked = entry(
+        "kprune.layers", "Masked", {"units": 3, "kprune": {"class_name": "Dense", "masked": [], "weights": 2}}
+    )
+    with pytest.raises(ValueError, match=r"'kprune\.layers\.Masked' is not a part of a model"):
+        saved.load(rewrite(tmp_path / "masked.keras", plain, described(masked)))
 
 
 def test_two_files_in_one(mark, plain, tmp_path, monkeypatch):
