@@ -8,6 +8,8 @@ from keras import layers
 
 import kprune
 from kprune.masks.masked_layers import Masked, MaskStore, all_layers
+from kprune.report.keras_file import describe
+from kprune.report.trusted import check_config
 
 ALL = ("kernel", "recurrent_kernel", "pointwise_kernel", "depthwise_kernel", "embeddings")
 
@@ -161,6 +163,7 @@ def test_every_layer_kind(kind, jit, tmp_path, rng):
 
     predicted = model.predict(x, verbose=0)
     model.save(tmp_path / "model.keras")
+    check_config(describe(tmp_path / "model.keras").config, keras)
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), predicted)
     assert [w.shape for w in kprune.masked_weights(loaded)] == [w.shape for w in kprune.masked_weights(model)]
@@ -185,6 +188,7 @@ def test_every_layer_kind(kind, jit, tmp_path, rng):
     np.testing.assert_array_equal(model.predict(x, verbose=0), predicted)
     model.save(tmp_path / "plain.keras")
     assert b"kprune>" not in (tmp_path / "plain.keras").read_bytes()
+    check_config(describe(tmp_path / "plain.keras").config, keras)
     plain = keras.saving.load_model(tmp_path / "plain.keras")  # compiled as the model was
     np.testing.assert_array_equal(plain.predict(x, verbose=0), predicted)
 

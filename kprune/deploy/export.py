@@ -18,7 +18,9 @@ import keras
 import numpy as np
 
 from ..masks import is_tf_keras, masked_weights, plain
-from ..runtime.distribution import is_chief
+from ..report.saved_variables import write_paths
+from ..report.summary import weight_paths
+from ..runtime.distribution import is_chief, to_numpy
 from ..runtime.inputs import call_with, input_like
 from ..runtime.temporary import temporary_beside
 from ..util.checks import check_path
@@ -110,6 +112,7 @@ def _export(model: Any, target: pathlib.Path, inputs: Any, overwrite: bool) -> E
                 io.StringIO()
             ):  # where tf_keras lists the endpoints, as Keras 3 does by default
                 stripped.export(str(saved))
+            write_paths(saved, [(path, to_numpy(v)) for path, v in weight_paths(stripped)])
             stripped.save(str(keras_file))
         difference = _check("the SavedModel", _served(saved, arguments), expected, TOLERANCE)
         loaded = _load(model, keras_file)

@@ -23,11 +23,11 @@ import numpy as np
 from keras import ops
 
 from ..runtime.distribution import device_layout, to_numpy
+from .spec import SPEC, plain_layer
 from .stores import read_bytes
 
 CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states, see carry.py
 _CARRIED = "callbacks"  # their key in the file
-_SPEC = "kprune"  # the key of a masked layer's config that holds the plain class and the masked weights' positions
 
 
 @keras.saving.register_keras_serializable("kprune")
@@ -110,14 +110,11 @@ class Masked:
         spec = {key: plain[key] for key in ("module", "class_name", "registered_name")}
         masked, weights = _masked_ids(self), plain_weights(self)
         positions = [i for i, v in enumerate(weights) if id(v) in masked]
-        return {**plain["config"], _SPEC: {**spec, "masked": positions, "weights": len(weights)}}
+        return {**plain["config"], SPEC: {**spec, "masked": positions, "weights": len(weights)}}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
-        config = dict(config)
-        spec = dict(config.pop(_SPEC))
-        pending = spec.pop("masked"), spec.pop("weights")
-        layer = keras.saving.deserialize_keras_object({**spec, "config": config})
+        layer, pending = plain_layer(config)
         _mask_once_built(layer, pending)
         return layer
 

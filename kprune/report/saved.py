@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import zipfile
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..masks import DEFAULT_WEIGHTS, unique_paths
+from ..masks import DEFAULT_WEIGHTS
+from ..masks.masked_layers import all_layers, plain_weights
+from .keras_file import Description, describe
+from .saved_variables import SavedVariables
 from .summary import Row, Summary, summary
+from .trusted import check_config
+from .variable_budget import variables_within
+
+_SMALL = 2**26
 
 
 def read(path: str | os.PathLike[str]) -> Summary:
-    """Load a saved model and say what is left of it; nothing in it is run or changed.
+    """Say what is left of a saved model; nothing in it is run or changed, so it may come from anywhere.
 
     Args:
         path: a `.keras` file of Keras 3 or tf_keras, masked or plain, or the folder of any SavedModel.
@@ -23,11 +30,13 @@ def read(path: str | os.PathLike[str]) -> Summary:
     Returns:
         `kprune.summary` of the model. Of a SavedModel, which knows variables but no layers: one row per variable of
         rank 2 or more that is called a kernel (or, if none is, per variable of rank 2 or more); layers and
-        multiply-adds are not known.
+        multiply-adds are not known. What `kprune.export` wrote has the weights' paths in the model.
 
     Raises:
         OSError: there is nothing at `path`, or it cannot be read.
-        ValueError: it is something else, or a layer in it is not known here.
+        ImportError: the library that made it is not installed.
+        ValueError: it is something else, it is damaged, it holds more than a model needs, or a name in it is not that
+            of a part of a model that is known here.
 
     >>> import keras, kprune, tempfile
     >>> from kprune.report.saved import read
@@ -39,8 +48,17 @@ def read(path: str | os.PathLike[str]) -> Summary:
     6
     """
     if (Path(path) / "saved_model.pb").is_file():
-        return _of_saved_model(Path(path))
-    return summary(load(path))
+        try:
+            return _of_saved_model(Path(path))
+        except ImportError:
+            raise
+        except Exception as error:  # of any kind: what TensorFlow raises on a checkpoint that it does not understand
+            raise ValueError(_refusal("SavedModel cannot be read", error, path)) from error
+    model = load(path)
+    try:
+        return summary(model)
+    except Exception as error:  # of any kind: a model may load and yet be none, as one that is not built
+        raise ValueError(_refusal(".keras file cannot be reported on", error, path)) from error
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -54,8 +72,10 @@ def load(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         OSError: there is nothing at `path`, or it cannot be read.
-        ValueError: it is something else (a SavedModel's folder holds no layers to load), or a layer in it is not
-            known here.
+        ImportError: the Keras that made it is not installed.
+        ValueError: it is something else (a SavedModel's folder holds no layers to load), it is damaged, it holds more
+            than a model needs, or a name in it is not that of a part of a model that is known here. Layers of your own
+            are known once they are registered by `register_keras_serializable`; a Lambda layer never is.
 
     >>> import keras, kprune, tempfile
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -73,39 +93,76 @@ def load(path: str | os.PathLike[str]) -> Any:
             f"A SavedModel holds variables, not layers: load the .keras file that `kprune.export` wrote beside it. "
             f"Received: path={os.fspath(path)!r}"
         )
-    if not zipfile.is_zipfile(file):
+    if file.suffix != ".keras" or not file.is_file():  # by other endings, Keras reads other formats
         raise ValueError(
             f"Expected a .keras file (or a SavedModel, a folder that holds saved_model.pb, to report on). "
             f"Received: path={os.fspath(path)!r}"
         )
-    with zipfile.ZipFile(file) as archive:
-        if "metadata.json" not in archive.namelist():
-            raise ValueError(f"It is a zip archive, but not a .keras file. Received: path={str(file)!r}")
-        version = json.loads(archive.read("metadata.json"))["keras_version"]
-    if not version.startswith("2."):
+    try:
+        about = describe(file)
+    except ValueError as error:
+        raise ValueError(_refusal(".keras file cannot be loaded", error, path)) from error
+    try:
+        return _load_checked(os.path.abspath(file), about)
+    except ImportError:
+        raise
+    except Exception as error:  # of any kind: what Keras raises on a file that it does not understand
+        raise ValueError(_refusal(".keras file cannot be loaded", error, path)) from error
+
+
+def _load_checked(file: str, about: Description) -> Any:
+    # Once more for masks, of which the file holds eight to a byte, and for whatever else a layer keeps.
+    limit = _SMALL + 2 * about.array_bytes
+    if about.version.startswith("3."):
         import keras
 
-        return keras.models.load_model(str(file), compile=False)
+        check_config(about.config, keras)
+        with variables_within(limit, keras):
+            model = keras.models.load_model(file, compile=False, safe_mode=True)
+        return _check_masks(_check_model(model, keras.Model))
     import tensorflow_model_optimization as tfmot
     import tf_keras
 
     with tfmot.sparsity.keras.prune_scope():  # where tfmot's wrappers are known by their names
-        return tf_keras.models.load_model(str(file), compile=False)
+        check_config(about.config, tf_keras)
+        with variables_within(limit, tf_keras):
+            model = tf_keras.models.load_model(file, compile=False, safe_mode=True)
+        return _check_model(model, tf_keras.Model)
+
+
+def _check_model(model: Any, kind: type) -> Any:
+    if not isinstance(model, kind):
+        raise ValueError(f"it holds a {type(model).__name__}, not a model")
+    return model
+
+
+def _check_masks(model: Any) -> Any:
+    """Masks wait for as many weights as the config says: for ever, if the layer has another number."""
+    for layer in all_layers(model):
+        if "_pending_masks" in vars(layer):
+            _, expected, _ = vars(layer)["_pending_masks"]
+            raise ValueError(
+                f"the masks of layer {layer.name!r} are for a layer of {expected:,} weights, it has "
+                f"{len(plain_weights(layer))}"
+            )
+    return model
+
+
+def _refusal(what: str, error: Exception, path: str | os.PathLike[str]) -> str:
+    """The error in one line, without the whole config that Keras repeats in its own."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    words = re.split(r"\.? (?:Full object config|config=|Exception encountered)", words)[0].rstrip(".")
+    words = words if len(words) <= 500 else f"{words[:500]} ..."
+    return f"This {what}: {words}. Received: path={os.fspath(path)!r}"
 
 
 def _of_saved_model(folder: Path) -> Summary:
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(str(folder))
-    # Keras lists the variables under this name; any other SavedModel has those that its functions use.
-    found = list(getattr(loaded, "variables", ())) or [v for f in loaded.signatures.values() for v in f.variables]
-    variables = list({id(v): v for v in found}.values())
-    named = dict(zip(unique_paths([v.name.partition(":")[0] for v in variables]), variables, strict=True))
-    tensors = {path: v for path, v in named.items() if len(v.shape) > 1}
-    kernels = {path: v for path, v in tensors.items() if v.name.partition(":")[0].split("/")[-1] in DEFAULT_WEIGHTS}
+    variables = SavedVariables(folder)
+    tensors = [path for path, shape in variables.shapes.items() if len(shape) > 1]
+    kernels = [path for path in tensors if re.sub(r"_\d+$", "", path.split("/")[-1]) in DEFAULT_WEIGHTS]
     chosen = kernels or tensors
-    other = sum(int(np.prod(v.shape)) for path, v in named.items() if path not in chosen)
-    rows = tuple(_row(path, v.numpy()) for path, v in chosen.items())
+    other = sum(math.prod(shape) for path, shape in variables.shapes.items() if path not in chosen)
+    rows = tuple(_row(path, variables.value(path)) for path in chosen)
     return Summary(rows, False, other, None, "a SavedModel holds variables, not layers")
 
 

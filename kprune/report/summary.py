@@ -211,6 +211,12 @@ def summary(model: Any) -> Summary:
     return Summary(tuple(rows), bool(masked), sum(_size(v) for _, v in others), other_flops, note)
 
 
+def weight_paths(model: Any) -> list[tuple[str, Any]]:
+    """(path, variable) for each weight of a built model, once, with the path that `summary` gives it."""
+    owned = {id(v): v for _, v in owned_weights(model)}
+    return [(_naming(model).path(v), v) for v in owned.values()]
+
+
 @dataclass(frozen=True)
 class _Naming:
     """How `kprune.mask` sees the weights of one Keras."""

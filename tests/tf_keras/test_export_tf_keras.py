@@ -9,6 +9,7 @@ from tf_keras import layers
 from tfk_helpers import assert_same, masked_mlp, outputs, sequential, state, wrappers
 
 import kprune
+from kprune.report import saved
 
 MODELS = {
     "dense": (lambda: sequential((8,), layers.Dense(12, "relu"), layers.BatchNormalization(), layers.Dense(3)), (8,)),
@@ -28,6 +29,8 @@ def test_both_files_load_and_agree(name, tmp_path):
     x = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
     expected = outputs(model, x)
     result = kprune.export(model, tmp_path / "sparse")
+    read = [(row.path, row.zeros) for row in saved.read(tmp_path / "sparse").rows]
+    assert read == [(row.path, row.zeros) for row in kprune.summary(model).rows]
     assert result.saved_model == tmp_path / "sparse" and result.keras_file == tmp_path / "sparse.keras"
     assert result.difference <= 1e-4
     served = tf.saved_model.load(str(result.saved_model))
@@ -95,3 +98,15 @@ def test_a_plain_model_and_its_path_that_exists(tmp_path):
     with pytest.raises(ValueError, match=r"pass overwrite=True.*Received: path="):
         kprune.export(model, tmp_path / "plain")
     kprune.export(model, tmp_path / "plain", overwrite=True)
+
+
+def test_a_saved_model_of_tf_keras_is_read_without_what_training_left(tmp_path):
+    model = masked_mlp("adam")
+    model.fit(np.ones((4, 8)), np.ones((4, 3)), verbose=0)
+    stripped = kprune.strip(model)
+    stripped.compile("adam", "mse", metrics=["mae"])
+    stripped.fit(np.ones((4, 8)), np.ones((4, 3)), verbose=0)
+    stripped.save(tmp_path / "saved", save_format="tf")
+    report, expected = saved.read(tmp_path / "saved"), kprune.summary(stripped)
+    assert [(row.path, row.zeros) for row in report.rows] == [(row.path, row.zeros) for row in expected.rows]
+    assert report.other_size == expected.other_size

@@ -13,6 +13,8 @@ from tf_keras import layers
 from tfk_helpers import assert_same, outputs, pruned_fraction, sequential, wrappers
 
 import kprune
+from kprune.report.keras_file import describe
+from kprune.report.trusted import check_config
 
 MAX_NORM = tf_keras.constraints.MaxNorm(0.9)
 
@@ -119,6 +121,7 @@ def test_saved_loaded_trained_on_and_stripped(name, tmp_path):
     train(model, x, run_eagerly=True)
     expected = outputs(model, x)
     model.save(tmp_path / "masked.keras")
+    check_config(describe(tmp_path / "masked.keras").config, tf_keras)
     loaded = tf_keras.models.load_model(tmp_path / "masked.keras")  # no prune_scope
     assert_same(outputs(loaded, x), expected)
     again = kprune.mask(loaded)

@@ -1,0 +1,46 @@
+"""What a masked layer's config says of its masks, checked: a file may have been damaged, or made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+SPEC = "kprune"  # the key of a masked layer's config that holds the plain class and the masked weights' positions
+_CLASS = ("module", "class_name", "registered_name")
+
+
+def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int]]:
+    """The layer without masks, which positions of its weights are masked, and how many weights it has.
+
+    Raises:
+        ValueError: the config does not say so, or what it says cannot be.
+
+    >>> plain_layer({"units": 3, "kprune": {"class_name": "Dense", "masked": [2], "weights": 2}})
+    Traceback (most recent call last):
+    ...
+    ValueError: The config of a masked layer must name weights that the layer has. Received: masked=[2], weights=2
+    """
+    config = dict(config)
+    spec = config.pop(SPEC, None)
+    if not isinstance(spec, dict):
+        raise ValueError(
+            f"The config of a masked layer must say which of its weights are masked. Received: {SPEC}={spec!r:.80}"
+        )
+    masked, weights = spec.get("masked"), spec.get("weights")
+    if not (isinstance(masked, list) and isinstance(weights, int) and _are_positions(masked, weights)):
+        raise ValueError(
+            f"The config of a masked layer must name weights that the layer has. "
+            f"Received: masked={masked!r:.80}, weights={weights!r:.80}"
+        )
+    layer = keras.saving.deserialize_keras_object({**{key: spec.get(key) for key in _CLASS}, "config": config})
+    if not isinstance(layer, keras.layers.Layer):
+        raise ValueError(
+            f"The config of a masked layer must name the class of a layer. "
+            f"Received: class_name={spec.get('class_name')!r:.80}"
+        )
+    return layer, (masked, weights)
+
+
+def _are_positions(masked: list[Any], weights: int) -> bool:
+    return all(type(i) is int and 0 <= i < weights for i in masked) and len({*masked}) == len(masked)

@@ -1,0 +1,126 @@
+"""What a `.keras` file says of itself: read with an eye on sizes, before any library loads it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+
+_METADATA, _CONFIG, _WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
+# Keras writes some 100 bytes of metadata, and some 500 bytes of config per layer.
+_LIMITS = {_METADATA: 2**16, _CONFIG: 2**23}
+# Neither Keras packs anything. What somebody has packed since may unpack to this many times its size, as weights of
+# which 19 in 20 are 0 do, or to this many bytes.
+_UNPACKED, _SMALL = 20, 2**26
+# What zipfile, json and h5py raise on damaged bytes.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OSError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
+
+
+class Description(NamedTuple):
+    """What a `.keras` file says of itself.
+
+    Attributes:
+        version: of the Keras that wrote it, as "3.13.2".
+        config: what JSON made of its config.json.
+        array_bytes: what its arrays take.
+    """
+
+    version: str
+    config: dict[str, Any]
+    array_bytes: int
+
+
+def describe(path: str | os.PathLike[str]) -> Description:
+    """Read what a `.keras` file says of itself; nothing in it is run or imported.
+
+    The sizes of all that is in it are looked at before it is read: the file may not unpack to more than 20 times its
+    size (or 64 MiB), its config to no more than 8 MiB.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no `.keras` file, it is damaged, or it holds more than any model needs.
+
+    >>> import keras, tempfile
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/model.keras")
+    ...     describe(f"{folder}/model.keras").config["class_name"]
+    'Sequential'
+    """
+    size = Path(path).stat().st_size
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                _check_members(archive.infolist(), max(_SMALL, _UNPACKED * size))
+                metadata, config = (json.loads(archive.read(name)) for name in (_METADATA, _CONFIG))
+                array_bytes = _checked_weights(archive.read(_WEIGHTS), max(_SMALL, _UNPACKED * size))
+        except RecursionError as error:
+            raise ValueError("its JSON is nested too deep") from error
+        except _DAMAGED as error:
+            raise ValueError(f"it is damaged: {error}" if not isinstance(error, _Unfit) else str(error)) from error
+    version = metadata.get("keras_version") if isinstance(metadata, dict) else None
+    if not isinstance(version, str) or version[:2] not in ("2.", "3."):
+        raise ValueError(f"{_METADATA} names no version of Keras that is known here, keras_version={version!r:.40}")
+    return Description(version, config, array_bytes)
+
+
+class _Unfit(ValueError):
+    """The file is whole, but no model's."""
+
+
+def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
+    names = [member.filename for member in members]
+    for name in (_METADATA, _CONFIG, _WEIGHTS):
+        if names.count(name) != 1:
+            raise _Unfit(f"it is a zip archive, but not a .keras file: it holds {names.count(name) or 'no'} {name}")
+    for member in members:
+        most = _LIMITS.get(member.filename, limit)
+        if member.file_size > most:
+            raise _Unfit(_too_large(f"{member.filename} is", member.file_size, most))
+    total = sum(member.file_size for member in members)
+    if total > limit:
+        raise _Unfit(_too_large("its contents are", total, limit))
+
+
+def _checked_weights(data: bytes, limit: int) -> int:
+    """What the arrays take, which HDF5 unpacks as they are read; ValueError for those that lie in other files."""
+    total = 0
+    with h5py.File(io.BytesIO(data), "r") as file:
+        groups: list[Any] = [file]
+        file.visititems(lambda _, item: groups.append(item))
+        for item in groups:
+            if isinstance(item, h5py.Dataset):
+                total += item.nbytes
+                if item.external or item.is_virtual:
+                    raise _Unfit(f"the array {item.name!r} of {_WEIGHTS} lies in another file")
+            else:
+                for name in item:
+                    if not isinstance(item.get(name, getlink=True), h5py.HardLink):
+                        raise _Unfit(f"{name!r} of {_WEIGHTS} is a link")
+    if total > limit:
+        raise _Unfit(_too_large(f"the arrays of {_WEIGHTS} are", total, limit))
+    return total
+
+
+def _too_large(what: str, size: int, limit: int) -> str:
+    return f"{what} {size:,} bytes unpacked; a file of this size may hold {limit:,}"

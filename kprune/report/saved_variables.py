@@ -1,0 +1,121 @@
+"""The variables of a SavedModel, read from its checkpoint: nothing that it holds is loaded or run.
+
+`tf.saved_model.load` runs what a file holds as initializers, so it is no way to look into a file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from ..masks import unique_paths
+
+# TensorFlow copies and serves a SavedModel with this folder in it, and never looks into it.
+_PATHS = ("assets.extra", "kprune.json")
+_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_VALUE = "VARIABLE_VALUE"
+# What TensorFlow saves beside a model's own variables: of training, and the number of checkpoints.
+_BESIDE = ("optimizer/", "keras_api/", "save_counter/", "_all_variables/")
+_MOST_JSON = 2**23
+
+
+class SavedVariables:
+    """The variables of a SavedModel, by the weights' paths in the model if kprune exported it, else by their names.
+
+    Attributes:
+        shapes: path -> shape, in the model's order; variables of strings are left out.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def __init__(self, folder: Path):
+        import tensorflow as tf
+
+        prefix = folder / "variables" / "variables"
+        if not prefix.with_suffix(".index").is_file():
+            raise ValueError("it has no variables")
+        self._reader = tf.train.load_checkpoint(str(prefix))
+        shapes, dtypes = self._reader.get_variable_to_shape_map(), self._reader.get_variable_to_dtype_map()
+        numbers = {key for key, dtype in dtypes.items() if dtype.size and dtype != tf.string}
+        needed = sum(math.prod(shapes[key]) * dtypes[key].size for key in numbers)
+        held = sum(file.stat().st_size for file in prefix.parent.glob("variables.data-*"))
+        if needed > held:
+            raise ValueError(f"its variables take {needed:,} bytes, the files that hold them {held:,}")
+        names = {key: name for key, name in self._names(shapes).items() if key in numbers}
+        known = _read_paths(folder)
+        if unknown := known.keys() - shapes.keys():
+            raise ValueError(f"{'/'.join(_PATHS)} names variables that it does not have, such as {min(unknown)!r:.80}")
+        if known:  # which leaves out what is no weight, such as the states of seeds
+            names = {key: known[key] for key in names if key in known}
+        paths = unique_paths(names.values())
+        self._keys = dict(zip(paths, names, strict=True))
+        self.shapes = {path: tuple(shapes[key]) for path, key in self._keys.items()}
+
+    def value(self, path: str) -> np.ndarray:
+        """The variable's value."""
+        return self._reader.get_tensor(self._keys[path])
+
+    def _names(self, shapes: Iterable[str]) -> dict[str, str]:
+        """Key in the checkpoint -> the variable's name; the model's variables only, where TensorFlow says which."""
+        # Not in TensorFlow's public interface, but what its files have been made of since 2.0.
+        from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
+
+        if _GRAPH not in shapes:
+            return {key: key for key in sorted(shapes)}  # TensorFlow 1 saved variables by their names
+        nodes = TrackableObjectGraph.FromString(self._reader.get_tensor(_GRAPH)).nodes
+        listed = [child.node_id for child in nodes[0].children if child.local_name == "variables"]
+        # Keras lists a model's variables under this name, numbered.
+        children = nodes[listed[0]].children if listed else ()
+        numbered = sorted((int(child.local_name), child.node_id) for child in children if child.local_name.isdecimal())
+        slots = {slot.slot_variable_node_id for node in nodes for slot in node.slot_variables}
+        chosen = [i for _, i in numbered] or [i for i in range(len(nodes)) if i not in slots]
+        names = {}
+        for attribute in (attribute for i in chosen for attribute in nodes[i].attributes):
+            key = attribute.checkpoint_key
+            if attribute.name == _VALUE and (numbered or not key.startswith(_BESIDE)):
+                names[key] = attribute.full_name.partition(":")[0] or key.removesuffix(f"/.ATTRIBUTES/{_VALUE}")
+        return names
+
+
+def write_paths(folder: Path, weights: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write down the path of each weight in the model, in a SavedModel that was just exported from it.
+
+    Args:
+        folder: the SavedModel's.
+        weights: the path and the value of each weight. A variable of the SavedModel is the first of its value that is
+            left; TensorFlow's own names ("kernel", on JAX) are no paths.
+    """
+    saved = SavedVariables(folder)
+    left, found = list(weights), {}
+    for name, key in saved._keys.items():
+        value = saved.value(name)
+        for i, (path, weight) in enumerate(left):
+            if weight.shape == value.shape and weight.astype(value.dtype).tobytes() == value.tobytes():
+                found[key] = path
+                del left[i]
+                break
+    if left:
+        logging.warning("kprune: the SavedModel has no variable for %s, so it names its variables itself.", left[0][0])
+        return
+    file = folder.joinpath(*_PATHS)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({"format": 1, "weights": found}, indent=1))
+
+
+def _read_paths(folder: Path) -> dict[str, str]:
+    file = folder.joinpath(*_PATHS)
+    if not file.is_file():
+        return {}
+    if file.stat().st_size > _MOST_JSON:
+        raise ValueError(f"{'/'.join(_PATHS)} is {file.stat().st_size:,} bytes large")
+    known: Any = json.loads(file.read_bytes())
+    weights = known.get("weights") if isinstance(known, dict) and known.get("format") == 1 else None
+    if not isinstance(weights, dict) or not all(isinstance(path, str) for path in weights.values()):
+        raise ValueError(f"{'/'.join(_PATHS)} is damaged, or of a later version of kprune")
+    return weights

@@ -1,0 +1,266 @@
+"""Which names in a `.keras` file's config.json may be loaded: judged by what each one is, before any of it is run.
+
+Keras builds a model by looking up names that the file holds and calling what it finds. tf_keras imports any module
+for that, takes any exported function for a layer and calls it with the file's arguments, and hands any symbol of
+TensorFlow to its operation layers. So each name is looked up here first, among what is imported already, and must be a
+part of a model. (What the two look up, and where, was read in Keras 3.13 to 3.15, tf_keras 2.20 to 2.21, tfmot 0.8.1.)
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from ..masks.masked_layers import Masked
+from ..masks.spec import SPEC
+from .operations import is_operation, is_pure
+
+# Deeper than any model's config; Python's own limit of recursion is 1,000 calls.
+_DEPTH = 200
+# Spaces of a library's public names in which Keras looks for a name that comes without its module.
+_SPACES = (
+    "activations",
+    "constraints",
+    "initializers",
+    "losses",
+    "metrics",
+    "optimizers",
+    "regularizers",
+    "layers",
+    "models",
+    "optimizers.schedules",
+    "mixed_precision",
+    "dtype_policies",
+    "quantizers",
+)
+# The base classes of all that a model is made of, by their public names; each library has most of them.
+_PARTS = (
+    "layers.Layer",
+    "Operation",
+    "initializers.Initializer",
+    "regularizers.Regularizer",
+    "constraints.Constraint",
+    "losses.Loss",
+    "metrics.Metric",
+    "optimizers.Optimizer",
+    "optimizers.legacy.Optimizer",
+    "optimizers.schedules.LearningRateSchedule",
+    "mixed_precision.Policy",
+    "dtype_policies.DTypePolicy",
+    "dtype_policies.DTypePolicyMap",
+    "quantizers.Quantizer",
+    "quantizers.QuantizationConfig",
+    "random.SeedGenerator",
+    "layers.InputSpec",
+)
+_TFMOT_PARTS = (
+    "sparsity.keras.PruningSchedule",
+    "quantization.keras.QuantizeConfig",
+    "quantization.keras.quantizers.Quantizer",
+)
+_LIBRARIES = {"keras", "tf_keras", "tensorflow_model_optimization", "kprune"}
+# Parts of a model all the same, but they run what the file holds or names, or read other files.
+_REFUSED = {
+    "Lambda": "holds code of its own",
+    "TorchModuleWrapper": "holds a pickled object",
+    "JaxLayer": "holds code of its own",
+    "TFSMLayer": "runs another SavedModel",
+    "ReloadedLayer": "runs another SavedModel",
+    "TensorFlowOpLayer": "runs any operation of TensorFlow",
+    "ModuleWrapper": "calls any method",
+    "_RNNCellWrapper": "may hold code of its own",
+    "_RNNCellWrapperV1": "may hold code of its own",
+    "_BaseFeaturesLayer": "reads other files",
+    "FeatureSpace": "reads other files",
+}
+# Values, not objects to look up: Keras's own marks for them in a config.
+_VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__", "__tuple__"}
+_DTYPE = re.compile(r"(bool|string|u?int(4|8|16|32|64)|b?float(16|32|64)|float8_\w+|complex(64|128))")
+
+
+class _Refused(Exception):
+    """What a name is that may not be loaded, in words that follow it."""
+
+
+def check_config(config: Any, library: Any) -> None:
+    """Refuse a config.json that names anything but parts of a model; nothing that it names is imported or called.
+
+    Args:
+        config: what JSON made of the file's config.json.
+        library: `keras` or `tf_keras`, whichever is to load it. What the user has registered there counts as known.
+
+    Raises:
+        ValueError: says where in the config, which name, and why.
+
+    >>> import keras
+    >>> check_config({"module": "keras.layers", "class_name": "Dense", "config": {"units": 3}}, keras)
+    >>> check_config({"module": "os", "class_name": "function", "config": "system"}, keras)
+    Traceback (most recent call last):
+    ...
+    ValueError: at the top of config.json: 'os.system' is not a part of a model
+    """
+    if not isinstance(config, dict) or "class_name" not in config:
+        raise ValueError("config.json does not describe a model")
+    parts = tuple(_public(library, _PARTS)) + tuple(
+        _public(sys.modules.get("tensorflow_model_optimization"), _TFMOT_PARTS)
+    )
+    open_nodes: list[tuple[Any, tuple[str, ...]]] = [(config, ())]
+    while open_nodes:
+        node, place = open_nodes.pop()
+        try:
+            if len(place) > _DEPTH:
+                raise _Refused(f"it is nested more than {_DEPTH} levels deep")
+            if isinstance(node, dict):
+                for entry in _entries(node):
+                    _check_entry(entry, library, parts)
+        except _Refused as refusal:
+            shown = f"at {'.'.join(place[-12:])}" if place else "at the top"
+            raise ValueError(f"{shown} of config.json: {refusal}") from None
+        if isinstance(node, dict | list):
+            children = node.items() if isinstance(node, dict) else enumerate(node)
+            open_nodes += [
+                (child, (*place, str(key)[:60])) for key, child in children if isinstance(child, dict | list)
+            ]
+
+
+def _entries(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The objects that Keras would make of a dict, without those within."""
+    if "class_name" in node:
+        yield node
+    if isinstance(node.get(SPEC), dict):  # a masked layer's config holds the class that it is without masks
+        yield {**node[SPEC], "config": node}
+
+
+def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -> None:
+    name, module, config = entry.get("class_name"), entry.get("module"), entry.get("config")
+    registered = entry.get("registered_name")
+    if not isinstance(name, str) or not isinstance(module, str | None) or not isinstance(registered, str | None):
+        raise _Refused("class_name, module or registered_name is not a string")
+    if name in _VALUES or (name == "TensorShape" and "items" in entry):
+        dtype = config.get("dtype") if isinstance(config, dict) else None
+        if name in ("__tensor__", "__numpy__") and not _DTYPE.fullmatch(str(dtype)):
+            raise _Refused(f"{name} has an unknown dtype")
+        return
+    is_function = name == "function"
+    if is_function:
+        if not isinstance(config, str):
+            raise _Refused("a function without a name")
+        name = config
+    shown = repr(f"{module}.{name}" if module else name)
+    if name in _REFUSED:  # some layers of tf_keras look theirs up by this name alone
+        raise _Refused(f"a layer {name!r} {_REFUSED[name]}")
+    # Keras asks for what the user has registered by this key first, and for nothing else if it is there.
+    key = name if is_function else entry.get("registered_name", name)
+    own = library.saving.get_registered_object(key) if key else None
+    if own is not None:
+        found = [own]
+        if inspect.isclass(own) and not issubclass(own, Masked) and name not in (key, own.__name__):
+            raise _Refused(f"{shown} goes under the name of {key!r}")
+    else:
+        found = _lookup(name, module, is_function, library)
+    if not found:
+        raise _Refused(
+            f"{shown} is not known here. A class or function of your own must be imported and registered by "
+            f"`{library.__name__}.saving.register_keras_serializable()` before its file is read"
+        )
+    if own is None and registered not in (None, name):
+        # Keras asks for this name, too, where it does not find the other.
+        found += _lookup(registered, module, is_function, library)
+    for thing in found:
+        if is_function:
+            allowed = inspect.isroutine(thing) and (
+                own is not None or thing in _functions(library) or is_operation(thing)
+            )
+            allowed &= "inbound_nodes" not in entry  # where it would be called with the file's arguments
+        else:
+            # A masked class that no layer of this process has yet goes by the name of their base.
+            allowed = (thing is Masked and library.__name__ == "keras") or _is_part(thing, parts, own is not None)
+        if not allowed:
+            raise _Refused(f"{shown} is not a part of a model")
+        if not is_function:
+            _check_arguments(thing, config, shown)
+    nodes = entry.get("inbound_nodes")
+    if isinstance(nodes, list) and not all(_has_tensor(node) for node in nodes):
+        raise _Refused(f"{shown} is called on constants alone")  # no Keras writes that; it would compute at once
+
+
+def _has_tensor(node: Any) -> bool:
+    """Whether an inbound node of a functional model takes the output of a layer, in the notation of either Keras."""
+    open_nodes = [node]
+    while open_nodes:
+        value = open_nodes.pop()
+        if isinstance(value, dict):
+            if value.get("class_name") == "__keras_tensor__":
+                return True
+            open_nodes += value.values()
+        elif isinstance(value, list):
+            if len(value) in (3, 4) and isinstance(value[0], str) and value[0] != "_CONSTANT_VALUE":
+                return True
+            open_nodes += value
+    return False
+
+
+def _lookup(name: str, module: str | None, is_function: bool, library: Any) -> list[Any]:
+    """All that Keras might find under this name, wherever it looks; nothing is imported."""
+    homes: list[Any] = []
+    if module is None or (module == "builtins" and is_function):
+        homes = [
+            *_public(library, _SPACES),
+            *_public(sys.modules.get("tensorflow_model_optimization"), ("sparsity.keras",)),
+        ]
+    else:
+        root, _, path = module.partition(".")
+        if root in ("keras", "tf_keras"):
+            homes += _public(library, (path,)) if path else [library]
+            module = library.__name__ + module[len(root) :]
+        homes.append(sys.modules.get(module))
+    found = [vars(home).get(name) for home in homes if home is not None]
+    return [thing for thing in found if thing is not None]
+
+
+def _public(home: Any, paths: tuple[str, ...]) -> Iterator[Any]:
+    """What these dotted names stand for; those that this version of the library has."""
+    for path in paths:
+        thing = home
+        for word in path.split("."):
+            thing = vars(thing).get(word) if inspect.ismodule(thing) else None
+        if thing is not None:
+            yield thing
+
+
+def _functions(library: Any) -> list[Any]:
+    """The library's activations, losses and metrics that are functions, and Keras 3's operations on tensors."""
+    spaces = _public(library, ("activations", "losses", "metrics", "initializers", "ops"))
+    tools = {"get", "serialize", "deserialize"}
+    return [f for space in spaces for name, f in vars(space).items() if inspect.isroutine(f) and name not in tools]
+
+
+def _is_part(thing: Any, parts: tuple[type, ...], own: bool) -> bool:
+    if not inspect.isclass(thing) or not issubclass(thing, parts):
+        return False
+    if not own and thing.__module__.partition(".")[0] not in _LIBRARIES:
+        return False
+    for base in set(thing.__mro__) - {b for part in parts for b in part.__mro__}:  # on JAX each Layer is a "JaxLayer"
+        if base.__name__ in _REFUSED and base.__module__.partition(".")[0] in _LIBRARIES:
+            raise _Refused(f"a layer {thing.__name__!r} {_REFUSED[base.__name__]}")
+    return True
+
+
+def _check_arguments(thing: type, config: Any, shown: str) -> None:
+    """The arguments of layers that take a name of an operation, or of another file, and do as it says."""
+    names, config = {base.__name__ for base in thing.__mro__}, config if isinstance(config, dict) else {}
+    if "TFOpLambda" in names and not is_pure(config.get("function")):
+        raise _Refused(f"{shown} runs {config.get('function')!r}, which is not among the pure operations")
+    if "ClassMethod" in names and (config.get("cls_symbol") != "RaggedTensor" or not _is_ragged(config, "method_name")):
+        raise _Refused(f"{shown} calls {config.get('cls_symbol')!r}.{config.get('method_name')!r}")
+    if "InstanceProperty" in names and not _is_ragged(config, "attr_name"):
+        raise _Refused(f"{shown} asks for {config.get('attr_name')!r}")
+    if isinstance(config.get("vocabulary"), str) and names & {"IndexLookup", "TextVectorization"}:
+        raise _Refused(f"{shown} reads its vocabulary from another file, {config['vocabulary']!r}")
+
+
+def _is_ragged(config: dict[str, Any], key: str) -> bool:
+    return is_pure(f"RaggedTensor.{config.get(key)}")

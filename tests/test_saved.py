@@ -1,0 +1,262 @@
+"""Saved models that are damaged, unknown, or made by hand: one error that names the file, and nothing runs."""
+
+import io
+import json
+import resource
+import shutil
+import tracemalloc
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from crafted import entry, parts_of, write
+from helpers import halve, mlp
+from keras import layers
+
+import kprune
+from kprune.cli import main as cli
+from kprune.masks.masked_layers import Masked
+from kprune.report import saved
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """A masked model's .keras file."""
+    path = tmp_path_factory.mktemp("masked") / "masked.keras"
+    model = mlp()
+    kprune.mask(model)
+    halve(model)
+    model.save(path)
+    return path
+
+
+def refusal(file, capsys, what="keras"):
+    """The one line at the shell; the function raises the same."""
+    with pytest.raises(ValueError) as caught:
+        saved.read(file)
+    words = str(caught.value)
+    assert words.endswith(f" Received: path={str(file)!r}") and len(words) < 800
+    assert cli.main(["inspect", str(file)]) == 1
+    shown = capsys.readouterr().err
+    assert shown == f"kprune: error: {words}\n"
+    return words
+
+
+def with_spec(masked, tmp_path, change):
+    config = json.loads(parts_of(masked)["config.json"])
+    config["config"]["layers"][1]["config"]["kprune"] = change(config["config"]["layers"][1]["config"]["kprune"])
+    return write(tmp_path / "spec.keras", parts_of(masked), **{"config.json": config})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda spec: {**spec, "masked": [5]},
+        lambda spec: {**spec, "masked": [-1]},
+        lambda spec: {**spec, "masked": [0, 0]},
+        lambda spec: {**spec, "masked": [True]},
+        lambda spec: {**spec, "masked": "0"},
+        lambda spec: {**spec, "masked": ["kernel"]},
+        lambda spec: {**spec, "masked": None},
+        lambda spec: {**spec, "weights": 3},
+        lambda spec: {**spec, "weights": 10**30},
+        lambda spec: {**spec, "weights": "2"},
+        lambda spec: {**spec, "weights": None},
+        lambda spec: {key: spec[key] for key in spec if key != "masked"},
+        lambda spec: {key: spec[key] for key in spec if key != "weights"},
+        lambda spec: {key: spec[key] for key in spec if key != "class_name"},
+        lambda spec: {**spec, "class_name": "Zeros", "module": "keras.initializers"},
+        lambda spec: {**spec, "class_name": "Nothing"},
+        lambda spec: None,
+        lambda spec: [],
+        lambda spec: {},
+    ],
+)
+def test_mask_specs_that_cannot_be(change, masked, tmp_path, capsys):
+    refusal(with_spec(masked, tmp_path, change), capsys)
+
+
+def test_masked_without_a_spec():
+    with pytest.raises(ValueError, match=r"must say which of its weights are masked\. Received: kprune=None$"):
+        Masked.from_config({"units": 3})
+
+
+def damages():
+    """Name -> what makes the bytes of a .keras file something that is none, and what the error says."""
+
+    def replaced(name, data):
+        def change(path, parts):
+            write(path, parts, **{name: data})
+
+        return change
+
+    def without(name):
+        return lambda path, parts: write(path, {key: parts[key] for key in parts if key != name})
+
+    def twice(path, parts):
+        with zipfile.ZipFile(write(path, parts), "a") as archive, pytest.warns(UserWarning):
+            archive.writestr("config.json", b"{}")
+
+    return {
+        "empty": (lambda path, parts: path.write_bytes(b""), "not a zip file"),
+        "text": (lambda path, parts: path.write_text("not a model"), "not a zip file"),
+        "half": (lambda path, parts: path.write_bytes(write(path, parts).read_bytes()[:-400]), "not a zip file"),
+        "a bit": (lambda path, parts: flip(write(path, parts)), "damaged"),
+        "no config": (without("config.json"), "holds no config.json"),
+        "no metadata": (without("metadata.json"), "holds no metadata.json"),
+        "no weights": (without("model.weights.h5"), r"holds no model.weights.h5"),
+        "two configs": (twice, "holds 2 config.json"),
+        "config is no JSON": (replaced("config.json", b"{"), "damaged"),
+        "config is a list": (replaced("config.json", []), "does not describe a model"),
+        "config is no model": (replaced("config.json", {"name": "net"}), "does not describe a model"),
+        "config is a layer": (
+            replaced("config.json", {"module": "keras.layers", "class_name": "ReLU", "config": {}}),
+            "",
+        ),
+        "metadata is a list": (replaced("metadata.json", []), "no version of Keras"),
+        "no version": (replaced("metadata.json", {}), "no version of Keras"),
+        "version of tomorrow": (replaced("metadata.json", {"keras_version": "4.0.0"}), "keras_version='4.0.0'"),
+        "version is a number": (replaced("metadata.json", {"keras_version": 3}), "keras_version=3"),
+        "weights are text": (replaced("model.weights.h5", b"weights"), "damaged"),
+        "weights of another model": (replaced("model.weights.h5", h5(x=np.ones(3))), ""),
+    }
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    position = data.index(b"class_name")
+    data[position] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def h5(**arrays):
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", damages())
+def test_damaged(kind, masked, tmp_path, capsys):
+    change, words = damages()[kind]
+    change(tmp_path / "damaged.keras", parts_of(masked))
+    assert words in refusal(tmp_path / "damaged.keras", capsys)
+
+
+def bomb(path, parts, name, size):
+    """The file, with `size` spaces behind one of its members, packed."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, data in parts.items():
+            with archive.open(key, "w") as member:
+                member.write(data)
+                for _ in range(size // 2**20 if key == name else 0):
+                    member.write(b" " * 2**20)
+    return path
+
+
+def peak(call):
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "config.json", "model.weights.h5", "assets/vocabulary.txt"])
+def test_members_that_unpack_to_more_than_a_model_needs(name, masked, tmp_path, capsys):
+    parts = {**parts_of(masked), "assets/vocabulary.txt": b"word"}
+    file = bomb(tmp_path / "bomb.keras", parts, name, 100 * 2**20)
+    assert peak(lambda: refusal(file, capsys)) < 8 * 2**20
+    assert f"{name} is " in refusal(file, capsys) and "bytes unpacked" in refusal(file, capsys)
+
+
+def test_an_array_that_unpacks_to_more_than_a_model_needs(masked, tmp_path, capsys):
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("mask", (2**33,), "uint8", compression="gzip", chunks=(2**20,))
+    file = write(tmp_path / "bomb.keras", parts_of(masked), **{"model.weights.h5": buffer.getvalue()})
+    assert peak(lambda: refusal(file, capsys)) < 8 * 2**20
+    assert "the arrays of model.weights.h5 are 8,589,934,592 bytes unpacked" in refusal(file, capsys)
+
+
+HUGE = 40_000_000  # a kernel of 640 MB
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        entry("keras.layers", "Dense", {"units": HUGE}),
+        entry("keras.layers", "Dense", {"units": HUGE}, build_config={"input_shape": [None, 4]}),
+        entry("keras.layers", "Embedding", {"input_dim": HUGE, "output_dim": 4}),
+        entry("keras.layers", "LSTM", {"units": HUGE}, build_config={"input_shape": [None, 3, 4]}),
+    ],
+    ids=lambda config: f"{config['class_name']} {len(config)}",
+)
+def test_layers_that_ask_for_more_than_the_weights_need(hostile, masked, tmp_path, capsys):
+    config = json.loads(parts_of(masked)["config.json"])
+    config["config"]["layers"][2] = hostile
+    config.pop("build_config")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    words = refusal(write(tmp_path / "huge.keras", parts_of(masked), **{"config.json": config}), capsys)
+    assert "more than its weights need" in words
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 2**10  # kilobytes
+
+
+def test_weights_that_lie_in_other_files(masked, tmp_path, capsys):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret" * 100)
+    for kind in ("external array", "external link", "soft link"):
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            if kind == "external array":
+                file.create_dataset("x", (100,), "uint8", external=[(str(secret), 0, 100)])
+            else:
+                file["x"] = h5py.ExternalLink(str(secret), "/x") if kind == "external link" else h5py.SoftLink("/y")
+        path = write(tmp_path / "links.keras", parts_of(masked), **{"model.weights.h5": buffer.getvalue()})
+        assert "lies in another file" in (words := refusal(path, capsys)) or "is a link" in words
+
+
+def test_a_class_that_is_not_registered_is_one_line(tmp_path, capsys):
+    class Unknown(layers.Layer):
+        pass
+
+    keras.Sequential([keras.Input((4,)), Unknown()]).save(tmp_path / "model.keras")
+    words = refusal(tmp_path / "model.keras", capsys)
+    assert "at config.layers.1 of config.json: 'test_saved.Unknown' is not known here" in words
+    assert "registered by `keras.saving.register_keras_serializable()`" in words
+
+
+def test_a_model_that_is_not_built_is_named_with_its_file(tmp_path, capsys):
+    keras.Sequential([layers.Dense(3)], name="net").save(tmp_path / "model.keras")
+    words = refusal(tmp_path / "model.keras", capsys)
+    assert words.startswith("This .keras file cannot be reported on: The model has no weights yet")
+
+
+def test_a_packed_file_loads(masked, tmp_path):
+    with zipfile.ZipFile(tmp_path / "packed.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in parts_of(masked).items():
+            archive.writestr(name, data)
+    assert saved.read(tmp_path / "packed.keras").rows == saved.read(masked).rows
+
+
+def test_other_endings_are_not_read(masked, tmp_path):
+    for name in ("model.h5", "model", "model.zip"):
+        shutil.copy(masked, tmp_path / name)
+        with pytest.raises(ValueError, match=r"^Expected a \.keras file .* Received: path='.*'$"):
+            saved.load(tmp_path / name)
+    (tmp_path / "folder.keras").mkdir()
+    with pytest.raises(ValueError, match=r"^Expected a \.keras file"):
+        saved.load(tmp_path / "folder.keras")
+
+
+def test_a_file_that_may_not_be_read_is_an_os_error(masked, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied", str(masked))
+
+    monkeypatch.setattr("kprune.keras_file.open", refused, raising=False)
+    with pytest.raises(PermissionError):
+        saved.load(masked)

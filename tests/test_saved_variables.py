@@ -1,0 +1,136 @@
+"""SavedModels: their variables are read, and nothing that they hold is run."""
+
+import json
+import shutil
+
+import keras
+import pytest
+from helpers import halve
+from keras import layers
+
+import kprune
+from kprune.cli import main as cli
+from kprune.report import saved
+
+tf = pytest.importorskip("tensorflow")
+
+
+class Writes(tf.saved_model.experimental.TrackableResource):
+    """A resource that writes a file as it is initialized, which TensorFlow does as it loads a SavedModel."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+        self.resource_handle  # noqa: B018  # makes it
+
+    def _create_resource(self):
+        return tf.raw_ops.AnonymousIterator(output_types=[tf.float32], output_shapes=[()])
+
+    @tf.function(input_signature=[])
+    def _initialize(self):
+        tf.io.write_file(self.path, "x")
+
+
+def module(**variables):
+    made = tf.Module()
+    for name, value in variables.items():
+        setattr(made, name, tf.Variable(value, name=name))
+    return made
+
+
+def test_nothing_in_a_saved_model_runs(tmp_path):
+    mark, folder = tmp_path / "mark", str(tmp_path / "hostile")
+    hostile = module(kernel=[[0.0, 1.0], [0.0, 2.0]])
+    hostile.resource = Writes(str(mark))
+    tf.saved_model.save(hostile, folder)
+    mark.unlink(missing_ok=True)
+    assert [(row.path, row.zeros) for row in saved.read(folder).rows] == [("kernel", 2)]
+    assert not mark.exists()
+    tf.saved_model.load(folder)
+    assert mark.exists()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model of which two layers have kernels of one shape, and its export."""
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="same"), layers.Dropout(0.1)], name="inner")
+    outer = [layers.Dense(4, name="same"), layers.BatchNormalization(), inner, layers.Dense(2, name="last")]
+    model = keras.Sequential([keras.Input((4,)), *outer], name="net")
+    kprune.mask(model)
+    halve(model)
+    return model, kprune.export(model, tmp_path_factory.mktemp("exported") / "net").saved_model
+
+
+def copy(exported, tmp_path):
+    return shutil.copytree(exported[1], tmp_path / "copy")
+
+
+def test_an_exports_rows_are_those_of_the_model(exported):
+    model, folder = exported
+    rows, expected = saved.read(folder).rows, kprune.summary(model).rows
+    seen = [(row.path, row.shape, row.zeros, row.dead_channels) for row in rows]
+    assert seen == [(row.path, row.shape, row.zeros, row.dead_channels) for row in expected]
+    assert len({row.path for row in rows}) == 3
+    assert saved.read(folder).other_size == kprune.summary(model).other_size
+
+
+def test_without_the_paths_the_names_are_tensorflows(exported, tmp_path):
+    folder = copy(exported, tmp_path)
+    (folder / "assets.extra" / "kprune.json").unlink()
+    rows = saved.read(folder).rows
+    assert [row.zeros for row in rows] == [row.zeros for row in saved.read(exported[1]).rows]
+    assert all("kernel" in row.path for row in rows) and len({row.path for row in rows}) == 3
+
+
+def test_what_training_left_is_no_weight(tmp_path):
+    checkpointed = module(matrix=[[0.0, 1.0]], table=["a", "b"], shift=[1.0])
+    checkpointed.optimizer = module(matrix=[[9.0, 9.0]])
+    tf.saved_model.save(checkpointed, str(tmp_path / "saved"))
+    report = saved.read(tmp_path / "saved")
+    assert [row.path for row in report.rows] == ["matrix"] and report.other_size == 1
+
+
+def damaged(kind, folder):
+    variables, paths = folder / "variables", folder / "assets.extra" / "kprune.json"
+    data, index = variables / "variables.data-00000-of-00001", variables / "variables.index"
+    if kind == "no variables":
+        shutil.rmtree(variables)
+    elif kind == "less data than variables":
+        data.write_bytes(data.read_bytes()[:100])
+    elif kind == "no data":
+        data.unlink()
+    elif kind == "a bit of the data":
+        data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+    elif kind == "no index":
+        index.write_bytes(b"x" * 100)
+    elif kind == "paths of other variables":
+        paths.write_text(json.dumps({"format": 1, "weights": {"x": "y"}}))
+    elif kind == "paths that are no strings":
+        paths.write_text(json.dumps({"format": 1, "weights": {"variables/0/.ATTRIBUTES/VARIABLE_VALUE": []}}))
+    elif kind == "paths of tomorrow":
+        paths.write_text(json.dumps({"format": 2, "weights": {}}))
+    elif kind == "paths without end":
+        paths.write_text(" " * 2**24)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("no variables", "it has no variables"),
+        ("less data than variables", "the files that hold them 100"),
+        ("no data", "the files that hold them 0"),
+        ("a bit of the data", ""),
+        ("no index", ""),
+        ("paths of other variables", "assets.extra/kprune.json names variables that it does not have, such as 'x'"),
+        ("paths that are no strings", "assets.extra/kprune.json is damaged"),
+        ("paths of tomorrow", "of a later version of kprune"),
+        ("paths without end", "assets.extra/kprune.json is 16,777,216 bytes large"),
+    ],
+)
+def test_damaged(kind, words, exported, tmp_path, capsys):
+    folder = damaged(kind, copy(exported, tmp_path))
+    with pytest.raises(ValueError, match=rf"^This SavedModel cannot be read: .*{words}.* Received: path='.*copy'$"):
+        saved.read(folder)
+    assert cli.main(["inspect", str(folder)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
