@@ -22,7 +22,7 @@ import kprune
 from kprune.experiments.lottery_runs import LotteryRun
 from kprune.experiments.runs import RunTable
 from kprune.experiments.sweep import Cell
-from kprune.masks.masked_layers import MaskStore
+from kprune.masks.store import MaskStore
 from kprune.runtime import files
 
 pytestmark = [pytest.mark.one_session, pytest.mark.filterwarnings("ignore:Duplicate name")]
