@@ -14,7 +14,7 @@ from absl import logging
 
 from kprune.masks import is_tf_keras, masked_weights
 from kprune.masks.keras3 import seed_states
-from kprune.masks.masked_layers import CARRIER as ATTRIBUTE
+from kprune.masks.store import CARRIER as ATTRIBUTE
 from kprune.runtime.distribution import to_numpy
 from kprune.runtime.files import pack, understanding, unpack
 

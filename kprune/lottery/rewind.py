@@ -12,7 +12,6 @@ import numpy as np
 
 from ..masks import Masks, current_masks, is_tf_keras, masked_weights, set_masks, unique_paths
 from ..masks.keras3 import seed_states
-from ..masks.masked_layers import plain_weights
 from ..masks.matching import Arrays, matched
 from ..runtime.distribution import to_numpy
 from ..runtime.files import joined, split
@@ -149,7 +148,7 @@ def model_weights(model: Any) -> dict[str, Any]:
 
         variables = plain_variables(model)
     else:
-        variables = plain_weights(model)
+        variables = model.weights
     names = unique_paths([getattr(v, "path", v.name) for v in variables])
     if not is_tf_keras(model):
         # Keras numbers the generators of a process, so their own names are others in each run.

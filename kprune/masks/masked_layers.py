@@ -1,8 +1,8 @@
 """Masked Keras 3 layers: any built layer, masked in place.
 
-A layer that owns a masked weight becomes an instance of `Masked<its class>`: its `call` runs the parent's inside a
-`keras.StatelessScope` in which each masked weight w reads `where(mask, w, 0)`. The gradient at a pruned weight is
-then exactly zero, under every optimizer and compiler, and changing a mask never retraces.
+A layer that owns a masked weight becomes an instance of a subclass of its own class, of the same name: its `call` runs
+the parent's inside a `keras.StatelessScope` in which each masked weight w reads `where(mask, w, 0)`. The gradient at a
+pruned weight is then exactly zero, under every optimizer and compiler, and changing a mask never retraces.
 
 Layers between a masked one and the model that build their sublayers themselves (MultiHeadAttention, layers and models
 of the user's own) take the class too, only to save and load which of their weights are masked.
@@ -14,74 +14,15 @@ Keras has no public way to reach a layer's own sublayers or to add state to a bu
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-from ..runtime.distribution import device_layout, to_numpy
-from .spec import SPEC, plain_layer
-from .stores import read_bytes
-
-CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states, see carry.py
-_CARRIED = "callbacks"  # their key in the file
-
-
-@keras.saving.register_keras_serializable("kprune")
-class MaskStore(keras.layers.Layer):
-    """The bool masks of one layer, as a sublayer of it, so that Keras tracks, distributes and saves them.
-
-    On disk a mask is bit-packed: `ceil(size / 8)` bytes, uint8, C order.
-
-    Attributes:
-        masked: list of the masked `keras.Variable`s of the layer.
-        masks: list of bool `keras.Variable`s, each of its weight's shape; True = kept.
-    """
-
-    masked: list[Any]
-    masks: list[Any]
-
-    def add(self, variables: list[Any], shared: dict[int, Any]) -> None:
-        """Add a mask for each of `variables` (keras.Variable of any shape): `shared[id(v)]`, or a new one, all True."""
-        # A plain tuple of references would be tracked as weights of this layer too, and saved twice.
-        object.__setattr__(self, "masked", list(variables))
-        self.masks = [shared[id(v)] if id(v) in shared else self._new(v) for v in variables]
-        self.built = True
-
-    def _new(self, weight: Any) -> Any:
-        # `add_weight` would lay it out as Keras's distribution says of the mask's own path, not of the weight's.
-        with keras.name_scope(self.name):
-            return keras.Variable(
-                "ones", weight.shape, "bool", trainable=False, name=f"{weight.name}_mask", layout=device_layout(weight)
-            )
-
-    def save_own_variables(self, store: Any) -> None:
-        for i, mask in enumerate(self.masks):
-            store[str(i)] = np.packbits(to_numpy(mask))
-        for carrier in self._carriers():
-            store[_CARRIED] = np.frombuffer(carrier.dump(), np.uint8)
-
-    def load_own_variables(self, store: Any) -> None:
-        keys = list(store.keys())
-        stored = [key for key in keys if key != _CARRIED]
-        if sorted(stored) != sorted(map(str, range(len(self.masks)))):
-            raise ValueError(
-                f"The file holds masks for {len(stored)} weights of layer {self.name!r}, the model has "
-                f"{len(self.masks)}: mask it with the same filters and weights before loading. Received: {stored}"
-            )
-        sizes = [int(np.prod(mask.shape)) for mask in self.masks]
-        bits = [read_bytes(store, str(i), f"mask {i}", (size + 7) // 8) for i, size in enumerate(sizes)]
-        for mask, size, packed in zip(self.masks, sizes, bits, strict=True):
-            mask.assign(np.unpackbits(packed, count=size).reshape(mask.shape).astype(bool))
-        if _CARRIED in keys:
-            for carrier in self._carriers():
-                carrier.load(read_bytes(store, _CARRIED, "state of the callbacks").tobytes())
-
-    def _carriers(self) -> list[Any]:
-        return [getattr(v, CARRIER) for v in self.masked if hasattr(v, CARRIER)]
+from .spec import FORMAT, SPEC, plain_layer
+from .store import MaskStore, check_names, source_of, token_of
 
 
 class MaskedRegularizer(keras.regularizers.Regularizer):
@@ -108,32 +49,55 @@ class Masked:
         with _plain_class(self):
             plain = keras.saving.serialize_keras_object(self)
         spec = {key: plain[key] for key in ("module", "class_name", "registered_name")}
-        masked, weights = _masked_ids(self), plain_weights(self)
+        masked, weights = _masked_ids(self), self.weights
         positions = [i for i, v in enumerate(weights) if id(v) in masked]
-        return {**plain["config"], SPEC: {**spec, "masked": positions, "weights": len(weights)}}
+        known = {"masked": positions, "weights": len(weights)}
+        if type(self).__name__ == type(self).__mro__[2].__name__:
+            known |= {"format": FORMAT, "source": token_of(self.mask_store)}
+        return {**plain["config"], SPEC: {**spec, **known}}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
         layer, pending = plain_layer(config)
-        _mask_once_built(layer, pending)
+        spec = config[SPEC]
+        named = masked_class if spec.get("format") == FORMAT else _masked_class_of_0_1_0
+        _mask_once_built(layer, (*pending, spec.get("source")), named)
         return layer
+
+    def load_own_variables(self, store: Any) -> None:
+        check_names(self, store)
+        super().load_own_variables(store)  # type: ignore[misc]
+
+    def set_weights(self, weights: Any) -> None:
+        super().set_weights(weights)  # type: ignore[misc]
+        if self.mask_store is not None:
+            self.mask_store.enforce()
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         super().build_from_config(config)  # type: ignore[misc]
         attach_pending(self)
 
 
-_CLASSES: dict[type, type] = {}
+_CLASSES: dict[tuple[type, str], type] = {}
 
 
 def masked_class(cls: type) -> type:
-    """The subclass `Masked<cls>` of a Keras layer class; made once per class."""
-    if cls not in _CLASSES:
-        _CLASSES[cls] = _make_masked_class(cls)
-    return _CLASSES[cls]
+    """The masked subclass of a Keras layer class, made once; of the same name, by which Keras saves weights."""
+    return _named_class(cls, cls.__name__)
 
 
-def _make_masked_class(cls: type) -> type:
+def _masked_class_of_0_1_0(cls: type) -> type:
+    """The class as version 0.1.0 named it, so that the weights in its .keras files are found."""
+    return _named_class(cls, f"Masked{cls.__name__}")
+
+
+def _named_class(cls: type, name: str) -> type:
+    if (cls, name) not in _CLASSES:
+        _CLASSES[cls, name] = _make_masked_class(cls, name)
+    return _CLASSES[cls, name]
+
+
+def _make_masked_class(cls: type, name: str) -> type:
 
     class MaskedLayer(Masked, cls):
         @functools.wraps(cls.call)  # type: ignore[attr-defined]  # Keras reads the signature of `call`
@@ -146,7 +110,7 @@ def _make_masked_class(cls: type) -> type:
             with _masked_scope(self, store):
                 return super().call(*args, **kwargs)
 
-    MaskedLayer.__name__ = MaskedLayer.__qualname__ = f"Masked{cls.__name__}"
+    MaskedLayer.__name__ = MaskedLayer.__qualname__ = name
     MaskedLayer.__doc__ = cls.__doc__
     # One registered name serves all: `Masked.from_config` finds the plain class in the config.
     return keras.saving.register_keras_serializable("kprune", name="Masked")(MaskedLayer)
@@ -179,8 +143,8 @@ def is_masked(layer: Any) -> bool:
 
 
 def sublayers(layer: Any) -> list[Any]:
-    """The direct sublayers of a Keras 3 layer or model, in the order in which it holds them; mask stores left out."""
-    return [sub for sub in layer._flatten_layers(include_self=False, recursive=False) if not isinstance(sub, MaskStore)]
+    """The direct sublayers of a Keras 3 layer or model, in the order in which it holds them."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def all_layers(layer: Any) -> list[Any]:
@@ -203,15 +167,9 @@ def own_weights(layer: Any) -> list[Any]:
     A cell is called once per time step inside the RNN layer's loop, where masking would be repeated at each step.
     """
     if isinstance(layer, keras.layers.RNN):
-        return plain_weights(layer)
+        return list(layer.weights)
     below = {id(v) for sub in sublayers(layer) for v in sub.weights}
-    return [v for v in plain_weights(layer) if id(v) not in below]
-
-
-def plain_weights(layer: Any) -> list[Any]:
-    """The layer's weights without kprune's masks."""
-    masks = {id(m) for sub in all_layers(layer) if is_masked(sub) for m in sub.mask_store.masks}
-    return [v for v in layer.weights if id(v) not in masks]
+    return [v for v in layer.weights if id(v) not in below]
 
 
 def attach(layer: Any, variables: list[Any]) -> None:
@@ -257,10 +215,11 @@ def _add_masks(layer: Any, variables: list[Any], masks: dict[int, Any]) -> None:
         # A wider second `mask()`: one store per layer keeps the file format simple, so it is made anew.
         _remove_store(layer)
         variables = [v for v in own_weights(layer) if id(v) in wanted]
-    store = MaskStore(name="mask_store", dtype="float32")
+    store = MaskStore(name="mask_store")
     store.add(variables, masks)
     with _unlocked(layer):
         layer.mask_store = store
+        layer.mask_states = store.states
     if not isinstance(layer, Masked):
         layer.__class__ = masked_class(type(layer))
     for v, mask in zip(store.masked, store.masks, strict=True):
@@ -275,8 +234,9 @@ def _remove_store(layer: Any) -> None:
         if isinstance(v.regularizer, MaskedRegularizer):
             v.regularizer = v.regularizer.regularizer
     with _unlocked(layer):
-        layer._tracker.untrack(store)
-        del layer.mask_store
+        for state in store.states:
+            layer._tracker.untrack(state)
+        del layer.mask_store, layer.mask_states
 
 
 def detach(layer: Any) -> None:
@@ -317,9 +277,9 @@ def _masked_ids(layer: Any) -> set[int]:
     return {id(v) for sub in all_layers(layer) if is_masked(sub) for v in sub.mask_store.masked}
 
 
-def _mask_once_built(layer: Any, pending: tuple[list[int], int]) -> None:
-    """Mask the weights at these positions of `plain_weights(layer)` as soon as the layer has that many weights."""
-    layer.__class__ = masked_class(type(layer))
+def _mask_once_built(layer: Any, pending: tuple[list[int], int, str | None], named: Callable[[type], type]) -> None:
+    """Mask the weights at these positions of `layer.weights` as soon as the layer has that many weights."""
+    layer.__class__ = named(type(layer))
     build = layer.build
     object.__setattr__(layer, "_pending_masks", (*pending, build))
 
@@ -337,9 +297,11 @@ def attach_pending(layer: Any) -> None:
     without a `build` of its own, whose sublayers are built by it."""
     if "_pending_masks" not in vars(layer):
         return
-    positions, expected, build = vars(layer)["_pending_masks"]
-    weights = plain_weights(layer)
+    positions, expected, source, build = vars(layer)["_pending_masks"]
+    weights = layer.weights
     if len(weights) == expected:
         object.__delattr__(layer, "_pending_masks")
         object.__setattr__(layer, "build", build)
         attach(layer, [weights[i] for i in positions])
+        if layer.mask_store is not None and (original := source_of(source)) is not None:
+            layer.mask_store.take(original)

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 SPEC = "kprune"  # the key of a masked layer's config that holds the plain class and the masked weights' positions
+FORMAT = 2  # of the config; without one it is version 0.1.0's
 _CLASS = ("module", "class_name", "registered_name")
 
 
@@ -26,6 +27,11 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int]]:
     if not isinstance(spec, dict):
         raise ValueError(
             f"The config of a masked layer must say which of its weights are masked. Received: {SPEC}={spec!r:.80}"
+        )
+    if spec.get("format", 1) not in (1, FORMAT):
+        raise ValueError(
+            "The config of this masked layer has a format that this version of kprune does not know: install a newer "
+            f"one. Received: format={spec['format']!r:.80}"
         )
     masked, weights = spec.get("masked"), spec.get("weights")
     if not (isinstance(masked, list) and isinstance(weights, int) and _are_positions(masked, weights)):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..masks import DEFAULT_WEIGHTS
-from ..masks.masked_layers import all_layers, plain_weights
+from ..masks.masked_layers import all_layers
 from .keras_file import Description, describe
 from .saved_variables import SavedVariables
 from .summary import Row, Summary, summary
@@ -143,7 +143,7 @@ def _check_masks(model: Any) -> Any:
             _, expected, _ = vars(layer)["_pending_masks"]
             raise ValueError(
                 f"the masks of layer {layer.name!r} are for a layer of {expected:,} weights, it has "
-                f"{len(plain_weights(layer))}"
+                f"{len(layer.weights)}"
             )
     return model
 
