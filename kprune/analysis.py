@@ -15,7 +15,6 @@ from .lottery.rewind import Arrays, Snapshot, matched, model_weights, rewind, sn
 from .lottery.ticket import Ticket
 from .masks import Masks, current_masks, masked_weights, strip
 from .masks.matching import mask_distance as mask_distance
-from .runtime.distribution import to_numpy
 from .util.plotting import KEPT, LINES, Drawable, new_axes, plain_axes
 from .util.tables import new_table, table_lines
 
@@ -280,13 +279,10 @@ def _between(one: np.ndarray, other: np.ndarray, place: float) -> np.ndarray:
 def _put(model: Any, weights: Arrays, masks: Masks | None = None) -> None:
     """Give a model weights, and masks if there are some; unlike `set_masks`, this leaves the optimizer alone."""
     variables = model_weights(model)
-    for weight in masked_weights(model):
-        old = to_numpy(weight.mask)
-        kept = old.astype(bool) if masks is None else masks[weight.path]
-        weight.mask.assign(kept.astype(old.dtype))
-        weights = {**weights, weight.path: np.where(kept, weights[weight.path], 0)}
     for path, value in weights.items():
         variables[path].assign(value)
+    for weight in masked_weights(model):
+        weight.write(weight.kept() if masks is None else masks[weight.path], weight.value())
 
 
 def _figure(path: LinearPath) -> Figure:

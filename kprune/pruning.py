@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from .criteria import CRITERIA, Context, Scores
 from .data.batches import check_batches, take_batches
-from .masks import MaskedWeight, Masks, is_tf_keras, mask, masked_weights, set_masks, strip
+from .masks import MaskedWeight, Masks, masked, masked_weights, set_masks
 from .masks.layout import Layout, layout_of
 from .patterns import PATTERNS, pooled
 from .runtime.distribution import outside_strategies
@@ -89,14 +89,9 @@ def prune(
     """
     plan = Plan(criterion, scope, pattern, rounds, seed, data, batches, initial, movement)
     check_sparsities(sparsity)
-    fresh = mask_for_pruning(model)
-    try:
+    with masked(model, optimizer):
         masks = plan.masks(model, sparsity, verbose)
-    except BaseException:
-        if fresh:
-            strip(model)
-        raise
-    set_masks(model, masks, optimizer)
+        set_masks(model, masks, optimizer)
     return masks
 
 
@@ -223,25 +218,6 @@ class Plan:
         if over < max(largest for _, largest in pools):
             return {path: ranked[path].size for path in paths}
         return {path: shares[path] for path in survivors}
-
-
-def mask_for_pruning(model: Any) -> bool:
-    """Mask an unmasked Keras 3 model in place (True), or adopt one that tfmot wrapped; ValueError if neither can be."""
-    if masked_weights(model):
-        if is_tf_keras(model):
-            mask(model)
-        return False
-    if is_tf_keras(model):
-        raise ValueError(
-            "A tf_keras model cannot be masked in place: use `model = kprune.mask(model).model`, then compile it. "
-            f"Received: model={model.name!r}, which has no masks"
-        )
-    report = mask(model)
-    if not report.masked:
-        raise ValueError(
-            f"The model has no weight that can be masked: {report.skipped}. Received: model={model.name!r}"
-        )
-    return True
 
 
 def check_sparsities(sparsity: float | dict[str, float]) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..masks import strip
-from ..pruning import mask_for_pruning
+from ..masks import masked
 from ..runtime.distribution import to_numpy
 from ..runtime.optimizers import all_variables, build
 
@@ -32,13 +31,8 @@ def unchanged(model: Any, optimizer: bool = False) -> Iterator[None]:
 @contextmanager
 def masked_meanwhile(model: Any) -> Iterator[None]:
     """Inside, the model has masks; afterwards it is as it was."""
-    fresh = mask_for_pruning(model)
-    try:
-        with unchanged(model):
-            yield
-    finally:
-        if fresh:
-            strip(model)
+    with masked(model, keep=False), unchanged(model):
+        yield
 
 
 def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:

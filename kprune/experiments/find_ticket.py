@@ -17,8 +17,8 @@ from ..callbacks.base import Callback, MaskingCallback
 from ..lottery.levels import Lottery, density
 from ..lottery.rewind import Snapshot, restore, snapshot
 from ..lottery.ticket import Ticket
-from ..masks import current_masks, is_tf_keras, masked_weights, strip
-from ..pruning import Plan, mask_for_pruning
+from ..masks import current_masks, is_tf_keras, masked, masked_weights
+from ..pruning import Plan
 from ..runtime.files import joined, pack, read, split, understanding, unpack, write
 from ..runtime.locks import Lock
 from ..util.checks import check_path
@@ -126,13 +126,8 @@ def _find(
     folder: str | os.PathLike[str] | None,
     verbose: bool,
 ) -> Ticket:
-    fresh = mask_for_pruning(model)
-    try:
+    with masked(model):
         state = _State.load(folder, lottery, model)
-    except BaseException:
-        if fresh:
-            strip(model)
-        raise
     taker = _Taker(rewind_to)
     for number in tqdm(
         range(len(state.results), lottery.levels + 1), desc="lottery", unit="level", disable=not verbose
@@ -213,14 +208,9 @@ class _State:
             to = Snapshot.from_arrays(parts["to"]) if parts["to"] else None
             state = cls(about["density"], to, about["initial_epoch"], about["results"])
             state._check()
-            before = current_masks(model), snapshot(model)
-            try:
-                for then in (to, Snapshot.from_arrays(parts["now"])):
-                    if then is not None:
-                        restore(model, parts["mask"], then)
-            except BaseException:
-                restore(model, *before)
-                raise
+            for then in (to, Snapshot.from_arrays(parts["now"])):
+                if then is not None:
+                    restore(model, parts["mask"], then)
         return state
 
     def _check(self) -> None:
