@@ -91,6 +91,9 @@ class EarlyBird(MaskingCallback):
         self._distance = math.nan  # the largest of that epoch
         self._end: Snapshot | None = None
 
+    def check_fit(self) -> None:
+        self.plan.warned = False
+
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
         if not self._restored:

@@ -70,6 +70,7 @@ class GradualPruning(MaskingCallback):
         self._movement: Movement | None = None
 
     def check_fit(self) -> None:
+        self.plan.warned = False
         if isinstance(self.schedule, PerLayer):
             self.schedule.check(weight.path for weight in masked_weights(self.model))
 

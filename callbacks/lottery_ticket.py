@@ -149,6 +149,7 @@ class LotteryTicket(TakeSnapshot):
 
     def check_fit(self) -> None:
         super().check_fit()
+        self.lottery.plan.warned = False
         expected, epochs = self._total(self.first_epoch()), (self.params or {}).get("epochs")
         if epochs != expected:
             raise ValueError(

@@ -59,6 +59,9 @@ class PruneAtInit(MaskingCallback):
         self.sparsity = sparsity
         self.verbose = verbose
 
+    def check_fit(self) -> None:
+        self.plan.warned = False
+
     def on_train_begin(self, logs: Any = None) -> None:
         with self.undone():
             weights = masked_weights(self.model)

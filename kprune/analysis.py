@@ -15,6 +15,7 @@ from .lottery.rewind import Arrays, Snapshot, matched, model_weights, rewind, sn
 from .lottery.ticket import Ticket
 from .masks import Masks, current_masks, masked_weights, strip
 from .masks.matching import mask_distance as mask_distance
+from .util.checks import check_function
 from .util.plotting import KEPT, LINES, Drawable, new_axes, plain_axes
 from .util.tables import new_table, table_lines
 
@@ -176,6 +177,11 @@ def linear_path(
     ((0.0, 0.5625, 1.0, 0.5625, 0.0), 1.0)
     """
     _check_points(points)
+    if prepare is not None:
+        check_function("prepare", prepare, "a model")
+    for name, end in (("one", one), ("other", other)):
+        if not isinstance(end, Snapshot | Ticket):
+            raise ValueError(f"`{name}` must be a kprune.Snapshot, or a kprune.Ticket. Received: {name}={end!r:.200}")
     measure = measure_by(model, evaluate)
     ends = [_matched(model, end.weights, name) for name, end in (("one", one), ("other", other))]
     places, values = [i / (points - 1) for i in range(points)], []
@@ -234,6 +240,9 @@ def instability(
     ('mae', (0.0, 0.5, 1.0))
     """
     _check_points(points)
+    check_function("train", train, "a model and a seed")
+    if prepare is not None:
+        check_function("prepare", prepare, "a model")
     if not isinstance(seeds, Sequence) or len(seeds) != 2 or seeds[0] == seeds[1]:
         raise ValueError(f"`seeds` are two, and not the same. Received: seeds={seeds!r}")
     if at is not None and not isinstance(at, Snapshot):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,12 +47,12 @@ def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
         inputs: Callable[[], dict[str, Any]] = lambda: data  # noqa: E731
     elif isinstance(evaluate, list):
         inputs = lambda: {"x": (batch for batch in evaluate), "steps": len(evaluate)}  # noqa: E731
-    elif (hasattr(evaluate, "__iter__") or hasattr(evaluate, "__getitem__")) and not isinstance(
-        evaluate, str | Iterator
+    elif (hasattr(evaluate, "__iter__") or hasattr(evaluate, "__getitem__")) and not (
+        isinstance(evaluate, str | Iterator | Set | Mapping) or getattr(evaluate, "ndim", 1) == 0
     ):
         inputs = lambda: {"x": evaluate}  # noqa: E731
     else:
-        raise ValueError(f"{wrong}: (x, y), a tf.data.Dataset, a list of batches. Received: evaluate={evaluate!r}")
+        raise ValueError(f"{wrong}: (x, y), a tf.data.Dataset, a list of batches. Received: evaluate={evaluate!r:.200}")
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
             "Data is evaluated by the compiled metrics: compile the model, or pass a function of it. "

@@ -21,7 +21,7 @@ from ..masks import current_masks, is_tf_keras, masked, masked_weights
 from ..pruning import Plan
 from ..runtime.files import joined, pack, read, split, understanding, unpack, write
 from ..runtime.locks import Lock
-from ..util.checks import check_path
+from ..util.checks import check_function, check_path
 
 _STATE = "state.npz"
 
@@ -108,8 +108,7 @@ def find_ticket(
     0.75
     """
     lottery = Lottery.of(levels, rate, rewind_to, rewind, Plan(criterion, scope, pattern, rounds, seed, data, batches))
-    if not callable(train):
-        raise ValueError(f"`train` is a function of a model and a kprune.Level. Received: train={train!r}")
+    check_function("train", train, "a model and a kprune.Level")
     if folder is None:
         return _find(model, train, lottery, rewind_to, shuffle_seed, None, verbose)
     check_path("folder", folder)

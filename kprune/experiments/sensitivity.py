@@ -167,7 +167,11 @@ def _pruned(weight: MaskedWeight, mask: np.ndarray) -> Iterator[None]:
 
 
 def _checked(sparsities: Any) -> tuple[float, ...]:
-    if isinstance(sparsities, str | numbers.Number) or not isinstance(sparsities, Iterable):
+    if (
+        isinstance(sparsities, str | numbers.Number)
+        or not isinstance(sparsities, Iterable)
+        or getattr(sparsities, "ndim", 1) != 1
+    ):
         raise ValueError(f"`sparsities` are several numbers, as in [0.5, 0.9]. Received: sparsities={sparsities!r}")
     listed = list(sparsities)
     for sparsity in listed:

@@ -53,7 +53,7 @@ class RewindPoint:
         50
         """
         found = re.fullmatch(r"(step|epoch|fraction):([0-9.]+)", rewind_to) if isinstance(rewind_to, str) else None
-        if rewind_to == "init":
+        if isinstance(rewind_to, str) and rewind_to == "init":
             return cls(steps=0)
         try:
             if isinstance(rewind_to, int) and not isinstance(rewind_to, bool) and rewind_to >= 0:
@@ -204,7 +204,9 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
         ValueError: `what` is another word, or the snapshot is of another model or optimizer, or of none where only that
             is to be rewound. Nothing has been changed then.
     """
-    if what not in REWINDS:
+    if not isinstance(to, Snapshot):
+        raise ValueError(f"`to` must be a kprune.Snapshot. Received: to={to!r:.200}")
+    if not isinstance(what, str) or what not in REWINDS:
         raise ValueError(f"Expected one of {', '.join(REWINDS)}. Received: rewind={what!r}")
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     slots, weights = _due(model, to, what, optimizer)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from ..runtime.optimizers import reset_slots
-from ..util.checks import check_expression
+from ..util.checks import check_expression, check_strings
 from .types import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Filters, MaskedWeight, MaskReport, Masks, is_tf_keras, unique_paths
 
 
@@ -161,12 +161,11 @@ def _backend(model: Any) -> ModuleType:
 
 
 def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tuple[Filters, tuple[str, ...]]:
-    if isinstance(weights, str):
-        weights = (weights,)
+    weights = check_strings("weights", weights)
     known = sorted(present | set(KNOWN_WEIGHTS))
     for name in weights:
         if name not in known:
-            raise ValueError(f"Unknown weight name; this model knows {known}. Received: weights={tuple(weights)!r}")
+            raise ValueError(f"Unknown weight name; this model knows {known}. Received: weights={weights!r}")
     if filters is not None and not isinstance(filters, str | list | tuple) and not callable(filters):
         raise ValueError(
             f"`filters` is a regular expression, several, or a function of a layer. Received: filters={filters!r}"
@@ -174,7 +173,7 @@ def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tup
     if not callable(filters):
         for expression in [filters] if isinstance(filters, str) else filters or ():
             check_expression(expression, "filters")
-    return filters, tuple(weights)
+    return filters, weights
 
 
 __all__ = [
