@@ -7,12 +7,14 @@ tf_keras. So a backup holds weights, masks and state of one moment, and Keras's 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from kprune.masks import is_tf_keras, masked_weights
+from kprune.masks import Undo, is_tf_keras, masked_weights
 from kprune.masks.keras3 import seed_states
 from kprune.masks.store import CARRIER as ATTRIBUTE
 from kprune.runtime.distribution import to_numpy
@@ -20,18 +22,23 @@ from kprune.runtime.files import pack, understanding, unpack
 
 
 class Carrier:
-    """The states of the callbacks of one fit.
+    """The states of the callbacks of one fit, and what the model was before it.
 
     Attributes:
         fit: the `params` of the fit; Keras gives all its callbacks the same object.
+        undo: what the model was, until the last callback has begun the first epoch.
+        callbacks: of this fit, in their order.
+        runs: whether the fit has begun and not ended; not in `evaluate` or `predict`.
         starts: whether the fit has begun no epoch yet. Weights that are loaded then are a backup's; later, also after
             a fit that was interrupted, they are a checkpoint's, whose state is not taken over.
         epoch: the epoch that runs, from 0.
         loaded_epoch: the epoch in which the state that was loaded had been saved; None if none was.
     """
 
-    def __init__(self, model: Any, fit: Any):
-        self.model, self.fit = model, fit
+    def __init__(self, model: Any, fit: Any, undo: Undo | None):
+        self.model, self.fit, self.undo = model, fit, undo
+        self.callbacks: list[Any] = []
+        self.runs = False
         self.holders: dict[str, Any] = {}
         self.starts = True
         self.epoch = 0
@@ -40,8 +47,50 @@ class Carrier:
     def add(self, holder: Any) -> None:
         """Carry this callback's state, by the name of its class."""
         name, number = type(holder).__name__, 1 + len(self.holders)
-        if not any(known is holder for known in self.holders.values()):
+        if not any(known is holder for known in self.callbacks):
+            self.callbacks.append(holder)
             self.holders[f"{number} {name}"] = holder
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """Inside, a callback begins; what is raised cancels the fit, as long as it has not begun its first epoch."""
+        try:
+            self._start()
+            yield
+        except BaseException:
+            self._cancel()
+            raise
+
+    def _start(self) -> None:
+        """Ask all callbacks whether the fit can be, once, before any of them changes the model."""
+        if self.runs:
+            return
+        self.runs = True
+        self.undo = self.undo or Undo(self.model)
+        for callback in self.callbacks:
+            callback.check_fit()
+        self.undo.hold()
+
+    def _cancel(self) -> None:
+        undo, self.undo = self.undo, None
+        if undo is not None:
+            for callback in self.callbacks:
+                callback.cancel_fit()
+            self.end()
+            undo.back()
+
+    def end(self) -> None:
+        """Say that the fit has ended."""
+        self.runs, self.undo = False, None
+        release(self.model)
+
+    def leave(self) -> None:
+        """Leave a model that is only evaluated, or asked to predict, without masks if it had none."""
+        if not self.runs:
+            undo, self.undo = self.undo, None
+            release(self.model)
+            if undo is not None:
+                undo.unmask()
 
     def states(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The states, and those of the model's seed generators, which Keras does not save: arrays, and JSON."""
@@ -64,20 +113,26 @@ class Carrier:
 
     def restore(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
         """Give the callbacks their states; ValueError if they are those of another list of callbacks."""
-        if about["holders"] != list(self.holders):
-            raise ValueError(
-                f"This backup was made by a fit with the callbacks {about['holders']}: give this one the same, in the "
-                f"same order. Received: {list(self.holders)}"
-            )
+        self.check(about)
         for i, v in enumerate(_seeds(self.model)):
             v.assign(arrays[f"seeds/{i}"])
         for name, holder in self.holders.items():
             holder.set_state({key[len(name) + 1 :]: a for key, a in arrays.items() if key.startswith(f"{name}/")})
         self.loaded_epoch = about["epoch"]
 
-    def begin(self, epoch: int) -> None:
-        """Say that an epoch begins; warns once if it is not the one after that of the backup."""
-        self.starts, self.epoch = False, epoch
+    def check(self, about: dict[str, Any]) -> None:
+        """Raises ValueError if the states that this describes are those of another list of callbacks."""
+        if about["holders"] != list(self.holders):
+            raise ValueError(
+                f"This backup was made by a fit with the callbacks {about['holders']}: give this one the same, in the "
+                f"same order. Received: {list(self.holders)}"
+            )
+
+    def begin(self, epoch: int, callback: Any) -> None:
+        """Say that a callback begins an epoch; warns once if it is not the one after that of the backup."""
+        self.starts, self.epoch, self.runs = False, epoch, True
+        if callback is self.callbacks[-1]:
+            self.undo = None
         if self.loaded_epoch is not None and epoch != self.loaded_epoch + 1:
             logging.warning(
                 "kprune: the backup holds weights of epoch %d, but the fit goes on with epoch %d. It was saved in the "
@@ -90,11 +145,17 @@ class Carrier:
         self.loaded_epoch = None
 
 
-def carry(model: Any, holder: Any, fit: Any) -> Carrier:
-    """Carry the state of a callback in the model's checkpoints, until `release`; `fit`: the params of its fit."""
+def carry(model: Any, holder: Any, fit: Any, undo: Undo | None) -> Carrier:
+    """Carry the state of a callback in the model's checkpoints, until `release`.
+
+    Args:
+        model, holder: the masked model, and the callback.
+        fit: the params of its fit.
+        undo: what the model was when the callback was given it; that of the first callback counts.
+    """
     carrier = carrier_of(model)
     if carrier is None or carrier.fit is not fit:
-        carrier = Carrier(model, fit)
+        carrier = Carrier(model, fit, undo)
         if is_tf_keras(model):
             from kprune.masks.tf_keras import CarriedState
 

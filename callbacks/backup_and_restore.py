@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from absl import logging
 
-from kprune.lottery.rewind import Snapshot, restore, snapshot
-from kprune.masks import current_masks, is_tf_keras
+from kprune.lottery.rewind import Snapshot, check_restore, restore, snapshot, warn_of_nan
+from kprune.masks import Masks, current_masks, is_tf_keras
 from kprune.runtime.distribution import is_chief
 from kprune.runtime.files import joined, pack, read, split, understanding, unpack, write
 from kprune.runtime.locks import Lock
@@ -55,6 +58,7 @@ class BackupAndRestore(MaskingCallback):
         check_npz("path", path)
         self.path, self.delete = Path(path), delete
         self._lock = Lock(path)
+        self._found: _Backup | None = None
 
     def set_model(self, model: Any) -> None:
         if is_tf_keras(model):
@@ -64,36 +68,59 @@ class BackupAndRestore(MaskingCallback):
             )
         super().set_model(model)
 
+    def check_fit(self) -> None:
+        self._lock.acquire()
+        self._found = self._read()
+
+    def cancel_fit(self) -> None:
+        self._found = self.model._initial_epoch = None
+        self._lock.release()
+
     def on_train_begin(self, logs: Any = None) -> None:
         with self.undone():
-            self._lock.acquire()
-            self._restore()
+            super().on_train_begin(logs)
+            found, self._found = self._found, None
+            if found is not None:
+                self._restore(found)
 
-    def _restore(self) -> None:
+    def _read(self) -> _Backup | None:
+        """What the file holds, if there is one, checked against the model and the callbacks."""
         data, name = read(self.path), os.fspath(self.path)
         if data is None:
-            return
+            return None
         arrays, about = unpack(data, name)
         if about.get("kind") != "kprune backup 1":
             raise ValueError(f"This file holds no backup. Received: path={name!r}")
         with understanding(name):
             parts = split(arrays, "mask", "now", "callbacks")
-            now, epoch, known = Snapshot.from_arrays(parts["now"]), about["epoch"], about["callbacks"]
-            if type(epoch) is not int or epoch < 0:
-                raise ValueError(f"its epoch is {epoch!r}")
-        before = current_masks(self.model), snapshot(self.model)
+            now = Snapshot.from_arrays(parts["now"])
+            found = _Backup(parts["mask"], now, about["epoch"], parts["callbacks"], about["callbacks"])
+            if type(found.epoch) is not int or found.epoch < 0:
+                raise ValueError(f"its epoch is {found.epoch!r}")
+        with self._of_this_fit():
+            check_restore(self.model, found.masks, found.now)
+            self._carrier.check(found.known)
+        warn_of_nan(f"The backup {name!r}", found.now.weights)
+        return found
+
+    def _restore(self, found: _Backup) -> None:
+        with self._of_this_fit():
+            restore(self.model, found.masks, found.now)
+            self._carrier.restore(found.states, found.known)
+        # Keras has no public way to begin later once `fit` has begun; its own BackupAndRestore does the same (3.15.1).
+        self.model._initial_epoch = found.epoch + 1
+        logging.info("BackupAndRestore: epoch %d follows, from %s.", found.epoch + 2, self.path)
+
+    @contextmanager
+    def _of_this_fit(self) -> Iterator[None]:
+        """Inside, whatever the backup's contents are refused by is a ValueError that names the file."""
         try:
-            restore(self.model, parts["mask"], now)
-            self._carrier.restore(parts["callbacks"], known)
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            restore(self.model, *before)
+            yield
+        except Exception as error:
             raise ValueError(
                 f"This backup is of another fit: delete it, or name another file ({error!s:.1000}). "
-                f"Received: path={name!r}"
+                f"Received: path={os.fspath(self.path)!r}"
             ) from error
-        # Keras has no public way to begin later once `fit` has begun; its own BackupAndRestore does the same (3.15.1).
-        self.model._initial_epoch = epoch + 1
-        logging.info("BackupAndRestore: epoch %d follows, from %s.", epoch + 2, name)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -114,3 +141,13 @@ class BackupAndRestore(MaskingCallback):
                 logging.error("BackupAndRestore: the backup is not deleted: %s.", error)
         self._lock.release()
         super().on_train_end(logs)
+
+
+class _Backup(NamedTuple):
+    """What a file holds: masks, weights and optimizer, the epoch that had ended, and the callbacks' states."""
+
+    masks: Masks
+    now: Snapshot
+    epoch: int
+    states: dict[str, np.ndarray]
+    known: dict[str, Any]

@@ -91,7 +91,11 @@ class EarlyBird(MaskingCallback):
         self._distance = math.nan  # the largest of that epoch
         self._end: Snapshot | None = None
 
+    def check_fit(self) -> None:
+        self.plan.warned = False
+
     def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
         if not self._restored:
             self._begin()
         largest = 2 * min(self.sparsity, 1 - self.sparsity)
@@ -105,10 +109,11 @@ class EarlyBird(MaskingCallback):
             )
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        with self.undone():
+            # A backup that is listed before this callback is written before the masks of its epoch are drawn.
+            if self._restored and self._drawn < epoch - 1:
+                self._draw(epoch - 1)
         super().on_epoch_begin(epoch)
-        # A backup that is listed before this callback is written before the masks of its epoch are drawn.
-        if self._restored and self._drawn < epoch - 1:
-            self._draw(epoch - 1)
         self._drawn = epoch - 1
         if self.settled_at is not None and self.stop:
             # Killed after its last epoch. A fit that has begun an epoch takes a step before it stops.

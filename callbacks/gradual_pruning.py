@@ -69,11 +69,14 @@ class GradualPruning(MaskingCallback):
         self._updated_at: int | None = None
         self._movement: Movement | None = None
 
+    def check_fit(self) -> None:
+        self.plan.warned = False
+        if isinstance(self.schedule, PerLayer):
+            self.schedule.check(weight.path for weight in masked_weights(self.model))
+
     def on_train_begin(self, logs: Any = None) -> None:
         self._updated_at = None
         with self.undone():
-            if isinstance(self.schedule, PerLayer):
-                self.schedule.check(weight.path for weight in masked_weights(self.model))
             self._warn_of_a_short_fit()
             if "initial" in self.plan.needs and self.initial is None and not self._restored:
                 self.plan.initial = {weight.path: weight.value() for weight in masked_weights(self.model)}

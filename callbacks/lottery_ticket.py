@@ -147,18 +147,25 @@ class LotteryTicket(TakeSnapshot):
 
         return scheduled
 
+    def check_fit(self) -> None:
+        super().check_fit()
+        self.lottery.plan.warned = False
+        expected, epochs = self._total(self.first_epoch()), (self.params or {}).get("epochs")
+        if epochs != expected:
+            raise ValueError(
+                f"{self.lottery.levels + 1} trainings take {expected} epochs in all: give fit epochs={expected}. "
+                f"Received: epochs={epochs}"
+            )
+        if self._lock is not None:
+            self._lock.acquire()
+
+    def cancel_fit(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
     def on_train_begin(self, logs: Any = None) -> None:
-        self._begun, self._rewound = None, {}
         super().on_train_begin(logs)
-        with self.undone():
-            expected, epochs = self._total(self.first_epoch()), (self.params or {}).get("epochs")
-            if epochs != expected:
-                raise ValueError(
-                    f"{self.lottery.levels + 1} trainings take {expected} epochs in all: give fit epochs={expected}. "
-                    f"Received: epochs={epochs}"
-                )
-            if self._lock is not None:
-                self._lock.acquire()
+        self._begun, self._rewound = None, {}
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._begin_epoch(epoch)

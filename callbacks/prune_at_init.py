@@ -59,15 +59,18 @@ class PruneAtInit(MaskingCallback):
         self.sparsity = sparsity
         self.verbose = verbose
 
+    def check_fit(self) -> None:
+        self.plan.warned = False
+
     def on_train_begin(self, logs: Any = None) -> None:
-        weights = masked_weights(self.model)
-        zeros = sum(int((~weight.kept()).sum()) for weight in weights)
-        size = sum(weight.size for weight in weights)
-        if zeros >= zeros_for(size, self.sparsity):
-            logging.info("%s: the model has %d of %d weights pruned already.", type(self).__name__, zeros, size)
-            return
         with self.undone():
-            set_masks(self.model, self.plan.masks(self.model, self.sparsity, self.verbose))
+            weights = masked_weights(self.model)
+            zeros = sum(int((~weight.kept()).sum()) for weight in weights)
+            size = sum(weight.size for weight in weights)
+            if zeros >= zeros_for(size, self.sparsity):
+                logging.info("%s: the model has %d of %d weights pruned already.", type(self).__name__, zeros, size)
+            else:
+                set_masks(self.model, self.plan.masks(self.model, self.sparsity, self.verbose))
 
 
 class SynFlow(PruneAtInit):

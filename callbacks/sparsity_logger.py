@@ -38,7 +38,7 @@ class SparsityLogger(Callback):
 
     def __init__(self, log_dir: str | os.PathLike[str] | None = None, table: bool = True):
         super().__init__()
-        if log_dir:
+        if log_dir is not None:
             check_path("log_dir", log_dir)
         self.log_dir = log_dir
         self.table = table

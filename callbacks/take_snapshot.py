@@ -42,13 +42,13 @@ class TakeSnapshot(MaskingCallback):
     def __init__(self, at: str | int | float = "init"):
         super().__init__()
         self.point = RewindPoint.of(at)
+        self.batches_per_epoch: int | None = None
+        self.batches_per_step = 1
         self.begin()
 
     def begin(self) -> None:
         """Forget an earlier fit."""
         self.snapshot: Snapshot | None = None
-        self.batches_per_epoch: int | None = None
-        self.batches_per_step = 1
         self._begun_at: int | None = None
 
     def epochs(self) -> int:
@@ -59,20 +59,22 @@ class TakeSnapshot(MaskingCallback):
         """The number of whole epochs before the point."""
         return self.point.in_epochs(self.epochs(), self.batches_per_epoch, self.batches_per_step)
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        if not self._restored:
-            self.begin()
+    def check_fit(self) -> None:
         self.batches_per_epoch = (self.params or {}).get("steps")
         self.batches_per_step = batches_per_step(self.model)
-        with self.undone():
-            self._due = self.point.in_batches(self.epochs(), self.batches_per_epoch, self.batches_per_step)
+        self._due = self.point.in_batches(self.epochs(), self.batches_per_epoch, self.batches_per_step)
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
+        if not self._restored:
+            self.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        super().on_epoch_begin(epoch)
         if self._begun_at is None:
             self._begun_at = batches_taken(self.model)
             with self.undone():
                 self._check_reached(self.epochs() - epoch)
+        super().on_epoch_begin(epoch)
         self._take()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -15,7 +15,7 @@ from .lottery.rewind import Arrays, Snapshot, matched, model_weights, rewind, sn
 from .lottery.ticket import Ticket
 from .masks import Masks, current_masks, masked_weights, strip
 from .masks.matching import mask_distance as mask_distance
-from .runtime.distribution import to_numpy
+from .util.checks import check_function
 from .util.plotting import KEPT, LINES, Drawable, new_axes, plain_axes
 from .util.tables import new_table, table_lines
 
@@ -177,6 +177,11 @@ def linear_path(
     ((0.0, 0.5625, 1.0, 0.5625, 0.0), 1.0)
     """
     _check_points(points)
+    if prepare is not None:
+        check_function("prepare", prepare, "a model")
+    for name, end in (("one", one), ("other", other)):
+        if not isinstance(end, Snapshot | Ticket):
+            raise ValueError(f"`{name}` must be a kprune.Snapshot, or a kprune.Ticket. Received: {name}={end!r:.200}")
     measure = measure_by(model, evaluate)
     ends = [_matched(model, end.weights, name) for name, end in (("one", one), ("other", other))]
     places, values = [i / (points - 1) for i in range(points)], []
@@ -235,6 +240,9 @@ def instability(
     ('mae', (0.0, 0.5, 1.0))
     """
     _check_points(points)
+    check_function("train", train, "a model and a seed")
+    if prepare is not None:
+        check_function("prepare", prepare, "a model")
     if not isinstance(seeds, Sequence) or len(seeds) != 2 or seeds[0] == seeds[1]:
         raise ValueError(f"`seeds` are two, and not the same. Received: seeds={seeds!r}")
     if at is not None and not isinstance(at, Snapshot):
@@ -280,13 +288,10 @@ def _between(one: np.ndarray, other: np.ndarray, place: float) -> np.ndarray:
 def _put(model: Any, weights: Arrays, masks: Masks | None = None) -> None:
     """Give a model weights, and masks if there are some; unlike `set_masks`, this leaves the optimizer alone."""
     variables = model_weights(model)
-    for weight in masked_weights(model):
-        old = to_numpy(weight.mask)
-        kept = old.astype(bool) if masks is None else masks[weight.path]
-        weight.mask.assign(kept.astype(old.dtype))
-        weights = {**weights, weight.path: np.where(kept, weights[weight.path], 0)}
     for path, value in weights.items():
         variables[path].assign(value)
+    for weight in masked_weights(model):
+        weight.write(weight.kept() if masks is None else masks[weight.path], weight.value())
 
 
 def _figure(path: LinearPath) -> Figure:

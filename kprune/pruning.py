@@ -12,15 +12,15 @@ from tqdm import tqdm
 
 from .criteria import CRITERIA, Context, Scores
 from .data.batches import check_batches, take_batches
-from .masks import MaskedWeight, Masks, is_tf_keras, mask, masked_weights, set_masks, strip
+from .masks import MaskedWeight, Masks, masked, masked_weights, set_masks
 from .masks.layout import Layout, layout_of
 from .patterns import PATTERNS, pooled
 from .runtime.distribution import outside_strategies
 from .schedules import check_sparsity
-from .scopes import SCOPES
-from .util.checks import check_expression
+from .scopes import SCOPES, shares_of
+from .util.checks import check_arrays, check_expression
 from .util.ranking import alive
-from .util.registry import Registry, trait
+from .util.registry import trait
 from .util.threads import side_by_side
 
 
@@ -89,14 +89,9 @@ def prune(
     """
     plan = Plan(criterion, scope, pattern, rounds, seed, data, batches, initial, movement)
     check_sparsities(sparsity)
-    fresh = mask_for_pruning(model)
-    try:
+    with masked(model, optimizer):
         masks = plan.masks(model, sparsity, verbose)
-    except BaseException:
-        if fresh:
-            strip(model)
-        raise
-    set_masks(model, masks, optimizer)
+        set_masks(model, masks, optimizer)
     return masks
 
 
@@ -115,9 +110,9 @@ class Plan:
         initial: dict[str, np.ndarray] | None = None,
         movement: dict[str, np.ndarray] | None = None,
     ):
-        self.criterion = _resolve(CRITERIA, criterion)
-        self.pattern = _resolve(PATTERNS, pattern)
-        self.scope = _resolve(SCOPES, trait(self.pattern, "default_scope", "global") if scope is None else scope)
+        self.criterion = CRITERIA.get(criterion)
+        self.pattern = PATTERNS.get(pattern)
+        self.scope = SCOPES.get(trait(self.pattern, "default_scope", "global") if scope is None else scope)
         self.rounds = trait(self.criterion, "default_rounds", 1) if rounds is None else rounds
         self.name = CRITERIA.name_of(criterion)
         self.seed = seed
@@ -131,8 +126,12 @@ class Plan:
             raise ValueError(f"The criterion {self.name!r} asks the loss: give it data=(x, y). Received: data=None")
         # Taken once: a generator gives each batch only once, and all updates of a fit are to see the same data.
         self.data = [] if data is None else take_batches(data, batches)
+        for name, arrays in (("initial", initial), ("movement", movement)):
+            if arrays is not None:
+                check_arrays(name, arrays)
         self.initial = initial
         self.movement = movement
+        self.warned = False  # of weights that are pruned to nothing; a fit says so once
 
     def masks(self, model: Any, sparsity: float | dict[str, float], verbose: bool = False) -> Masks:
         """The masks to which the model would be pruned; the model is not changed."""
@@ -151,7 +150,7 @@ class Plan:
         for r in tqdm(steps, desc=f"{self.name} to {goal}", disable=not verbose, delay=1):
             due = [(paths, 1 - (1 - final) ** (r / self.rounds)) for paths, final in groups]
             context.masks = self._cut(context, due, current if revives else context.masks)
-        _warn_of_collapse(weights, context.masks)
+        self.warned = self.warned or _warn_of_collapse(weights, context.masks)
         return context.masks
 
     def _arrays(self, name: str, weights: list[MaskedWeight]) -> Scores:
@@ -197,7 +196,7 @@ class Plan:
 
         def cut(path: str) -> np.ndarray:
             score = layouts[path].canonical(survivors[path])
-            kept = self.pattern(score, min(n_keep[path], int(np.count_nonzero(masks[path]))))
+            kept = np.asarray(self.pattern(score, min(n_keep[path], int(np.count_nonzero(masks[path])))))
             if kept.shape != score.shape or kept.dtype != np.bool_:
                 raise ValueError(
                     f"A pattern returns a bool array of the scores' shape {score.shape}. "
@@ -211,37 +210,17 @@ class Plan:
         """path -> number of entries to keep of a group's weights."""
         blocks = trait(self.pattern, "blocks", None)
         if blocks is None:
-            shares = self.scope(survivors, sparsity)
-            return {path: shares[path] for path in survivors}
+            return shares_of(self.scope, survivors, sparsity)
         paths = list(survivors)
         pools = side_by_side(lambda path: pooled(layouts[path].canonical(survivors[path]), blocks), paths)
         ranked = {path: layouts[path].original(score) for path, (score, _) in zip(paths, pools, strict=True)}
-        shares = self.scope(ranked, sparsity)
+        shares = shares_of(self.scope, ranked, sparsity)
         # Blocks rarely come out even, so some entries stay that were to go. Were they taken in the next update, then
         # a fit that is resumed, where the same update comes once more, would end with other masks.
         over = sum(max(alive(ranked[path]) - shares[path], 0) for path in paths)
         if over < max(largest for _, largest in pools):
             return {path: ranked[path].size for path in paths}
-        return {path: shares[path] for path in survivors}
-
-
-def mask_for_pruning(model: Any) -> bool:
-    """Mask an unmasked Keras 3 model in place (True), or adopt one that tfmot wrapped; ValueError if neither can be."""
-    if masked_weights(model):
-        if is_tf_keras(model):
-            mask(model)
-        return False
-    if is_tf_keras(model):
-        raise ValueError(
-            "A tf_keras model cannot be masked in place: use `model = kprune.mask(model).model`, then compile it. "
-            f"Received: model={model.name!r}, which has no masks"
-        )
-    report = mask(model)
-    if not report.masked:
-        raise ValueError(
-            f"The model has no weight that can be masked: {report.skipped}. Received: model={model.name!r}"
-        )
-    return True
+        return shares
 
 
 def check_sparsities(sparsity: float | dict[str, float]) -> None:
@@ -274,13 +253,8 @@ def _groups(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple[
     return [(group, sparsity[expression]) for expression, group in found.items()]
 
 
-def _resolve(registry: Registry, entry: Any) -> Callable[..., Any]:
-    if not isinstance(entry, str) and not callable(entry):
-        raise ValueError(f"Expected a name or a function. Received: {registry.kind}={entry!r}")
-    return registry.get(entry)
-
-
-def _warn_of_collapse(weights: list[MaskedWeight], masks: Masks) -> None:
+def _warn_of_collapse(weights: list[MaskedWeight], masks: Masks) -> bool:
+    """Whether weights are pruned to nothing, which a warning says."""
     empty = [weight.path for weight in weights if not masks[weight.path].any()]
     if empty:
         logging.warning(
@@ -290,3 +264,4 @@ def _warn_of_collapse(weights: list[MaskedWeight], masks: Masks) -> None:
             len(weights),
             ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),
         )
+    return bool(empty)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .patterns import nth_highest
-from .util.checks import check_expression
+from .util.checks import check_expression, check_flag, check_strings
 from .util.ranking import alive, in_proportion, zeros_for
 from .util.registry import Registry
 
@@ -236,7 +236,9 @@ def kept_out(
     {'a': 2, 'b': 1, 'c': 1}
     """
     base = SCOPES.get(scope)
-    expressions = [paths] if isinstance(paths, str) else list(paths or ())
+    expressions = () if paths is None else check_strings("paths", paths)
+    for name, flag in (("first", first), ("last", last)):
+        check_flag(name, flag)
     received = f"first={first}, last={last}, paths={paths!r}"
     if not (first or last or expressions):
         raise ValueError(f"Say which weights stay dense. Received: {received}")
@@ -249,6 +251,24 @@ def kept_out(
         return _bounded(base, scores, sparsity, low, None, "The weights that stay dense", received)
 
     return outside
+
+
+def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:
+    """What a scope answers: path -> number of entries to keep; ValueError if it answers anything else."""
+    shares, name = scope(scores, sparsity), SCOPES.name_of(scope)
+    if not isinstance(shares, dict):
+        raise ValueError(
+            f"A scope must return a dict: path -> number of entries to keep. Received: scope={name!r}, which returned "
+            f"{shares!r:.100}"
+        )
+    for path, score in scores.items():
+        n_keep = shares.get(path)
+        if not isinstance(n_keep, Integral) or isinstance(n_keep, bool) or not 0 <= n_keep <= score.size:
+            raise ValueError(
+                f"A scope must return an integer from 0 to {score.size} for {path}. Received: scope={name!r}, which "
+                f"returned {n_keep!r:.100}"
+            )
+    return {path: int(shares[path]) for path in scores}
 
 
 def _bounded(
@@ -264,7 +284,7 @@ def _bounded(
 
     The scope is always asked about all weights: it may go by their order or by their names.
     """
-    n_keep = base(scores, sparsity)
+    n_keep = shares_of(base, scores, sparsity)
     budget, size = sum(n_keep.values()), sum(score.size for score in scores.values())
     if sum(low.values()) > budget:
         raise ValueError(
@@ -295,7 +315,7 @@ def _bounded(
         asked = asked - surplus if trial < 8 or trial % 2 else (few + many) // 2
         asked = asked if few < asked < many else (few + many) // 2
         try:
-            n_keep = base(scores, 1 - asked / size)
+            n_keep = shares_of(base, scores, 1 - asked / size)
         except ValueError:  # the scope has bounds of its own, which so few entries do not meet
             n_keep = low
     # A scope that rounds each weight by itself ("layerwise") skips totals: the largest give what is too much.

@@ -13,7 +13,8 @@ from keras import layers
 import kprune
 from kprune.criteria import Context, synflow, synflow_l2
 from kprune.data.batches import take_batches
-from kprune.pruning import Plan, mask_for_pruning
+from kprune.masks import mask_for_pruning
+from kprune.pruning import Plan
 
 
 def scores_of(model, criterion=synflow, data=None):

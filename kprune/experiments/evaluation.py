@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
-from ..masks import strip
-from ..pruning import mask_for_pruning
+from ..masks import masked
 from ..runtime.distribution import to_numpy
 from ..runtime.optimizers import all_variables, build
 
@@ -32,13 +31,8 @@ def unchanged(model: Any, optimizer: bool = False) -> Iterator[None]:
 @contextmanager
 def masked_meanwhile(model: Any) -> Iterator[None]:
     """Inside, the model has masks; afterwards it is as it was."""
-    fresh = mask_for_pruning(model)
-    try:
-        with unchanged(model):
-            yield
-    finally:
-        if fresh:
-            strip(model)
+    with masked(model, keep=False), unchanged(model):
+        yield
 
 
 def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
@@ -53,12 +47,12 @@ def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
         inputs: Callable[[], dict[str, Any]] = lambda: data  # noqa: E731
     elif isinstance(evaluate, list):
         inputs = lambda: {"x": (batch for batch in evaluate), "steps": len(evaluate)}  # noqa: E731
-    elif (hasattr(evaluate, "__iter__") or hasattr(evaluate, "__getitem__")) and not isinstance(
-        evaluate, str | Iterator
+    elif (hasattr(evaluate, "__iter__") or hasattr(evaluate, "__getitem__")) and not (
+        isinstance(evaluate, str | Iterator | Set | Mapping) or getattr(evaluate, "ndim", 1) == 0
     ):
         inputs = lambda: {"x": evaluate}  # noqa: E731
     else:
-        raise ValueError(f"{wrong}: (x, y), a tf.data.Dataset, a list of batches. Received: evaluate={evaluate!r}")
+        raise ValueError(f"{wrong}: (x, y), a tf.data.Dataset, a list of batches. Received: evaluate={evaluate!r:.200}")
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
             "Data is evaluated by the compiled metrics: compile the model, or pass a function of it. "

@@ -17,11 +17,11 @@ from ..callbacks.base import Callback, MaskingCallback
 from ..lottery.levels import Lottery, density
 from ..lottery.rewind import Snapshot, restore, snapshot
 from ..lottery.ticket import Ticket
-from ..masks import current_masks, is_tf_keras, masked_weights, strip
-from ..pruning import Plan, mask_for_pruning
+from ..masks import current_masks, is_tf_keras, masked, masked_weights
+from ..pruning import Plan
 from ..runtime.files import joined, pack, read, split, understanding, unpack, write
 from ..runtime.locks import Lock
-from ..util.checks import check_path
+from ..util.checks import check_function, check_path
 
 _STATE = "state.npz"
 
@@ -108,8 +108,7 @@ def find_ticket(
     0.75
     """
     lottery = Lottery.of(levels, rate, rewind_to, rewind, Plan(criterion, scope, pattern, rounds, seed, data, batches))
-    if not callable(train):
-        raise ValueError(f"`train` is a function of a model and a kprune.Level. Received: train={train!r}")
+    check_function("train", train, "a model and a kprune.Level")
     if folder is None:
         return _find(model, train, lottery, rewind_to, shuffle_seed, None, verbose)
     check_path("folder", folder)
@@ -126,13 +125,8 @@ def _find(
     folder: str | os.PathLike[str] | None,
     verbose: bool,
 ) -> Ticket:
-    fresh = mask_for_pruning(model)
-    try:
+    with masked(model):
         state = _State.load(folder, lottery, model)
-    except BaseException:
-        if fresh:
-            strip(model)
-        raise
     taker = _Taker(rewind_to)
     for number in tqdm(
         range(len(state.results), lottery.levels + 1), desc="lottery", unit="level", disable=not verbose
@@ -213,14 +207,9 @@ class _State:
             to = Snapshot.from_arrays(parts["to"]) if parts["to"] else None
             state = cls(about["density"], to, about["initial_epoch"], about["results"])
             state._check()
-            before = current_masks(model), snapshot(model)
-            try:
-                for then in (to, Snapshot.from_arrays(parts["now"])):
-                    if then is not None:
-                        restore(model, parts["mask"], then)
-            except BaseException:
-                restore(model, *before)
-                raise
+            for then in (to, Snapshot.from_arrays(parts["now"])):
+                if then is not None:
+                    restore(model, parts["mask"], then)
         return state
 
     def _check(self) -> None:

@@ -16,8 +16,7 @@ from ..data.rewindable import RewindableBatches
 from ..lottery.levels import density
 from ..lottery.rewind import RewindPoint, Snapshot, restore, snapshot
 from ..lottery.ticket import Ticket
-from ..masks import is_tf_keras, masked_weights
-from ..pruning import mask_for_pruning
+from ..masks import is_tf_keras, mask_for_pruning, masked_weights
 from ..runtime.files import pack, understanding, unpack, write
 from .find_ticket import Level, find_ticket
 from .runs import accuracies

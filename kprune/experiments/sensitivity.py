@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..criteria import Context
 from ..masks import MaskedWeight, masked_weights
 from ..pruning import Plan
-from ..runtime.distribution import to_numpy
+from ..runtime.values import Values
 from ..schedules import check_sparsity
 from ..util.plotting import TEXT, TOTAL, Drawable, new_axes, short_paths
 from ..util.tables import new_table, table_lines
@@ -158,18 +158,20 @@ def sensitivity(
 @contextmanager
 def _pruned(weight: MaskedWeight, mask: np.ndarray) -> Iterator[None]:
     """Inside, the weight has this mask. Unlike `set_masks`, this leaves the optimizer's memory of it alone."""
-    value, old = weight.value(), to_numpy(weight.mask)
-    weight.mask.assign(mask.astype(old.dtype))
-    weight.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
+    before = Values([weight.mask, weight.variable])
+    weight.write(mask, weight.value())
     try:
         yield
     finally:
-        weight.mask.assign(old)
-        weight.variable.assign(value)
+        before.put_back()
 
 
 def _checked(sparsities: Any) -> tuple[float, ...]:
-    if isinstance(sparsities, str | numbers.Number) or not isinstance(sparsities, Iterable):
+    if (
+        isinstance(sparsities, str | numbers.Number)
+        or not isinstance(sparsities, Iterable)
+        or getattr(sparsities, "ndim", 1) != 1
+    ):
         raise ValueError(f"`sparsities` are several numbers, as in [0.5, 0.9]. Received: sparsities={sparsities!r}")
     listed = list(sparsities)
     for sparsity in listed:

@@ -46,7 +46,7 @@ class Lottery:
             raise ValueError(f"`levels` is a whole number, at least 1. Received: levels={levels!r}")
         if not isinstance(rate, float) or not 0 < rate < 1:
             raise ValueError(f"`rate` is above 0 and below 1. Received: rate={rate!r}")
-        if rewind not in REWINDS:
+        if not isinstance(rewind, str) or rewind not in REWINDS:
             raise ValueError(f"`rewind` is one of {', '.join(REWINDS)}. Received: rewind={rewind!r}")
         if "movement" in plan.needs:
             raise ValueError(

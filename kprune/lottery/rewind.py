@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from absl import logging
 
-from ..masks import Masks, current_masks, is_tf_keras, masked_weights, set_masks, unique_paths
+from ..masks import Masks, check_masks, current_masks, is_tf_keras, masked_weights, set_masks, unique_paths
 from ..masks.keras3 import seed_states
 from ..masks.matching import Arrays, matched
 from ..runtime.distribution import to_numpy
@@ -51,7 +52,7 @@ class RewindPoint:
         50
         """
         found = re.fullmatch(r"(step|epoch|fraction):([0-9.]+)", rewind_to) if isinstance(rewind_to, str) else None
-        if rewind_to == "init":
+        if isinstance(rewind_to, str) and rewind_to == "init":
             return cls(steps=0)
         try:
             if isinstance(rewind_to, int) and not isinstance(rewind_to, bool) and rewind_to >= 0:
@@ -202,19 +203,35 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
         ValueError: `what` is another word, or the snapshot is of another model or optimizer, or of none where only that
             is to be rewound. Nothing has been changed then.
     """
-    if what not in REWINDS:
+    if not isinstance(to, Snapshot):
+        raise ValueError(f"`to` must be a kprune.Snapshot. Received: to={to!r:.200}")
+    if not isinstance(what, str) or what not in REWINDS:
         raise ValueError(f"Expected one of {', '.join(REWINDS)}. Received: rewind={what!r}")
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
+    slots, weights = _due(model, to, what, optimizer)
+    for variable, value in [*(slots if what != "none" else ()), *(weights if what == "weights" else ())]:
+        variable.assign(value)
+    if what != "none":
+        reapply_masks(model, optimizer)
+
+
+def _due(model: Any, to: Snapshot, what: str, optimizer: Any) -> tuple[list[tuple[Any, np.ndarray]], ...]:
+    """(variable, its value then) of the optimizer and of the model; ValueError if the snapshot is of others."""
     weights = model_weights(model)
     slots = _optimizer_variables(model, optimizer)
     known = what == "learning_rate" or (slots and to.optimizer)
     slots_then = matched(slots, to.optimizer, "optimizer") if known else {}
     weights_then = matched(weights, to.weights, "model")
-    for variables, arrays, due in ((slots, slots_then, what != "none"), (weights, weights_then, what == "weights")):
-        for name, value in arrays.items() if due else ():
-            variables[name].assign(value)
-    if what != "none":
-        reapply_masks(model, optimizer)
+    pairs = (slots, slots_then), (weights, weights_then)
+    return tuple([(variables[name], value) for name, value in then.items()] for variables, then in pairs)
+
+
+def check_restore(model: Any, masks: Masks, to: Snapshot) -> Masks:
+    """Raises ValueError, as `restore`, if masks or snapshot are of another model; the masks by the model's paths."""
+    masks = matched({weight.path: weight for weight in masked_weights(model)}, masks, "model")
+    check_masks(model, masks)
+    _due(model, to, "weights", getattr(model, "optimizer", None))
+    return masks
 
 
 def restore(model: Any, masks: Masks, to: Snapshot) -> None:
@@ -223,15 +240,19 @@ def restore(model: Any, masks: Masks, to: Snapshot) -> None:
     Raises:
         ValueError: one of them is of another model or optimizer. Nothing has been changed then.
     """
-    by_path = {weight.path: weight for weight in masked_weights(model)}
-    masks = matched(by_path, masks, "model")
-    before = current_masks(model)
-    set_masks(model, masks)
-    try:
-        rewind(model, to)
-    except ValueError:
-        set_masks(model, before)
-        raise
+    set_masks(model, check_restore(model, masks, to))
+    rewind(model, to)
+
+
+def warn_of_nan(name: str, weights: Mapping[str, np.ndarray]) -> None:
+    """Log a warning that names the weights which are NaN."""
+    diverged = [path for path, value in weights.items() if value.dtype.kind != "b" and np.isnan(np.sum(value))]
+    if diverged:
+        logging.warning(
+            "kprune: %s holds NaN in %s: that training had diverged before. Begin anew, with a lower learning rate.",
+            name,
+            ", ".join(diverged[:4]) + (" ..." if len(diverged) > 4 else ""),
+        )
 
 
 def reapply_masks(model: Any, optimizer: Any = None) -> None:

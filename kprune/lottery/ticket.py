@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import Masks, current_masks, masked_weights, set_masks, strip
-from ..pruning import mask_for_pruning
+from ..masks import Masks, current_masks, masked, masked_weights, set_masks
 from ..runtime.distribution import to_numpy
 from ..runtime.files import joined, pack, split, understanding, unpack, write
 from ..util.checks import check_expression, check_npz
-from .rewind import Arrays, matched, model_weights, reapply_masks
+from .rewind import Arrays, matched, model_weights, reapply_masks, warn_of_nan
 
 _KIND = "kprune ticket 1"
 
@@ -127,21 +126,14 @@ class Ticket:
             check_expression(skip, "skip")
             if all(re.search(skip, path) for path in self.masks):
                 raise ValueError(f"`skip` leaves no mask to apply. Received: skip={skip!r}")
-        mine = model_weights(model)
-        values = _match(mine, self.weights, skip) if weights else {}
-        fresh = mask_for_pruning(model)
-        try:
-            masked = {weight.path: weight for weight in masked_weights(model)}
-            masks = _match(masked, self.masks, skip)
-        except BaseException:
-            if fresh:
-                strip(model)
-            raise
-        variables = model_weights(model)
-        for path, value in values.items():
-            variables[path].assign(value)
-        set_masks(model, masks, optimizer)
-        reapply_masks(model, optimizer)
+        with masked(model, optimizer):
+            mine = model_weights(model)
+            values = _match(mine, self.weights, skip) if weights else {}
+            warn_of_nan("The ticket", values)
+            set_masks(model, _match({w.path: w for w in masked_weights(model)}, self.masks, skip), optimizer)
+            for path, value in values.items():
+                mine[path].assign(value)
+            reapply_masks(model, optimizer)
 
 
 def _match(mine: dict[str, Any], theirs: Arrays, skip: str | None) -> Arrays:

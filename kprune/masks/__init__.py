@@ -7,6 +7,7 @@ from .api import (
     MaskedWeight,
     MaskReport,
     Masks,
+    check_masks,
     current_masks,
     is_tf_keras,
     mask,
@@ -17,6 +18,7 @@ from .api import (
     strip,
     unique_paths,
 )
+from .undo import Undo, mask_for_pruning, masked
 
 __all__ = [
     "DEFAULT_WEIGHTS",
@@ -25,9 +27,13 @@ __all__ = [
     "MaskReport",
     "MaskedWeight",
     "Masks",
+    "Undo",
+    "check_masks",
     "current_masks",
     "is_tf_keras",
     "mask",
+    "mask_for_pruning",
+    "masked",
     "masked_weights",
     "moved_weights",
     "plain",

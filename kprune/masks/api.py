@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -10,9 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..runtime.distribution import to_numpy
 from ..runtime.optimizers import reset_slots
-from ..util.checks import check_expression
+from ..util.checks import check_expression, check_strings
 from .types import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Filters, MaskedWeight, MaskReport, Masks, is_tf_keras, unique_paths
 
 
@@ -88,6 +87,21 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     Raises:
         ValueError: a path or a shape is wrong. Nothing has been changed then.
     """
+    by_path = check_masks(model, masks)
+    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
+    for path, new in masks.items():
+        weight = by_path[path]
+        new = np.asarray(new)
+        changed = ~new | (new != weight.kept())
+        weight.write(new, weight.value())
+        if optimizer is not None and changed.any():
+            reset_slots(optimizer, weight.variable, changed)
+
+
+def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
+    """The masked weights of a model by their path; ValueError if they cannot take these masks."""
+    if not isinstance(masks, Mapping):
+        raise ValueError(f"`masks` must be a dict: path -> bool array. Received: masks={masks!r:.200}")
     by_path = {weight.path: weight for weight in masked_weights(model)}
     for path, new in masks.items():
         if path not in by_path:
@@ -100,16 +114,7 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
                 f"The mask of {path} must be a bool array of shape {by_path[path].shape}. "
                 f"Received: shape={np.shape(new)}, dtype={np.asarray(new).dtype}"
             )
-    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
-    for path, new in masks.items():
-        weight = by_path[path]
-        new = np.asarray(new)
-        old, value = to_numpy(weight.mask), weight.value()
-        changed = ~new | (new != old.astype(bool))
-        weight.mask.assign(new.astype(old.dtype))
-        weight.variable.assign(np.where(new, value, np.zeros((), value.dtype)))
-        if optimizer is not None and changed.any():
-            reset_slots(optimizer, weight.variable, changed)
+    return by_path
 
 
 def strip(model: Any) -> Any:
@@ -156,12 +161,11 @@ def _backend(model: Any) -> ModuleType:
 
 
 def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tuple[Filters, tuple[str, ...]]:
-    if isinstance(weights, str):
-        weights = (weights,)
+    weights = check_strings("weights", weights)
     known = sorted(present | set(KNOWN_WEIGHTS))
     for name in weights:
         if name not in known:
-            raise ValueError(f"Unknown weight name; this model knows {known}. Received: weights={tuple(weights)!r}")
+            raise ValueError(f"Unknown weight name; this model knows {known}. Received: weights={weights!r}")
     if filters is not None and not isinstance(filters, str | list | tuple) and not callable(filters):
         raise ValueError(
             f"`filters` is a regular expression, several, or a function of a layer. Received: filters={filters!r}"
@@ -169,7 +173,7 @@ def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tup
     if not callable(filters):
         for expression in [filters] if isinstance(filters, str) else filters or ():
             check_expression(expression, "filters")
-    return filters, tuple(weights)
+    return filters, weights
 
 
 __all__ = [

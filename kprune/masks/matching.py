@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 
 from .types import Masks
@@ -17,8 +18,8 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
     """path of mine -> array of theirs: by path, or where the names differ ("dense", "dense_1") by order.
 
     Raises:
-        ValueError: there are more or fewer of them, or one has another shape, or by order another kind ("kernel",
-            "bias" ...); the first that does is named.
+        ValueError: there are more or fewer of them, or one has another shape or kind of dtype, or by order another
+            name in its layer ("kernel", "bias" ...); the first that does is named.
     """
     if len(mine) != len(theirs):
         odd = next((path for path in [*mine, *theirs] if path not in mine or path not in theirs), "")
@@ -32,10 +33,22 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
         shape = tuple(mine[path].shape)
         if array.shape != shape:
             raise ValueError(f"It is of another {of}: {path} has shape {shape}. Received: shape={array.shape}")
+        dtype = getattr(mine[path], "dtype", None)
+        if dtype is not None and _family(array.dtype) != _family(dtype):
+            raise ValueError(
+                f"It is of another {of}: {path} has dtype {keras.backend.standardize_dtype(dtype)}. "
+                f"Received: dtype={array.dtype}"
+            )
     for path, other in () if by_path or of != "model" else zip(mine, theirs, strict=True):
         if _kind(path) != _kind(other):
             raise ValueError(f"It is of another {of}: {path} stands where it has {other}. Received: {other}")
     return pairs
+
+
+def _family(dtype: Any) -> str:
+    """Of these, an array of one is a value for a variable of the same: "float", "int", "bool" ..."""
+    name = getattr(dtype, "name", str(dtype))
+    return "float" if "float" in name else re.sub(r"^u|\d", "", name)
 
 
 def _kind(path: str) -> str:

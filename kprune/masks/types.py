@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import keras
 import numpy as np
 from absl import logging
 
@@ -54,6 +55,11 @@ class MaskedWeight:
     def kept(self) -> np.ndarray:
         """The mask as a bool array, True = kept."""
         return to_numpy(self.mask).astype(bool)
+
+    def write(self, kept: np.ndarray, value: np.ndarray) -> None:
+        """Give the weight a mask (bool, True = kept) and where(kept, value, 0); optimizers are not told."""
+        self.mask.assign(kept.astype(keras.backend.standardize_dtype(self.mask.dtype)))
+        self.variable.assign(np.where(kept, value, np.zeros((), value.dtype)))
 
 
 @dataclass(frozen=True)

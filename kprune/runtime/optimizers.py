@@ -111,7 +111,9 @@ def build(optimizer: Any, model: Any) -> None:
 
 
 def all_variables(optimizer: Any) -> list[Any]:
-    """All that a built optimizer keeps: iterations, learning rate, slots, averages, loss scale; each once."""
+    """All that an optimizer keeps: iterations, learning rate, slots, averages, loss scale; each once."""
+    if hasattr(optimizer, "get_slot_names"):  # a legacy one, of which `variables` is a method
+        return list(optimizer.weights)
     found = list(optimizer.variables)
     # tf_keras counts neither its dynamic loss scale nor its learning rate among the variables; the former has no public
     # name (checked with tf_keras 2.21; tests/tf_keras/test_lottery_tf_keras.py).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,48 @@ def check_number(name: str, value: Any, says: str, holds: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not holds(value):
         raise ValueError(f"`{name}` must be a number {says}. Received: {name}={value!r}")
+
+
+def check_function(name: str, value: Any, of: str) -> None:
+    """Raises ValueError unless what a user gave as `name` can be called; `of` says with what.
+
+    >>> check_function("train", None, "a model and a seed")
+    Traceback (most recent call last):
+    ...
+    ValueError: `train` must be a function of a model and a seed. Received: train=None
+    """
+    if not callable(value):
+        raise ValueError(f"`{name}` must be a function of {of}. Received: {name}={value!r:.200}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises ValueError unless what a user gave as `name` is True or False.
+
+    >>> check_flag("first", False)
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be True or False. Received: {name}={value!r:.200}")
+
+
+def check_arrays(name: str, value: Any) -> None:
+    """Raises ValueError unless what a user gave as `name` is a dict of names and arrays.
+
+    >>> check_arrays("initial", {"dense/kernel": [[0.0]]})
+    """
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"`{name}` must be a dict: path -> array. Received: {name}={value!r:.200}")
+
+
+def check_strings(name: str, value: Any) -> tuple[str, ...]:
+    """What a user gave as `name`, one str or several, as a tuple; ValueError if it is neither.
+
+    >>> check_strings("weights", "kernel")
+    ('kernel',)
+    """
+    listed = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (None,)
+    if not all(isinstance(one, str) for one in listed):
+        raise ValueError(f"`{name}` must be a str, or a list or tuple of some. Received: {name}={value!r:.200}")
+    return listed
 
 
 def check_path(name: str, path: Any) -> None:

@@ -65,6 +65,8 @@ class Registry:
         """The callable registered under a name; a callable is returned as it is. Raises ValueError otherwise."""
         if callable(entry):
             return entry
+        if not isinstance(entry, str):
+            raise ValueError(f"Expected a name or a function. Received: {self.kind}={entry!r:.200}")
         if entry not in self._entries:
             for expression, make in self._families.values():
                 if found := re.fullmatch(expression, entry):

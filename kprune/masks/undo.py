@@ -1,0 +1,89 @@
+"""Masking a model in order to change it, and making it what it was if that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..runtime.optimizers import all_variables
+from ..runtime.values import Values
+from .api import mask, masked_weights, strip
+from .types import is_tf_keras
+
+
+def mask_for_pruning(model: Any) -> bool:
+    """Mask an unmasked Keras 3 model in place (True), or adopt one that tfmot wrapped; ValueError if neither can be."""
+    if masked_weights(model):
+        if is_tf_keras(model):
+            mask(model)
+        return False
+    if is_tf_keras(model):
+        raise ValueError(
+            "A tf_keras model cannot be masked in place: use `model = kprune.mask(model).model`, then compile it. "
+            f"Received: model={model.name!r}, which has no masks"
+        )
+    report = mask(model)
+    if not report.masked:
+        raise ValueError(
+            f"The model has no weight that can be masked: {report.skipped}. Received: model={model.name!r}"
+        )
+    return True
+
+
+class Undo:
+    """What a model is before it is changed; it is masked from then on, and can be taken back.
+
+    Args:
+        model: a built model of either Keras.
+        optimizer: of a custom training loop; the compiled one by default.
+
+    Attributes:
+        fresh: whether the model had no masks before.
+
+    Raises:
+        ValueError: the model cannot be masked. Nothing has been changed then.
+    """
+
+    def __init__(self, model: Any, optimizer: Any = None):
+        self.model, self._optimizer, self._values = model, optimizer, Values()
+        masked_weights(model)  # ValueError for what is no model
+        self.hold()
+        self.fresh = mask_for_pruning(model)
+
+    def hold(self) -> None:
+        """Take variables in that have been made since, such as the slots of an optimizer that was not built."""
+        optimizer = self._optimizer if self._optimizer is not None else getattr(self.model, "optimizer", None)
+        self._values.add([*self.model.variables, *(all_variables(optimizer) if optimizer is not None else ())])
+
+    def unmask(self) -> None:
+        """Take the masks away if the model had none."""
+        if self.fresh:
+            self.fresh = False
+            strip(self.model)
+
+    def back(self) -> None:
+        """Make the model what it was: masks, weights, statistics, seeds and the optimizer."""
+        self.unmask()
+        self._values.put_back()
+
+
+@contextmanager
+def masked(model: Any, optimizer: Any = None, keep: bool = True) -> Iterator[None]:
+    """Inside, the model has masks; an exception makes it what it was, bit for bit, and unmasked if it was.
+
+    Args:
+        model, optimizer: as in `Undo`.
+        keep: False takes masks that were made for this away again in any case.
+
+    Raises:
+        ValueError: the model cannot be masked. Nothing has been changed then.
+    """
+    undo = Undo(model, optimizer)
+    try:
+        yield
+    except BaseException:
+        undo.back()
+        raise
+    if not keep:
+        undo.unmask()

@@ -1,0 +1,45 @@
+"""The values of variables at one moment, to be put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+
+
+class Values:
+    """What variables of either Keras hold now.
+
+    They are kept as tensors where they lie. TensorFlow copies them only if the variable changes.
+
+    >>> variable = keras.Variable([1.0, 2.0])
+    >>> values = Values([variable])
+    >>> _ = variable.assign([3.0, 4.0])
+    >>> values.put_back()
+    >>> variable.numpy().tolist()
+    [1.0, 2.0]
+    """
+
+    def __init__(self, variables: Iterable[Any] = ()):
+        self._held: dict[int, tuple[Any, Any]] = {}
+        self.add(variables)
+
+    def add(self, variables: Iterable[Any]) -> None:
+        """Keep the values of these variables too; of those that are known already, the earlier ones."""
+        for v in variables:
+            if id(v) not in self._held:
+                self._held[id(v)] = v, _tensor(v)
+
+    def put_back(self) -> None:
+        """Give the variables these values again."""
+        for v, value in self._held.values():
+            v.assign(value)
+
+
+def _tensor(variable: Any) -> Any:
+    if isinstance(variable, keras.Variable) and keras.backend.backend() != "tensorflow":
+        return keras.ops.copy(variable.value)  # a training step may donate the array itself to its compiled function
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(variable.value if isinstance(variable, keras.Variable) else variable)

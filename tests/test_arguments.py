@@ -1,0 +1,132 @@
+"""Wrong arguments: a ValueError that says what was given, and nothing has changed."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from helpers import mlp
+from kprune.callbacks import EarlyBird, GradualPruning, LotteryTicket, PruneAtInit, TakeSnapshot
+
+import kprune
+from kprune import analysis, scopes
+from kprune.schedules import PolynomialDecay
+
+ANYTHING = [None, -1, 1.5, math.nan, True, "", set(), np.array(3), object(), {"wrong": 1}, {1: 2}, [object()]]
+ANYTHING.append(np.ones(3))
+SCORES = {"a": np.ones((4, 3)), "b": np.ones((3, 2))}
+
+
+def but(*right):
+    """Everything that is wrong where only values of these types or these values themselves are right."""
+    types = tuple(one for one in right if isinstance(one, type))
+    return [value for value in ANYTHING if not isinstance(value, types) and not any(value is one for one in right)]
+
+
+def scoped(make, **arguments):
+    make(**arguments)(SCORES, 0.5)
+
+
+def ones(model):
+    return 1.0
+
+
+def trained(model, seed):
+    return None
+
+
+# What is called (of the model, a snapshot of it and one argument), the argument's name, and values that are wrong.
+TABLE = {
+    "mask filters": (kprune.mask, "filters", but(None, "")),
+    "mask weights": (kprune.mask, "weights", ANYTHING),
+    "masked_weights": (lambda m, model: kprune.masked_weights(model), "model", ANYTHING),
+    "set_masks": (kprune.set_masks, "masks", but()),
+    "prune criterion": (lambda m, **a: kprune.prune(m, sparsity=0.5, **a), "criterion", ANYTHING),
+    "prune sparsity": (lambda m, **a: kprune.prune(m, "magnitude", **a), "sparsity", ANYTHING),
+    **{
+        f"prune {name}": (lambda m, **a: kprune.prune(m, "magnitude", 0.5, verbose=False, **a), name, values)
+        for name, values in {
+            "scope": but(None),
+            "pattern": ANYTHING,
+            "rounds": but(None),
+            "seed": but(True),
+            "batches": but(None),
+            "initial": [*but(None, dict), {1: 2}],
+            "movement": [*but(None, dict), {1: 2}],
+        }.items()
+    },
+    "rewind to": (kprune.rewind, "to", ANYTHING),
+    "rewind what": (lambda m, what: kprune.rewind(m, kprune.snapshot(m), what), "what", ANYTHING),
+    "sensitivity evaluate": (kprune.sensitivity, "evaluate", [*but(list, np.ndarray), np.array(3)]),
+    "sensitivity sparsities": (lambda m, **a: kprune.sensitivity(m, ones, **a), "sparsities", ANYTHING),
+    "supermask": (lambda m, ticket: analysis.supermask(m, ticket, ones), "ticket", ANYTHING),
+    "linear_path one": (lambda m, one: analysis.linear_path(m, one, kprune.snapshot(m), ones), "one", ANYTHING),
+    "instability train": (lambda m, train: analysis.instability(m, train, ones), "train", ANYTHING),
+    "instability prepare": (lambda m, **a: analysis.instability(m, trained, ones, **a), "prepare", but(None)),
+    "find_ticket train": (lambda m, train: kprune.find_ticket(m, train, levels=1), "train", ANYTHING),
+    "kept_out scope": (lambda m, scope: scoped(scopes.kept_out, scope=scope, first=True), "scope", ANYTHING),
+    "kept_out first": (lambda m, **a: scoped(scopes.kept_out, scope="global", **a), "first", but(True)),
+    "kept_out last": (lambda m, **a: scoped(scopes.kept_out, scope="global", **a), "last", but(True)),
+    "kept_out paths": (lambda m, **a: scoped(scopes.kept_out, scope="global", **a), "paths", but("")),
+    "with_floor scope": (lambda m, **a: scoped(scopes.with_floor, **a), "scope", ANYTHING),
+    "with_ceiling scope": (lambda m, **a: scoped(scopes.with_ceiling, ceiling=0.9, **a), "scope", ANYTHING),
+    "GradualPruning": (lambda m, schedule: GradualPruning(schedule), "schedule", ANYTHING),
+    "PruneAtInit": (lambda m, criterion: PruneAtInit(criterion), "criterion", ANYTHING),
+    "EarlyBird": (lambda m, patience: EarlyBird(0.5, patience=patience), "patience", ANYTHING),
+    "LotteryTicket": (lambda m, **a: LotteryTicket(1, 1, **a), "rewind", ANYTHING),
+    "TakeSnapshot": (lambda m, at: TakeSnapshot(at), "at", ANYTHING),
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = mlp(units=3)
+    made.compile("sgd", "mse", metrics=["mae"])
+    kprune.mask(made)
+    return made
+
+
+@pytest.mark.parametrize("row", TABLE)
+def test_a_wrong_argument_is_named_and_changes_nothing(row, model):
+    function, name, values = TABLE[row]
+    before = [v.numpy().tobytes() for v in model.variables]
+    for value in values:
+        with pytest.raises(ValueError, match="Received: ") as raised:
+            function(model, **{name: value})
+        assert "truth value" not in str(raised.value) and len(str(raised.value)) < 1000
+    assert [v.numpy().tobytes() for v in model.variables] == before
+
+
+@pytest.mark.parametrize(
+    "answer, says",
+    [
+        (None, "must return a dict"),
+        ({}, "must return an integer from 0 to 24 for"),
+        (24.0, "must return an integer from 0 to 24 for"),
+        (25, "must return an integer from 0 to 24 for"),
+        (True, "must return an integer from 0 to 24 for"),
+    ],
+)
+@pytest.mark.parametrize("around", [lambda scope: scope, lambda scope: scopes.with_floor(scope, 1)])
+def test_a_scope_that_answers_wrongly_is_named(answer, says, around, model):
+    def mine(scores, sparsity):
+        return answer if answer is None or isinstance(answer, dict) else dict.fromkeys(scores, answer)
+
+    with pytest.raises(ValueError, match=f"{says}.*Received: scope='mine'"):
+        kprune.prune(model, "magnitude", 0.5, scope=around(mine), verbose=False)
+
+
+def test_a_pattern_that_answers_nothing_is_refused(model):
+    with pytest.raises(ValueError, match=r"A pattern returns a bool array.*Received: shape=\(\), dtype=object"):
+        kprune.prune(model, "magnitude", 0.5, pattern=lambda scores, n_keep: None, verbose=False)
+
+
+def test_weights_that_are_pruned_to_nothing_are_named_once_per_fit(caplog):
+    dense = [keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(v)) for v in (3.0, 2.0, 1.0)]
+    small = keras.Sequential([keras.Input((4,)), *dense])
+    small.compile("sgd", "mse")
+    callback = GradualPruning(PolynomialDecay(0.2, 0.7, begin_step=0, end_step=4))
+    for _ in range(2):
+        caplog.clear()
+        small.fit(np.zeros((5, 4)), np.zeros((5, 1)), batch_size=1, verbose=0, callbacks=[callback])
+        assert caplog.text.count("pruned to nothing") == 1
