@@ -80,7 +80,7 @@ def pick(rng, choices):
 
 
 def hostile_npz(rng, whole):
-    """A file of `kprune.files.pack` made hostile, in one of the ways that a checksum does or does not find."""
+    """A file of `kprune.runtime.files.pack` made hostile, in one of the ways that a checksum does or does not find."""
     kind = rng.random()
     if kind < 0.3:
         return damaged(rng, whole)

@@ -257,6 +257,6 @@ def test_a_file_that_may_not_be_read_is_an_os_error(masked, monkeypatch):
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied", str(masked))
 
-    monkeypatch.setattr("kprune.keras_file.open", refused, raising=False)
+    monkeypatch.setattr("kprune.report.keras_file.open", refused, raising=False)
     with pytest.raises(PermissionError):
         saved.load(masked)
