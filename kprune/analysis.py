@@ -316,3 +316,6 @@ def _put(model: Any, weights: Arrays, masks: Masks | None = None) -> None:
         weights = {**weights, weight.path: np.where(kept, weights[weight.path], 0)}
     for path, value in weights.items():
         variables[path].assign(value)
+
+
+__all__ = ["LinearPath", "barrier", "instability", "linear_path", "mask_distance", "supermask"]

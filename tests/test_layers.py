@@ -128,6 +128,7 @@ def model_of(kind):
     return keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x))), shape
 
 
+@pytest.mark.private_api
 @pytest.mark.parametrize("jit", [False, True], ids=["plain", "jit"])
 @pytest.mark.parametrize("kind", [*KINDS, "subclassed"])
 def test_every_layer_kind(kind, jit, tmp_path, rng):
@@ -180,6 +181,7 @@ def test_every_layer_kind(kind, jit, tmp_path, rng):
     np.testing.assert_array_equal(plain.predict(x, verbose=0), predicted)
 
 
+@pytest.mark.private_api
 @pytest.mark.parametrize("kind", ["Dense", "LSTM", "MultiHeadAttention", "Bidirectional", "nested", "custom of layers"])
 def test_clone_keeps_masks(kind, rng):
     model, shape = model_of(kind)

@@ -289,3 +289,6 @@ def _shown(cells: Sequence[LotteryRun]) -> str:
     values = [100 * cell.accuracy for cell in cells]
     spread = f" +- {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
     return f"{sum(values) / len(values):.1f}{spread}"
+
+
+__all__ = ["MODES", "LotteryRun", "LotteryRuns", "run_lotteries"]

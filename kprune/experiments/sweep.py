@@ -231,3 +231,6 @@ def _needs_data(method: str) -> bool:
 def _shown(cells: Sequence[Cell]) -> str:
     mean = sum(cell.accuracy for cell in cells) / len(cells)
     return f"{'*' * any(cell.collapsed for cell in cells)}{100 * mean:.1f}"
+
+
+__all__ = ["COMPRESSIONS", "METHODS", "Cell", "Sweep", "sweep"]
