@@ -45,8 +45,9 @@ lint: install-test
 types: install-test
 	cd $(VENV) && bin/mypy --config-file ../setup.cfg -p kprune
 
+# Not `--quiet`, which hides the warnings from `--strict`, too.
 docs: install-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "the documentation: out/site/index.html"
 
 # `-p conftest` has every doctest start from the same seed and from fresh layer names, like every test.
