@@ -3,8 +3,9 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults test-oldest test-tpu compile-for-tpu strategies bench clean lint types doctest \
-	test-tensorflow test-jax test-jax-distribution test-tf-keras test-tf-distribute install-demo install-test install-tpu
+.PHONY: help demo test test-faults test-oldest test-newest test-private test-tpu compile-for-tpu strategies bench clean \
+	lint types docs doctest dist try-dist try-dist-jax test-tensorflow test-jax test-jax-distribution test-tf-keras \
+	test-tf-distribute install-demo install-test install-tpu install-docs
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,8 +22,11 @@ help:
 	@echo "                   10,000 damaged and hostile files of each kind"
 	@echo "make strategies   run the tests on several devices and in several processes, print a table of them"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
+	@echo "make test-newest   run the tests of what Keras and JAX keep private with the newest of both"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
 	@echo "make bench  time SynFlow on VGG-16"
+	@echo "make docs   build the documentation into out/site; any warning is an error"
+	@echo "make dist   build sdist and wheel into dist/, install each in a fresh environment and train with it"
 	@echo "make clean  remove what these leave behind"
 	@echo "All need Python 3.11, 3.12 or 3.13: PYTHON=/path/to/python3 says which."
 
@@ -32,7 +36,7 @@ demo: install-demo
 bench: install-demo
 	$(BIN)/python benchmarks/synflow.py
 
-test: lint types doctest test-tensorflow test-jax test-tf-keras test-jax-distribution test-tf-distribute
+test: lint types docs doctest test-tensorflow test-jax test-tf-keras test-jax-distribution test-tf-distribute
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -41,6 +45,11 @@ lint: install-test
 # The wheel, not this folder: only there kprune.callbacks and kprune.models are where a type checker looks for them.
 types: install-test
 	cd $(VENV) && bin/mypy --config-file ../setup.cfg -p kprune
+
+# Not `--quiet`, which hides the warnings from `--strict`, too.
+docs: install-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "the documentation: out/site/index.html"
 
 # `-p conftest` has every doctest start from the same seed and from fresh layer names, like every test.
 doctest: install-test
@@ -72,6 +81,18 @@ test-faults: install-test
 test-oldest:
 	$(MAKE) test-tensorflow test-jax test-tf-keras VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
+# What Keras and JAX do not promise may change in any release. kprune itself asks for versions it was tested with, so the
+# newest are put over those, in an environment of its own.
+test-newest:
+	$(MAKE) test-private VENV=.venv-newest CONSTRAINTS=/dev/null
+
+test-private: install-test
+	$(BIN)/pip install -q --disable-pip-version-check --upgrade keras jax jaxlib
+	$(BIN)/pip list --disable-pip-version-check | grep -E "^(keras|jax|jaxlib|tensorflow) "
+	KERAS_BACKEND=tensorflow $(PYTEST) -m private_api tests $(APART:%=--ignore=tests/%)
+	KERAS_BACKEND=jax $(PYTEST) -m private_api tests $(APART:%=--ignore=tests/%)
+	KERAS_BACKEND=jax $(PYTEST) -m private_api tests/jax_distribution
+
 # libtpu compiles for TPUs on any machine; it is large, so it has an environment of its own.
 test-tpu:
 	$(MAKE) VENV=.venv-tpu compile-for-tpu
@@ -98,12 +119,37 @@ test-tf-distribute: install-test
 strategies: test-jax-distribution test-tf-distribute
 	$(BIN)/python tests/strategies_table.py out/jax_distribution.xml out/tf_distribute.xml
 
+# The wheel is built from the sdist, so what the sdist lacks would be missed here. Each is then installed in a fresh
+# environment, and the wheel in one more, without what it asks for, beside Keras and JAX: so it is on Colab's TPU runtime.
+dist:
+	rm -rf dist .venv-dist .venv-dist-*
+	$(MAKE) VENV=.venv-dist .venv-dist/bin/python
+	.venv-dist/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) build
+	.venv-dist/bin/python -m build -q --outdir dist .
+	@rm -rf build kprune.egg-info
+	.venv-dist/bin/python tests/packaging/contents.py dist
+	$(MAKE) try-dist VENV=.venv-dist-sdist FILE='dist/*.tar.gz'
+	$(MAKE) try-dist VENV=.venv-dist-wheel FILE='dist/*.whl'
+	$(MAKE) try-dist-jax VENV=.venv-dist-jax FILE='dist/*.whl'
+
+try-dist: $(BIN)/python
+	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) $(FILE)
+	KERAS_BACKEND=tensorflow $(BIN)/python -P tests/packaging/one_fit.py
+
+try-dist-jax: $(BIN)/python
+	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) keras jax absl-py matplotlib rich tqdm
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(FILE)
+	KERAS_BACKEND=jax $(BIN)/python -P tests/packaging/one_fit.py
+	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) scikit-learn
+	KERAS_BACKEND=jax $(BIN)/python tests/without_tensorflow.py "$$(mktemp -d)"
+
 # What kprune needs, once and again when that changes; then kprune itself, each time, so that no run sees stale code.
 # setuptools leaves `build` and `kprune.egg-info` behind, from where a deleted module would find its way into a wheel.
 install-demo: $(VENV)/.stamp-demo
 install-test: $(VENV)/.stamp-test
 install-tpu: $(VENV)/.stamp-tpu
-install-demo install-test install-tpu:
+install-docs: $(VENV)/.stamp-docs
+install-demo install-test install-tpu install-docs:
 	@rm -rf build kprune.egg-info
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
 	@rm -rf build kprune.egg-info
@@ -111,7 +157,8 @@ install-demo install-test install-tpu:
 $(VENV)/.stamp-demo: EXTRAS := demo
 $(VENV)/.stamp-test: EXTRAS := demo,jax,test
 $(VENV)/.stamp-tpu: EXTRAS := demo,test,tpu
-$(VENV)/.stamp-demo $(VENV)/.stamp-test $(VENV)/.stamp-tpu: $(BIN)/python setup.cfg pyproject.toml $(CONSTRAINTS)
+$(VENV)/.stamp-docs: EXTRAS := docs
+$(VENV)/.stamp-demo $(VENV)/.stamp-test $(VENV)/.stamp-tpu $(VENV)/.stamp-docs: $(BIN)/python setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) ".[$(EXTRAS)]"
 	@touch $@
 

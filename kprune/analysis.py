@@ -305,3 +305,6 @@ def _figure(path: LinearPath) -> Figure:
     figure.suptitle(f"at most {path.rise:.4g} above, {path.fall:.4g} below the line between the ends", fontsize=11)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     return figure
+
+
+__all__ = ["LinearPath", "barrier", "instability", "linear_path", "mask_distance", "supermask"]

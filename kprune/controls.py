@@ -343,3 +343,6 @@ def _draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[in
     if name == "bias" and getattr(layer, "unit_forget_bias", False):  # an LSTM opens its forget gates itself
         value[value.size // 4 : value.size // 2] = 1
     return value
+
+
+__all__ = ["inverted", "matched_epochs", "reinitialize", "shuffle_masks", "shuffled"]

@@ -295,3 +295,6 @@ def _bracket(vectors: list[np.ndarray], n: int, size: int) -> tuple[float, float
 
 
 PATTERNS.register("2:4")(n_of_m(2, 4))
+
+
+__all__ = ["PATTERNS", "block", "channel", "n_of_m", "unstructured"]

@@ -363,3 +363,7 @@ def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[S
         return {path: entries(values[path], score.size) for path, score in scores.items()}
 
     return of_each
+
+
+__all__ = ["SCOPES", "erk", "global_scope", "layerwise", "uniform", "uniform_plus"]
+__all__ += ["kept_out", "per_layer", "with_ceiling", "with_floor"]

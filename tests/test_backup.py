@@ -68,6 +68,7 @@ def gradual(criterion="magnitude_increase"):
     return GradualPruning(schedule, criterion=criterion)
 
 
+@pytest.mark.private_api
 @pytest.mark.parametrize(
     "make", [lottery, gradual, lambda: gradual("movement"), lambda: SynFlow(0.8, rounds=5, verbose=False)]
 )
@@ -155,6 +156,7 @@ def test_no_space_left_is_logged_and_the_training_goes_on(tmp_path, caplog):
     assert fit(network(), 4, BackupAndRestore(path)).epoch == [2, 3]
 
 
+@pytest.mark.private_api
 def test_a_second_fit_in_the_same_process_begins_at_its_first_epoch(tmp_path):
     model = network()
     with pytest.raises(KeyboardInterrupt):

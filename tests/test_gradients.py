@@ -234,6 +234,7 @@ def test_what_a_layer_updates_in_inference_is_left_alone(criterion):
     assert_unchanged(model, before)
 
 
+@pytest.mark.private_api
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize("criterion", ["snip", "synflow"])
 def test_keras_promotes_dtypes_as_before(criterion, broken, monkeypatch):
@@ -294,6 +295,7 @@ def test_force_never_revives_what_the_model_had_pruned():
     assert not any(np.any(after[path] & ~before[path]) for path in after)
 
 
+@pytest.mark.private_api
 def test_a_model_that_was_never_trained_with_two_outputs():
     one = keras.Input((8,))
     x = layers.Dense(6, "relu")(one)

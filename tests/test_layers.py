@@ -140,6 +140,7 @@ else:
     EACH_KIND += [("Dense", False), ("Conv2D", False), ("subclassed", False)]
 
 
+@pytest.mark.private_api
 @pytest.mark.parametrize(("kind", "jit"), EACH_KIND, ids=lambda value: {True: "jit", False: "plain"}.get(value, value))
 def test_every_layer_kind(kind, jit, tmp_path, rng):
     model, shape = model_of(kind)
@@ -193,6 +194,7 @@ def test_every_layer_kind(kind, jit, tmp_path, rng):
     np.testing.assert_array_equal(plain.predict(x, verbose=0), predicted)
 
 
+@pytest.mark.private_api
 @pytest.mark.parametrize("kind", ["Dense", "LSTM", "MultiHeadAttention", "Bidirectional", "nested", "custom of layers"])
 def test_clone_keeps_masks(kind, rng):
     model, shape = model_of(kind)

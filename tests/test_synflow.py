@@ -229,6 +229,7 @@ def test_zero_gammas_are_named():
         kprune.prune(model, "synflow", 0.5)
 
 
+@pytest.mark.private_api
 def test_a_gain_beyond_float32_is_scored():
     block = [layers.Dense(4, kernel_initializer=keras.initializers.Constant(1e30)), layers.BatchNormalization()]
     model = keras.Sequential([keras.Input((4,)), *block, layers.Dense(4, kernel_initializer="ones"), layers.ReLU()])

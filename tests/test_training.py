@@ -173,6 +173,7 @@ def test_an_unknown_optimizer_that_leaks_is_named():
         model.fit(*data(), verbose=0, callbacks=[kprune.callbacks.PruneAtInit("magnitude", 0.5)])
 
 
+@pytest.mark.private_api
 @pytest.mark.parametrize("name", ["SGD", "Adam", "Adagrad", "LossScale", "RMSprop"])
 def test_slots_of_dropped_and_regrown_weights_are_reset(name):
     model = dense_then_pruned(OPTIMIZERS[name](use_ema=True))

@@ -333,3 +333,6 @@ def _images(
 
 def _class_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+__all__ = ["NAMES", "Dataset", "load"]

@@ -323,3 +323,6 @@ def _figure(report: LotteryRuns) -> Figure:
     figure.suptitle(f"lottery tickets: {runs_drawn(report)}", fontsize=11)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
     return figure
+
+
+__all__ = ["MODES", "LotteryRun", "LotteryRuns", "run_lotteries"]

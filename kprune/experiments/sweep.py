@@ -260,3 +260,6 @@ def _figure(report: Sweep) -> Figure:
     figure.suptitle(f"pruned before training: {runs_drawn(report)}", fontsize=11)
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
     return figure
+
+
+__all__ = ["COMPRESSIONS", "METHODS", "Cell", "Sweep", "sweep"]

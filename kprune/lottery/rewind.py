@@ -265,3 +265,6 @@ def _optimizer_variables(model: Any, optimizer: Any) -> dict[str, Any]:
         return {}
     build(optimizer, model)
     return {f"{i}/{v.name}": v for i, v in enumerate(all_variables(optimizer))}
+
+
+__all__ = ["RewindPoint", "Snapshot", "rewind", "snapshot"]

@@ -73,6 +73,7 @@ def assert_close(one, other):
         compare(array, other[name], err_msg=name)
 
 
+@pytest.mark.private_api
 @pytest.mark.parametrize("name", kprune.callbacks.__all__)
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_callback(distribution, name):

@@ -154,5 +154,5 @@ def test_keras_3_still_cannot_fit_on_several_workers(trained):
         name, said = ends["keras_fit"]
         assert name == "ValueError" and "PerReplica" in said, (
             "Keras's fit no longer fails as it did: if it works, drop the warning in callbacks/base.py, the line in "
-            f"the README and this test. It ended with {name}: {said}"
+            f"docs/limits.md and this test. It ended with {name}: {said}"
         )

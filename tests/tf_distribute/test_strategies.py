@@ -221,6 +221,6 @@ model.fit(np.ones((8, 4), "float32"), np.ones((8, 1), "float32"), batch_size=4, 
 def test_keras_3_still_cannot_take_several_steps_with_collective_operations():
     ran = new_process("-c", FIT)
     assert ran.returncode and "must feed a value for placeholder" in ran.stderr, (
-        "Keras's fit no longer fails as it did: if it works, drop the line in the README and this test, and give "
+        "Keras's fit no longer fails as it did: if it works, drop the line in docs/limits.md and this test, and give "
         f"`mirrored` steps_per_execution=3 for Keras 3 above. {ran.stderr[-1000:]}"
     )
