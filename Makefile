@@ -3,7 +3,7 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults test-oldest test-tpu compile-for-tpu strategies bench clean lint types doctest \
+.PHONY: help demo test test-faults test-oldest test-tpu mutations compile-for-tpu strategies bench clean lint types doctest \
 	test-tensorflow test-jax test-jax-distribution test-tf-keras test-tf-distribute install-demo install-test install-tpu
 
 PYTHON ?= python3
@@ -19,6 +19,7 @@ help:
 	@echo "make test   check style and types, run all tests"
 	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end"
 	@echo "make strategies   run the tests on several devices and in several processes, print a table of them"
+	@echo "make mutations   damage 30 functions, one after the other, and see which test notices (an hour)"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
 	@echo "make bench  time SynFlow on VGG-16"
@@ -61,6 +62,10 @@ test-jax-distribution: install-test
 
 test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random -rP
+
+# Goes on where it was stopped; out/mutations.jsonl says what was noticed, and by which test.
+mutations: install-test
+	$(BIN)/python tests/mutations.py run tests/fixtures/mutations_30.json out/mutations.jsonl
 
 # With the oldest versions of all that kprune stands on; PYTHON says on which Python.
 test-oldest:
