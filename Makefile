@@ -65,7 +65,7 @@ test-faults: install-test
 
 # Goes on where it was stopped; out/mutations.jsonl says what was noticed, and by which test.
 mutations: install-test
-	$(BIN)/python tests/mutations.py run tests/fixtures/mutations_30.json out/mutations.jsonl
+	$(BIN)/python tests/mutants.py run tests/fixtures/mutations_30.json out/mutations.jsonl
 
 # With the oldest versions of all that kprune stands on; PYTHON says on which Python.
 test-oldest:

@@ -1,8 +1,8 @@
 """Small damages to the code, and which test sees them: how strong the suite is, before and after it is changed.
 
-    python tests/mutations.py draw --count 30 --seed 0 > tests/fixtures/mutations_30.json
-    python tests/mutations.py run tests/fixtures/mutations_30.json out/mutations.jsonl
-    python tests/mutations.py confirm out/mutations.jsonl
+    python tests/mutants.py draw --count 30 --seed 0 > tests/fixtures/mutations_30.json
+    python tests/mutants.py run tests/fixtures/mutations_30.json out/mutations.jsonl
+    python tests/mutants.py confirm out/mutations.jsonl
 
 A mutation is one of: a simple statement becomes `pass`; a comparison, an arithmetic or a boolean sign is turned into
 its opposite; a number grows by one. It is known by the function, the statement and what that becomes, not by file or
