@@ -3,7 +3,7 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults test-oldest test-newest test-private test-tpu compile-for-tpu strategies bench clean \
+.PHONY: help demo test test-faults test-oldest test-newest test-private test-tpu mutations compile-for-tpu strategies bench clean \
 	lint types docs doctest dist try-dist try-dist-jax test-tensorflow test-jax test-jax-distribution test-tf-keras \
 	test-tf-distribute install-demo install-test install-tpu install-docs
 
@@ -21,6 +21,7 @@ help:
 	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end; read"
 	@echo "                   10,000 damaged and hostile files of each kind"
 	@echo "make strategies   run the tests on several devices and in several processes, print a table of them"
+	@echo "make mutations   damage 30 functions, one after the other, and see which test notices (an hour)"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
 	@echo "make test-newest   run the tests of what Keras and JAX keep private with the newest of both"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
@@ -76,6 +77,10 @@ test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_INPUTS=10000 $(PYTEST) tests/test_readers.py -k random -rP
 	KERAS_BACKEND=jax KPRUNE_INPUTS=10000 $(PYTEST) tests/test_readers.py -k random -rP
 	KERAS_BACKEND=tensorflow KPRUNE_INPUTS=10000 $(PYTEST) tests/tf_keras/test_readers_tf_keras.py -k random -rP
+
+# Goes on where it was stopped; out/mutations.jsonl says what was noticed, and by which test.
+mutations: install-test
+	$(BIN)/python tests/mutants.py run tests/fixtures/mutations_30.json out/mutations.jsonl
 
 # With the oldest versions of all that kprune stands on; PYTHON says on which Python.
 test-oldest:

@@ -1,0 +1,55 @@
+"""Which (entry, library, backend) the contract suite holds, read from the parametrization of its tests.
+
+    PYTHONPATH=. KERAS_BACKEND=jax python tests/contract_triples.py test_contract keras
+
+prints those of a module of tests, on the backend at hand. fixtures/contract_triples.txt holds them all: a new entry
+adds lines, and no line is ever lost.
+"""
+
+import importlib
+import pathlib
+import sys
+
+import keras
+
+import kprune
+from kprune.criteria import CRITERIA
+from kprune.patterns import PATTERNS
+from kprune.schedules import SCHEDULES
+from kprune.scopes import SCOPES
+
+LIST = pathlib.Path(__file__).parent / "fixtures" / "contract_triples.txt"
+REGISTERED = {
+    "criterion": list(CRITERIA),
+    "scope": list(SCOPES),
+    "pattern": [*PATTERNS, "1:3", "2x3"],  # two of those that are made from their name
+    "schedule": list(SCHEDULES),
+    "callback": list(kprune.callbacks.__all__),
+}
+
+
+def words(values):
+    """All strings in what a test is parametrized with."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, list | tuple | dict | set):
+        for value in values:
+            yield from words(value)
+
+
+def triples(module, library):
+    """The lines "kind name, library, backend" of the entries with which tests of this module are parametrized."""
+    tests = [test for name, test in vars(module).items() if name.startswith("test_")]
+    marks = [mark for test in tests for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
+    found = {word for mark in marks for word in words(mark.args[1])}
+    entries = [f"{kind} {name}" for kind, names in REGISTERED.items() for name in names if name in found]
+    return {f"{entry}, {library}, {keras.backend.backend()}" for entry in entries}
+
+
+def listed(library):
+    """The lines of the list that are of this library and of the backend at hand."""
+    return {line for line in LIST.read_text().splitlines() if line.endswith(f", {library}, {keras.backend.backend()}")}
+
+
+if __name__ == "__main__":
+    print("\n".join(sorted(triples(importlib.import_module(sys.argv[1]), sys.argv[2]))))
