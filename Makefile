@@ -3,7 +3,8 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults test-oldest test-newest test-private test-tpu mutations compile-for-tpu strategies bench clean \
+.PHONY: help demo test test-faults test-oldest test-newest test-private test-tpu mutations compile-for-tpu strategies \
+	bench clean \
 	lint types docs doctest dist try-dist try-dist-jax test-tensorflow test-jax test-jax-distribution test-tf-keras \
 	test-tf-distribute install-demo install-test install-tpu install-docs
 

@@ -124,7 +124,7 @@ class Carrier:
         """Raises ValueError if the states that this describes are those of another list of callbacks."""
         if about["holders"] != list(self.holders):
             raise ValueError(
-                f"This backup was made by a fit with the callbacks {about['holders']}: give this one the same, in the "
+                f"The backup was made by a fit with the callbacks {about['holders']}: pass the same ones, in the "
                 f"same order. Received: {list(self.holders)}"
             )
 

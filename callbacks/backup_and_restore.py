@@ -90,7 +90,7 @@ class BackupAndRestore(MaskingCallback):
             return None
         arrays, about = unpack(data, name)
         if about.get("kind") != "kprune backup 1":
-            raise ValueError(f"This file holds no backup. Received: path={name!r}")
+            raise ValueError(f"Not a kprune backup file. Received: path={name!r}")
         with understanding(name):
             parts = split(arrays, "mask", "now", "callbacks")
             now = Snapshot.from_arrays(parts["now"])
@@ -118,7 +118,7 @@ class BackupAndRestore(MaskingCallback):
             yield
         except Exception as error:
             raise ValueError(
-                f"This backup is of another fit: delete it, or name another file ({error!s:.1000}). "
+                f"The backup does not match this fit: delete it, or name another file ({error!s:.1000}). "
                 f"Received: path={os.fspath(self.path)!r}"
             ) from error
 

@@ -32,7 +32,7 @@ class EarlyBird(MaskingCallback):
     Args:
         sparsity: fraction of zeros over all masked weights, in [0, 1).
         criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`. The paper keeps the channels with
-            the largest scales of normalisation; here the nearest is pattern="channel".
+            the largest scales of normalization; here the nearest is pattern="channel".
         threshold: above 0, at most 1; 0.1 in the paper. Two masks of sparsity s differ in at most 2 * min(s, 1 - s) of
             their entries, so high sparsities need a smaller one; a warning is logged where any masks would settle.
         patience: how many masks are kept, at least 2; 5 in the paper.
@@ -73,13 +73,12 @@ class EarlyBird(MaskingCallback):
         self.plan = Plan(criterion, scope, pattern, rounds, seed, data, batches)
         if {"initial", "movement"} & set(self.plan.needs):
             raise ValueError(
-                "The masks are drawn by what the model is at an epoch's end; this criterion compares with what it was. "
-                f"Received: criterion={self.plan.name!r}"
+                f"EarlyBird does not support criteria that need earlier weights. Received: criterion={self.plan.name!r}"
             )
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
-            raise ValueError(f"`threshold` is above 0 and at most 1. Received: threshold={threshold!r}")
+            raise ValueError(f"`threshold` must be above 0 and at most 1. Received: threshold={threshold!r}")
         if not isinstance(patience, int) or isinstance(patience, bool) or patience < 2:
-            raise ValueError(f"`patience` is a whole number, at least 2. Received: patience={patience!r}")
+            raise ValueError(f"`patience` must be an integer >= 2. Received: patience={patience!r}")
         self.sparsity, self.threshold, self.patience, self.stop = sparsity, threshold, patience, stop
         self._begin()
 

@@ -27,7 +27,7 @@ class LotteryTicket(TakeSnapshot):
     Level 0 trains the model as it is for `epochs_per_level` epochs. A later level begins where the rewind point lies:
     rewound to epoch e, it trains the epochs from e to `epochs_per_level`; `total_epochs` counts them all. Pruning and
     rewinding happen between two epochs, after all callbacks have seen the end of the first. A rewind takes weights,
-    normalisation statistics, seed generators, and the optimizer with its slots, iterations and learning rate back
+    normalization statistics, seed generators, and the optimizer with its slots, iterations and learning rate back
     (arXiv:1803.03635, 1903.01611, 2003.02389); data go back too if their order follows the optimizer's steps, as
     that of `kprune.RewindableBatches` does.
 
@@ -60,7 +60,7 @@ class LotteryTicket(TakeSnapshot):
 
     Raises:
         ValueError: an argument is wrong; at the start of `fit`: as other pruning callbacks, or the fit has another
-            number of epochs than `total_epochs`, or the rewind point lies not within a level.
+            number of epochs than `total_epochs`, or the rewind point is not within a level.
         RuntimeError: the fit ended before the last level, stopped by another callback; or another callback swapped
             the weights that a level was to begin with.
         OSError: at the start of `fit`: another process uses `path`.
@@ -94,12 +94,12 @@ class LotteryTicket(TakeSnapshot):
     ):
         if not isinstance(epochs_per_level, int) or isinstance(epochs_per_level, bool) or epochs_per_level < 1:
             raise ValueError(
-                f"`epochs_per_level` is a whole number, at least 1. Received: epochs_per_level={epochs_per_level!r}"
+                f"`epochs_per_level` must be an integer >= 1. Received: epochs_per_level={epochs_per_level!r}"
             )
         if path is not None:
             check_npz("path", path)
         if not isinstance(restart, Sequence) or not all(hasattr(one, "on_train_begin") for one in restart):
-            raise ValueError(f"`restart` is a list of callbacks of the same fit. Received: restart={restart!r}")
+            raise ValueError(f"`restart` must be a list of callbacks of the same fit. Received: restart={restart!r}")
         plan = Plan(criterion, scope, pattern, rounds, seed, data, batches)
         self.lottery = Lottery.of(levels, rate, rewind_to, rewind, plan)
         self.epochs_per_level = epochs_per_level
@@ -128,7 +128,7 @@ class LotteryTicket(TakeSnapshot):
                 the optimizer's `gradient_accumulation_steps` if it has some.
 
         Raises:
-            ValueError: it is needed, or the rewind point lies not within a level.
+            ValueError: it is needed, or the rewind point is not within a level.
         """
         return self._total(self.point.in_epochs(self.epochs_per_level, steps_per_epoch))
 
@@ -153,7 +153,7 @@ class LotteryTicket(TakeSnapshot):
         expected, epochs = self._total(self.first_epoch()), (self.params or {}).get("epochs")
         if epochs != expected:
             raise ValueError(
-                f"{self.lottery.levels + 1} trainings take {expected} epochs in all: give fit epochs={expected}. "
+                f"{self.lottery.levels + 1} trainings take {expected} epochs in all: call fit with epochs={expected}. "
                 f"Received: epochs={epochs}"
             )
         if self._lock is not None:
@@ -180,8 +180,8 @@ class LotteryTicket(TakeSnapshot):
             if level > 0:
                 with self.undone():
                     raise ValueError(
-                        "The fit goes on in the midst of a lottery, but what was loaded holds no state of one: begin "
-                        f"with epoch 0, or with a backup of such a fit. Received: initial_epoch={epoch}"
+                        "`initial_epoch` is in the middle of a lottery, but no lottery state was restored: start at epoch 0, "
+                        f"or restore a backup. Received: initial_epoch={epoch}"
                     )
             self._density = density(masked_weights(self.model))
         self._catch_up(epoch)
@@ -245,7 +245,8 @@ class LotteryTicket(TakeSnapshot):
     def set_progress(self, progress: dict[str, Any]) -> None:
         if progress["settings"] != self._settings():
             raise ValueError(
-                f"The backup is of another lottery, of {progress['settings']}. Received: settings={self._settings()}"
+                f"The backup belongs to another lottery, with settings {progress['settings']}. Received: "
+                f"settings={self._settings()}"
             )
         super().set_progress(progress)
         self._density, self.results, self._ended = (progress[key] for key in ("density", "results", "ended"))

@@ -74,7 +74,7 @@ class PruneAtInit(MaskingCallback):
 
 
 class SynFlow(PruneAtInit):
-    """Synaptic flow at initialisation (arXiv:2006.05467): `PruneAtInit("synflow", ...)` by its own name.
+    """Synaptic flow at initialization (arXiv:2006.05467): `PruneAtInit("synflow", ...)` by its own name.
 
     Args:
         sparsity: fraction of zeros over all masked weights, in [0, 1).
@@ -83,7 +83,7 @@ class SynFlow(PruneAtInit):
         verbose: show a progress bar over the rounds.
 
     Raises:
-        ValueError: as `PruneAtInit`; at the start of `fit` also when a layer cannot be linearised (it is named).
+        ValueError: as `PruneAtInit`; at the start of `fit` also when a layer cannot be linearized (it is named).
 
     >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])

@@ -16,8 +16,8 @@ from .base import MaskingCallback
 class TakeSnapshot(MaskingCallback):
     """Take a snapshot when training reaches a point; `kprune.rewind(model, callback.snapshot)` goes back to it.
 
-    It counts what the optimizer takes from the begin of the fit, so gradient accumulation and `steps_per_execution` = n
-    stay right, the latter up to n - 1 batches late.
+    It counts what the optimizer takes from the beginning of the fit, so gradient accumulation is counted right, and
+    `steps_per_execution` = n up to n - 1 batches late.
 
     Args:
         at: "init"; a number of optimizer steps (100 or "step:100"); "epoch:2"; or a share of the fit's epochs (0.1 or
@@ -27,7 +27,7 @@ class TakeSnapshot(MaskingCallback):
         snapshot: `kprune.Snapshot`, or None before the point is reached.
 
     Raises:
-        ValueError: `at` is none of these; at the start of `fit`: it lies not within the fit.
+        ValueError: `at` is none of these; at the start of `fit`: it is not within the fit.
 
     >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])

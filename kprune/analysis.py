@@ -127,7 +127,7 @@ def barrier(values: Sequence[float]) -> float:
     except (TypeError, ValueError):
         array = np.zeros(0)
     if array.ndim != 1 or len(array) < 2:
-        raise ValueError(f"`values` holds two numbers or more. Received: values={values!r}")
+        raise ValueError(f"`values` must hold at least two numbers. Received: values={values!r}")
     return float(np.max(array - np.linspace(array[0], array[-1], len(array))))
 
 
@@ -144,7 +144,7 @@ def linear_path(
 
     values[i] = metric((1 - t) * one + t * other), t = i / (points - 1)
 
-    All floating-point weights go along the line, normalisation statistics too; a network between two others has
+    All floating-point weights go along the line, normalization statistics too; a network between two others has
     statistics of its own, which `prepare` may estimate. The seeds are those of `one`, and masks are the model's: what
     they prune is 0 all along. Afterwards weights, masks, statistics, seeds and metrics are bit for bit what they were,
     also when an evaluation raises.
@@ -244,9 +244,9 @@ def instability(
     if prepare is not None:
         check_function("prepare", prepare, "a model")
     if not isinstance(seeds, Sequence) or len(seeds) != 2 or seeds[0] == seeds[1]:
-        raise ValueError(f"`seeds` are two, and not the same. Received: seeds={seeds!r}")
+        raise ValueError(f"`seeds` must be two different integers. Received: seeds={seeds!r}")
     if at is not None and not isinstance(at, Snapshot):
-        raise ValueError(f"`at` is a kprune.Snapshot, which knows the optimizer, too. Received: at={type(at)}")
+        raise ValueError(f"`at` must be a kprune.Snapshot (which includes the optimizer). Received: at={type(at)}")
     measure_by(model, evaluate)
     masks, ends = current_masks(model), []
     with unchanged(model, optimizer=True):
@@ -256,7 +256,7 @@ def instability(
                 rewind(model, begin)
                 train(model, seed)
                 if any((kept != masks.get(path, True)).any() for path, kept in current_masks(model).items()):
-                    raise ValueError(f"`train` changed the masks: let it prune nothing. Received: seed={seed!r}")
+                    raise ValueError(f"`train` must not change the masks. Received: seed={seed!r}")
                 ends.append(snapshot(model))
             return linear_path(model, ends[0], ends[1], evaluate, points, prepare, verbose)
         finally:
@@ -266,7 +266,7 @@ def instability(
 
 def _check_points(points: int) -> None:
     if not isinstance(points, int) or isinstance(points, bool) or points < 2:
-        raise ValueError(f"`points` is a whole number, at least 2. Received: points={points!r}")
+        raise ValueError(f"`points` must be an integer >= 2. Received: points={points!r}")
 
 
 def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arrays:

@@ -72,7 +72,7 @@ def shuffled(masks: Masks, seed: int = 0) -> Masks:
         path -> bool array of the same shape, with as many True.
 
     Raises:
-        ValueError: the seed is not a whole number, at least 0.
+        ValueError: the seed is not an integer >= 0.
 
     >>> masks = shuffled({"kernel": np.arange(10) < 4}, seed=1)
     >>> int(masks["kernel"].sum())
@@ -92,7 +92,7 @@ def shuffle_masks(
 
     w <- where(shuffled mask, values, 0). What was pruned has lost its value: without `values`, an entry that the new
     mask keeps and the old one did not starts from 0, so most of a sparse weight does. To compare the masks and not
-    the starts, give the weights' initial values. Biases, normalisation and the optimizer's step count are left as they
+    the starts, give the weights' initial values. Biases, normalization and the optimizer's step count are left as they
     are; to begin from scratch, restore them too (`model.set_weights`, `model.compile`).
 
     Args:
@@ -106,7 +106,7 @@ def shuffle_masks(
         path -> bool array of the weight's shape, True = kept: the masks that the model has now.
 
     Raises:
-        ValueError: the model has no masks, the seed is not a whole number >= 0, a weight is missing in `values`, or a
+        ValueError: the model has no masks, the seed is not an integer >= 0, a weight is missing in `values`, or a
             path or shape there is wrong. Nothing has been changed then.
 
     >>> import keras, kprune
@@ -124,7 +124,7 @@ def shuffle_masks(
     if values is not None:
         if not isinstance(values, Mapping) or set(values) != set(masks):
             raise ValueError(
-                f"`values` has an array for each masked weight, {', '.join(masks)}, and no other. "
+                f"`values` must have an array for each masked weight, {', '.join(masks)}, and no other. "
                 f"Received: values={sorted(values) if isinstance(values, Mapping) else values!r}"
             )
         for weight in weights:
@@ -154,7 +154,7 @@ def reinitialize(
 
     - signs: w <- where(mask, sign(signs) * |fresh draw|, 0): other magnitudes, the signs of before.
     - signs and constant: w <- where(mask, sign(signs) * alpha, 0), the "signed constant": alpha is the standard
-      deviation of the layer's initialisation, here that of the fresh draw of the whole weight.
+      deviation of the layer's initialization, here that of the fresh draw of the whole weight.
     - constant alone: w <- where(mask, sign(fresh draw) * alpha, 0): its control, with random signs.
 
     The seeds of the initializers do not matter, only the one given here. The optimizer's slots of these weights are
@@ -163,8 +163,8 @@ def reinitialize(
     Args:
         model: a masked model.
         seed: the same seed gives the same values, a seed that the model was not made with gives others.
-        weights: "masked" for the masked weights only; "all" for every trainable weight, biases and normalisation
-            included, and for the moving statistics of normalisation layers.
+        weights: "masked" for the masked weights only; "all" for every trainable weight, biases and normalization
+            included, and for the moving statistics of normalization layers.
         optimizer: of a custom training loop; by default the compiled one.
         signs: path -> array of the weight's shape, for every masked weight: its sign is kept, where it is 0 the weight
             becomes 0. `ticket.weights` is one: a `kprune.Ticket` rewound to "init" holds the initial weights.
@@ -190,7 +190,7 @@ def reinitialize(
     """
     _check_seed(seed)
     if weights not in ("masked", "all"):
-        raise ValueError(f"`weights` is 'masked' or 'all'. Received: weights={weights!r}")
+        raise ValueError(f"`weights` must be 'masked' or 'all'. Received: weights={weights!r}")
     masked = _masked(model)
     signs = None if signs is None else _signs(model, signs)
     kept = {id(weight.variable): weight.kept() for weight in masked}
@@ -226,7 +226,7 @@ def matched_epochs(model: Any, epochs: int) -> int:
         B, at least `epochs`.
 
     Raises:
-        ValueError: `epochs` is not a whole number, at least 1; the model has no masks, its multiply-adds are not known,
+        ValueError: `epochs` is not an integer >= 1; the model has no masks, its multiply-adds are not known,
             or the masks leave none.
 
     >>> import keras, kprune
@@ -245,13 +245,14 @@ def matched_epochs(model: Any, epochs: int) -> int:
     ...     _ = model.fit(x, y, epochs=epochs, verbose=0)
     """
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-        raise ValueError(f"`epochs` is a whole number, at least 1. Received: epochs={epochs!r}")
+        raise ValueError(f"`epochs` must be an integer >= 1. Received: epochs={epochs!r}")
     _masked(model)
     report = summary(model)
     dense, left, other = report.flops, report.effective_flops, report.other_flops
     if dense is None or left is None or other is None or left + other == 0:
         raise ValueError(
-            f"How many multiply-adds are left must be known, and not 0. {report.note} Received: multiply-adds={dense}, "
+            f"The number of multiply-adds left must be known and above 0. {report.note} Received: "
+            f"multiply-adds={dense}, "
             f"of these left={left}, of kernels without a mask={other}"
         )
     return epochs * (dense + other) // (left + other)
@@ -300,7 +301,7 @@ def _deviation(path: str, drawn: np.ndarray) -> float:
 
 def _check_seed(seed: int) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"`seed` is a whole number, at least 0. Received: seed={seed!r}")
+        raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
 
 
 def _attributes(model: Any) -> Iterator[tuple[Any, str, Any]]:
@@ -317,7 +318,7 @@ def _owners(model: Any) -> dict[int, tuple[Any, str]]:
 
 
 def _statistics(model: Any) -> list[Any]:
-    """The moving means and variances of normalisation layers that train."""
+    """The moving means and variances of normalization layers that train."""
     found = {id(v): v for layer, name, v in _attributes(model) if name.startswith("moving_") and layer.trainable}
     return [v for v in found.values() if hasattr(v, "assign")]
 
@@ -332,7 +333,7 @@ def _draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[in
     initializer: Any = next((getattr(layer, n) for n in names if getattr(layer, n, None) is not None), None)
     if not hasattr(initializer, "get_config") or not hasattr(initializer, "from_config"):
         raise ValueError(
-            f"{path} cannot be drawn anew: its layer has no initializer for it that can be seeded. "
+            f"{path} cannot be reinitialized: its layer has no initializer for it that can be seeded. "
             f"Received: layer={getattr(layer, 'name', None)!r}, initializer={initializer!r}"
         )
     config = initializer.get_config()

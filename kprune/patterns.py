@@ -93,7 +93,7 @@ def n_of_m(n: int, m: int) -> Pattern:
     """
     _check_sizes(n=n, m=m)
     if n >= m:
-        raise ValueError(f"n:m keeps n of each m, so n is less than m. Received: n={n}, m={m}")
+        raise ValueError(f"`n` must be less than `m`: n:m keeps n of each m entries. Received: n={n}, m={m}")
 
     def keep(score: np.ndarray, n_keep: int) -> np.ndarray:
         _check_count(score, n_keep)
@@ -244,7 +244,7 @@ def _check_sizes(**sizes: int) -> None:
     received = ", ".join(f"{name}={size!r}" for name, size in sizes.items())
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"`{name}` is a whole number, at least 1. Received: {received}")
+            raise ValueError(f"`{name}` must be an integer >= 1. Received: {received}")
 
 
 def nth_highest(vectors: list[np.ndarray], n: int) -> tuple[float, list[tuple[int, int]]]:

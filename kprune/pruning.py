@@ -50,7 +50,7 @@ def prune(
             that `kprune.mask` returned.
         criterion: a name from `kprune.criteria.CRITERIA` ("magnitude", "random", "synflow") or a function of a
             `kprune.criteria.Context` that returns path -> scores, higher = keep. A criterion's own options go through
-            `functools.partial(kprune.criteria.snip, training=True)` (here: batch normalisation in training mode).
+            `functools.partial(kprune.criteria.snip, training=True)` (here: batch normalization in training mode).
         sparsity: fraction of zeros over all masked weights, in [0, 1). Exactly floor(sparsity * size) zeros. Or a
             dict of regular expression, searched in the weights' paths (the first that is found counts) -> sparsity:
             each group is pruned to its own, the scope shares it within the group, other weights are left alone.
@@ -117,13 +117,13 @@ class Plan:
         self.name = CRITERIA.name_of(criterion)
         self.seed = seed
         if not isinstance(self.rounds, int) or isinstance(self.rounds, bool) or self.rounds < 1:
-            raise ValueError(f"`rounds` is a whole number, at least 1. Received: rounds={rounds!r}")
+            raise ValueError(f"`rounds` must be an integer >= 1. Received: rounds={rounds!r}")
         if not isinstance(seed, int) or seed < 0:
-            raise ValueError(f"`seed` is a whole number, at least 0. Received: seed={seed!r}")
+            raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
         check_batches(batches)
         self.needs = trait(self.criterion, "needs", ())
         if "data" in self.needs and data is None:
-            raise ValueError(f"The criterion {self.name!r} asks the loss: give it data=(x, y). Received: data=None")
+            raise ValueError(f"The criterion {self.name!r} needs the loss: pass data=(x, y). Received: data=None")
         # Taken once: a generator gives each batch only once, and all updates of a fit are to see the same data.
         self.data = [] if data is None else take_batches(data, batches)
         for name, arrays in (("initial", initial), ("movement", movement)):
@@ -170,19 +170,19 @@ class Plan:
         """The masks of a round, which keep nothing that `masks` does not."""
         scores = self.criterion(context)
         if not isinstance(scores, dict):
-            raise ValueError(f"A criterion returns a dict, path -> scores. Received: criterion={self.name!r}")
+            raise ValueError(f"A criterion must return a dict of path -> scores. Received: criterion={self.name!r}")
 
         def survivor(weight: MaskedWeight) -> np.ndarray:
             score, kept = np.asarray(scores.get(weight.path, ())), masks[weight.path]
             if score.shape != weight.shape:
                 raise ValueError(
-                    f"A criterion returns an array of shape {weight.shape} for {weight.path}. "
+                    f"A criterion must return an array of shape {weight.shape} for {weight.path}. "
                     f"Received: criterion={self.name!r}, shape={score.shape}"
                 )
             # The extremes show any NaN or infinity without a copy; only then does it matter whose they are.
             if not (np.isfinite(score.min()) and np.isfinite(score.max())) and not np.isfinite(score[kept]).all():
                 raise ValueError(
-                    f"The scores of {weight.path} are infinite or NaN; are the weights? "
+                    f"The scores of {weight.path} are infinite or NaN; check whether its weights are. "
                     f"Received: criterion={self.name!r}"
                 )
             return score if kept.all() else np.where(kept, score, -np.inf)
@@ -199,7 +199,7 @@ class Plan:
             kept = np.asarray(self.pattern(score, min(n_keep[path], int(np.count_nonzero(masks[path])))))
             if kept.shape != score.shape or kept.dtype != np.bool_:
                 raise ValueError(
-                    f"A pattern returns a bool array of the scores' shape {score.shape}. "
+                    f"A pattern must return a bool array of the scores' shape {score.shape}. "
                     f"Received: shape={kept.shape}, dtype={kept.dtype}"
                 )
             return layouts[path].original(kept)
@@ -227,7 +227,7 @@ def check_sparsities(sparsity: float | dict[str, float]) -> None:
     """Raises ValueError unless it is a sparsity, or a dict of some."""
     if isinstance(sparsity, dict):
         if not sparsity:
-            raise ValueError("A dict of sparsities holds at least one. Received: sparsity={}")
+            raise ValueError("A dict of sparsities must hold at least one entry. Received: sparsity={}")
         for expression, value in sparsity.items():
             check_expression(expression)
             check_sparsity(f"sparsity[{expression!r}]", value)
@@ -247,7 +247,7 @@ def _groups(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple[
     for expression, group in found.items():
         if not group:
             raise ValueError(
-                f"This expression matches no masked weight (or an earlier one takes them all); the weights are "
+                f"The regular expression matches no masked weight that an earlier one has not taken. Masked weights: "
                 f"{', '.join(paths)}. Received: sparsity={expression!r}"
             )
     return [(group, sparsity[expression]) for expression, group in found.items()]

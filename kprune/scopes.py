@@ -136,12 +136,12 @@ def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], flo
     {'dense_1/kernel': 9, 'logits/kernel': 5}
     """
     if not isinstance(densities, dict) and not callable(densities):
-        raise ValueError(f"`densities` is a dict or a function. Received: densities={densities!r}")
+        raise ValueError(f"`densities` must be a dict or a function. Received: densities={densities!r}")
 
     def check(values: Iterable[Any]) -> None:
         for value in values:
             if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
-                raise ValueError(f"A density is a finite number, at least 0: {value!r} is not. Received: {received}")
+                raise ValueError(f"A density must be a finite number >= 0: {value!r} is not. Received: {received}")
 
     received = f"densities={densities}"
     check(densities.values() if isinstance(densities, dict) else ())
@@ -241,7 +241,7 @@ def kept_out(
         check_flag(name, flag)
     received = f"first={first}, last={last}, paths={paths!r}"
     if not (first or last or expressions):
-        raise ValueError(f"Say which weights stay dense. Received: {received}")
+        raise ValueError(f"At least one weight to keep dense must be named. Received: {received}")
 
     def outside(scores: Scores, sparsity: float) -> dict[str, int]:
         dense = _by_expression(dict.fromkeys(expressions, True), scores, False, received)
@@ -348,7 +348,7 @@ def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[S
             or not 0 <= float(value) <= (math.inf if count else 1)
         ):
             raise ValueError(
-                f"A {name} is a number of entries >= 0, or a density from 0.0 to 1.0. Received: {name}={bound}"
+                f"A {name} must be a number of entries >= 0, or a density from 0.0 to 1.0. Received: {name}={bound}"
             )
         return min(size, math.floor(float(value))) if count else round(float(value) * size, 6)
 

@@ -3,7 +3,7 @@
 Each is a function `(input_shape, classes, width, *, library=None)` that returns a built Functional model.
 They return logits, without softmax: train with a loss that has `from_logits=True`. Images are channels last.
 "Prunable weights" in the docstrings are the kernels of convolutions and dense layers, without biases and
-batch normalisation, as the papers count.
+batch normalization, as the papers count.
 """
 
 from __future__ import annotations

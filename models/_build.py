@@ -132,13 +132,13 @@ class Network:
         )(x)
 
     def conv_bn(self, x: Any, filters: int, kernel: int = 3, *, name: str, strides: int = 1, relu: bool = True) -> Any:
-        """Add a convolution without bias, its batch normalisation and, if `relu`, a ReLU."""
+        """Add a convolution without bias, its batch normalization and, if `relu`, a ReLU."""
         x = self.conv(x, filters, kernel, name=name, strides=strides, use_bias=False)
         x = self.norm(x, name=f"{name}_bn")
         return self.relu(x, name=f"{name}_relu") if relu else x
 
     def norm(self, x: Any, *, name: str) -> Any:
-        """Add batch normalisation, with the constants of the PyTorch code the papers were run on."""
+        """Add batch normalization, with the constants of the PyTorch code the papers were run on."""
         # Keras's momentum is 1 - PyTorch's.
         return self._library.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
 

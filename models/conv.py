@@ -22,7 +22,7 @@ def _conv(name: str, blocks: int, input_shape: Shape, classes: int, width: float
 def conv_2(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
     """Conv-2 of the lottery ticket paper (arXiv:1803.03635), for CIFAR-10.
 
-    Two 3x3 convolutions with biases and no normalisation, in pairs of 64 channels, 2x2 max
+    Two 3x3 convolutions with biases and no normalization, in pairs of 64 channels, 2x2 max
     pooling after each pair, and two dense layers of 256 units: 4,300,992 prunable weights by default.
 
     Args:
@@ -48,7 +48,7 @@ def conv_2(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1
 def conv_4(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
     """Conv-4 of the lottery ticket paper (arXiv:1803.03635), for CIFAR-10.
 
-    Four 3x3 convolutions with biases and no normalisation, in pairs of 64 and 128 channels, 2x2 max
+    Four 3x3 convolutions with biases and no normalization, in pairs of 64 and 128 channels, 2x2 max
     pooling after each pair, and two dense layers of 256 units: 2,425,024 prunable weights by default.
 
     Args:
@@ -74,7 +74,7 @@ def conv_4(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1
 def conv_6(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
     """Conv-6 of the lottery ticket paper (arXiv:1803.03635), for CIFAR-10.
 
-    Six 3x3 convolutions with biases and no normalisation, in pairs of 64, 128 and 256 channels, 2x2 max
+    Six 3x3 convolutions with biases and no normalization, in pairs of 64, 128 and 256 channels, 2x2 max
     pooling after each pair, and two dense layers of 256 units: 2,261,184 prunable weights by default.
     (The paper's table says 1.7 million; the layers it lists give this number.)
 

@@ -1,6 +1,6 @@
 """ResNets (arXiv:1512.03385): the narrow ones for CIFAR, and those for ImageNet with a stem for either.
 
-Every shortcut that changes the map or the channels is a 1x1 convolution with batch normalisation. It is
+Every shortcut that changes the map or the channels is a 1x1 convolution with batch normalization. It is
 prunable, and counted in the numbers below. (The paper's own CIFAR networks have no weights there; those of
 the SynFlow paper's code, whose counts these are, do.)
 """

@@ -1,9 +1,9 @@
-"""VGG with batch normalisation in the CIFAR form of the SynFlow paper's code (arXiv:2006.05467).
+"""VGG with batch normalization in the CIFAR form of the SynFlow paper's code (arXiv:2006.05467).
 
-Five blocks of 3x3 convolutions, each with batch normalisation and ReLU; 2x2 max pooling after the first four
+Five blocks of 3x3 convolutions, each with batch normalization and ReLU; 2x2 max pooling after the first four
 blocks, the average over all pixels after the last, and one dense classifier. A max pooling is left out where
 the map is already one pixel high or wide, so that small images work. The authors' convolutions have biases
-too; the batch normalisation behind each cancels them, so ours have none.
+too; the batch normalization behind each cancels them, so ours have none.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _vgg(depth: int, input_shape: Shape, classes: int, width: float, library: An
 
 
 def vgg_11(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
-    """VGG-11 with batch normalisation (arXiv:1409.1556), in the CIFAR form of the SynFlow paper's code.
+    """VGG-11 with batch normalization (arXiv:1409.1556), in the CIFAR form of the SynFlow paper's code.
 
     8 convolutions without biases and one dense layer: 9,222,848 prunable weights by default.
 
@@ -53,7 +53,7 @@ def vgg_11(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1
 
 
 def vgg_13(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
-    """VGG-13 with batch normalisation (arXiv:1409.1556), in the CIFAR form of the SynFlow paper's code.
+    """VGG-13 with batch normalization (arXiv:1409.1556), in the CIFAR form of the SynFlow paper's code.
 
     10 convolutions without biases and one dense layer: 9,407,168 prunable weights by default.
 
@@ -78,7 +78,7 @@ def vgg_13(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1
 
 
 def vgg_16(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
-    """VGG-16 with batch normalisation (arXiv:1409.1556), in the CIFAR form of the SynFlow paper's code.
+    """VGG-16 with batch normalization (arXiv:1409.1556), in the CIFAR form of the SynFlow paper's code.
 
     13 convolutions without biases and one dense layer: 14,715,584 prunable weights by default.
 
@@ -103,7 +103,7 @@ def vgg_16(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1
 
 
 def vgg_19(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
-    """VGG-19 with batch normalisation (arXiv:1409.1556), in the CIFAR form of the SynFlow paper's code.
+    """VGG-19 with batch normalization (arXiv:1409.1556), in the CIFAR form of the SynFlow paper's code.
 
     16 convolutions without biases and one dense layer: 20,024,000 prunable weights by default.
 

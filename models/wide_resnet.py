@@ -10,7 +10,7 @@ from ._build import Network, Shape, require
 def _block(net: Network, x: Any, filters: int, strides: int, name: str) -> Any:
     y = net.relu(net.norm(x, name=f"{name}_bn1"), name=f"{name}_relu1")
     if strides > 1 or x.shape[-1] != net.units(filters):
-        # As in the authors' code: this shortcut starts behind the activation and has no normalisation.
+        # As in the authors' code: this shortcut starts behind the activation and has no normalization.
         x = net.conv(y, filters, 1, name=f"{name}_shortcut", strides=strides, use_bias=False)
     y = net.conv_bn(y, filters, name=f"{name}_conv1", strides=strides)
     y = net.conv(y, filters, name=f"{name}_conv2", use_bias=False)
@@ -27,7 +27,7 @@ def wide_resnet(
 ) -> Any:
     """Wide ResNet for CIFAR (arXiv:1605.07146), WRN-28-10 by default, without dropout.
 
-    Basic blocks with the normalisation and ReLU before each convolution, in three stages of 16, 32 and 64
+    Basic blocks with the normalization and ReLU before each convolution, in three stages of 16, 32 and 64
     channels times the widening factor. With its three 1x1 shortcut convolutions it has 36,461,232 prunable
     weights by default.
 

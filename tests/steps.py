@@ -23,7 +23,7 @@ def violations(module):
 
 
 def conv_net(*extra, library=keras):
-    """8 x 8 x 1 -> 10 logits, with batch normalisation and dropout; `extra` layers before the last."""
+    """8 x 8 x 1 -> 10 logits, with batch normalization and dropout; `extra` layers before the last."""
     layers = library.layers
     return library.Sequential(
         [

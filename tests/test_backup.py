@@ -16,7 +16,7 @@ from kprune.schedules import PolynomialDecay
 
 
 class Interrupt(keras.callbacks.Callback):
-    """Ends the process, as far as a test can, at the begin of an epoch."""
+    """Ends the process, as far as a test can, at the beginning of an epoch."""
 
     def __init__(self, at):
         super().__init__()

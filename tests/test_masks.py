@@ -71,8 +71,8 @@ def test_frozen_and_quantised_layers_are_skipped_with_a_reason():
     report = kprune.mask(model)
     assert report.masked == ("sequential/logits/kernel",)
     assert "frozen" in report.skipped["sequential/hidden1/kernel"]
-    quantised = [path for path, reason in report.skipped.items() if "quantised" in reason]
-    assert quantised == ["sequential/hidden2/kernel"]
+    quantized = [path for path, reason in report.skipped.items() if "quantized" in reason]
+    assert quantized == ["sequential/hidden2/kernel"]
 
 
 def test_lora_layers_are_skipped():

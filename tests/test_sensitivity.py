@@ -392,4 +392,4 @@ def test_the_figure(tmp_path):
     with pytest.raises(ValueError, match=r"Received: path='scan.jpeg'$"):
         REPORT.plot("scan.jpeg")
     one = Sensitivity((SensitivityRow("a", 1, {0.5: 1.0}),), 1.0, "accuracy")
-    assert one.plot()  # nothing to span the colours
+    assert one.plot()  # nothing to span the colors

@@ -128,7 +128,7 @@ def test_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
     if policy == "float64" and JAX:
         pytest.skip("JAX has no float64 unless the whole process asks for it")
-    # Keras cannot add a regulariser's float32 loss to one of another dtype.
+    # Keras cannot add a regularizer's float32 loss to one of another dtype.
     model = dense_then_pruned(optimizers.SGD(0.5), None if "mixed" not in policy else "l1l2")
     if policy == "mixed_float16":
         assert type(model.optimizer).__name__ == "LossScaleOptimizer"

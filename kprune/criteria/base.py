@@ -35,7 +35,7 @@ class Context:
         masks: path -> bool array; the masks of this round, which the model itself need not carry yet.
         seed: for criteria that draw random numbers.
         data: batches (x, y, sample_weight) of NumPy arrays, for criteria that need data.
-        initial: path -> array, the weights' values at initialisation.
+        initial: path -> array, the weights' values at initialization.
         movement: path -> array, what `Movement` added up in training.
     """
 

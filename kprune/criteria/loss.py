@@ -19,7 +19,7 @@ def snip(context: Context, training: bool = False) -> Scores:
     Args:
         context: needs data; the authors use one batch, 10 examples per class in the SynFlow paper
             (`kprune.balanced_sample`).
-        training: True for batch normalisation and dropout in training mode.
+        training: True for batch normalization and dropout in training mode.
 
     Returns:
         path -> float64 array of the weight's shape, >= 0, without unit; they sum to 1. Weights that are pruned have
@@ -88,7 +88,7 @@ def grasp(context: Context, training: bool = False, temperature: float = 200.0) 
 
     Args:
         context: needs data, 10 examples per class in the paper (`kprune.balanced_sample`).
-        training: True for batch normalisation and dropout in training mode.
+        training: True for batch normalization and dropout in training mode.
         temperature: 200 in the paper. Where the loss takes probabilities (softmax or sigmoid outputs), they are what
             the divided logits would have made them.
 
@@ -124,7 +124,7 @@ def taylor(context: Context, training: bool = False) -> Scores:
 
     Args:
         context: needs data.
-        training: True for batch normalisation and dropout in training mode.
+        training: True for batch normalization and dropout in training mode.
 
     Returns:
         path -> float64 array of the weight's shape, >= 0, in units of the loss.
@@ -153,7 +153,7 @@ def fisher(context: Context) -> Scores:
 
     The loss's change to second order if the weight were removed, where the Hessian's diagonal is taken to be that of
     the Fisher information, from the gradient of each example's own loss L_i (LeCun et al., Optimal Brain Damage, 1989;
-    arXiv:1801.05787). Batch normalisation is in inference mode. One backward pass per example.
+    arXiv:1801.05787). Batch normalization is in inference mode. One backward pass per example.
 
     Returns:
         path -> float64 array of the weight's shape, >= 0, in squared units of the loss.

@@ -27,8 +27,8 @@ Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
 def synflow(context: Context, inputs: str = "ones") -> Scores:
     """Synaptic flow: score = |w * dR/dw|, R = sum of the outputs at an all-ones input (arXiv:2006.05467).
 
-    R is the output of the network in which every weight, bias and normalisation parameter (gamma, beta, moving mean
-    and variance) is replaced by its absolute value and pruned weights by 0, at a batch of 1; normalisation in
+    R is the output of the network in which every weight, bias and normalization parameter (gamma, beta, moving mean
+    and variance) is replaced by its absolute value and pruned weights by 0, at a batch of 1; normalization in
     inference mode, dropout off, activations that are not positively homogeneous made identity. Everything is computed
     in float64 on the host CPU (R reaches 1e66 on ResNet-50), the scorer is traced once for all rounds, and the model
     itself is not touched.
@@ -45,8 +45,8 @@ def synflow(context: Context, inputs: str = "ones") -> Scores:
         path -> float64 array of the weight's shape, >= 0, in units of R; 0 for weights that are pruned already.
 
     Raises:
-        ValueError: a layer cannot be linearised (named), an input's shape is not fixed, a score is infinite or NaN,
-            or before any pruning all scores of a weight are zero (a zero-initialised gamma on its path, for example).
+        ValueError: a layer cannot be linearized (named), an input's shape is not fixed, a score is infinite or NaN,
+            or before any pruning all scores of a weight are zero (a zero-initialized gamma on its path, for example).
 
     >>> import keras, kprune, numpy as np
     >>> first, second = keras.layers.Dense(2, use_bias=False), keras.layers.Dense(1, use_bias=False)
@@ -64,7 +64,7 @@ def synflow_l2(context: Context, inputs: str = "ones") -> Scores:
     """SynFlow by squares: score = w^2 * dR/d(w^2), R = sum over all paths of the product of their squared weights.
 
     As `synflow`, but every parameter enters by its square, so that R is the path norm, the trace of the path kernel
-    (arXiv:2108.10589); a moving variance v becomes v^2, which is exact but for the normalisation's epsilon.
+    (arXiv:2108.10589); a moving variance v becomes v^2, which is exact but for the normalization's epsilon.
 
     Args:
         context, inputs: as of `synflow`.
@@ -85,7 +85,7 @@ def synflow_l2(context: Context, inputs: str = "ones") -> Scores:
 
 def _flow(context: Context, power: int, inputs: str) -> Scores:
     if inputs not in ("ones", "mean") or (inputs == "mean" and not context.data):
-        raise ValueError(f"`inputs` is 'ones', or 'mean' with `data`. Received: inputs={inputs!r}")
+        raise ValueError(f"`inputs` must be 'ones', or 'mean' with `data`. Received: inputs={inputs!r}")
     scorer = context.once(f"synflow {power} {inputs}", lambda: _make_scorer(context, power, inputs))
     total, scores = scorer([context.masks[weight.path] for weight in context.weights])
     untouched = all(mask.all() for mask in context.masks.values())
@@ -98,7 +98,7 @@ def _flow(context: Context, power: int, inputs: str) -> Scores:
         if untouched and not score.any():
             raise ValueError(
                 f"All SynFlow scores of {weight.path} are zero: no path through it reaches the output, often because "
-                "a normalisation's gamma on it was initialised to zero. Leave the layer out with `filters`, or give "
+                "a normalization's gamma on it was initialized to zero. Leave the layer out with `filters`, or give "
                 f"that gamma another value. Received: R={total}"
             )
     return dict(zip((weight.path for weight in context.weights), scores, strict=True))
@@ -150,7 +150,7 @@ def _constants(model: Any, weights: list[MaskedWeight], power: int) -> list[tupl
 
 @dataclass(frozen=True)
 class _Flow:
-    """What R depends on, for a linearised Keras 3 model.
+    """What R depends on, for a linearized Keras 3 model.
 
     Attributes:
         absolute: |w| ** power of each weight that is scored.
@@ -251,7 +251,7 @@ def _warn_of_biases(model: Any) -> None:
     if biased:
         logging.warning(
             "SynFlow: %d biases are not zero (%s ...). They carry flow past pruned weights, so its guarantee that no "
-            "layer is pruned to nothing does not hold; prune at initialisation, or use a floor on the scope.",
+            "layer is pruned to nothing does not hold; prune at initialization, or use a floor on the scope.",
             len(biased),
             biased[0],
         )

@@ -18,7 +18,7 @@ BATCH_SIZE = 256
 def check_batches(batches: int | None) -> None:
     """Raises ValueError unless it is a number of batches, or None."""
     if batches is not None and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 1):
-        raise ValueError(f"`batches` is a whole number, at least 1, or None for all. Received: batches={batches!r}")
+        raise ValueError(f"`batches` must be an integer >= 1, or None for all. Received: batches={batches!r}")
 
 
 def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
@@ -34,7 +34,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
         A list of (x, y, sample_weight or None).
 
     Raises:
-        ValueError: `batches` is not a positive whole number, the data hold no batch, or a batch has no targets.
+        ValueError: `batches` is not an integer >= 1, the data hold no batch, or a batch has no targets.
 
     >>> x, y = np.zeros((300, 8)), np.zeros(300)
     >>> [len(batch[0]) for batch in take_batches((x, y), batches=None)]
@@ -45,7 +45,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
         source = _slices(data)
     elif isinstance(data, np.ndarray | dict) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise ValueError(
-            "`data` is a tuple (x, y), or yields such tuples: a tf.data.Dataset, a generator, a list of batches. "
+            "`data` must be a tuple (x, y), or yield such tuples: a tf.data.Dataset, a generator, a list of batches. "
             f"Received: data={type(data).__name__}"
         )
     else:
@@ -54,10 +54,10 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
     for batch in islice(source, batches):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
         if y is None:
-            raise ValueError("The criterion needs targets: each batch is a tuple (x, y). Received: y=None")
+            raise ValueError("The criterion needs targets: each batch must be a tuple (x, y). Received: y=None")
         taken.append((keras.tree.map_structure(np.asarray, x), keras.tree.map_structure(np.asarray, y), _array(weight)))
     if not taken or not len(keras.tree.flatten(taken[0][0])[0]):
-        raise ValueError("`data` holds no example. Received: batches=0")
+        raise ValueError("`data` must hold at least one example. Received: batches=0")
     return taken
 
 
@@ -84,9 +84,9 @@ def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple
     y = np.asarray(y)
     shapes = [np.shape(part) for part in (*keras.tree.flatten(x), y)]
     if not all(shapes) or len({shape[0] for shape in shapes}) != 1:
-        raise ValueError(f"x and y are arrays of as many examples as each other. Received: shapes={shapes[:4]}")
+        raise ValueError(f"`x` and `y` must be arrays with the same number of examples. Received: shapes={shapes[:4]}")
     if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
-        raise ValueError(f"`per_class` is at least 1. Received: per_class={per_class!r}")
+        raise ValueError(f"`per_class` must be an integer >= 1. Received: per_class={per_class!r}")
     ids = y.argmax(-1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(-1)
     draw = np.random.default_rng(seed)
     chosen = np.concatenate([draw.permutation(np.flatnonzero(ids == c))[:per_class] for c in np.unique(ids)])
@@ -104,11 +104,11 @@ def examples(batch: Batch) -> Iterator[Batch]:
 
 def _slices(data: tuple[Any, ...]) -> Iterator[Batch]:
     if len(data) not in (2, 3):
-        raise ValueError(f"A tuple of data is (x, y) or (x, y, sample_weight). Received: length={len(data)}")
+        raise ValueError(f"A tuple of data must be (x, y) or (x, y, sample_weight). Received: length={len(data)}")
     arrays = keras.tree.map_structure(np.asarray, tuple(data))
     lengths = {len(array) for array in keras.tree.flatten(arrays)}
     if len(lengths) != 1:
-        raise ValueError(f"x and y have as many examples as each other. Received: lengths={sorted(lengths)}")
+        raise ValueError(f"`x` and `y` must have the same number of examples. Received: lengths={sorted(lengths)}")
     for start in range(0, lengths.pop(), BATCH_SIZE):
         yield keras.tree.map_structure(lambda array, start=start: array[start : start + BATCH_SIZE], arrays)
 

@@ -113,10 +113,10 @@ class Dataset:
         if devices == 1:
             return self
         if not isinstance(self.train, tuple) or not isinstance(self.test, tuple):
-            raise ValueError(f"Only arrays are divided among {devices} devices. Received: data={self.name!r}")
+            raise ValueError(f"Only arrays can be divided among {devices} devices. Received: data={self.name!r}")
         if self.batch_size % devices:
             raise ValueError(
-                f"A batch is divided evenly among {devices} devices. Received: batch_size={self.batch_size}"
+                f"A batch must divide evenly among {devices} devices. Received: batch_size={self.batch_size}"
             )
 
         def cut(x: np.ndarray, y: np.ndarray) -> Arrays:
@@ -150,7 +150,7 @@ class Dataset:
             x, y = self.train
             return balanced_sample(x, y, per_class, seed)
         if per_class < 1:
-            raise ValueError(f"`per_class` is at least 1. Received: per_class={per_class!r}")
+            raise ValueError(f"`per_class` must be an integer >= 1. Received: per_class={per_class!r}")
         missing = np.full(self.classes, per_class)
         images, labels = [], []
         for x, y in self.train:

@@ -51,15 +51,18 @@ class RewindableBatches(keras.utils.PyDataset):
         sizes = {shape[0] for shape in shapes if shape}
         if not all(shapes) or len(sizes) != 1 or 0 in sizes:
             raise ValueError(
-                "`x` and `y` are arrays of the same number of samples, at least 1; `x` also a list or dict of some. "
+                "`x` and `y` must be arrays with the same number of samples, at least 1; `x` may be a list or dict "
+                "of arrays. "
                 f"Received: shapes={shapes[:4]}"
             )
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise ValueError(f"`batch_size` is a whole number, at least 1. Received: batch_size={batch_size!r}")
+            raise ValueError(f"`batch_size` must be an integer >= 1. Received: batch_size={batch_size!r}")
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ValueError(f"`seed` is a whole number, at least 0. Received: seed={seed!r}")
+            raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
         if getattr(model, "optimizer", None) is None:
-            raise ValueError(f"The order follows the model's optimizer: compile it first. Received: model={model!r}")
+            raise ValueError(
+                f"The order follows the model's optimizer: compile the model first. Received: model={model!r}"
+            )
         self.arrays, self.size, self.batch_size, self.model, self.seed = (x, y), sizes.pop(), batch_size, model, seed
         self.on_epoch_begin()
 

@@ -25,7 +25,7 @@ from ..runtime.inputs import call_with, input_like
 from ..runtime.temporary import temporary_beside
 from ..util.checks import check_path
 
-# A SavedModel runs as an optimised graph, so its float32 sums may be taken in another order.
+# A SavedModel runs as an optimized graph, so its float32 sums may be taken in another order.
 TOLERANCE = 1e-4
 
 

@@ -55,7 +55,7 @@ def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
         raise ValueError(f"{wrong}: (x, y), a tf.data.Dataset, a list of batches. Received: evaluate={evaluate!r:.200}")
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
-            "Data is evaluated by the compiled metrics: compile the model, or pass a function of it. "
+            "Data are evaluated by the compiled metrics: compile the model, or pass a function of it. "
             f"Received: model={model.name!r}, which is not compiled"
         )
     return lambda: _by_metric(model, inputs())
@@ -67,7 +67,9 @@ def _by_function(model: Any, evaluate: Callable[[Any], Any]) -> tuple[str, float
     try:
         number = float("no number" if isinstance(value, str) else value)
     except (TypeError, ValueError):
-        raise ValueError(f"`evaluate` returns a number. Received: evaluate={name}, which returned {value!r}") from None
+        raise ValueError(
+            f"`evaluate` must return a number. Received: evaluate={name}, which returned {value!r}"
+        ) from None
     return "value" if name == "<lambda>" else name, number
 
 

@@ -154,7 +154,7 @@ def _find(
 
 
 class _Taker(TakeSnapshot):
-    """Takes the snapshot of level 0, also where its training is several fits: it counts from the begin of the first."""
+    """Takes the snapshot of level 0, also where its training is several fits: it counts from the first on."""
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._restored = self._restored or self._begun_at is not None
@@ -187,7 +187,7 @@ class _State:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> _State:
-        """The state of the last level that ended, with the model as it was then; or that of the begin."""
+        """The state of the last level that ended, with the model as it was then; or that of the beginning."""
         data = None if folder is None else read(Path(folder, _STATE))
         if folder is None or data is None:
             begin = cls(density(masked_weights(model)))
@@ -199,7 +199,8 @@ class _State:
         arrays, about = unpack(data, str(Path(folder, _STATE)))
         if about.get("settings") != lottery.settings:
             raise ValueError(
-                f"The folder holds another lottery, of {about.get('settings')!s:.1000}: name another folder, or delete "
+                f"The folder belongs to another lottery, with settings {about.get('settings')!s:.1000}: name "
+                "another folder, or delete "
                 f"it. Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
             )
         with understanding(str(Path(folder, _STATE))):
@@ -242,6 +243,6 @@ def _numbers(result: Any) -> dict[str, Any]:
     arrays = {name: np.asarray(v) for name, v in (result if isinstance(result, dict) else {"result": result}).items()}
     if any(array.dtype.kind not in "biuf" for array in arrays.values()):
         raise ValueError(
-            f"`train` returns a History, a dict of numbers, a number or None. Received: {type(result)}, {result!r}"
+            f"`train` must return a History, a dict of numbers, a number or None. Received: {type(result)}, {result!r}"
         )
     return {str(name): array.astype(float).tolist() for name, array in arrays.items()}

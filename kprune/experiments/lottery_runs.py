@@ -169,7 +169,7 @@ def run_lotteries(
         modes: some of `MODES`; a control needs "init" or "rewind" beside it.
         levels, rate, rewind_to, criterion, scope, rounds: as in `kprune.find_ticket`. Criteria that need data get 10
             training examples of each class.
-        seeds: whole numbers, at least 0.
+        seeds: integers >= 0.
         epochs: of the dense training.
         path: CSV file for the runs, one row each, that is there in full after each run; one that is there already is
             gone on with: its runs are not trained again. Beside it, NAME-levels/ holds what a lottery needs to go on.
@@ -201,9 +201,7 @@ def run_lotteries(
     check_seeds(seeds)
     check_epochs(epochs)
     if not isinstance(data.train, tuple):
-        raise ValueError(
-            f"The order of batches that come as they come cannot be rewound: give arrays. Received: data={data.name!r}"
-        )
+        raise ValueError(f"Only arrays can be rewound, not a stream of batches. Received: data={data.name!r}")
     own = {
         **{"dataset": data.name, "batch_size": data.batch_size, "epochs": epochs, "levels": levels, "rate": rate},
         **{"rewind_to": rewind_to, "criterion": CRITERIA.name_of(criterion), "scope": scope, "rounds": rounds},
@@ -221,7 +219,9 @@ def run_lotteries(
     if {"rewind", "learning_rate", "finetune"} & set(modes):
         step = lottery.point.in_batches(epochs, math.ceil(len(data.train[0]) / data.batch_size))
         if step == 0 and {"init", "rewind"} <= set(modes):
-            raise ValueError(f"To rewind to the begin is what 'init' does. Received: {modes=}, {rewind_to=}")
+            raise ValueError(
+                f"`rewind_to` is the start of training; mode 'init' already covers it. Received: {modes=}, {rewind_to=}"
+            )
 
     keys = [key for seed in seeds for key in _keys(modes, base, levels, seed)]
     with (
@@ -236,7 +236,7 @@ def run_lotteries(
         if not table.cells:
             if any(folder.glob("*/*/level-*.npz")):
                 raise ValueError(
-                    f"{folder} holds levels of runs that the file does not: delete the folder, or write elsewhere. "
+                    f"{folder} has levels of runs that the file lacks: delete the folder, or write elsewhere. "
                     f"Received: path={str(table.path)!r}"
                 )
             # Killed in the very first level, of whose settings no row tells: a begin is drawn anew.
@@ -283,10 +283,10 @@ def _check_modes(modes: Sequence[str]) -> str:
     check_each_once("modes", modes)
     wrong = [mode for mode in modes if mode not in MODES]
     if wrong:
-        raise ValueError(f"A mode is one of {', '.join(MODES)}. Received: mode={wrong[0]!r}")
+        raise ValueError(f"A mode must be one of {', '.join(MODES)}. Received: mode={wrong[0]!r}")
     base = next((mode for mode in REWINDS if mode in modes), "")
     if set(CONTROLS) & set(modes) and base not in ("init", "rewind"):
-        raise ValueError(f"A control has the masks of 'init' or 'rewind'. Received: modes={modes!r}")
+        raise ValueError(f"A control needs mode 'init' or 'rewind', whose masks it takes. Received: modes={modes!r}")
     return base
 
 

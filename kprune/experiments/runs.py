@@ -91,13 +91,13 @@ class RunTable(Generic[Cell]):
         if path is not None:
             check_path("path", path)
         if others is not None and not isinstance(others, dict):
-            raise ValueError(f"`settings` is a dict, name -> value, or None. Received: settings={others!r}")
+            raise ValueError(f"`settings` must be a dict of name -> value, or None. Received: settings={others!r}")
         self.path = None if path is None else Path(path)
         self.kind = kind
         self._convert = {field.name: _CONVERT[str(field.type)] for field in fields(kind)}
         for name in others or ():
             if name in own or name in self._convert:
-                raise ValueError(f"The table has a column of that name already. Received: settings={name!r}")
+                raise ValueError(f"The table already has a column with this name. Received: settings={name!r}")
         self.settings = {**(others or {}), **own}
         self._written = {name: "" if value is None else str(value) for name, value in self.settings.items()}
         self.columns = [*self._written, *self._convert]
@@ -153,7 +153,9 @@ class RunTable(Generic[Cell]):
                         raise ValueError(f"Row {number} of the file is damaged ({odd}); delete it. {received}")
                     cells[cell.key] = cell
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"The file is no CSV: {error}. Move it away, or write elsewhere. {received}") from error
+            raise ValueError(
+                f"The file is not a CSV file: {error}. Move it away, or write elsewhere. {received}"
+            ) from error
         self.cells = cells
 
     def _check_columns(self, columns: list[str], received: str) -> None:
@@ -194,28 +196,29 @@ def _number(name: str, value: Any) -> Any:
 def check_each_once(name: str, values: Sequence[Any]) -> None:
     """ValueError unless there is at least one value, and each once."""
     if isinstance(values, str) or not isinstance(values, Collection) or len(set(values)) < max(len(values), 1):
-        raise ValueError(f"`{name}` holds at least one, each once. Received: {name}={values!r}")
+        raise ValueError(f"`{name}` must hold at least one entry, each only once. Received: {name}={values!r}")
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """ValueError unless they are whole numbers, at least 0, each once."""
+    """ValueError unless they are integers >= 0, each once."""
     check_each_once("seeds", seeds)
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ValueError(f"A seed is a whole number, at least 0. Received: seed={seed!r}")
+            raise ValueError(f"Each seed must be an integer >= 0. Received: seed={seed!r}")
 
 
 def check_epochs(epochs: int) -> None:
-    """ValueError unless it is a whole number, at least 1."""
+    """ValueError unless it is an integer >= 1."""
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
-        raise ValueError(f"`epochs` is a whole number, at least 1. Received: epochs={epochs!r}")
+        raise ValueError(f"`epochs` must be an integer >= 1. Received: epochs={epochs!r}")
 
 
 def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
     """The test accuracy of a fit after its last epoch, and the highest; ValueError if it has none."""
     if "val_accuracy" not in history:
         raise ValueError(
-            f"`build` compiles the model with metrics=['accuracy']. Received: a model that reports {', '.join(history)}"
+            "`build` must compile the model with metrics=['accuracy']. Received: a model that reports "
+            f"{', '.join(history)}"
         )
     found = history["val_accuracy"]
     if not all(0 <= value <= 1 for value in found):

@@ -132,7 +132,8 @@ def sensitivity(
     plan = Plan(criterion, "layerwise", pattern, 1, seed)
     if plan.needs:
         raise ValueError(
-            "The scan scores the model as it is; this criterion also needs what it was, or how it moved. "
+            "The scan scores the model as it is and does not support criteria that need earlier weights or their "
+            "movement. "
             f"Received: criterion={plan.name!r}"
         )
     sparsities = _checked(sparsities)
@@ -172,12 +173,14 @@ def _checked(sparsities: Any) -> tuple[float, ...]:
         or not isinstance(sparsities, Iterable)
         or getattr(sparsities, "ndim", 1) != 1
     ):
-        raise ValueError(f"`sparsities` are several numbers, as in [0.5, 0.9]. Received: sparsities={sparsities!r}")
+        raise ValueError(
+            f"`sparsities` must be a sequence of numbers, such as [0.5, 0.9]. Received: sparsities={sparsities!r}"
+        )
     listed = list(sparsities)
     for sparsity in listed:
         check_sparsity("sparsity", sparsity)
     if not listed or len(set(listed)) < len(listed):
-        raise ValueError(f"`sparsities` holds at least one, each once. Received: sparsities={listed!r}")
+        raise ValueError(f"`sparsities` must hold at least one entry, each only once. Received: sparsities={listed!r}")
     return tuple(float(sparsity) for sparsity in listed)
 
 

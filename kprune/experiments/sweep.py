@@ -129,7 +129,7 @@ def sweep(
         data: what to train and test on, from `kprune.data.load`.
         methods: names of criteria in `kprune.criteria.CRITERIA`.
         compressions: weights / weights left, each at least 1.
-        seeds: whole numbers, at least 0.
+        seeds: integers >= 0.
         epochs: of each training run.
         scope, rounds: as in `kprune.prune`.
         path: CSV file for the cells, one row each, that is there in full after each cell; one that is there already
@@ -216,11 +216,12 @@ def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence
     for method in methods:
         if {"initial", "movement"} & set(trait(CRITERIA.get(method), "needs", ())):
             raise ValueError(
-                f"Before training there are no earlier weights to compare with. Received: method={method!r}"
+                "A sweep prunes before training, so there are no earlier weights to compare with. Received: "
+                f"method={method!r}"
             )
     for compression in compressions:
         if isinstance(compression, bool) or not isinstance(compression, int | float) or not 1 <= compression < math.inf:
-            raise ValueError(f"A compression is at least 1. Received: compression={compression!r}")
+            raise ValueError(f"A compression must be >= 1. Received: compression={compression!r}")
     return [
         (method, float(compression), seed)
         for seed in seeds

@@ -43,11 +43,11 @@ class Lottery:
     def of(cls, levels: int, rate: float, rewind_to: Any, rewind: str, plan: Plan) -> Lottery:
         """The lottery of a user's words; ValueError if one makes no sense."""
         if not isinstance(levels, int) or isinstance(levels, bool) or levels < 1:
-            raise ValueError(f"`levels` is a whole number, at least 1. Received: levels={levels!r}")
+            raise ValueError(f"`levels` must be an integer >= 1. Received: levels={levels!r}")
         if not isinstance(rate, float) or not 0 < rate < 1:
-            raise ValueError(f"`rate` is above 0 and below 1. Received: rate={rate!r}")
+            raise ValueError(f"`rate` must be above 0 and below 1. Received: rate={rate!r}")
         if not isinstance(rewind, str) or rewind not in REWINDS:
-            raise ValueError(f"`rewind` is one of {', '.join(REWINDS)}. Received: rewind={rewind!r}")
+            raise ValueError(f"`rewind` must be one of {', '.join(REWINDS)}. Received: rewind={rewind!r}")
         if "movement" in plan.needs:
             raise ValueError(
                 "Masks are drawn by what the weights are at the end of a level, and by what they were at the rewind "

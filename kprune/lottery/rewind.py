@@ -81,7 +81,7 @@ class RewindPoint:
             batches_per_step: above 1 where the optimizer accumulates gradients.
 
         Raises:
-            ValueError: `batches_per_epoch` is needed, or the point lies not before the end of the training.
+            ValueError: `batches_per_epoch` is needed, or the point does not fall before the end of training.
         """
         if self.steps == 0:
             return 0
@@ -90,7 +90,9 @@ class RewindPoint:
         else:
             found = int(self.in_batches(epochs, batches_per_epoch, batches_per_step) // (batches_per_epoch or 1))
         if found >= epochs:
-            raise ValueError(f"The point to rewind to lies not within the {epochs} epochs of a level. Received: {self}")
+            raise ValueError(
+                f"The rewind point must fall before the end of a level ({epochs} epochs). Received: {self}"
+            )
         return found
 
     def in_batches(self, epochs: int, batches_per_epoch: float | None, batches_per_step: int = 1) -> int:
@@ -99,8 +101,7 @@ class RewindPoint:
             return 0
         if batches_per_epoch is None:
             raise ValueError(
-                "How many steps an epoch has must be known for this rewind point: pass steps_per_epoch. "
-                f"Received: {self}"
+                f"This rewind point needs the number of steps in an epoch: pass steps_per_epoch. Received: {self}"
             )
         if self.steps is not None:
             found = self.steps * batches_per_step
@@ -108,7 +109,8 @@ class RewindPoint:
             found = math.floor(round(self._of_epochs(epochs) * batches_per_epoch, 6))
         if found >= epochs * batches_per_epoch:
             raise ValueError(
-                f"The point to rewind to, batch {found}, lies not within the {epochs * batches_per_epoch:g} batches of "
+                f"The rewind point, batch {found}, must fall before the end of a level "
+                f"({epochs * batches_per_epoch:g} batches)"
                 f"a level. Received: {self}"
             )
         return found
@@ -122,7 +124,7 @@ class Snapshot:
     """What a model and its optimizer were at one moment; made by `snapshot`.
 
     Attributes:
-        weights: path -> array: all weights of the model but its masks, with normalisation statistics and the states
+        weights: path -> array: all weights of the model but its masks, with normalization statistics and the states
             of seed generators.
         optimizer: position and name -> array: all that the optimizer keeps: slots, iterations, learning rate,
             averages, loss scale.
@@ -184,7 +186,7 @@ def snapshot(model: Any, optimizer: Any = None) -> Snapshot:
 def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = None) -> None:
     """Take the model back to a snapshot; masks stay, and pruned weights stay 0.
 
-    - "weights": weights, normalisation statistics, seed generators and the whole optimizer (arXiv:1803.03635,
+    - "weights": weights, normalization statistics, seed generators and the whole optimizer (arXiv:1803.03635,
       1903.01611).
     - "learning_rate": the optimizer only (arXiv:2003.02389): its iterations, and with them the position of a learning
       rate schedule, the learning rate, and its slots, which belong to the iterations (Adam corrects their bias by
@@ -206,7 +208,7 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
     if not isinstance(to, Snapshot):
         raise ValueError(f"`to` must be a kprune.Snapshot. Received: to={to!r:.200}")
     if not isinstance(what, str) or what not in REWINDS:
-        raise ValueError(f"Expected one of {', '.join(REWINDS)}. Received: rewind={what!r}")
+        raise ValueError(f"`rewind` must be one of {', '.join(REWINDS)}. Received: rewind={what!r}")
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     slots, weights = _due(model, to, what, optimizer)
     for variable, value in [*(slots if what != "none" else ()), *(weights if what == "weights" else ())]:

@@ -28,7 +28,7 @@ class Ticket:
 
     Attributes:
         masks: path -> bool array of the weight's shape, True = kept, in the model's order.
-        weights: path -> array: all weights of the model (normalisation statistics and seed generators too) at the
+        weights: path -> array: all weights of the model (normalization statistics and seed generators too) at the
             point that was rewound to.
         about: provenance; what JSON can hold.
 
@@ -52,7 +52,7 @@ class Ticket:
         try:
             json.dumps(about)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"What is noted about a ticket is kept as JSON: {error}. Received: {about!r}") from error
+            raise ValueError(f"What is noted about a ticket must be JSON: {error}. Received: {about!r}") from error
         weights = {path: to_numpy(v) for path, v in model_weights(model).items()}
         return cls(current_masks(model), weights, about)
 
@@ -96,7 +96,7 @@ class Ticket:
         check_npz("path", path)
         arrays, about = unpack(Path(path).read_bytes(), os.fspath(path))
         if about.get("kind") != _KIND:
-            raise ValueError(f"This file holds no ticket. Received: path={os.fspath(path)!r}")
+            raise ValueError(f"Not a kprune ticket file. Received: path={os.fspath(path)!r}")
         with understanding(os.fspath(path)):
             parts = split(arrays, "mask", "weight")
             wrong = [name for name, mask in parts["mask"].items() if mask.dtype != np.bool_]
@@ -125,7 +125,7 @@ class Ticket:
         if skip is not None:
             check_expression(skip, "skip")
             if all(re.search(skip, path) for path in self.masks):
-                raise ValueError(f"`skip` leaves no mask to apply. Received: skip={skip!r}")
+                raise ValueError(f"`skip` must leave at least one mask to apply. Received: skip={skip!r}")
         with masked(model, optimizer):
             mine = model_weights(model)
             values = _match(mine, self.weights, skip) if weights else {}
@@ -145,4 +145,6 @@ def _match(mine: dict[str, Any], theirs: Arrays, skip: str | None) -> Arrays:
     try:
         return matched(wanted(mine), wanted(theirs), "model")
     except ValueError as error:
-        raise ValueError(f"The ticket does not match; skip= leaves out a head. {error}, skip={skip!r}") from error
+        raise ValueError(
+            f"The ticket does not match the model (skip= leaves out a head). {error}, skip={skip!r}"
+        ) from error

@@ -19,9 +19,9 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
     """Give the weights of a built model masks, all True at first: the model predicts exactly as before.
 
     A Keras 3 model is masked in place. A tf_keras model comes back as `report.model`, a clone under tfmot's
-    `PruneLowMagnitude` wrappers that shares its layers, to be compiled again; where the user has wrapped layers with
-    tfmot already they are adopted, and kprune rules: tfmot's own schedule is taken out, its masks no longer move by
-    themselves. Calling it twice changes nothing.
+    `PruneLowMagnitude` wrappers that shares its layers, to be compiled again. Layers that you have wrapped with tfmot
+    are taken over: tfmot's own schedule is switched off, so masks no longer move by themselves. Calling it twice
+    changes nothing.
 
     Args:
         model: a built `keras.Model` or `tf_keras.Model` (or layer, with Keras 3).
@@ -106,7 +106,8 @@ def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
     for path, new in masks.items():
         if path not in by_path:
             raise ValueError(
-                f"No masked weight has this path; the paths are {', '.join(by_path) or 'none: call kprune.mask first'}."
+                "No masked weight has this path. Masked weights: "
+                f"{', '.join(by_path) or 'none: call kprune.mask first'}."
                 f" Received: path={path!r}"
             )
         if np.shape(new) != by_path[path].shape or np.asarray(new).dtype != np.bool_:
@@ -165,10 +166,11 @@ def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tup
     known = sorted(present | set(KNOWN_WEIGHTS))
     for name in weights:
         if name not in known:
-            raise ValueError(f"Unknown weight name; this model knows {known}. Received: weights={weights!r}")
+            raise ValueError(f"Unknown weight name. This model has {known}. Received: weights={weights!r}")
     if filters is not None and not isinstance(filters, str | list | tuple) and not callable(filters):
         raise ValueError(
-            f"`filters` is a regular expression, several, or a function of a layer. Received: filters={filters!r}"
+            "`filters` must be a regular expression, a sequence of them, or a function of a layer. Received: "
+            f"filters={filters!r}"
         )
     if not callable(filters):
         for expression in [filters] if isinstance(filters, str) else filters or ():

@@ -103,7 +103,7 @@ def weight_name(layer: Any, v: Any) -> str:
 def unfit(layer: Any, v: Any) -> str:
     """Why a weight of this kind cannot be masked, or ""."""
     if layer.quantization_mode is not None or "float" not in v.dtype:
-        return f"the layer is quantised ({layer.quantization_mode or v.dtype})"
+        return f"the layer is quantized ({layer.quantization_mode or v.dtype})"
     if len(v.shape) < 2:
         return f"it has rank {len(v.shape)}; masks are for kernels"
     return ""

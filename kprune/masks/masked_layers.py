@@ -26,7 +26,7 @@ from .store import MaskStore, check_names, source_of, token_of
 
 
 class MaskedRegularizer(keras.regularizers.Regularizer):
-    """A weight regulariser that sees the masked weight, so its gradient at a pruned entry is zero."""
+    """A weight regularizer that sees the masked weight, so its gradient at a pruned entry is zero."""
 
     def __init__(self, regularizer: Any, mask: Any):
         self.regularizer, self.mask = regularizer, mask
@@ -240,7 +240,7 @@ def _remove_store(layer: Any) -> None:
 
 
 def detach(layer: Any) -> None:
-    """Undo `attach` at and below the layer, in place: the classes, the stores and the regularisers as they were.
+    """Undo `attach` at and below the layer, in place: the classes, the stores and the regularizers as they were.
 
     The weights keep the values that they have stored.
     """
@@ -263,7 +263,7 @@ def _plain_class(layer: Any) -> Iterator[None]:
 
 @contextmanager
 def _unlocked(layer: Any) -> Iterator[None]:
-    """A built layer refuses new state; Keras unlocks it in the same way for LoRA and quantisation."""
+    """A built layer refuses new state; Keras unlocks it in the same way for LoRA and quantization."""
     locked = layer._tracker.locked
     layer._tracker.unlock()
     try:

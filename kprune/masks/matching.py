@@ -24,7 +24,7 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
     if len(mine) != len(theirs):
         odd = next((path for path in [*mine, *theirs] if path not in mine or path not in theirs), "")
         raise ValueError(
-            f"It is of another {of}: it has {len(theirs)} arrays for {len(mine)} variables; {odd!r} is only in one of "
+            f"It does not match this {of}: {len(theirs)} arrays for {len(mine)} variables; {odd!r} is in only one of "
             f"the two. Received: {len(theirs)} arrays"
         )
     by_path = all(path in theirs for path in mine)
@@ -32,16 +32,16 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
     for path, array in pairs.items():
         shape = tuple(mine[path].shape)
         if array.shape != shape:
-            raise ValueError(f"It is of another {of}: {path} has shape {shape}. Received: shape={array.shape}")
+            raise ValueError(f"It does not match this {of}: {path} has shape {shape}. Received: shape={array.shape}")
         dtype = getattr(mine[path], "dtype", None)
         if dtype is not None and _family(array.dtype) != _family(dtype):
             raise ValueError(
-                f"It is of another {of}: {path} has dtype {keras.backend.standardize_dtype(dtype)}. "
+                f"It does not match this {of}: {path} has dtype {keras.backend.standardize_dtype(dtype)}. "
                 f"Received: dtype={array.dtype}"
             )
     for path, other in () if by_path or of != "model" else zip(mine, theirs, strict=True):
         if _kind(path) != _kind(other):
-            raise ValueError(f"It is of another {of}: {path} stands where it has {other}. Received: {other}")
+            raise ValueError(f"It does not match this {of}: {path} is where it has {other}. Received: {other}")
     return pairs
 
 
@@ -57,7 +57,7 @@ def _kind(path: str) -> str:
 
 
 def mask_distance(one: Masks, other: Masks) -> float:
-    """The fraction of entries that differ: the normalised Hamming distance of two masks (arXiv:1909.11957).
+    """The fraction of entries that differ: the normalized Hamming distance of two masks (arXiv:1909.11957).
 
     distance = number of entries kept by one mask alone / number of entries, over all weights
 
@@ -77,7 +77,9 @@ def mask_distance(one: Masks, other: Masks) -> float:
     """
     for name, masks in (("one", one), ("other", other)):
         if not isinstance(masks, Mapping):
-            raise ValueError(f"Masks are a dict, path -> bool array: ticket.masks. Received: {name}={type(masks)}")
+            raise ValueError(
+                f"Masks must be a dict of path -> bool array, such as ticket.masks. Received: {name}={type(masks)}"
+            )
     others = matched(one, other, "model")
     return sum(int((mask != others[path]).sum()) for path, mask in one.items()) / max(
         1, sum(m.size for m in one.values())

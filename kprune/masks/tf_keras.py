@@ -36,7 +36,7 @@ _NOT_RULED = -1.0
 class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
     """tfmot's wrapper without what changes a model's predictions or losses; under tfmot's name, so that both load it.
 
-    The layer computes with where(mask, w, 0). It keeps its own dtype policy and activity regulariser, takes part in
+    The layer computes with where(mask, w, 0). It keeps its own dtype policy and activity regularizer, takes part in
     Keras's masking of time steps, and a MultiHeadAttention can be read back from a file.
     """
 
@@ -229,7 +229,7 @@ def plain(model: Any) -> Iterator[Any]:
 def _adopt(model: Any) -> None:
     """Put kprune in charge of the wrappers: masks move only by `set_masks`, weights are exactly 0 after each step."""
     if any(wrapper.pruning_obj is None for wrapper in _wrappers(model)):
-        raise ValueError(f"The model is not built, so its masks do not exist yet. Received: model={model.name!r}")
+        raise ValueError(f"The model must be built first: its masks do not exist yet. Received: model={model.name!r}")
     ruled, changed = set(), False
     for wrapper in _wrappers(model):
         if type(wrapper) is pruning_wrapper.PruneLowMagnitude:

@@ -68,7 +68,7 @@ class Summary:
     Attributes:
         rows: one `Row` per weight, in model order.
         masked: whether the zeros are those of masks (otherwise they are counted in the weights themselves).
-        other_size: number of all other parameters: biases, normalisation, kernels without a row.
+        other_size: number of all other parameters: biases, normalization, kernels without a row.
         other_flops: multiply-adds for one example by kernels without a row; None if not known.
         note: why multiply-adds are not known, or "".
     """

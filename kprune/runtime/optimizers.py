@@ -9,7 +9,7 @@ import numpy as np
 
 from .distribution import strategy_scope, to_numpy
 
-# Muon orthogonalises the whole update of a kernel, so it moves weights whose gradient is exactly zero.
+# Muon orthogonalizes the whole update of a kernel, so it moves weights whose gradient is exactly zero.
 DENSE_UPDATES = ("Muon",)
 
 

@@ -56,13 +56,13 @@ def auto_strategy(strategy: str = "auto", library: Any = keras, verbose: bool = 
     0.75
     """
     if strategy not in STRATEGIES:
-        raise ValueError(f"There are {', '.join(STRATEGIES)}. Received: strategy={strategy!r}")
+        raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: strategy={strategy!r}")
     if getattr(library, "__name__", None) not in ("keras", "tf_keras"):
-        raise ValueError(f"The library is keras or tf_keras. Received: library={library!r}")
+        raise ValueError(f"`library` must be keras or tf_keras. Received: library={library!r}")
     backend = "tensorflow" if library.__name__ == "tf_keras" else keras.backend.backend()
     choose = {"tensorflow": _of_tensorflow, "jax": _of_jax}.get(backend)
     if choose is None:
-        raise ValueError(f"Strategies are for Keras on TensorFlow or JAX. Received: backend={backend!r}")
+        raise ValueError(f"Strategies need Keras on TensorFlow or JAX. Received: backend={backend!r}")
     if choose is _of_tensorflow and library is keras and strategy in ("auto", "multiworker") and workers() > 1:
         raise ValueError(f"{KERAS_FIT_FAILS} Received: strategy={strategy!r}, {workers()} workers in TF_CONFIG")
     kind, found, devices = choose(strategy)

@@ -67,12 +67,13 @@ class PerLayer:
     def __post_init__(self) -> None:
         if not isinstance(self.schedules, Mapping) or not self.schedules:
             raise ValueError(
-                f"Expected a dict, regular expression -> schedule, not empty. Received: schedules={self.schedules!r}"
+                "`schedules` must be a non-empty dict of regular expression -> schedule. Received: "
+                f"schedules={self.schedules!r}"
             )
         for expression, schedule in self.schedules.items():
             check_expression(expression)
             if isinstance(schedule, PerLayer):
-                raise ValueError(f"A member of a PerLayer is a plain schedule. Received: schedule={schedule!r}")
+                raise ValueError(f"A member of PerLayer must be a plain schedule. Received: schedule={schedule!r}")
         members = {expression: as_schedule(schedule) for expression, schedule in self.schedules.items()}
         object.__setattr__(self, "schedules", members)
 
@@ -92,7 +93,8 @@ class PerLayer:
         for expression in self.schedules:
             if not any(re.search(expression, path) for path in paths):
                 raise ValueError(
-                    f"The expression is found in none of {', '.join(paths)}. Received: expression={expression!r}"
+                    f"The regular expression matches none of these weights: {', '.join(paths)}. Received: "
+                    f"expression={expression!r}"
                 )
 
     def __call__(self, step: int) -> dict[str, float]:

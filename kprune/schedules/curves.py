@@ -40,10 +40,10 @@ class Schedule:
         for name in ("begin_step", "end_step", "frequency"):
             step = getattr(self, name)
             if not isinstance(step, numbers.Integral) or isinstance(step, bool):
-                raise ValueError(f"`{name}` is a whole number of steps. Received: {name}={step!r}")
+                raise ValueError(f"`{name}` must be an integer (optimizer steps). Received: {name}={step!r}")
         if self.initial_sparsity > self.final_sparsity:
             raise ValueError(
-                "A pruned weight does not return, so a schedule cannot fall. Received: "
+                "A schedule must not fall, since pruned weights do not return. Received: "
                 f"initial_sparsity={self.initial_sparsity}, final_sparsity={self.final_sparsity}"
             )
         if self.begin_step < 0 or self.end_step < self.begin_step:
@@ -52,7 +52,9 @@ class Schedule:
                 f"end_step={self.end_step}"
             )
         if self.frequency < 1:
-            raise ValueError(f"`frequency` is a number of steps, at least 1. Received: frequency={self.frequency}")
+            raise ValueError(
+                f"`frequency` must be an integer >= 1 (optimizer steps). Received: frequency={self.frequency}"
+            )
 
     def at(self, progress: float) -> float:
         """Sparsity at `progress`, which runs from 0 at `begin_step` to 1 at `end_step`."""
@@ -150,7 +152,7 @@ class OneCycle(Schedule):
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
-                raise ValueError(f"`{name}` is a finite number. Received: {name}={value!r}")
+                raise ValueError(f"`{name}` must be a finite number. Received: {name}={value!r}")
         if self.alpha <= 0:
             raise ValueError(f"`alpha` must be positive, or the curve would not rise. Received: alpha={self.alpha!r}")
 
@@ -194,7 +196,7 @@ class Geometric(Schedule):
         object.__setattr__(self, "final_sparsity", self._after(1 - (begin_step - end_step) // frequency))
         if self.final_sparsity == 1:
             received = ", ".join(f"{name}={value!r}" for name, value in {"rate": rate, **steps}.items())
-            raise ValueError(f"So many updates at this rate leave nothing. Received: {received}")
+            raise ValueError(f"This many updates at this rate leave no weights. Received: {received}")
 
     def at(self, progress: float) -> float:
         return self._after(1 + round(progress * (self.end_step - self.begin_step)) // self.frequency)
@@ -247,6 +249,5 @@ def check_sparsity(name: str, sparsity: float) -> None:
     """Raises ValueError unless 0 <= sparsity < 1."""
     if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         raise ValueError(
-            f"`{name}` is the fraction of zeros, at least 0 and below 1 (0.9 keeps a tenth). "
-            f"Received: {name}={sparsity!r}"
+            f"`{name}` must be a fraction of zeros in [0, 1) (0.9 keeps a tenth). Received: {name}={sparsity!r}"
         )

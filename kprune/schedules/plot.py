@@ -38,14 +38,14 @@ def plot_schedule(schedules: Any, path: str | os.PathLike[str] | None = None, st
     'sparsity'
     """
     if steps is not None and (not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 1):
-        raise ValueError(f"`steps` is a whole number of steps, at least 1. Received: steps={steps!r}")
+        raise ValueError(f"`steps` must be an integer >= 1 (optimizer steps). Received: steps={steps!r}")
     return written(path, lambda: _draw(schedules, steps))
 
 
 def _draw(schedules: Any, steps: int | None) -> Figure:
     lines = _lines(schedules)
     if not lines:
-        raise ValueError(f"There is no schedule to draw. Received: schedules={schedules!r}")
+        raise ValueError(f"`schedules` must hold at least one schedule. Received: schedules={schedules!r}")
     longest = max(schedule.end_step for schedule in lines.values())
     last = max(math.ceil(1.1 * longest), 1) if steps is None else steps
     figure, axes = new_axes(9, 4.5)

@@ -109,5 +109,5 @@ def check_expression(expression: Any, name: str = "expression") -> None:
         re.compile(expression)
     except (re.error, TypeError):
         raise ValueError(
-            f"Expected a regular expression, to be searched in paths of weights. Received: {name}={expression!r}"
+            f"Expected a regular expression to search weight paths for. Received: {name}={expression!r}"
         ) from None

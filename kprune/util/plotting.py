@@ -23,7 +23,7 @@ def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> 
     if path is not None:
         check_path("path", path)
         if os.path.splitext(path)[1].lower() not in FILE_TYPES:
-            raise ValueError(f"A figure is written as .png, .svg or .pdf. Received: path={os.fspath(path)!r}")
+            raise ValueError(f"`path` must end in .png, .svg or .pdf. Received: path={os.fspath(path)!r}")
     figure = make()
     if path is not None:
         figure.savefig(path)

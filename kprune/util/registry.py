@@ -37,7 +37,7 @@ class Registry:
 
         def add(entry: Entry) -> Entry:
             if name in self._entries:
-                raise ValueError(f"The {self.kind} is registered already. Received: name={name!r}")
+                raise ValueError(f"This {self.kind} is already registered. Received: name={name!r}")
             for trait_name, value in traits.items():
                 setattr(entry, trait_name, value)
             self._entries[name] = entry

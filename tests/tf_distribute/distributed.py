@@ -21,7 +21,7 @@ def digits():
 
 
 def network(library, **compile_args):
-    """A compiled network of convolution, normalisation and dense layers; on tf_keras under kprune's masks.
+    """A compiled network of convolution, normalization and dense layers; on tf_keras under kprune's masks.
 
     Its statistics are those of the whole batch, over all replicas, so it trains as on one device.
     """

@@ -28,7 +28,7 @@ def flat():
     return masked_mlp("adam", half=False)
 
 
-def normalised():
+def normalized():
     stack = [layers.Dense(12, "relu"), layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(3)]
     model = kprune.mask(sequential((8,), *stack)).model
     model.compile("adam", "mse", metrics=["mae"])
@@ -72,7 +72,7 @@ def subclassed():
 
 MODELS = {
     "flat": flat,
-    "normalised": normalised,
+    "normalized": normalized,
     "two by two": two_by_two,
     "mixed precision": mixed,
     "subclassed": subclassed,
@@ -136,7 +136,7 @@ def test_criterion(name, kind):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_eager_equals_compiled(name):
-    model = normalised()
+    model = normalized()
     compiled = scores_of(model, name)
     tf.config.run_functions_eagerly(True)
     try:
@@ -149,7 +149,7 @@ def test_eager_equals_compiled(name):
 
 @pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
 def test_the_way_a_model_is_written_does_not_matter(name):
-    functional, written = normalised(), subclassed()
+    functional, written = normalized(), subclassed()
     written.set_weights(functional.get_weights())
     for one, other in zip(scores_of(functional, name).values(), scores_of(written, name).values(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)

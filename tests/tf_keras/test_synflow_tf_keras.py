@@ -89,7 +89,7 @@ def test_a_partial_of_synflow_prunes_by_the_mean_of_the_data():
 
 
 def hard_network():
-    """Nested, shared, with a shortcut, a product, dropout, normalisation, odd activations and preprocessing."""
+    """Nested, shared, with a shortcut, a product, dropout, normalization, odd activations and preprocessing."""
     inner = sequential((8,), layers.Dense(8, "gelu"), layers.BatchNormalization(), layers.ReLU(6.0))
     x = tf_keras.Input((8,))
     y = layers.Rescaling(0.1)(x)

@@ -103,7 +103,7 @@ def test_no_way_to_compile_leaks(name, how):
 @pytest.mark.parametrize("policy, jit", [("mixed_bfloat16", False), ("mixed_float16", True), ("float64", False)])
 def test_mixed_precision(policy, jit):
     tf_keras.mixed_precision.set_global_policy(policy)
-    # The regulariser's gradient moves pruned weights, so that only the constraint holds them.
+    # The regularizer's gradient moves pruned weights, so that only the constraint holds them.
     model = dense_then_pruned(optimizers.SGD(0.05, momentum=0.9), Orthogonal(), jit_compile=jit)
     assert (type(model.optimizer).__name__ == "LossScaleOptimizerV3") == (policy == "mixed_float16")
     assert {w.value().dtype.name for w in kprune.masked_weights(model)} == {

@@ -87,7 +87,7 @@ def test_regularisers_of_the_weights_count():
     kprune.masked_weights(model)[0].variable.assign([[1.0], [2.0]])
     model.compile("sgd", "mse")
     [score] = scores_of(model, "taylor", (np.array([[3.0, 1.0]]), np.array([[0.0]])))
-    # Output 5: gradient 10 * (3, 1) of the error, 0.01 * 2 * (1, 2) of the regulariser.
+    # Output 5: gradient 10 * (3, 1) of the error, 0.01 * 2 * (1, 2) of the regularizer.
     np.testing.assert_allclose(score[:, 0], [30.02, 20.08], rtol=1e-6)
 
 

@@ -36,7 +36,7 @@ class Program:
 
     Attributes:
         module: the StableHLO module that it was given, as text.
-        hlo: the optimised HLO, as text.
+        hlo: the optimized HLO, as text.
         seconds: how long it took to compile.
         hbm: peak bytes of the TPU's memory, on each device.
     """

@@ -31,7 +31,7 @@ def run(values: Any, arguments: list[str]) -> None:
     """
     if "finetune" in values.modes and values.decay == "cosine":
         raise ValueError(
-            "Fine-tuning goes on at the last learning rate, which is 0 after a cosine: use --decay=step. "
+            "Fine-tuning continues at the last learning rate, which is 0 after a cosine: use --decay=step. "
             f"Received: decay={values.decay!r}, modes={','.join(values.modes)!r}"
         )
     # None leaves the optimizer's own: AdamW has one.
@@ -117,7 +117,7 @@ LOTTERY = Command(
         Option("plot", None, "file for the figure [OUT_DIR/lottery.png]", str, common.FIGURE),
         *common.LOGGING,
     ),
-    "Modes:    init           rewind all to the begin\n"
+    "Modes:    init           rewind everything to the start\n"
     "          rewind         rewind all to --rewind_to\n"
     "          learning_rate  rewind the learning rate alone, weights stay as trained\n"
     "          finetune       rewind nothing: go on at the last learning rate, as long as rewind does\n"

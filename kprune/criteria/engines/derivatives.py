@@ -22,14 +22,14 @@ class Gradients:
     """Derivatives of the loss that the model is compiled with, by its masked weights.
 
     The loss is the model's own `compute_loss`: what `fit` minimises, weights of the losses, of the samples and
-    regularisers included. The weights are replaced by the values given and the masks are left out, so that the
+    regularizers included. The weights are replaced by the values given and the masks are left out, so that the
     gradient is that by the effective weight, also where a mask cuts it off. Nothing in the model changes. Whatever
     the layers' own policies are, all is computed in float32, or in float64 where the weights are float64: there, the
     rounding of an activation next to a kink (a ReLU's zero) does not decide on which side of it the gradient is.
 
     Args:
         context: of the criterion; its model must be compiled.
-        training: False for inference mode (batch normalisation uses its moving statistics, no dropout), True for
+        training: False for inference mode (batch normalization uses its moving statistics, no dropout), True for
             training mode.
         temperature: the logits are divided by it before the loss. Where the loss takes probabilities, they are what
             the divided logits would have made them.
@@ -41,7 +41,7 @@ class Gradients:
     def __init__(self, context: Context, training: bool = False, temperature: float = 1.0):
         model = context.model
         if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
-            raise ValueError(f"`temperature` is a positive number. Received: temperature={temperature!r}")
+            raise ValueError(f"`temperature` must be a positive number. Received: temperature={temperature!r}")
         _check_compiled(model)
         heat = _heat(model, temperature)
         if is_tf_keras(model):

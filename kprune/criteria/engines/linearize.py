@@ -77,7 +77,7 @@ def kind(layer: Any) -> str:
             return "as is"  # a model, or a layer made of layers that are looked at one by one
     raise ValueError(
         "SynFlow scores networks of layers that are positively homogeneous, and this one is not known to be: leave it "
-        "out of the model to be pruned at initialisation, use another criterion, or, if its output doubles with its "
+        "out of the model to be pruned at initialization, use another criterion, or, if its output doubles with its "
         f"input, say so with kprune.criteria.assume_homogeneous({type(layer).__name__}). "
         f"Received: layer={layer.name!r} of class {_plain_name(layer)}"
     )
@@ -98,7 +98,7 @@ def homogeneous(
         activations: takes a name, returns the function.
         where: of the backend.
 
-    Raises ValueError if a layer cannot be linearised.
+    Raises ValueError if a layer cannot be linearized.
     """
     patches: list[tuple[Any, str, Any]] = []
     for layer in layers:
@@ -119,7 +119,7 @@ def homogeneous(
 def linearized(model: Any) -> Iterator[None]:
     """Inside, a Keras 3 model computes its homogeneous form, in float64. Nothing is left behind.
 
-    Raises ValueError, before anything is touched, if a layer cannot be linearised.
+    Raises ValueError, before anything is touched, if a layer cannot be linearized.
     """
     layers = all_layers(model)
     patches = homogeneous(layers, keras.activations.get, ops.where)

@@ -12,10 +12,10 @@ import tensorflow as tf
 
 @contextmanager
 def twice_differentiable_moments() -> Iterator[None]:
-    """Inside, the normalisation layers of Keras 3 and tf_keras use moments whose second derivative is right, too.
+    """Inside, the normalization layers of Keras 3 and tf_keras use moments whose second derivative is right, too.
 
     `tf.nn.moments` itself takes the mean in the variance for a constant, which the first derivative does not notice.
-    Batch, layer and group normalisation look it up here when they are traced (checked with TensorFlow 2.21, Keras
+    Batch, layer and group normalization look it up here when they are traced (checked with TensorFlow 2.21, Keras
     3.13.2 and 3.15.1, tf_keras 2.21; Hessian products in test_gradients.py and tests/tf_keras/).
     """
     modules = [tf.nn, importlib.import_module("tensorflow.compat.v2").nn]

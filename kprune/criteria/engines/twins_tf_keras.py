@@ -75,7 +75,7 @@ class Twins:
                 attributes.update(was)
 
     def _twin(self, value: Any, dtype: Any) -> Any:
-        """What an attribute of this value holds instead: its variables' twins, also in containers and regularisers."""
+        """What an attribute of this value holds instead: its variables' twins, also in containers and regularizers."""
         if isinstance(value, tf.Variable):
             if id(value) not in self._pairs:
                 dtype = dtype if dtype and value.dtype.is_floating else value.dtype
@@ -104,7 +104,7 @@ def _patches(layer: Any, dtype: Any) -> Iterator[tuple[Any, str, Any]]:
         yield layer, "_dtype_policy", tf_keras.mixed_precision.Policy(dtype.name)
         yield layer, "_compute_dtype_object", dtype
     if dtype == tf.float64 and attributes.get("fused"):
-        yield layer, "fused", False  # TensorFlow's fused normalisation has no float64
+        yield layer, "fused", False  # TensorFlow's fused normalization has no float64
     yield layer, "_thread_local", threading.local()  # the losses that a call adds
     if hasattr(layer, "_conform_to_reference_input"):
         yield layer, "_conform_to_reference_input", functools.partial(_conform, layer, dtype)
