@@ -180,7 +180,8 @@ class LotteryTicket(TakeSnapshot):
             if level > 0:
                 with self.undone():
                     raise ValueError(
-                        "`initial_epoch` is in the middle of a lottery, but no lottery state was restored: start at epoch 0, "
+                        "`initial_epoch` is in the middle of a lottery, but no lottery state was restored: start "
+                        "at epoch 0, "
                         f"or restore a backup. Received: initial_epoch={epoch}"
                     )
             self._density = density(masked_weights(self.model))

@@ -139,3 +139,23 @@ def test_loading_dense_weights_is_said(tmp_path, caplog):
     with caplog.at_level("WARNING"):
         model.load_weights(tmp_path / "w.weights.h5")
     assert "come from a model without masks" in caplog.text
+
+
+def test_zeros_without_masks_are_said_when_masks_are_made(tmp_path, caplog):
+    model = network()
+    pruned().save_weights(tmp_path / "w.weights.h5")
+    model.load_weights(tmp_path / "w.weights.h5")
+    with caplog.at_level("WARNING"):
+        kprune.mask(model)
+    assert "hold many exact zeros" in caplog.text
+
+
+def test_values_that_arrive_for_pruned_entries_are_zeroed_before_the_fit_takes_a_step():
+    model = pruned()
+    model.compile("sgd", "mse")
+    model.set_weights([np.ones_like(value) for value in model.get_weights()])
+    before = [weight.kept() for weight in kprune.masked_weights(model)]
+    model.fit(np.ones((8, 6)), np.ones((8, 3)), verbose=0, callbacks=[kprune.callbacks.TakeSnapshot("init")])
+    assert_zero(model)
+    for kept, weight in zip(before, kprune.masked_weights(model), strict=True):
+        np.testing.assert_array_equal(weight.kept(), kept)

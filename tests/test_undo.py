@@ -134,7 +134,7 @@ def test_whatever_fails_as_a_fit_begins_undoes_the_callbacks_before_it(last, err
 def test_a_fit_that_begins_too_late_changes_nothing():
     model = network()
     before = state(model)
-    with pytest.raises(ValueError, match="midst of a lottery"):
+    with pytest.raises(ValueError, match="middle of a lottery"):
         model.fit(*data(), epochs=2, initial_epoch=1, verbose=0, callbacks=[prunes(), lottery()])
     assert state(model) == before
 

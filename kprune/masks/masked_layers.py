@@ -52,7 +52,7 @@ class Masked:
         masked, weights = _masked_ids(self), self.weights
         positions = [i for i, v in enumerate(weights) if id(v) in masked]
         known = {"masked": positions, "weights": len(weights)}
-        if type(self).__name__ == type(self).__mro__[2].__name__:
+        if type(self).__name__ == _plain(type(self)).__name__:
             known |= {"format": FORMAT, "source": token_of(self.mask_store)}
         return {**plain["config"], SPEC: {**spec, **known}}
 
@@ -65,8 +65,13 @@ class Masked:
         return layer
 
     def load_own_variables(self, store: Any) -> None:
-        check_names(self, store)
-        super().load_own_variables(store)  # type: ignore[misc]
+        try:
+            super().load_own_variables(store)  # type: ignore[misc]
+        except ValueError:
+            check_names(store)
+            raise
+        # The name of 0.1.0 has served; what is saved from here on is named as it is today.
+        self.__class__ = masked_class(_plain(type(self)))
 
     def set_weights(self, weights: Any) -> None:
         super().set_weights(weights)  # type: ignore[misc]
@@ -95,6 +100,11 @@ def _named_class(cls: type, name: str) -> type:
     if (cls, name) not in _CLASSES:
         _CLASSES[cls, name] = _make_masked_class(cls, name)
     return _CLASSES[cls, name]
+
+
+def _plain(masked: type) -> type:
+    """The class of which a masked one is made."""
+    return masked.__mro__[2]
 
 
 def _make_masked_class(cls: type, name: str) -> type:
@@ -248,13 +258,13 @@ def detach(layer: Any) -> None:
         if is_masked(current):
             _remove_store(current)
         if isinstance(current, Masked):
-            current.__class__ = type(current).__mro__[2]
+            current.__class__ = _plain(type(current))
 
 
 @contextmanager
 def _plain_class(layer: Any) -> Iterator[None]:
     masked = type(layer)
-    layer.__class__ = masked.__mro__[2]
+    layer.__class__ = _plain(masked)
     try:
         yield
     finally:

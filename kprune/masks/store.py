@@ -121,10 +121,10 @@ def source_of(token: str | None) -> MaskStore | None:
     return _STORES.get(token) if isinstance(token, str) else None
 
 
-def check_names(layer: Any, store: Any) -> None:
+def check_names(store: Any) -> None:
     """Raises ValueError where a weight file of version 0.1.0 is loaded, which named masked layers otherwise."""
     file = getattr(store, "h5_file", None)
-    if layer.weights and not list(store.keys()) and file is not None and _named_as_0_1_0(file):
+    if not list(store.keys()) and file is not None and _named_as_0_1_0(file):
         raise ValueError(
             "The weights were saved by kprune 0.1.0, which saved masked layers under other names: load them with 0.1.0 "
             "into a masked model, and save that as a .keras file, which this version reads. "
