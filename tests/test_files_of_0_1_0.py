@@ -1,7 +1,7 @@
 """Files that version 0.1.0 wrote, on TensorFlow and on JAX: they load on either, and fits go on to the end they had.
 
-Files of weights alone (Keras's own backups are some) are the exception: 0.1.0 named masked layers otherwise in them, and
-an error says so, and what to do.
+Files of weights alone (Keras's own backups are some) are the exception: 0.1.0 named masked layers otherwise in them,
+and an error says so, and what to do.
 """
 
 import csv
