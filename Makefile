@@ -3,10 +3,9 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults test-oldest test-newest test-private test-tpu mutations compile-for-tpu strategies \
-	bench clean \
-	lint types docs doctest dist try-dist try-dist-jax test-tensorflow test-jax test-jax-distribution test-tf-keras \
-	test-tf-distribute install-demo install-test install-tpu install-docs
+.PHONY: help demo test test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
+	strategies bench clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow test-jax test-jax-distribution test-tf-keras \
+	test-tf-distribute install-demo install-test install-gpu install-tpu install-docs
 
 PYTHON ?= python3
 VENV := .venv
@@ -25,6 +24,8 @@ help:
 	@echo "make mutations   damage 30 functions, one after the other, and see which test notices (an hour)"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
 	@echo "make test-newest   run the tests of what Keras and JAX keep private with the newest of both"
+	@echo "make test-gpu   run the tests on an NVIDIA GPU, under JAX (3 GB)"
+	@echo "make test-like-gpu   the same on a CPU whose float32 is rounded as a GPU rounds it"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
 	@echo "make bench  time SynFlow on VGG-16"
 	@echo "make docs   build the documentation into out/site; any warning is an error"
@@ -99,6 +100,21 @@ test-private: install-test
 	KERAS_BACKEND=jax $(PYTEST) -m private_api tests $(APART:%=--ignore=tests/%)
 	KERAS_BACKEND=jax $(PYTEST) -m private_api tests/jax_distribution
 
+# Products in full, so that two programs can be compared; kernels chosen without timing them, so that one program is
+# compiled alike each time; the memory as it is needed, as several workers share it. Tests of criteria that ask the
+# loss go back to default precision: their scores must not need this.
+GPU := XLA_FLAGS=--xla_gpu_autotune_level=0 XLA_PYTHON_CLIENT_PREALLOCATE=false TF_FORCE_GPU_ALLOW_GROWTH=true
+FULL := JAX_DEFAULT_MATMUL_PRECISION=highest
+ON_GPU := tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
+test-gpu:
+	$(MAKE) VENV=.venv-gpu run-on-gpu
+run-on-gpu: install-gpu
+	$(BIN)/python -c 'import jax; assert jax.default_backend() == "gpu", f"JAX sees {jax.devices()}"'
+	$(GPU) $(FULL) KERAS_BACKEND=jax $(PYTEST) $(ON_GPU)
+
+test-like-gpu: install-test
+	PYTHONPATH=tests $(FULL) KERAS_BACKEND=jax $(PYTEST) -p like_a_gpu $(ON_GPU)
+
 # libtpu compiles for TPUs on any machine; it is large, so it has an environment of its own.
 test-tpu:
 	$(MAKE) VENV=.venv-tpu compile-for-tpu
@@ -153,18 +169,20 @@ try-dist-jax: $(BIN)/python
 # setuptools leaves `build` and `kprune.egg-info` behind, from where a deleted module would find its way into a wheel.
 install-demo: $(VENV)/.stamp-demo
 install-test: $(VENV)/.stamp-test
+install-gpu: $(VENV)/.stamp-gpu
 install-tpu: $(VENV)/.stamp-tpu
 install-docs: $(VENV)/.stamp-docs
-install-demo install-test install-tpu install-docs:
+install-demo install-test install-gpu install-tpu install-docs:
 	@rm -rf build kprune.egg-info
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
 	@rm -rf build kprune.egg-info
 
 $(VENV)/.stamp-demo: EXTRAS := demo
 $(VENV)/.stamp-test: EXTRAS := demo,jax,test
+$(VENV)/.stamp-gpu: EXTRAS := demo,gpu,test
 $(VENV)/.stamp-tpu: EXTRAS := demo,test,tpu
 $(VENV)/.stamp-docs: EXTRAS := docs
-$(VENV)/.stamp-demo $(VENV)/.stamp-test $(VENV)/.stamp-tpu $(VENV)/.stamp-docs: $(BIN)/python setup.cfg pyproject.toml $(CONSTRAINTS)
+$(foreach kind,demo test gpu tpu docs,$(VENV)/.stamp-$(kind)): $(BIN)/python setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) ".[$(EXTRAS)]"
 	@touch $@
 

@@ -54,6 +54,21 @@ def assert_zero(model):
     np.testing.assert_array_equal(values, 0.0)
 
 
+def rounds_by_program():
+    """Whether two programs of different operations may end in other last bits: on a GPU or TPU, or its imitation."""
+    return "like_a_gpu" in sys.modules or any(not d.startswith("cpu") for d in keras.distribution.list_devices())
+
+
+def assert_programs_agree(actual, expected, rtol=0.0, err_msg=""):
+    """What two programs compute, as a masked model and the stripped one: within `rtol` on a CPU, by default to the bit.
+
+    Elsewhere to 1e-5 of the largest, which takes products of full precision: `make test-gpu`. Masks, zeros, copied
+    weights, and what one program computes twice are equal everywhere: `np.testing.assert_array_equal`.
+    """
+    atol = 1e-5 * np.abs(expected).max(initial=0.0) if rounds_by_program() else 0.0
+    np.testing.assert_allclose(actual, expected, rtol=0.0 if atol else rtol, atol=atol, err_msg=err_msg)
+
+
 def assert_finite_differences(context):
     """The Hessian products of a float64 model in training mode are differences of its gradients."""
     derivatives, rng = Gradients(context, training=True), np.random.default_rng(2)

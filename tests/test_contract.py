@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, EachBatch, assert_zero, data, mlp, steady
+from helpers import CHEAP, EachBatch, assert_programs_agree, assert_zero, data, mlp, steady
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -444,7 +444,7 @@ def test_criterion_under_mixed_precision(name, policy, shared):
     before = snapshot(mixed)
     # The weights are float32 under each policy, so the scores are those of the float32 model.
     for one, other in zip(scores_of(mixed, name).values(), scores_of(model, name).values(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-10)
+        assert_programs_agree(one, other, rtol=1e-10)
     assert count_zeros(masks_of(mixed, name, 0.57, rounds=2)) == 57 * 197 // 100
     assert_unchanged(mixed, before)
     mixed.set_weights(values)
@@ -466,7 +466,7 @@ def test_the_way_a_model_is_written_does_not_matter(name, kind, shared):
     assert scores[0].keys() == scores[1].keys() == {"hidden1", "hidden2", "logits"}
     for layer, score in scores[0].items():
         if not CRITERIA_ROWS[name].seeded or list(scores[0]) == list(scores[1]):
-            np.testing.assert_allclose(score, scores[1][layer], rtol=1e-12, err_msg=layer)
+            assert_programs_agree(score, scores[1][layer], rtol=1e-12, err_msg=layer)
 
 
 @pytest.mark.parametrize("how", [dict(run_eagerly=True), dict(jit_compile=True), dict(jit_compile=False)], ids=str)

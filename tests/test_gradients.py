@@ -25,6 +25,18 @@ MODES = [(name, mode) for name in NAMES for mode in ("eval", "train") if (name, 
 DEEP = ("resnet20_w8", "train")
 
 
+@pytest.fixture(autouse=True)
+def products_of_default_precision():
+    """Scores must not depend on it; the rest of the tests may be run in another (`make test-gpu`)."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        with jax.default_matmul_precision("default"):
+            yield
+    else:
+        yield
+
+
 def context_of(model, batch, **arguments):
     kprune.mask(model)
     weights = kprune.masked_weights(model)
@@ -117,6 +129,36 @@ def test_float32_is_off_by_the_side_of_a_relu_and_by_nothing_else():
     model = golden_model(golden, library=SimpleNamespace(Input=keras.Input, Model=keras.Model, layers=shim))
     scores = grasp(context_of(model, (golden.x, golden.y)), training=True)
     assert_close(scores, golden, "grasp", "train", 1e-5)
+
+
+def products_are_in_full():
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.config.jax_default_matmul_precision == "highest"
+    import tensorflow as tf
+
+    return not tf.config.experimental.tensor_float_32_execution_enabled()
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_products_are_in_full_precision_while_a_model_is_scored_and_only_then(criterion):
+    seen = []
+
+    class Watching(layers.Layer):
+        def call(self, x):
+            seen.append(products_are_in_full())
+            return x
+
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(6), Watching(), layers.Dense(3)])
+    model.compile("sgd", "mse")
+    context = context_of(model, data())
+    assert not products_are_in_full() and not any(seen)
+    CRITERIA[criterion](context)
+    assert seen[-1] and not products_are_in_full()
+    with pytest.raises(ValueError, match="incompatible"):
+        CRITERIA[criterion](context_of(model, (np.ones((4, 7)), np.ones((4, 3)))))
+    assert not products_are_in_full()
 
 
 def test_a_loss_of_probabilities_gives_grasp_the_same_temperature():

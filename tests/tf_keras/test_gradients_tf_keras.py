@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 from golden_networks import build, load
 from helpers import EachBatch, assert_finite_differences, data
@@ -36,6 +37,22 @@ def test_scores_equal_the_authors(criterion, name, mode):
     for score, expected in zip(scores, reference, strict=True):
         np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-4 * largest)
     assert state(model) == before
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_products_are_not_in_tf32_while_a_model_is_scored_and_only_then(criterion):
+    in_tf32, seen = tf.config.experimental.tensor_float_32_execution_enabled, []
+
+    class Watching(layers.Layer):
+        def call(self, x):
+            seen.append(in_tf32())
+            return x
+
+    model = kprune.mask(sequential((8,), layers.Dense(6), Watching(), layers.Dense(3))).model
+    model.compile("sgd", "mse")
+    assert in_tf32() and all(seen)
+    scores_of(model, criterion, data())
+    assert not seen[-1] and in_tf32()
 
 
 @pytest.mark.parametrize(

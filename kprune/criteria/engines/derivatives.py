@@ -26,6 +26,7 @@ class Gradients:
     gradient is that by the effective weight, also where a mask cuts it off. Nothing in the model changes. Whatever
     the layers' own policies are, all is computed in float32, or in float64 where the weights are float64: there, the
     rounding of an activation next to a kink (a ReLU's zero) does not decide on which side of it the gradient is.
+    Products, too, are float32's own, where the backend's default on a GPU is TF32 and on a TPU bfloat16.
 
     Args:
         context: of the criterion; its model must be compiled.
@@ -130,6 +131,7 @@ def _tensorflow_derivatives(
     import tensorflow as tf
 
     from .moments_tensorflow import twice_differentiable_moments
+    from .precision_tensorflow import without_tf32
 
     model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
     variables = [w.variable for w in context.weights]
@@ -154,7 +156,7 @@ def _tensorflow_derivatives(
     def run(function: Any) -> Derivative:
         def call(values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
             tensors = keras.tree.map_structure(tf.convert_to_tensor, (values, vectors, batch), none_is_leaf=False)
-            with _scoring(model, own_loss, dtype), twice_differentiable_moments():
+            with _scoring(model, own_loss, dtype), twice_differentiable_moments(), without_tf32():
                 return [np.asarray(d) for d in function(*tensors)]
 
         return call
@@ -190,7 +192,7 @@ def _jax_derivatives(
             batch = jax.tree.map(lambda part: part.astype(jax.dtypes.canonicalize_dtype(part.dtype)), batch)
             # Spread like the weights: what only several devices together can hold is not put on one of them.
             spread = [list(map(keras.distribution.distribute_tensor, part, layouts)) for part in (values, vectors)]
-            with _scoring(model, own_loss, dtype):
+            with _scoring(model, own_loss, dtype), jax.default_matmul_precision("highest"):
                 return [to_numpy(d) for d in function(*spread, [v.value for v in others], batch)]
 
         return call

@@ -12,6 +12,7 @@ import tensorflow as tf
 from ...data.batches import Batch
 from ..base import Context, Derivative
 from .moments_tensorflow import twice_differentiable_moments
+from .precision_tensorflow import without_tf32
 from .twins_tf_keras import Twins
 
 
@@ -40,7 +41,7 @@ def derivatives(context: Context, training: bool, heat: Callable[[Any], Any]) ->
     def run(function: Any) -> Derivative:
         def call(values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
             tensors = keras.tree.map_structure(tf.convert_to_tensor, (vectors, batch), none_is_leaf=False)
-            with twins.in_place(), twice_differentiable_moments():
+            with twins.in_place(), twice_differentiable_moments(), without_tf32():
                 if not loss._built:  # makes its trackers, which a traced function cannot
                     x, y, sample_weight = tensors[1]
                     model.compute_loss(x, y, model(x, training=False), sample_weight)
