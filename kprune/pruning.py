@@ -14,12 +14,13 @@ from .criteria import CRITERIA, Context, Scores
 from .data.batches import check_batches, take_batches
 from .masks import MaskedWeight, Masks, masked, masked_weights, set_masks
 from .masks.layout import Layout, layout_of
-from .patterns import PATTERNS, pooled
+from .patterns import PATTERNS, pooled, unstructured
 from .runtime.distribution import outside_strategies
 from .schedules import check_sparsity
-from .scopes import SCOPES, shares_of
+from .scopes import SCOPES, global_scope, shares_of
+from .selection import keep_highest
 from .util.checks import check_arrays, check_expression
-from .util.ranking import alive
+from .util.ranking import alive, zeros_for
 from .util.registry import trait
 from .util.threads import side_by_side
 
@@ -144,12 +145,19 @@ class Plan:
         current = {weight.path: weight.kept() for weight in weights}
         arrays = [self._arrays(name, weights) for name in ("initial", "movement")]
         context = Context(model, weights, current, self.seed, self.data, *arrays)
-        steps, revives = range(1, self.rounds + 1), trait(self.criterion, "revives", False)
+        revives = trait(self.criterion, "revives", False)
         # `delay` keeps a bar that would flash by off the screen.
         goal = "its sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
-        for r in tqdm(steps, desc=f"{self.name} to {goal}", disable=not verbose, delay=1):
-            due = [(paths, 1 - (1 - final) ** (r / self.rounds)) for paths, final in groups]
-            context.masks = self._cut(context, due, current if revives else context.masks)
+        with tqdm(total=self.rounds, desc=f"{self.name} to {goal}", disable=not verbose, delay=1) as bar:
+            looped = self._loop(context, groups, bar.update)
+            if looped is not None:
+                context.masks = looped
+            else:
+                bar.reset()
+                for r in range(1, self.rounds + 1):
+                    due = [(paths, 1 - (1 - final) ** (r / self.rounds)) for paths, final in groups]
+                    context.masks = self._cut(context, due, current if revives else context.masks)
+                    bar.update()
         self.warned = self.warned or _warn_of_collapse(weights, context.masks)
         return context.masks
 
@@ -166,13 +174,29 @@ class Plan:
                     )
         return given
 
+    def _together(self, groups: list[tuple[list[str], float]], weights: list[MaskedWeight]) -> bool:
+        """Whether all weights are cut at one score, so that only how many entries are kept in all has to be known."""
+        return self.scope is global_scope and self.pattern is unstructured and len(groups[0][0]) == len(weights)
+
+    def _loop(
+        self, context: Context, groups: list[tuple[list[str], float]], advance: Callable[[int], Any]
+    ) -> Masks | None:
+        """The masks after all rounds, where the criterion can run them in one loop on a device; else None."""
+        loop = getattr(self.criterion, "loop", None)  # not of a `functools.partial`, whose options it would not see
+        if loop is None or not self._together(groups, context.weights):
+            return None
+        size = sum(weight.size for weight in context.weights)
+        final = 1 - groups[0][1]
+        n_keep = [size - zeros_for(size, 1 - final ** (r / self.rounds)) for r in range(1, self.rounds + 1)]
+        return loop(context, n_keep, advance)
+
     def _cut(self, context: Context, groups: list[tuple[list[str], float]], masks: Masks) -> Masks:
         """The masks of a round, which keep nothing that `masks` does not."""
         scores = self.criterion(context)
         if not isinstance(scores, dict):
             raise ValueError(f"A criterion must return a dict of path -> scores. Received: criterion={self.name!r}")
 
-        def survivor(weight: MaskedWeight) -> np.ndarray:
+        def finite(weight: MaskedWeight) -> np.ndarray:
             score, kept = np.asarray(scores.get(weight.path, ())), masks[weight.path]
             if score.shape != weight.shape:
                 raise ValueError(
@@ -185,10 +209,20 @@ class Plan:
                     f"The scores of {weight.path} are infinite or NaN; check whether its weights are. "
                     f"Received: criterion={self.name!r}"
                 )
-            return score if kept.all() else np.where(kept, score, -np.inf)
+            return score
 
         paths = [weight.path for weight in context.weights]
-        survivors = dict(zip(paths, side_by_side(survivor, context.weights), strict=True))
+        checked = side_by_side(finite, context.weights)
+        if self._together(groups, context.weights):
+            size = sum(score.size for score in checked)
+            n_keep_all = size - zeros_for(size, groups[0][1])
+            return dict(zip(paths, keep_highest(checked, [masks[path] for path in paths], n_keep_all), strict=True))
+
+        def survivor(pair: tuple[str, np.ndarray]) -> np.ndarray:
+            path, score = pair
+            return score if masks[path].all() else np.where(masks[path], score, -np.inf)
+
+        survivors = dict(zip(paths, side_by_side(survivor, zip(paths, checked, strict=True)), strict=True))
         layouts = context.once("layouts", lambda: {weight.path: layout_of(weight) for weight in context.weights})
         n_keep = {path: survivors[path].size for path in paths}
         for group, sparsity in groups:

@@ -11,7 +11,7 @@ FLOORS = (
     ("runtime",),
     ("masks",),
     ("data",),
-    ("criteria", "patterns", "schedules", "scopes"),
+    ("criteria", "patterns", "schedules", "scopes", "selection"),
     ("pruning",),
     ("deploy", "report"),
     ("lottery",),

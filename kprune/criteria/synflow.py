@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,18 +12,31 @@ import keras
 import numpy as np
 from absl import logging
 
-from ..masks import MaskedWeight, is_tf_keras
+from ..masks import MaskedWeight, Masks, is_tf_keras
 from ..masks.masked_layers import all_layers, is_masked
 from ..runtime.distribution import to_numpy, undistributed
 from ..runtime.inputs import call_with, input_like
 from .base import CRITERIA, Context, Scores
+from .engines import synflow_loop
 from .engines.linearize import linearized
+from .engines.synflow_loop import float64_on
 
 # Takes bool masks in the order of the weights; returns R and one array of scores per weight.
 Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
 
 
-@CRITERIA.register("synflow", default_rounds=100)
+def _rounds(power: int, context: Context, n_keep: list[int], advance: Callable[[int], Any]) -> Masks | None:
+    """All rounds in one loop on the accelerator; None where there is none, or the host has to say what is wrong."""
+    device = synflow_loop.accelerator(context)
+    if device is None:
+        return None
+    _warn_of_biases(context.model)
+    return synflow_loop.run_rounds(
+        _make_flow(context, power, _inputs(context, "ones")), context, n_keep, device, advance
+    )
+
+
+@CRITERIA.register("synflow", default_rounds=100, loop=functools.partial(_rounds, 1))
 def synflow(context: Context, inputs: str = "ones") -> Scores:
     """Synaptic flow: score = |w * dR/dw|, R = sum of the outputs at an all-ones input (arXiv:2006.05467).
 
@@ -59,7 +72,7 @@ def synflow(context: Context, inputs: str = "ones") -> Scores:
     return _flow(context, 1, inputs)
 
 
-@CRITERIA.register("synflow_l2", default_rounds=100)
+@CRITERIA.register("synflow_l2", default_rounds=100, loop=functools.partial(_rounds, 2))
 def synflow_l2(context: Context, inputs: str = "ones") -> Scores:
     """SynFlow by squares: score = w^2 * dR/d(w^2), R = sum over all paths of the product of their squared weights.
 
@@ -117,10 +130,16 @@ def _make_scorer(context: Context, power: int = 1, inputs: str = "ones") -> Scor
             "SynFlow runs on the tensorflow and jax backends of Keras. "
             f"Received: keras.backend.backend()={keras.backend.backend()!r}"
         )
+    flow = _make_flow(context, power, given)
+    # XLA has no fast convolution of float64 on a CPU; TensorFlow has one.
+    with linearized(context.model, products=make is _jax_scorer):
+        return make(flow)
+
+
+def _make_flow(context: Context, power: int, given: dict[str, Any]) -> _Flow:
     absolute = [np.abs(weight.value().astype(np.float64)) ** power for weight in context.weights]
     constants = _constants(context.model, context.weights, power)
-    with linearized(context.model):
-        return make(_Flow(context.model, context.weights, absolute, constants, given))
+    return _Flow(context.model, context.weights, absolute, constants, given)
 
 
 def _inputs(context: Context, inputs: str) -> dict[str, Any]:
@@ -216,26 +235,19 @@ def _jax_scorer(flow: _Flow) -> Scorer:
             f"'{platforms},cpu' before Python starts. Received: JAX_PLATFORMS={platforms!r}"
         ) from error
 
-    def host_float64() -> Any:
-        # `jax.enable_x64` since JAX 0.8; before, as on Colab's TPU runtime (0.7.2), it was experimental.
-        x64 = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-        return x64.enable_x64(True), jax.default_device(cpu)
-
     def score(masks: list[Any], kernels: list[Any], constants: list[Any]) -> Any:
         kept = [jax.numpy.where(m, k, 0.0) for m, k in zip(masks, kernels, strict=True)]
         total, gradients = jax.value_and_grad(flow.output)(kept, constants)
         return total, [abs(g * k) for g, k in zip(gradients, kept, strict=True)]
 
-    x64, device = host_float64()
-    with x64, device, undistributed():
+    with float64_on(cpu), undistributed():
         kernels = [jax.numpy.asarray(value) for value in flow.absolute]
         constants = [jax.numpy.asarray(value) for _, value in flow.constants]
         masks = [jax.numpy.ones(value.shape, bool) for value in flow.absolute]
         compiled = jax.jit(score).lower(masks, kernels, constants).compile()
 
     def scorer(masks: list[np.ndarray]) -> tuple[float, list[np.ndarray]]:
-        x64, device = host_float64()
-        with x64, device:
+        with float64_on(cpu):
             total, scores = compiled([jax.numpy.asarray(m) for m in masks], kernels, constants)
             return float(total), [np.asarray(s) for s in scores]
 

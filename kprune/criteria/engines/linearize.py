@@ -15,6 +15,7 @@ import keras
 from keras import ops
 
 from ...masks.masked_layers import all_layers, sublayers
+from .convolutions import convolutions_as_products
 from .precision import computing_in, first
 
 # Taken as they are: f(c * x) = c * f(x) for c > 0 once biases and statistics count as inputs, in inference mode.
@@ -116,13 +117,17 @@ def homogeneous(
 
 
 @contextmanager
-def linearized(model: Any) -> Iterator[None]:
+def linearized(model: Any, products: bool = False) -> Iterator[None]:
     """Inside, a Keras 3 model computes its homogeneous form, in float64. Nothing is left behind.
+
+    With `products`, convolutions are matrix products: see `kprune.criteria.engines.convolutions`.
 
     Raises ValueError, before anything is touched, if a layer cannot be linearized.
     """
     layers = all_layers(model)
     patches = homogeneous(layers, keras.activations.get, ops.where)
+    if products:
+        patches += convolutions_as_products(layers)
     for layer in layers:
         for operation in getattr(layer, "operations", []):
             if not isinstance(operation, keras.layers.Layer) and type(operation).__name__ not in OPERATIONS:

@@ -1,0 +1,55 @@
+"""Convolutions as matrix products, for where a compiler has fast products of float64 and no fast convolution.
+
+XLA on a CPU is such a compiler: SynFlow's scores of VGG-16 took it four to eight times as much processor time by its
+own float64 convolution (JAX 0.10).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def convolutions_as_products(layers: list[Any]) -> list[tuple[Any, str, Any]]:
+    """(layer, "convolution_op", its replacement) of the Keras 3 convolutions that can be written so; no others.
+
+    Those with channels first, with groups, or with a `convolution_op` of their own are left out.
+    """
+    return [
+        (layer, "convolution_op", functools.partial(_product, layer))
+        for layer in layers
+        if getattr(type(layer), "convolution_op", None) is keras.layers.Conv2D.convolution_op
+        and layer.data_format == "channels_last"
+        and layer.groups == 1
+        and layer.padding in ("same", "valid")
+    ]
+
+
+def _product(layer: Any, inputs: Any, kernel: Any) -> Any:
+    """What `layer.convolution_op` returns: each window of the inputs as one row, times the kernel as a matrix.
+
+    Args:
+        layer: its strides, padding and dilation count.
+        inputs: (batch, *positions, channels).
+        kernel: (*window, channels, filters).
+    """
+    *window, _, filters = kernel.shape
+    starts, lengths, padding = [], [], []
+    for axis, (size, stride, dilation) in enumerate(zip(window, layer.strides, layer.dilation_rate, strict=True), 1):
+        reach, available = (size - 1) * dilation + 1, inputs.shape[axis]
+        length = -(-available // stride) if layer.padding == "same" else (available - reach) // stride + 1
+        missing = max((length - 1) * stride + reach - available, 0)
+        padding.append((missing // 2, missing - missing // 2))
+        starts.append([k * dilation for k in range(size)])
+        lengths.append((length - 1) * stride + 1)
+    padded = ops.pad(inputs, [(0, 0), *padding, (0, 0)])
+    shifted = [
+        padded[:, *(slice(a, a + n, s) for a, n, s in zip(start, lengths, layer.strides, strict=True))]
+        for start in itertools.product(*starts)
+    ]
+    windows = ops.concatenate(shifted, axis=-1)
+    return ops.matmul(windows, ops.reshape(kernel, (windows.shape[-1], filters)))
