@@ -29,8 +29,10 @@ def keep_highest(scores: list[np.ndarray], within: list[np.ndarray], n_keep: int
     if n_keep == 0:
         return [np.zeros(score.shape, bool) for score in scores]
     masks = _highest(scores, n_keep)
-    # Mostly what is pruned scores 0 and is not among them: then the copy of all scores below is not needed.
-    if any(side_by_side(lambda pair: bool((pair[0] > pair[1]).any()), zip(masks, within, strict=True))):
+    # Mostly what is pruned scores 0 and is not among them: then the copy of all scores below is not needed. It may also
+    # score NaN, at which no cut is found.
+    astray = any(side_by_side(lambda pair: bool((pair[0] > pair[1]).any()), zip(masks, within, strict=True)))
+    if astray or sum(int(np.count_nonzero(mask)) for mask in masks) != n_keep:
         pairs = zip(scores, within, strict=True)
         masks = _highest(side_by_side(lambda pair: np.where(pair[1], pair[0], -np.inf), pairs), n_keep)
     return masks

@@ -117,7 +117,7 @@ def test_a_scope_that_answers_wrongly_is_named(answer, says, around, model):
 
 
 def test_a_pattern_that_answers_nothing_is_refused(model):
-    with pytest.raises(ValueError, match=r"A pattern returns a bool array.*Received: shape=\(\), dtype=object"):
+    with pytest.raises(ValueError, match=r"A pattern must return a bool array.*Received: shape=\(\), dtype=object"):
         kprune.prune(model, "magnitude", 0.5, pattern=lambda scores, n_keep: None, verbose=False)
 
 
