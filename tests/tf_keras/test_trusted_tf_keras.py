@@ -89,13 +89,13 @@ def test_a_masked_layer_of_keras_3_is_none_here(plain, tmp_path):
 
 def test_two_files_in_one(mark, plain, tmp_path, monkeypatch):
     """An HDF5 file with a harmless .keras file behind it: by the ending .h5, tf_keras reads the other."""
+    monkeypatch.chdir(tmp_path)  # where the layer writes, as it is called
     legacy = tmp_path / "legacy.h5"
     hidden = layers.Lambda(lambda x: (open("mark", "w").close(), x)[1])
     tf_keras.Sequential([tf_keras.Input((4,)), hidden]).save(legacy)
     file = tmp_path / "model.h5"
     file.write_bytes(legacy.read_bytes() + plain.read_bytes())
-    monkeypatch.chdir(tmp_path)
-    mark.unlink(missing_ok=True)
+    mark.unlink()
     with pytest.raises(ValueError, match=r"^Expected a \.keras file"):
         saved.load(file)
     assert not mark.exists()
