@@ -3,7 +3,7 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
+.PHONY: help demo quick test test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
 	strategies bench clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow test-jax test-jax-distribution test-tf-keras \
 	test-tf-distribute install-demo install-test install-gpu install-tpu install-docs
 
@@ -17,6 +17,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
+	@echo "make quick  run the tests of the seams, in a minute or two"
 	@echo "make test   check style and types, run all tests"
 	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end; read"
 	@echo "                   10,000 damaged and hostile files of each kind"
@@ -57,6 +58,11 @@ docs: install-docs
 # `-p conftest` has every doctest start from the same seed and from fresh layer names, like every test.
 doctest: install-test
 	PYTHONPATH=tests KERAS_BACKEND=tensorflow $(PYTEST) -p conftest --doctest-modules --pyargs kprune
+
+# The seams, in a minute or two: what reads and writes masks, and what decides which.
+QUICK := floors layout masks masks_as_state patterns prune schedules scopes selection ticket undo
+quick: install-test
+	KERAS_BACKEND=tensorflow $(PYTEST) $(QUICK:%=tests/test_%.py)
 
 # Tests with a process of their own, by the targets below.
 APART := tf_keras tf_distribute jax_distribution tpu
