@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 after an error (one line on stderr), 2 if the words make no sense, 130 after Ctrl-C.
 
-    >>> from kprune import cli
-    >>> cli.main(["--version"])
+    >>> from kprune.cli.main import main
+    >>> main(["--version"])
     kprune 0.1.0
     0
     """

@@ -49,7 +49,7 @@ class Masked:
         with _plain_class(self):
             plain = keras.saving.serialize_keras_object(self)
         spec = {key: plain[key] for key in ("module", "class_name", "registered_name")}
-        masked, weights = _masked_ids(self), self.weights
+        masked, weights = _masked_ids(self), self.weights  # type: ignore[attr-defined]
         positions = [i for i, v in enumerate(weights) if id(v) in masked]
         known = {"masked": positions, "weights": len(weights)}
         if type(self).__name__ == _plain(type(self)).__name__:
@@ -229,7 +229,9 @@ def _add_masks(layer: Any, variables: list[Any], masks: dict[int, Any]) -> None:
     store.add(variables, masks)
     with _unlocked(layer):
         layer.mask_store = store
-        layer.mask_states = store.states
+        # One by one: Keras on TensorFlow never forgets the name of a tracked list, which an export would look for.
+        for i, state in enumerate(store.states):
+            setattr(layer, f"mask_state_{i}", state)
     if not isinstance(layer, Masked):
         layer.__class__ = masked_class(type(layer))
     for v, mask in zip(store.masked, store.masks, strict=True):
@@ -244,9 +246,10 @@ def _remove_store(layer: Any) -> None:
         if isinstance(v.regularizer, MaskedRegularizer):
             v.regularizer = v.regularizer.regularizer
     with _unlocked(layer):
-        for state in store.states:
+        for i, state in enumerate(store.states):
             layer._tracker.untrack(state)
-        del layer.mask_store, layer.mask_states
+            delattr(layer, f"mask_state_{i}")
+        del layer.mask_store
 
 
 def detach(layer: Any) -> None:

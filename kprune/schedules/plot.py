@@ -33,7 +33,7 @@ def plot_schedule(schedules: Any, path: str | os.PathLike[str] | None = None, st
         ValueError: the path ends in something else, or what is given is no schedule or number of steps.
 
     >>> import kprune
-    >>> figure = kprune.plot_schedule({"ours": Linear(0.0, 0.8, 0, 100, frequency=25)})
+    >>> figure = kprune.plot_schedule({"ours": kprune.schedules.Linear(0.0, 0.8, 0, 100, frequency=25)})
     >>> figure.axes[0].get_ylabel()
     'sparsity'
     """
