@@ -23,7 +23,12 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-COPIED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+COPIED = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
+}
 FENCE = re.compile(r"^( *)```.*?^\1```", flags=re.DOTALL | re.MULTILINE)
 NAME = re.compile(r"(?<!\[)`(kprune(?:\.\w+)+)(\([^`]*\))?`(?!\])")
 EXAMPLE = re.compile(r"^>>>.*?(?=^\s*$|\Z)", flags=re.DOTALL | re.MULTILINE)
