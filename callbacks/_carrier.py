@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from kprune.masks import Undo, is_tf_keras, masked_weights
+from kprune.masks import Undo, current_masks, is_tf_keras, masked_weights, moved_weights, set_masks
 from kprune.masks.keras3 import seed_states
 from kprune.masks.store import CARRIER as ATTRIBUTE
 from kprune.runtime.distribution import to_numpy
@@ -70,6 +70,9 @@ class Carrier:
         for callback in self.callbacks:
             callback.check_fit()
         self.undo.hold()
+        # `set_weights`, between folds or from another network, may have brought values for pruned entries.
+        if moved_weights(self.model):
+            set_masks(self.model, current_masks(self.model))
 
     def _cancel(self) -> None:
         undo, self.undo = self.undo, None

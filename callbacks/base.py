@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kprune.masks import Undo, current_masks, masked_weights, moved_weights, set_masks
+from kprune.masks import Undo, masked_weights
 from kprune.runtime.distribution import warn_of_keras_fit
 from kprune.runtime.optimizers import check_optimizer
 
@@ -87,9 +87,7 @@ class MaskingCallback(Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         with self.undone():
-            # `set_weights`, between folds or from another network, may have brought values for pruned entries.
-            if moved_weights(self.model):
-                set_masks(self.model, current_masks(self.model))
+            pass
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._carrier.begin(epoch, self)

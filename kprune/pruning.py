@@ -153,7 +153,8 @@ class Plan:
             if looped is not None:
                 context.masks = looped
             else:
-                bar.reset()
+                if bar.n:  # a loop that gave up; a bar that is reset shows at once
+                    bar.reset()
                 for r in range(1, self.rounds + 1):
                     due = [(paths, 1 - (1 - final) ** (r / self.rounds)) for paths, final in groups]
                     context.masks = self._cut(context, due, current if revives else context.masks)

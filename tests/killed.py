@@ -17,8 +17,8 @@ from kprune.callbacks import BackupAndRestore, EarlyBird, GradualPruning, Lotter
 from sklearn.datasets import load_digits
 
 import kprune
-from kprune import masks
 from kprune.lottery import rewind
+from kprune.masks import api as masks
 from kprune.pruning import Plan
 from kprune.schedules import PolynomialDecay
 

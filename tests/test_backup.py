@@ -109,7 +109,9 @@ def test_a_backup_of_other_callbacks_is_refused_and_changes_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(network(), 6, lottery(), BackupAndRestore(tmp_path / "b.npz"), Interrupt(3))
     model, fresh = network(), network()
-    with pytest.raises(ValueError, match=r"another fit.*the same, in the same order.*Received.*path='.*b.npz'"):
+    with pytest.raises(
+        ValueError, match=r"does not match this fit.*the same ones, in the same order.*Received.*path='.*b.npz'"
+    ):
         fit(model, 6, gradual(), BackupAndRestore(tmp_path / "b.npz"))
     assert same(model, fresh)
 
@@ -119,7 +121,7 @@ def test_a_backup_of_another_model_is_refused_and_changes_nothing(tmp_path):
         fit(network(), 6, BackupAndRestore(tmp_path / "b.npz"), Interrupt(3))
     model = network(units=5)
     before = [value.copy() for value in model.get_weights()]
-    with pytest.raises(ValueError, match=r"another fit.*hidden1/kernel.*path='.*b.npz'"):
+    with pytest.raises(ValueError, match=r"does not match this fit.*hidden1/kernel.*path='.*b.npz'"):
         fit(model, 6, BackupAndRestore(tmp_path / "b.npz"))
     for value, array in zip(kprune.strip(model).get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, array)
@@ -228,7 +230,7 @@ def test_a_backup_of_another_lottery_is_refused(kind, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         lottery_fit(0.2, Interrupt(2))
-    with pytest.raises(ValueError, match="backup is of another lottery"):
+    with pytest.raises(ValueError, match="backup belongs to another lottery"):
         lottery_fit(0.9)
     lottery_fit(0.2)
 

@@ -639,7 +639,8 @@ def test_schedules_and_patterns_together(pattern):
     dense = model.get_weights()
     weights = kprune.masked_weights(model)
     for name, row in SCHEDULE_ROWS.items():
-        model.set_weights(dense)  # masks and all
+        kprune.set_masks(model, {w.path: np.ones(w.shape, bool) for w in weights})
+        model.set_weights(dense)
         model.optimizer.iterations.assign(0)
         schedule, seen = row(0.8, 7), []
         watch = EachBatch(lambda model, seen=seen: seen.append([int(w.kept().sum()) for w in weights]))

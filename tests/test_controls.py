@@ -379,7 +379,7 @@ def test_a_layer_without_an_initializer_is_named(initializer):
     model = keras.Sequential([keras.Input((8,)), layers.Dense(4), Own(initializer, name="mine")])
     kprune.mask(model)
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"mine/kernel cannot be drawn anew.*Received: layer='mine', initializer="):
+    with pytest.raises(ValueError, match=r"mine/kernel cannot be reinitialized.*Received: layer='mine', initializer="):
         reinitialize(model)
     assert_unchanged(model, before)
     model.get_layer("mine").kernel_initializer = keras.initializers.Ones()

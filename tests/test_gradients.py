@@ -376,7 +376,7 @@ def test_partial_arguments_and_kinds_of_data():
 def test_what_is_missing_is_said_before_anything_changes():
     model = mlp()
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"give it data=\(x, y\)\. Received: data=None$"):
+    with pytest.raises(ValueError, match=r"pass data=\(x, y\)\. Received: data=None$"):
         kprune.prune(model, "snip", 0.5)
     with pytest.raises(ValueError, match=r"not compiled with a loss$"):
         kprune.prune(model, "snip", 0.5, data=data())

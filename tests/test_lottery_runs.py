@@ -304,7 +304,7 @@ def test_a_file_of_another_comparison_is_refused(finished, arguments, message):
 def test_levels_without_their_file_are_refused(finished):
     path, _ = finished
     path.unlink()
-    with pytest.raises(ValueError, match=r"cells-levels holds levels of runs .*Received: path='.*cells.csv'$"):
+    with pytest.raises(ValueError, match=r"cells-levels has levels of runs .*Received: path='.*cells.csv'$"):
         run(build=refuse_to_build, path=path, levels=2, epochs=2)
     assert not path.exists()
 
@@ -320,11 +320,14 @@ def test_levels_without_their_file_are_refused(finished):
         (dict(modes="init"), r"Received: modes='init'$"),
         (dict(modes=[]), r"Received: modes=\[\]$"),
         (dict(modes=["init", "init"]), r"Received: modes=\['init', 'init'\]$"),
-        (dict(modes=["shuffle", "finetune"]), r"'init' or 'rewind'. Received: modes=\['shuffle', 'finetune'\]$"),
+        (
+            dict(modes=["shuffle", "finetune"]),
+            r"'init' or 'rewind', whose masks it takes. Received: modes=\['shuffle', 'finetune'\]$",
+        ),
         (dict(modes=["rewind", "init"], rewind_to="init"), r"Received: modes=.*, rewind_to='init'$"),
         (dict(modes=["rewind", "init"], rewind_to=0.0), r"Received: modes=.*, rewind_to=0.0$"),
         (dict(rewind_to="begin"), r"Received: rewind_to='begin'$"),
-        (dict(modes=["finetune"], rewind_to="epoch:3"), r"not within the 12 batches"),
+        (dict(modes=["finetune"], rewind_to="epoch:3"), r"before the end of a level \(12 batches\)"),
         (dict(levels=0), r"Received: levels=0$"),
         (dict(rate=1.0), r"Received: rate=1.0$"),
         (dict(seeds=[0, 0]), r"Received: seeds=\[0, 0\]$"),

@@ -315,6 +315,6 @@ def test_names():
     assert PATTERNS.get(by_sorting) is by_sorting
     with pytest.raises(ValueError, match=r"'unstructured'.*Received: pattern='diagonal'$"):
         PATTERNS.get("diagonal")
-    with pytest.raises(ValueError, match=r"registered already.*Received: name='unstructured'$"):
+    with pytest.raises(ValueError, match=r"already registered.*Received: name='unstructured'$"):
         PATTERNS.register("unstructured")(by_sorting)
     assert PATTERNS.get("unstructured") is unstructured

@@ -288,7 +288,7 @@ def test_per_layer_keeps_any_counts_that_are_given(scores, data):
     [
         ({"a": 0.5}, "No expression matches b. Received: densities="),
         ({"a": 0.5, "b": 0.5, "z": 0.5}, "'z' matches none of a, b. Received: densities="),
-        (lambda path, shape: -1.0, "finite number, at least 0: -1.0 is not. Received: densities="),
+        (lambda path, shape: -1.0, "finite number >= 0: -1.0 is not. Received: densities="),
     ],
 )
 def test_densities_that_do_not_fit_the_model(densities, message):
@@ -418,7 +418,7 @@ def test_ceilings_by_hand():
 
 @pytest.mark.parametrize("ceiling", [-1, 1.5, math.nan, "1", None], ids=repr)
 def test_bad_ceilings(ceiling):
-    with pytest.raises(ValueError, match=r"A ceiling is .* Received: ceiling="):
+    with pytest.raises(ValueError, match=r"A ceiling must be .* Received: ceiling="):
         with_ceiling("global", ceiling)
 
 
@@ -462,7 +462,9 @@ def test_kept_out_by_hand():
         kept_out("global", first=True, paths=["z"])(scores, 0.5)
     with pytest.raises(ValueError, match=r"Received: expression='\('$"):
         kept_out("global", paths="(")(scores, 0.5)
-    with pytest.raises(ValueError, match=r"Say which .* Received: first=False, last=False, paths=None"):
+    with pytest.raises(
+        ValueError, match=r"At least one weight to keep dense .* Received: first=False, last=False, paths=None"
+    ):
         kept_out("global")
 
 

@@ -178,7 +178,7 @@ def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
     [
         ("", r"its columns should be dataset, batch_size"),
         ("a,b\n1,2\n", r"its columns should be"),
-        ("é,b\n1,2\n", r"is no CSV.*Received: path='.*cells.csv'$"),
+        ("é,b\n1,2\n", r"is not a CSV.*Received: path='.*cells.csv'$"),
         ("{header}\ndigits,64,1,global,,random,10.0,0,0.5,0.5,0.9,0,1.5\n{row},0.", r"^Row 2 of the file is damaged"),
         ("{header}\ndigits,64,1,global,,random,ten,0,0.5,0.5,0.9,0,1.5\n", r"^Row 1 of .*: path='.*cells.csv'$"),
         ("{header}\n{row},nan,0.5,0.9,0,1.5\n", r"^Row 1 .*damaged \(accuracy must be between 0 and 1, not nan\)"),

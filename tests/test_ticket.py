@@ -73,7 +73,9 @@ def test_transferred_to_another_head():
     ticket = ticket_of(mlp(outputs=3))
     target = mlp(outputs=7)
     head = target.get_layer("logits").kernel.numpy()
-    with pytest.raises(ValueError, match=r"does not match; skip=.*logits.*Received: shape=\(12, 3\), skip=None"):
+    with pytest.raises(
+        ValueError, match=r"does not match the model \(skip=.*logits.*Received: shape=\(12, 3\), skip=None"
+    ):
         ticket.apply(target)
     assert kprune.masked_weights(target) == []
     ticket.apply(target, skip="logits")
@@ -179,7 +181,7 @@ def test_a_name_that_is_not_npz_is_refused(tmp_path):
 def test_what_makes_no_ticket_is_refused():
     with pytest.raises(ValueError, match=r"call kprune.mask first. Received: model="):
         kprune.Ticket.of(mlp())
-    with pytest.raises(ValueError, match=r"as JSON.*Received: \{'accuracy'"):
+    with pytest.raises(ValueError, match=r"must be JSON.*Received: \{'accuracy'"):
         ticket_of(mlp(), accuracy=np.float32(0.5))
 
 
@@ -198,7 +200,7 @@ def test_by_order_a_weight_is_given_to_one_of_its_kind_alone():
     ticket = ticket_of(network(layers.Dense(8)))
     target = network(layers.Dense(8, use_bias=False), layers.LayerNormalization(center=False))
     before = target.get_weights()
-    with pytest.raises(ValueError, match=r"gamma stands where it has .*bias.*Received"):
+    with pytest.raises(ValueError, match=r"gamma is where it has .*bias.*Received"):
         ticket.apply(target)
     assert kprune.masked_weights(target) == []
     for one, other in zip(before, target.get_weights(), strict=True):

@@ -110,8 +110,7 @@ class RewindPoint:
         if found >= epochs * batches_per_epoch:
             raise ValueError(
                 f"The rewind point, batch {found}, must fall before the end of a level "
-                f"({epochs * batches_per_epoch:g} batches)"
-                f"a level. Received: {self}"
+                f"({epochs * batches_per_epoch:g} batches). Received: {self}"
             )
         return found
 
