@@ -98,8 +98,9 @@ def test_backups(tmp_path):
         callbacks = [TakeSnapshot(), BackupAndRestore(path)]
         for callback in callbacks:
             callback.set_model(target)
+        params = dict(saved.params)
         for callback in callbacks:
-            callback.set_params(dict(saved.params))
+            callback.set_params(params)
         try:
             callbacks[1].on_train_begin()
         except ValueError:

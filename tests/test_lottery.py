@@ -255,7 +255,7 @@ def test_wrong_arguments_are_refused(wrong):
     [
         (3, "init", "call fit with epochs=4. Received: epochs=3"),
         (4, 20, r"before the end of a level \(20 batches\)"),
-        (4, "epoch:2", "within"),
+        (4, "epoch:2", "before the end"),
     ],
 )
 def test_a_fit_that_does_not_fit_the_levels_is_refused_before_it_begins(epochs, rewind_to, message):

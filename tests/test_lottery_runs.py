@@ -322,7 +322,7 @@ def test_levels_without_their_file_are_refused(finished):
         (dict(modes=["init", "init"]), r"Received: modes=\['init', 'init'\]$"),
         (
             dict(modes=["shuffle", "finetune"]),
-            r"'init' or 'rewind', whose masks it takes. Received: modes=\['shuffle', 'finetune'\]$",
+            r"whose masks it takes. Received: modes=\['shuffle', 'finetune'\]$",
         ),
         (dict(modes=["rewind", "init"], rewind_to="init"), r"Received: modes=.*, rewind_to='init'$"),
         (dict(modes=["rewind", "init"], rewind_to=0.0), r"Received: modes=.*, rewind_to=0.0$"),

@@ -73,9 +73,7 @@ def test_transferred_to_another_head():
     ticket = ticket_of(mlp(outputs=3))
     target = mlp(outputs=7)
     head = target.get_layer("logits").kernel.numpy()
-    with pytest.raises(
-        ValueError, match=r"does not match the model \(skip=.*logits.*Received: shape=\(12, 3\), skip=None"
-    ):
+    with pytest.raises(ValueError, match=r"model \(skip=.*logits.*Received: shape=\(12, 3\), skip=None"):
         ticket.apply(target)
     assert kprune.masked_weights(target) == []
     ticket.apply(target, skip="logits")
