@@ -81,9 +81,11 @@ def test_the_reason(kind, words):
 
 def test_a_masked_layer_of_keras_3_is_none_here(plain, tmp_path):
     masked = entry(
-        "kprune.layers", "Masked", {"units": 3, "kprune": {"class_name": "Dense", "masked": [], "weights": 2}}
+        "kprune.masks.masked_layers",
+        "Masked",
+        {"units": 3, "kprune": {"class_name": "Dense", "masked": [], "weights": 2}},
     )
-    with pytest.raises(ValueError, match=r"'kprune\.layers\.Masked' is not a part of a model"):
+    with pytest.raises(ValueError, match=r"'kprune\.masks\.masked_layers\.Masked' is not a part of a model"):
         saved.load(rewrite(tmp_path / "masked.keras", plain, described(masked)))
 
 
