@@ -181,9 +181,9 @@ def run_lotteries(
         `LotteryRuns`: `cells`, `of(mode, level)`, `to_dict()`, `plot(path)`; its str is a table.
 
     Raises:
-        ValueError: an argument is wrong; or the file at `path` is no such CSV or was made with other settings (they
-            are named), or the folder beside it is of another file; nothing has been trained or written then. With the
-            first network: it is of tf_keras and has no masks, or no accuracy is compiled.
+        ValueError: an argument is wrong; or the file at `path` is not such a CSV file or was made with other settings
+            (they are named), or the folder beside it belongs to another file; nothing has been trained or written then.
+            With the first network: it is a tf_keras model without masks, or no accuracy is compiled.
         OSError: a file cannot be read or written, or another process is at it.
 
     >>> import keras, kprune

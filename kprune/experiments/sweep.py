@@ -132,8 +132,8 @@ def sweep(
         seeds: integers >= 0.
         epochs: of each training run.
         scope, rounds: as in `kprune.prune`.
-        path: CSV file for the cells, one row each, that is there in full after each cell; one that is there already
-            is gone on with: its cells are not trained again. Its folder is made.
+        path: CSV file for the cells, one row each, complete after each cell. If the file exists, the run resumes;
+            finished cells are not trained again. Its folder is made.
         settings: what else decides the outcome (the network's name, the learning rate ...), as name -> value: columns
             of the file.
         verbose: show a progress bar over the cells.

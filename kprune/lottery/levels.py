@@ -50,8 +50,8 @@ class Lottery:
             raise ValueError(f"`rewind` must be one of {', '.join(REWINDS)}. Received: rewind={rewind!r}")
         if "movement" in plan.needs:
             raise ValueError(
-                "Masks are drawn by what the weights are at the end of a level, and by what they were at the rewind "
-                f"point; how they moved between is collected by GradualPruning alone. Received: criterion={plan.name!r}"
+                "A lottery prunes by the weights at the end of a level and at the rewind point; only GradualPruning "
+                f"collects how they moved in between. Received: criterion={plan.name!r}"
             )
         return cls(levels, rate, RewindPoint.of(rewind_to), rewind, plan)
 

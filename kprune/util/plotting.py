@@ -19,7 +19,7 @@ FILE_TYPES = (".png", ".svg", ".pdf")
 
 
 def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> Figure:
-    """The figure that `make` draws, written to `path` if there is one; ValueError first if it is of another kind."""
+    """The figure that `make` draws, written to `path` if given; ValueError first if `path` has another ending."""
     if path is not None:
         check_path("path", path)
         if os.path.splitext(path)[1].lower() not in FILE_TYPES:
