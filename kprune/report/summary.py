@@ -12,7 +12,7 @@ import numpy as np
 from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, is_tf_keras, masked_weights, unique_paths
 from ..masks.layout import layout_in
 from ..runtime.distribution import to_numpy
-from ..util.tables import new_table, table_lines
+from ..util.tables import Printed, new_table, table_lines
 from .flops import kernel_uses, owned_weights
 
 
@@ -62,7 +62,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Printed):
     """What `kprune.summary` found. The totals are over the rows; `print(summary)` shows a table.
 
     Attributes:
