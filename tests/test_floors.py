@@ -13,7 +13,7 @@ FLOORS = (
     ("data",),
     ("criteria", "patterns", "schedules", "scopes", "selection"),
     ("config",),
-    ("pruning",),
+    ("growth", "pruning"),
     ("deploy", "report"),
     ("lottery",),
     ("callbacks",),
