@@ -1,0 +1,7 @@
+"""Channels: which entries of which weights belong to one channel of a model, and what a dead one is worth."""
+
+from .constants import constants
+from .graph import ChannelGraph, Mixer, Slot, Tensor
+from .trace import channel_graph
+
+__all__ = ["ChannelGraph", "Mixer", "Slot", "Tensor", "channel_graph", "constants"]
