@@ -2,6 +2,18 @@
 
 from .constants import constants
 from .graph import ChannelGraph, Mixer, Slot, Tensor
+from .groups import ChannelGroup, ChannelGroups, divisor_of, groups_of
 from .trace import channel_graph
 
-__all__ = ["ChannelGraph", "Mixer", "Slot", "Tensor", "channel_graph", "constants"]
+__all__ = [
+    "ChannelGraph",
+    "ChannelGroup",
+    "ChannelGroups",
+    "Mixer",
+    "Slot",
+    "Tensor",
+    "channel_graph",
+    "constants",
+    "divisor_of",
+    "groups_of",
+]

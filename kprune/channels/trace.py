@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from ..masks.masked_layers import plain_type
 from .graph import ChannelGraph, Size, Tensor
 from .rules import RULES, Shape
 
@@ -22,7 +23,7 @@ _OPERATIONS = frozenset(
 
 
 def channel_graph(model: Any) -> ChannelGraph:
-    """The channels of a plain (not masked) Sequential or Functional model of either Keras, and of models inside it.
+    """The channels of a Sequential or Functional model of either Keras, masked or not, and of models inside it.
 
     Raises:
         ValueError: the model, or one that it holds, is subclassed, so that its graph is not known; or it is not built.
@@ -103,6 +104,8 @@ class _Stand:
 
 def _call(graph: ChannelGraph, layer: Any, entry: dict[str, Any], inputs: list[Tensor], plain: bool) -> list[Tensor]:
     """The outputs of one call of a layer, or of a model that is one."""
+    if type(layer).__name__ == "PruneLowMagnitude":  # tfmot's wrapper
+        layer = layer.layer
     _configured(graph, layer, entry)
     _resized(graph, layer, inputs[0] if inputs else Tensor())
     if hasattr(layer, "layers") and not hasattr(layer, "layer"):
@@ -111,7 +114,7 @@ def _call(graph: ChannelGraph, layer: Any, entry: dict[str, Any], inputs: list[T
     shapes = _output_shapes(layer, inputs)
     reason = _unknown(layer, inputs, plain)
     if not reason:
-        made = RULES[type(layer).__name__](graph, layer, inputs, shapes[0])
+        made = RULES[plain_type(layer).__name__](graph, layer, inputs, shapes[0])
         if isinstance(made, Tensor):
             return [made]
         reason = made
@@ -123,7 +126,7 @@ def _call(graph: ChannelGraph, layer: Any, entry: dict[str, Any], inputs: list[T
 
 def _unknown(layer: Any, inputs: list[Tensor], plain: bool) -> str:
     """Why no rule describes this call, or ""."""
-    kind, home = type(layer).__name__, type(layer).__module__.split(".")
+    kind, home = plain_type(layer).__name__, plain_type(layer).__module__.split(".")
     is_layer = hasattr(layer, "weights")
     if home[0] not in ("keras", "tf_keras") or kind not in RULES or not (is_layer or kind in _OPERATIONS):
         return f"no rule describes a {kind}"

@@ -51,3 +51,14 @@ def test_recurrent_and_embedding():
     small = kprune.shrink(model)
     assert (small.layers[0].output_dim, small.layers[1].units) == (6, 5)
     agree(model, small, np.arange(10).reshape(2, 5))
+
+
+def test_channel_groups():
+    model = kprune.mask(network()).model
+    masks = kprune.prune(model, "magnitude", 0.5, groups="channels:2")
+    small = kprune.shrink(model, divisible_by=2)
+    left = kprune.masked_weights(small)
+    assert all(w.kept().all() for w in left)
+    assert sum(w.size for w in left) == sum(int(mask.sum()) for mask in masks.values())
+    assert all(w.shape[-1] % 2 == 0 for w in left)
+    agree(model, small, np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype("float32"))
