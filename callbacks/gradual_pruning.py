@@ -13,7 +13,7 @@ from kprune.masks import Masks, masked_weights, set_masks
 from kprune.pruning import Plan
 from kprune.runtime.files import split
 from kprune.runtime.optimizers import batches_per_step, iterations
-from kprune.schedules import PerLayer, Schedule, applied, as_schedule, last_update
+from kprune.schedules import Schedule, as_schedule
 
 from .base import MaskingCallback
 
@@ -52,7 +52,7 @@ class GradualPruning(MaskingCallback):
 
     def __init__(
         self,
-        schedule: Schedule | PerLayer | Any,
+        schedule: Schedule | Any,
         criterion: str | Callable[..., Any] = "magnitude",
         scope: str | Callable[..., Any] | None = None,
         pattern: str | Callable[..., Any] = "unstructured",
@@ -71,8 +71,7 @@ class GradualPruning(MaskingCallback):
 
     def check_fit(self) -> None:
         self.plan.warned = False
-        if isinstance(self.schedule, PerLayer):
-            self.schedule.check(weight.path for weight in masked_weights(self.model))
+        self.schedule.check(weight.path for weight in masked_weights(self.model))
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._updated_at = None
@@ -114,9 +113,9 @@ class GradualPruning(MaskingCallback):
 
     def _update(self, taken: int) -> None:
         # Also right after a resumed start: pruning again to a sparsity that the masks have already changes nothing.
-        step = last_update(self.schedule, taken)
+        step = self.schedule.last_due(taken)
         if step is not None and step != self._updated_at:
-            masks = self.plan.masks(self.model, applied(self.schedule, step))
+            masks = self.plan.masks(self.model, self.schedule.applied(step))
             self._check_movement(masks, step)
             set_masks(self.model, masks)
             self._updated_at = step
@@ -143,8 +142,7 @@ class GradualPruning(MaskingCallback):
             return
         planned = params["steps"] * params["epochs"] // batches_per_step(self.model)
         # Of a PerLayer each member answers for itself.
-        members = self.schedule.schedules if isinstance(self.schedule, PerLayer) else {None: self.schedule}
-        for expression, schedule in members.items():
+        for expression, schedule in self.schedule.members().items():
             if planned < schedule.end_step:
                 logging.warning(
                     "GradualPruning%s: this fit ends at step %d (%d steps x %d epochs), before the schedule's "
@@ -155,7 +153,7 @@ class GradualPruning(MaskingCallback):
                     params["steps"],
                     params["epochs"],
                     schedule.end_step,
-                    applied(schedule, planned),
+                    schedule.applied(planned),
                     schedule.final_sparsity,
                     planned,
                 )
