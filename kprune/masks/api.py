@@ -12,6 +12,7 @@ import numpy as np
 
 from ..runtime.optimizers import reset_slots
 from ..util.checks import check_expression, check_strings
+from .built import check_built
 from .types import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Filters, MaskedWeight, MaskReport, Masks, is_tf_keras, unique_paths
 
 
@@ -35,7 +36,8 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
         `MaskReport`: the model, the masked paths, and why each other weight was skipped.
 
     Raises:
-        ValueError: the model is not built, a name in `weights` is not known, or `filters` is of another type.
+        ValueError: the model is not built, Keras runs on another backend than TensorFlow or JAX, a name in `weights`
+            is not known, or `filters` is of another type.
 
     >>> import keras, kprune
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="hidden"), keras.layers.Dense(2)])
@@ -44,11 +46,7 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
     ('sequential/hidden/kernel',)
     """
     backend = _backend(model)
-    if not getattr(model, "built", False):
-        raise ValueError(
-            "The model has no weights yet: build it first, by calling it on data or with `model.build(input_shape)`. "
-            f"Received: model={model.name!r}, which is not built"
-        )
+    check_built(model)
     return backend.mask_model(model, *_checked(backend.weight_names(model), filters, weights))
 
 

@@ -14,6 +14,7 @@ from ..runtime.distribution import strategy_scope, to_numpy
 from .masked_layers import all_layers, attach, detach, is_masked, own_weights
 from .types import Filters, MaskReport, finish_report, skip_reason, unique_paths
 
+BACKENDS = ("tensorflow", "jax")
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 
@@ -23,6 +24,11 @@ def weight_names(model: Any) -> set[str]:
 
 
 def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
+    if keras.backend.backend() not in BACKENDS:
+        raise ValueError(
+            f"Masks need Keras on one of the backends {', '.join(BACKENDS)}: on others a layer would train without its "
+            f"mask. Set KERAS_BACKEND before keras is imported. Received: backend={keras.backend.backend()!r}"
+        )
     owned = _owned(model)
     paths = unique_paths([v.path for _, v in owned])
     chosen, masked, skipped = [], [], {}

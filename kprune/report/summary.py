@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, is_tf_keras, masked_weights, unique_paths
+from ..masks.built import check_built
 from ..masks.layout import layout_in
 from ..runtime.distribution import to_numpy
 from ..util.tables import new_table, table_lines
@@ -179,11 +180,7 @@ def summary(model: Any) -> Summary:
     (1800, 450)
     """
     masked = masked_weights(model)
-    if not getattr(model, "built", False):
-        raise ValueError(
-            "The model has no weights yet: build it first, by calling it on data or with `model.build(input_shape)`. "
-            f"Received: model={model.name!r}, which is not built"
-        )
+    check_built(model)
     uses, note = kernel_uses(model)
     owned: dict[int, tuple[Any, Any]] = {}
     for layer, v in owned_weights(model):
