@@ -40,6 +40,7 @@ demo: install-demo
 bench: install-demo
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/synflow.py
+	$(BIN)/python benchmarks/applications.py
 
 test: lint types docs doctest test-tensorflow test-jax test-tf-keras test-jax-distribution test-tf-distribute
 
