@@ -456,9 +456,9 @@ def test_a_loss_of_the_models_own_needs_no_targets(criterion, loss):
     own.compile("sgd", loss)
     given.compile("sgd", "mse")
     kprune.mask(given)
-    expected = Plan(criterion, data=(x, x)).masks(given, 0.5)
+    expected = PruningConfig(criterion).masks(given, 0.5, data=(x, x))
     for given_as in (x, (x,), [(x,)], [(x, None)]):
-        found = Plan(criterion, data=given_as).masks(own, 0.5)
+        found = PruningConfig(criterion).masks(own, 0.5, data=given_as)
         for path, mask in expected.items():
             np.testing.assert_array_equal(found[path], mask)
 
