@@ -6,7 +6,7 @@ import resource
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, data
+from helpers import CHEAP, data, mlp
 from keras import layers
 from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, SynFlow
 
@@ -243,3 +243,15 @@ def test_a_checkpoint_loads_after_a_fit_that_was_interrupted(tmp_path):
     model.load_weights(tmp_path / "a.weights.h5")
     for weight, value in zip(kprune.masked_weights(model), wanted, strict=True):
         np.testing.assert_array_equal(weight.value(), value)
+
+
+def test_the_words_of_kerass_own_callback(tmp_path):
+    model, x, y = mlp(), *data()
+    model.compile("sgd", "mse")
+    backup = BackupAndRestore(backup_dir=tmp_path / "new", save_freq="epoch", delete_checkpoint=False)
+    model.fit(x, y, verbose=0, callbacks=[backup])
+    assert (tmp_path / "new" / "backup.npz").is_file()
+    assert BackupAndRestore(backup_dir=tmp_path).delete
+    for wrong in ({}, dict(path="a.npz", backup_dir="b"), dict(backup_dir="b", save_freq=5), dict(backup_dir=3)):
+        with pytest.raises(ValueError, match="Received: "):
+            BackupAndRestore(**wrong)
