@@ -8,9 +8,11 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 from kprune.masks import Undo, masked_weights
-from kprune.runtime.distribution import warn_of_keras_fit
+from kprune.report.reached import reached
+from kprune.runtime.distribution import is_chief, warn_of_keras_fit
 from kprune.runtime.optimizers import check_optimizer
 
 from ._carrier import Carrier, carry
@@ -44,8 +46,12 @@ class MaskingCallback(Callback):
 
     As a fit begins, all callbacks `check_fit` before the first one changes anything. Whatever is raised inside
     `undone()` until the last of them has begun its first epoch leaves the model as it was before the fit.
+
+    One that prunes puts `sparsity` (fraction of zeros over all masked weights) into Keras's logs at each epoch's end;
+    at the end of a fit the last of them says what was reached.
     """
 
+    prunes = False
     _restored: bool = False
     _carrier: Carrier
 
@@ -93,10 +99,19 @@ class MaskingCallback(Callback):
         self._carrier.begin(epoch, self)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        check_zeros(self.model)
+        sparsity = check_zeros(self.model)
+        if self.prunes and logs is not None:
+            logs["sparsity"] = sparsity
 
     def on_train_end(self, logs: Any = None) -> None:
+        if self.prunes and is_chief() and self is [one for one in self._carrier.callbacks if one.prunes][-1]:
+            say = print if (self.params or {}).get("verbose") else logging.info
+            say(reached(self.model))
         self._carrier.end()
+
+    def say_once(self, what: str, cure: str) -> None:
+        """Log a warning that other callbacks of the fit may have reason to log, too."""
+        self._carrier.say_once(what, cure)
 
     def on_test_begin(self, logs: Any = None) -> None:
         self._carrier.leave()
@@ -105,9 +120,10 @@ class MaskingCallback(Callback):
         self._carrier.leave()
 
 
-def check_zeros(model: Any) -> None:
-    """Raises RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
-    found = {weight.path: weight.value()[~weight.kept()] for weight in masked_weights(model)}
+def check_zeros(model: Any) -> float:
+    """The sparsity; RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
+    weights = masked_weights(model)
+    found = {weight.path: weight.value()[~weight.kept()] for weight in weights}
     moved = [path for path, pruned in found.items() if np.any(pruned != 0)]
     diverged = [path for path in moved if np.any(np.isnan(found[path]))]
     if diverged:
@@ -120,6 +136,9 @@ def check_zeros(model: Any) -> None:
         raise RuntimeError(
             f"Pruned entries of {', '.join(moved[:4])} are no longer 0. Something besides the masked layers' call used "
             "or changed them: a layer that reads another layer's kernel, a constraint that moves zeros, weights loaded "
-            "in mid-training, or an optimizer that updates weights without a gradient. "
+            "in mid-training, an optimizer that updates weights without a gradient, or one of your own that the model "
+            "does not hold as an attribute. "
             f"Received: optimizer={type(model.optimizer).__name__}"
         )
+    size = sum(weight.size for weight in weights)
+    return sum(pruned.size for pruned in found.values()) / size if size else 0.0

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..runtime.optimizers import reset_slots
 from ..util.checks import check_expression, check_strings
+from .optimizers import optimizers_of
 from .types import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Filters, MaskedWeight, MaskReport, Masks, is_tf_keras, unique_paths
 
 
@@ -82,20 +83,21 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     Args:
         model: a masked model.
         masks: path -> bool array of the weight's shape, True = kept. Weights not named keep their mask.
-        optimizer: the optimizer of a custom training loop; the model's compiled one by default.
+        optimizer: the optimizer of a custom training loop, if any. The compiled one forgets, too, and so do all that
+            the model or a layer holds as an attribute, as a GAN does.
 
     Raises:
         ValueError: a path or a shape is wrong. Nothing has been changed then.
     """
     by_path = check_masks(model, masks)
-    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
+    optimizers = optimizers_of(model, optimizer)
     for path, new in masks.items():
         weight = by_path[path]
         new = np.asarray(new)
         changed = ~new | (new != weight.kept())
         weight.write(new, weight.value())
-        if optimizer is not None and changed.any():
-            reset_slots(optimizer, weight.variable, changed)
+        for one in optimizers if changed.any() else ():
+            reset_slots(one, weight.variable, changed)
 
 
 def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:

@@ -9,6 +9,7 @@ from typing import Any
 from ..runtime.optimizers import all_variables
 from ..runtime.values import Values
 from .api import mask, masked_weights, strip
+from .optimizers import optimizers_of
 from .types import is_tf_keras
 
 
@@ -36,7 +37,7 @@ class Undo:
 
     Args:
         model: a built model of either Keras.
-        optimizer: of a custom training loop; the compiled one by default.
+        optimizer: of a custom training loop, beside the compiled one and those that the model holds.
 
     Attributes:
         fresh: whether the model had no masks before.
@@ -53,8 +54,8 @@ class Undo:
 
     def hold(self) -> None:
         """Take variables in that have been made since, such as the slots of an optimizer that was not built."""
-        optimizer = self._optimizer if self._optimizer is not None else getattr(self.model, "optimizer", None)
-        self._values.add([*self.model.variables, *(all_variables(optimizer) if optimizer is not None else ())])
+        optimizers = optimizers_of(self.model, self._optimizer)
+        self._values.add([*self.model.variables, *(v for one in optimizers for v in all_variables(one))])
 
     def unmask(self) -> None:
         """Take the masks away if the model had none."""
