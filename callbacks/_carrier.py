@@ -74,6 +74,13 @@ class Carrier:
         self.starts = True
         self.epoch = 0
         self.loaded_epoch: int | None = None
+        self._said: set[str] = set()
+
+    def say_once(self, what: str, cure: str) -> None:
+        """Log a warning that several callbacks of the fit have reason to log."""
+        if what not in self._said:
+            self._said.add(what)
+            logging.warning("kprune: %s. %s", what, cure)
 
     def add(self, holder: Any) -> None:
         """Carry this callback's state, by the name of its class."""

@@ -36,13 +36,14 @@ class BackupAndRestore(MaskingCallback):
     Args:
         path: an .npz file, of this fit alone.
         delete: whether to delete it when the fit has come to its end.
-        backup_dir, save_freq, delete_checkpoint: Keras's own words, so that the one takes the other's place: the file is
-            backup_dir/backup.npz, delete_checkpoint is `delete`, and save_freq can only be "epoch".
+        backup_dir, save_freq, delete_checkpoint: Keras's own words, so that the one takes the other's place: the file
+            is backup_dir/backup.npz, delete_checkpoint is `delete`, and save_freq can only be "epoch".
 
     Raises:
-        ValueError: `path` is no .npz file, or it and `backup_dir` are given, or neither; `save_freq` is not "epoch"; at the start of `fit`: the model is one of tf_keras (whose own
-            `BackupAndRestore` is safe and holds kprune's state, too), the file is truncated, damaged, of another
-            model, or of another list of callbacks. Nothing has been changed then.
+        ValueError: `path` is no .npz file, or it and `backup_dir` are given, or neither; `save_freq` is not "epoch"; at
+            the start of `fit`: the model is one of tf_keras (whose own `BackupAndRestore` is safe and holds kprune's
+            state, too), the file is truncated, damaged, of another model, or of another list of callbacks. Nothing has
+            been changed then.
         OSError: at the start of `fit`: another process uses the file.
 
     >>> import keras, kprune, numpy as np, tempfile

@@ -8,10 +8,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
 import kprune.masks
 from kprune.masks import Undo, masked_weights
-from kprune.runtime.distribution import warn_of_keras_fit
+from kprune.report.reached import reached
+from kprune.runtime.distribution import is_chief, warn_of_keras_fit
 from kprune.runtime.optimizers import check_optimizer
 
 from ._carrier import Carrier, carry
@@ -45,8 +47,12 @@ class MaskingCallback(Callback):
 
     As a fit begins, all callbacks `check_fit` before the first one changes anything. Whatever is raised inside
     `undone()` until the last of them has begun its first epoch leaves the model as it was before the fit.
+
+    One that prunes puts `sparsity` (fraction of zeros over all masked weights) into Keras's logs at each epoch's end;
+    at the end of a fit the last of them says what was reached.
     """
 
+    prunes = False
     _restored: bool = False
     _carrier: Carrier
 
@@ -100,10 +106,19 @@ class MaskingCallback(Callback):
             zeros.checked()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        check_zeros(self.model)
+        sparsity = check_zeros(self.model)
+        if self.prunes and logs is not None:
+            logs["sparsity"] = sparsity
 
     def on_train_end(self, logs: Any = None) -> None:
+        if self.prunes and is_chief() and self is [one for one in self._carrier.callbacks if one.prunes][-1]:
+            say = print if (self.params or {}).get("verbose") else logging.info
+            say(reached(self.model))
         self._carrier.end()
+
+    def say_once(self, what: str, cure: str) -> None:
+        """Log a warning that other callbacks of the fit may have reason to log, too."""
+        self._carrier.say_once(what, cure)
 
     def on_test_begin(self, logs: Any = None) -> None:
         self._carrier.leave()
@@ -112,6 +127,6 @@ class MaskingCallback(Callback):
         self._carrier.leave()
 
 
-def check_zeros(model: Any) -> None:
-    """Raises RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
-    kprune.masks.check_zeros(masked_weights(model), getattr(model, "optimizer", None))
+def check_zeros(model: Any) -> float:
+    """The sparsity; RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
+    return kprune.masks.check_zeros(masked_weights(model), getattr(model, "optimizer", None))

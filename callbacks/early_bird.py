@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from kprune.config import PruningConfig
+from kprune.lottery.levels import density
 from kprune.lottery.rewind import Snapshot, rewind, snapshot
 from kprune.masks import Masks, masked_weights, set_masks
 from kprune.masks.matching import mask_distance
@@ -57,6 +58,8 @@ class EarlyBird(MaskingCallback):
     >>> bird.settled_at, len(fitted.epoch), kprune.summary(model).sparsity
     (2, 3, 0.5)
     """
+
+    prunes = True
 
     def __init__(
         self,
@@ -129,6 +132,7 @@ class EarlyBird(MaskingCallback):
             self._draw(epoch)
         if logs is not None:
             logs["mask_distance"] = self._distance
+            logs["sparsity"] = 1 - density(masked_weights(self.model))  # with the masks that were set just now
         if self.settled_at is not None and self.stop:
             self.model.stop_training = True
 

@@ -53,6 +53,8 @@ class LotteryTicket(TakeSnapshot):
         criterion: a name or function, as in `kprune.PruningConfig`; or a `PruningConfig`. What goes by how training
             went ("movement", "large_init" ...) is watched from the rewind point on.
         data, batches: as in `kprune.prune`.
+        optimizer: the one whose steps count, where a `train_step` has its own; the compiled one by default. A rewind
+            takes all optimizers that the model holds back.
         path: an .npz file for the ticket; none is written without.
         restart: callbacks of the same fit that begin anew with each level, such as ReduceLROnPlateau: their
             `on_train_begin` is called then (which has ReduceLROnPlateau forget its best from Keras 3.15 on).
@@ -79,6 +81,8 @@ class LotteryTicket(TakeSnapshot):
     ([0, 1, 2], [0.0, 0.5, 0.75])
     """
 
+    prunes = True
+
     def __init__(
         self,
         levels: int,
@@ -90,6 +94,7 @@ class LotteryTicket(TakeSnapshot):
         criterion: str | Callable[..., Any] = "magnitude",
         data: Any = None,
         batches: int | None = 1,
+        optimizer: Any = None,
         path: str | os.PathLike[str] | None = None,
         restart: Sequence[Any] = (),
         **config_fields: Any,
@@ -110,7 +115,7 @@ class LotteryTicket(TakeSnapshot):
         self.restart = tuple(restart)
         self._begun: int | None = None  # the epoch that was begun last
         self._rewound: Arrays = {}  # what a level begins with, until its first batch
-        super().__init__(rewind_to)
+        super().__init__(rewind_to, optimizer=optimizer)
 
     def begin(self) -> None:
         super().begin()
@@ -204,7 +209,7 @@ class LotteryTicket(TakeSnapshot):
         super().on_epoch_begin(epoch)
         self.lottery.pruner.resume(self.model)
         if level > 0 and within == self.first_epoch():
-            self.lottery.begin_level(self.model, level, self._density, self.taken())
+            self.lottery.begin_level(self.model, level, self._density, self.taken(), self.optimizer)
             self._rewound = {} if self.lottery.rewind == "none" else self._values()
             for callback in self.restart:
                 callback.on_train_begin()
@@ -226,6 +231,9 @@ class LotteryTicket(TakeSnapshot):
         if self.lottery.pruner.watches:
             self.lottery.pruner.after_step(self.model)
         super().on_train_batch_end(batch, logs)
+
+    def missed(self) -> None:
+        """The end of the fit is an error then."""
 
     def took(self) -> None:
         self.lottery.pruner.begin(self.model)

@@ -43,6 +43,8 @@ class PruneAtInit(MaskingCallback):
     0.9
     """
 
+    prunes = True
+
     def __init__(
         self,
         criterion: str | Callable[..., Any] = "synflow",

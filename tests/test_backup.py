@@ -68,6 +68,23 @@ def gradual(criterion="magnitude_increase"):
     return GradualPruning(schedule, criterion=criterion)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_the_plan_of_a_sparsity_alone_is_that_of_the_first_fit(first, tmp_path):
+    def callbacks():
+        pruning, backup = GradualPruning(0.8), BackupAndRestore(tmp_path / "backup.npz")
+        return pruning, [backup, pruning] if first else [pruning, backup]
+
+    whole, killed = network(), network()
+    fit(whole, 6, GradualPruning(0.8))
+    with pytest.raises(KeyboardInterrupt):
+        fit(killed, 6, *callbacks()[1], Interrupt(2))
+    resumed = network()
+    pruning, listed = callbacks()
+    fit(resumed, 6, *listed)
+    assert pruning.schedule == PolynomialDecay(0.0, 0.8, 3, 25, frequency=1)  # of 36 steps
+    assert same(resumed, whole)
+
+
 @pytest.mark.private_api
 @pytest.mark.parametrize(
     "make", [lottery, gradual, lambda: gradual("movement"), lambda: SynFlow(0.8, rounds=5, verbose=False)]

@@ -57,7 +57,7 @@ class Before(keras.callbacks.Callback):
         self.weights = {}
 
     def on_train_batch_end(self, batch, logs=None):
-        self.weights[iterations(self.model)] = self.model.get_weights()
+        self.weights[iterations(self.model.optimizer)] = self.model.get_weights()
 
 
 # Data
@@ -83,7 +83,7 @@ def test_each_update_of_a_schedule_scores_the_weights_of_its_step_on_the_same_da
     # A generator gives its batch only once; all updates see it.
     callback = GradualPruning(schedule, criterion, data=(batch for batch in [SAMPLE]))
     model, before, after = compiled(), Before(), {}
-    fit(model, before, callback, EachBatch(lambda m: after.update({iterations(m): masks_of(m)})))
+    fit(model, before, callback, EachBatch(lambda m: after.update({iterations(m.optimizer): masks_of(m)})))
     for step in (2, 4, 6):
         assert_same_masks(after[step], pruned_copy(before.weights[step], criterion, schedule(step), data=SAMPLE))
     counts = [sum(int((~mask).sum()) for mask in masks.values()) for masks in after.values()]
@@ -216,7 +216,7 @@ def test_a_pruned_weight_keeps_the_movement_it_had():
 def test_movement_in_a_fit_is_exact_at_every_step(how):
     schedule = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=6, frequency=2)  # prunes nothing at step 0
     model, seen = compiled(**how), []
-    check = EachBatch(lambda m: seen.append((iterations(m), zeros(m))))
+    check = EachBatch(lambda m: seen.append((iterations(m.optimizer), zeros(m))))
     fit(model, GradualPruning(schedule, "movement"), check, steps=9)
     assert [count for _, count in seen] == [zeros_for(TOTAL, schedule(min(step - step % 2, 6))) for step, _ in seen]
     assert zeros(model) == zeros_for(TOTAL, 0.8)

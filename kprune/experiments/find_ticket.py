@@ -179,8 +179,11 @@ class _Taker(TakeSnapshot):
         self._pruner.begin(self.model)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._restored = self._restored or self._begun_at is not None
+        self._restored = self._restored or self._counter.begun is not None
         super().on_train_begin(logs)
+
+    def missed(self) -> None:
+        """A later fit of the level may reach the point."""
 
 
 class _Watching(MaskingCallback):

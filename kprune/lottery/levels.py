@@ -51,7 +51,7 @@ class Lottery:
             raise ValueError(f"`rewind` must be one of {', '.join(REWINDS)}. Received: rewind={rewind!r}")
         return cls(levels, rate, RewindPoint.of(rewind_to), rewind, pruner)
 
-    def begin_level(self, model: Any, level: int, density: float, to: Snapshot) -> None:
+    def begin_level(self, model: Any, level: int, density: float, to: Snapshot, optimizer: Any = None) -> None:
         """Prune what level - 1 has trained, and rewind; doing it again changes nothing.
 
         Args:
@@ -59,10 +59,11 @@ class Lottery:
             level: that begins, from 1.
             density: fraction of nonzeros with which level 0 began.
             to: the snapshot to rewind to.
+            optimizer: with which it was taken, if not the compiled one.
         """
         sparsity = 1 - density * (1 - self.rate) ** level
-        set_masks(model, self.pruner.masks(model, sparsity))
-        rewind(model, to, self.rewind)
+        set_masks(model, self.pruner.masks(model, sparsity), optimizer)
+        rewind(model, to, self.rewind, optimizer)
         if self.rewind == "weights":
             self.pruner.begin(model)
 

@@ -86,7 +86,8 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     Args:
         model: a masked model.
         masks: path -> bool array of the weight's shape, True = kept. Weights not named keep their mask.
-        optimizer: one that is reset besides, such as one that only looks like one of Keras's.
+        optimizer: the optimizer of a custom training loop, if any. Every live optimizer of Keras that trains one of the
+            weights forgets in any case.
 
     Raises:
         ValueError: a path or a shape is wrong. Nothing has been changed then.

@@ -38,7 +38,7 @@ class Undo:
 
     Args:
         model: a built model of either Keras.
-        optimizer: of a custom training loop; the compiled one by default.
+        optimizer: of a custom training loop, beside the compiled one and those that the model holds.
 
     Attributes:
         fresh: whether the model had no masks before.

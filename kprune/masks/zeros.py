@@ -29,8 +29,8 @@ def note_change(model: Any) -> None:
     _CHANGES[model] = changes(model) + 1
 
 
-def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> None:
-    """Raises RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
+def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
+    """The fraction of pruned entries; RuntimeError, naming the weights, if one of them is not exactly 0."""
     found = {weight.path: weight.value()[~weight.kept()] for weight in weights}
     moved = [path for path, pruned in found.items() if np.any(pruned != 0)]
     diverged = [path for path in moved if np.any(np.isnan(found[path]))]
@@ -47,6 +47,8 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> None:
             "that updates weights without a gradient. `model.set_weights(model.get_weights())` makes pruned entries 0. "
             f"Received: optimizer={type(optimizer).__name__}"
         )
+    size = sum(weight.size for weight in weights)
+    return sum(pruned.size for pruned in found.values()) / size if size else 0.0
 
 
 def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:

@@ -83,7 +83,7 @@ def train(distribution, name, folder, death=None):
         others += [] if death is None else [Death(death)]
         fitted = model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[callback, *others])
         masks = {f"mask/{path}": mask for path, mask in current_masks(model).items()}
-        steps = {"iterations": np.array(iterations(model)), "first epoch": np.array(fitted.epoch[0])}
+        steps = {"iterations": np.array(iterations(model.optimizer)), "first epoch": np.array(fitted.epoch[0])}
         return {**masks, **snapshot(model).to_arrays(), **steps}
 
 

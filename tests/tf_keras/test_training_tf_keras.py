@@ -256,7 +256,7 @@ def test_checkpoints_at_any_moment_are_sparse(tmp_path):
         assert_zero(other)
         fractions.append(pruned_fraction(other))
     assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(0.8, abs=0.003)
-    assert iterations(other) == 8  # the optimizer is in the file as well
+    assert iterations(other.optimizer) == 8  # the optimizer is in the file as well
 
 
 def test_a_loaded_model_goes_on_like_the_one_that_was_saved(tmp_path):
