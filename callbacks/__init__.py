@@ -1,10 +1,11 @@
 """Keras callbacks that prune: the same classes for Keras 3 and tf_keras.
 
-Masks only shrink: when several pruning callbacks are in one fit, or one is used twice, each prunes the survivors to
-its own target and the highest sparsity rules.
+Masks only shrink, but for those that DynamicSparseTraining moves: when several pruning callbacks are in one fit, or one
+is used twice, each prunes the survivors to its own target and the highest sparsity rules.
 """
 
 from .backup_and_restore import BackupAndRestore
+from .dynamic_sparse_training import DynamicSparseTraining
 from .early_bird import EarlyBird
 from .gradual_pruning import GradualPruning
 from .lottery_ticket import LotteryTicket
@@ -14,6 +15,7 @@ from .take_snapshot import TakeSnapshot
 
 __all__ = [
     "BackupAndRestore",
+    "DynamicSparseTraining",
     "EarlyBird",
     "GradualPruning",
     "LotteryTicket",

@@ -58,6 +58,14 @@ class Counter:
         self._known, self._since = value, 0
         return value
 
+    def planned(self, epoch: int) -> int | None:
+        """The number of steps that the fit plans from an epoch on; None if it is not known."""
+        params, optimizer = self._callback.params or {}, self._optimizer()
+        if not params.get("steps") or not params.get("epochs"):
+            return None
+        per_step = 1 if optimizer is None else batches_per_step(optimizer)
+        return int(params["steps"] * (params["epochs"] - epoch) // per_step)
+
     def begin_epoch(self) -> int:
         """An epoch begins: the number."""
         self._place, optimizer = -1, self._optimizer()

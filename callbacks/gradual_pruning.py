@@ -14,7 +14,6 @@ from kprune.masks import masked_weights, set_masks
 from kprune.masks.optimizers import check_is_optimizer
 from kprune.pruning import Pruner
 from kprune.runtime.files import joined, split
-from kprune.runtime.optimizers import batches_per_step
 from kprune.schedules import Schedule, as_schedule
 from kprune.schedules.planned import Planned
 
@@ -110,7 +109,7 @@ class GradualPruning(MaskingCallback):
             self.schedule = None
 
     def check_fit(self) -> None:
-        schedule = self.schedule if self._planned is None else self._planned.schedule(0, self._steps(0))
+        schedule = self.schedule if self._planned is None else self._planned.schedule(0, self._counter.planned(0))
         if schedule is not None:
             schedule.check(weight.path for weight in masked_weights(self.model))
 
@@ -143,7 +142,7 @@ class GradualPruning(MaskingCallback):
         with self.undone():
             taken = self._counter.begin_epoch()
             if self.schedule is None and self._planned is not None:
-                self.schedule = self._planned.schedule(taken, self._steps(epoch))
+                self.schedule = self._planned.schedule(taken, self._counter.planned(epoch))
             if self._warned is None:
                 self._warned = self._warn_of_a_short_fit(taken, epoch)
             # Also what an epoch's end has brought after its backup was written.
@@ -177,17 +176,9 @@ class GradualPruning(MaskingCallback):
             set_masks(self.model, self.pruner.masks(self.model, self.schedule.applied(step)), self.optimizer)
             self._updated_at = step
 
-    def _steps(self, epoch: int) -> int | None:
-        """The number of steps that the fit plans from an epoch on; None if it is not known."""
-        params, optimizer = self.params or {}, self.optimizer or getattr(self.model, "optimizer", None)
-        if not params.get("steps") or not params.get("epochs"):
-            return None
-        per_step = 1 if optimizer is None else batches_per_step(optimizer)
-        return int(params["steps"] * (params["epochs"] - epoch) // per_step)
-
     def _warn_of_a_short_fit(self, taken: int, epoch: int) -> bool:
         """Whether the fit ends before the schedule, as far as that can be known."""
-        steps = self._steps(epoch)
+        steps = self._counter.planned(epoch)
         if steps is not None:
             epochs = f"({(self.params or {})['steps']} steps x {(self.params or {})['epochs'] - epoch} epochs)"
             return self._warn_of_steps_not_reached(taken + steps, f"this fit ends at step {taken + steps} {epochs}")
