@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from absl import logging
 
+import kprune.masks
 from kprune.masks import Undo, masked_weights
 from kprune.report.reached import reached
 from kprune.runtime.distribution import is_chief, warn_of_keras_fit
@@ -98,6 +99,12 @@ class MaskingCallback(Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._carrier.begin(epoch, self)
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        zeros = self._carrier.zeros
+        if self._carrier.callbacks[0] is self and zeros.due():
+            check_zeros(self.model)
+            zeros.checked()
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         sparsity = check_zeros(self.model)
         if self.prunes and logs is not None:
@@ -122,23 +129,4 @@ class MaskingCallback(Callback):
 
 def check_zeros(model: Any) -> float:
     """The sparsity; RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
-    weights = masked_weights(model)
-    found = {weight.path: weight.value()[~weight.kept()] for weight in weights}
-    moved = [path for path, pruned in found.items() if np.any(pruned != 0)]
-    diverged = [path for path in moved if np.any(np.isnan(found[path]))]
-    if diverged:
-        raise RuntimeError(
-            f"{', '.join(diverged[:4])} became NaN: the training has diverged, and NaN times the zero of a pruned "
-            "entry is NaN. A lower learning rate, clipped gradients or a scaled loss may help. "
-            f"Received: optimizer={type(model.optimizer).__name__}"
-        )
-    if moved:
-        raise RuntimeError(
-            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. Something besides the masked layers' call used "
-            "or changed them: a layer that reads another layer's kernel, a constraint that moves zeros, weights loaded "
-            "in mid-training, an optimizer that updates weights without a gradient, or one of your own that the model "
-            "does not hold as an attribute. "
-            f"Received: optimizer={type(model.optimizer).__name__}"
-        )
-    size = sum(weight.size for weight in weights)
-    return sum(pruned.size for pruned in found.values()) / size if size else 0.0
+    return kprune.masks.check_zeros(masked_weights(model), getattr(model, "optimizer", None))

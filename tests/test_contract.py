@@ -78,6 +78,7 @@ def breaks_numpy_in(module, name):
 CRITERIA_ROWS = {
     "fisher": CriterionRow(breaks_layer_calls),
     "force": CriterionRow(breaks_layer_calls),
+    "gradient": CriterionRow(breaks_layer_calls),
     "grasp": CriterionRow(breaks_layer_calls),
     "init_final_sign": CriterionRow(broken("maximum")),
     "iterative_snip": CriterionRow(breaks_layer_calls),
