@@ -86,7 +86,7 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     Args:
         model: a masked model.
         masks: path -> bool array of the weight's shape, True = kept. Weights not named keep their mask.
-        optimizer: one that is reset besides, such as one that only looks like one of Keras's.
+        optimizer: the only one to reset, if not all.
 
     Raises:
         ValueError: a path or a shape is wrong. Nothing has been changed then.
@@ -95,8 +95,8 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     by_path = check_masks(model, masks)
     if not fits(model):  # whose callbacks look after each step
         check_leaks(model, list(by_path.values()))
-    optimizers = trainers(model, [weight.variable for weight in by_path.values()])
-    optimizers += [] if optimizer is None or any(optimizer is known for known in optimizers) else [optimizer]
+    weights = [weight.variable for weight in by_path.values()]
+    optimizers = trainers(model, weights) if optimizer is None else [optimizer]
     for path, new in masks.items():
         weight = by_path[path]
         new = np.asarray(new)
