@@ -73,7 +73,7 @@ def _optimizers(model: Any) -> list[Any]:
 def renew(model: Any, below: list[Any]) -> None:
     """Drop what a model has compiled: its train, test and predict functions, also in the middle of a fit, and what its
     methods, or those of the layers below it, that are a `tf.function` (`call`, `train_step` ...) have traced."""
-    if "tensorflow" in sys.modules:
+    if sys.modules.get("tensorflow") is not None:
         for layer in below:
             for method in _compiled_methods(type(layer)):
                 method._descriptor_cache.pop(layer, None)
