@@ -104,6 +104,11 @@ def _plain(masked: type) -> type:
     return masked.__mro__[2]
 
 
+def plain_type(layer: Any) -> type:
+    """The layer's class, or that of which it is the masked one."""
+    return _plain(type(layer)) if isinstance(layer, Masked) else type(layer)
+
+
 def _make_masked_class(cls: type, class_name: str) -> type:
     # A `tf.function` keeps what it finds outside when it is traced: the masked values of that one call.
     untraced = getattr(cls.call, "python_function", None)  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, check_leaks, is_tf_keras, ma
 from ..masks.built import check_built
 from ..masks.layout import layout_in
 from ..runtime.distribution import to_numpy
-from ..util.tables import new_table, table_lines
+from ..util.tables import Printed, new_table, table_lines
 from .flops import kernel_uses, owned_weights
 
 
@@ -63,7 +63,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Printed):
     """What `kprune.summary` found. The totals are over the rows; `print(summary)` shows a table.
 
     Attributes:
