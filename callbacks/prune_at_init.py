@@ -64,7 +64,7 @@ class PruneAtInit(MaskingCallback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         with self.undone():
-            weights = masked_weights(self.model)
+            weights = [weight for weight in masked_weights(self.model) if weight.trainable]
             zeros = sum(int((~weight.kept()).sum()) for weight in weights)
             size = sum(weight.size for weight in weights)
             if zeros >= zeros_for(size, self.sparsity):

@@ -188,7 +188,12 @@ class PruningConfig:
         verbose: Any,
     ) -> Masks:
         weights = masked_weights(model)
-        groups = _groups([weight.path for weight in weights], sparsity)
+        trained = [weight.path for weight in weights if weight.trainable]
+        if not trained:
+            raise ValueError(
+                f"All masked weights are frozen, so there is nothing to prune. Received: model={model.name!r}"
+            )
+        groups = _groups(trained, sparsity)
         current = {weight.path: weight.kept() for weight in weights} if within is None else _checked(weights, within)
         context = Context(model, weights, current, self.seed, data, tracker)
         revives = trait(CRITERIA.get(self.criterion), "revives", False)
@@ -204,6 +209,7 @@ class PruningConfig:
                     due = [(paths, 1 - (1 - final) ** (r / self.rounds)) for paths, final in groups]
                     context.masks = self._cut(context, due, current if revives else context.masks)
                     bar.update()
+        context.masks |= {path: mask for path, mask in current.items() if path not in trained}
         cuts = any(np.any(current[path] & ~mask) for path, mask in context.masks.items())
         if cuts and tracker is not None and not tracker.ready():
             raise ValueError(

@@ -45,7 +45,7 @@ def prune(
         trackers: for criteria that go by how training went: the `kprune.criteria.Tracker` that has watched it, or a
             list of some. "large_init", "magnitude_increase" and "init_final_sign" go by an `InitialWeights`,
             "movement" by a `Movement`.
-        optimizer: of a custom training loop; its slots are reset where masks change. By default the compiled one.
+        optimizer: the only one whose slots are reset where masks change; by default every one that trains the weights.
         verbose: 0 silent, 1 or "auto" a progress bar over the rounds, 2 a line at the end.
         config_fields: scope, pattern, rounds and seed, as in `PruningConfig`.
 

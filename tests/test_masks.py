@@ -1,9 +1,11 @@
 """kprune.mask, masked_weights, set_masks, strip: what is masked, what is skipped and why, and bad input."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
-from helpers import assert_programs_agree, assert_zero, data, halve, mlp, new_process
+from helpers import CHEAP, assert_programs_agree, assert_zero, data, halve, mlp, new_process
 from keras import layers
 
 import kprune
@@ -136,6 +138,74 @@ def test_an_unbuilt_model_and_a_stranger_are_refused():
         kprune.mask(keras.Sequential([layers.Dense(3)]))
     with pytest.raises(ValueError, match=r"Received: model=<class 'dict'>"):
         kprune.mask({})
+
+
+def frozen_base():
+    """A base that is frozen, and a head."""
+    base = mlp(outputs=8)
+    base.trainable = False
+    return keras.Sequential([keras.Input((8,)), base, layers.Dense(3, name="head")]), base
+
+
+def gradually(model, final):
+    model.compile("sgd", "mse", **CHEAP)
+    schedule = kprune.schedules.PolynomialDecay(0.0, final, begin_step=0, end_step=3, frequency=1)
+    model.fit(*data(), batch_size=8, verbose=0, callbacks=[kprune.callbacks.GradualPruning(schedule)])
+
+
+def test_what_was_frozen_and_trains_now_is_masked_as_a_callback_begins(caplog):
+    model, base = frozen_base()
+    gradually(model, 0.5)
+    assert len(kprune.masked_weights(model)) == 1
+    base.trainable = True
+    with caplog.at_level("WARNING"):
+        gradually(model, 0.9)
+    assert re.search(
+        r"train now, and are masked now: \S*hidden1/kernel, \S*hidden2/kernel, \S*logits/kernel\n", caplog.text
+    )
+    assert len(kprune.masked_weights(model)) == 4
+    sizes = [weight.size for weight in kprune.masked_weights(model)]
+    assert kprune.summary(model).zeros == int(0.9 * sum(sizes))
+    assert_zero(model)
+
+
+def test_what_was_left_out_by_a_filter_stays_out_when_it_is_unfrozen():
+    model, base = frozen_base()
+    kprune.mask(model, filters=["head", "hidden1"])
+    base.trainable = True
+    kprune.prune(model, "magnitude", 0.5, verbose=False)
+    names = [weight.path.split("/")[-2] for weight in kprune.masked_weights(model)]
+    assert sorted(names) == ["head", "hidden1"]
+    assert len(kprune.mask(model).masked) == 4
+
+
+def test_what_is_frozen_keeps_its_masks(caplog):
+    model, base = frozen_base()
+    base.trainable = True
+    kprune.prune(model, "magnitude", 0.5, verbose=False)
+    base.trainable = False
+    before = [weight.kept() for weight in kprune.masked_weights(model)]
+    head = kprune.masked_weights(model)[-1]
+    with caplog.at_level("WARNING"):
+        kprune.prune(model, "magnitude", 0.75, verbose=False)
+    assert re.search(r"masked weights are frozen; their masks stay, .*: \S*hidden1/kernel, ", caplog.text)
+    for weight, kept in zip(kprune.masked_weights(model)[:-1], before, strict=False):
+        np.testing.assert_array_equal(weight.kept(), kept)
+    assert int((~head.kept()).sum()) == int(0.75 * head.size)
+    model.trainable = False
+    with pytest.raises(ValueError, match=r"All masked weights are frozen.*Received: model="):
+        kprune.prune(model, "magnitude", 0.8, verbose=False)
+
+
+def test_a_fit_that_is_refused_takes_the_masks_of_unfrozen_weights_away_again():
+    model, base = frozen_base()
+    kprune.prune(model, "magnitude", 0.5, verbose=False)
+    kept = kprune.masked_weights(model)[0].kept()
+    base.trainable = True
+    with pytest.raises(ValueError, match="too deep"):
+        kprune.prune(model, lambda context: (_ for _ in ()).throw(ValueError("too deep")), 0.9, verbose=False)
+    (weight,) = kprune.masked_weights(model)
+    np.testing.assert_array_equal(weight.kept(), kept)
 
 
 class Parts(keras.Model):

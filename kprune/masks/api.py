@@ -86,8 +86,7 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     Args:
         model: a masked model.
         masks: path -> bool array of the weight's shape, True = kept. Weights not named keep their mask.
-        optimizer: the optimizer of a custom training loop, if any. Every live optimizer of Keras that trains one of the
-            weights forgets in any case.
+        optimizer: one to reset besides, such as one that only looks like one of Keras's.
 
     Raises:
         ValueError: a path or a shape is wrong. Nothing has been changed then.

@@ -70,11 +70,16 @@ def _optimizers(model: Any) -> list[Any]:
     return [optimizer for optimizer in live(*kinds) if inner_optimizers(optimizer) == [optimizer]]
 
 
-def forget_traces(owner: Any) -> None:
-    """Drop what the methods of a layer or model that are a `tf.function` (`call`, `train_step` ...) have traced."""
-    if "tensorflow" in sys.modules:
-        for method in _compiled_methods(type(owner)):
-            method._descriptor_cache.pop(owner, None)
+def renew(model: Any, below: list[Any]) -> None:
+    """Drop what a model has compiled: its train, test and predict functions, also in the middle of a fit, and what its
+    methods, or those of the layers below it, that are a `tf.function` (`call`, `train_step` ...) have traced."""
+    if sys.modules.get("tensorflow") is not None:
+        for layer in below:
+            for method in _compiled_methods(type(layer)):
+                method._descriptor_cache.pop(layer, None)
+    for kind in ("train", "test", "predict"):
+        if getattr(model, f"{kind}_function", None) is not None:
+            getattr(model, f"make_{kind}_function")(force=True)
 
 
 def _compiled_methods(cls: type) -> list[Any]:

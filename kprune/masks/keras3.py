@@ -12,10 +12,10 @@ from absl import logging
 
 from ..runtime.distribution import strategy_scope, to_numpy
 from ..runtime.values import Values
-from .holders import forget_traces, live
+from .holders import live, renew
 from .masked_layers import all_layers, attach, detach, is_masked, own_weights
 from .merged import factors, merge
-from .types import Filters, MaskReport, finish_report, skip_reason, unique_paths
+from .types import FROZEN, WAITS, Filters, MaskReport, finish_report, skip_reason, unique_paths
 
 BACKENDS = ("tensorflow", "jax")
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -38,6 +38,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
     already = {id(v) for layer in all_layers(model) if is_masked(layer) for v in layer.mask_store.masked}
     for (layer, v), path in zip(owned, paths, strict=True):
         reason = skip_reason(weight_name(layer, v), v, path, layer, filters, weights, unfit(layer, v))
+        setattr(v, WAITS, reason == FROZEN and id(v) not in already)
         if id(v) in already or not reason:
             masked.append(path)
             chosen.append(v)
@@ -49,6 +50,39 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
             attach(model, chosen)
         renew_functions(model, _masked(model))
     return finish_report(model, masked, skipped)
+
+
+def mask_unfrozen(model: Any) -> None:
+    """Mask what was left out of a masked model because it was frozen, and trains now."""
+    waiting = [v for _, v in _owned(model) if v.trainable and getattr(v, WAITS, False)]
+    if waiting:
+        with strategy_scope(model):
+            attach(model, waiting)
+        for v in waiting:
+            setattr(v, WAITS, False)
+        renew_functions(model, _masked(model))
+        logging.warning(
+            "kprune: these weights were frozen when the model was masked; they train now, and are masked now: %s",
+            ", ".join(v.path for v in waiting[:4]) + (" ..." if len(waiting) > 4 else ""),
+        )
+
+
+def narrow(model: Any, variables: list[Any]) -> None:
+    """Take the masks of all weights but these away."""
+    wanted = {id(v) for v in variables}
+    kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model) if id(v) in wanted]
+    masked = _masked(model)
+    detach(model)
+    _attach_again(model, kept)
+    renew_functions(model, masked)
+
+
+def _attach_again(model: Any, kept: list[tuple[Any, np.ndarray]]) -> None:
+    with strategy_scope(model):
+        attach(model, [v for v, _ in kept])
+    masks = {id(v): mask for _, _, v, mask in find_masked(model)}
+    for v, value in kept:
+        masks[id(v)].assign(value)
 
 
 def _warn_of_zeros(weights: list[Any]) -> None:
@@ -99,11 +133,7 @@ def plain(model: Any) -> Iterator[Any]:
         yield model
     finally:
         unmerged.put_back()
-        with strategy_scope(model):
-            attach(model, [v for v, _ in kept])
-        masks = {id(v): mask for _, _, v, mask in find_masked(model)}
-        for v, value in kept:
-            masks[id(v)].assign(value)
+        _attach_again(model, kept)
         renew_functions(model, _masked(model))
 
 
@@ -119,16 +149,7 @@ def renew_functions(model: Any, layers: list[Any]) -> None:
     for owner in {id(one): one for one in [model, *all_layers(model), *others]}.values():
         below = all_layers(owner)
         if changed.intersection(map(id, below)):
-            for layer in below:
-                forget_traces(layer)
-            if isinstance(owner, keras.Model):
-                _renew(owner)
-
-
-def _renew(model: Any) -> None:
-    for kind in ("train", "test", "predict"):
-        if getattr(model, f"{kind}_function", None) is not None:
-            getattr(model, f"make_{kind}_function")(force=True)
+            renew(owner, below)
 
 
 def seed_states(layer: Any) -> list[Any]:

@@ -24,8 +24,8 @@ from absl import logging
 from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
 
 from ..runtime.distribution import strategy_scope
-from .holders import forget_traces, live
-from .types import Filters, MaskReport, finish_report, skip_reason, unique_paths
+from .holders import live, renew
+from .types import FROZEN, WAITS, Filters, MaskReport, finish_report, skip_reason, unique_paths
 
 # tfmot's own ConstantSparsity, beginning at a step that no training reaches: a saved model loads without kprune.
 _NEVER = 2**62
@@ -136,6 +136,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
     if _wrappers(model):
         _adopt(model)
         ruled = {id(w) for _, _, w, _ in find_masked(model)}
+        _warn_of_unfrozen(model, ruled)
         wrapped = {id(w) for wrapper in _wrappers(model) for w in wrapper.layer.weights}
         skipped = []
         for w in _weights(model):
@@ -156,7 +157,8 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
             elif not reason and not any(w is p for p in prunable):
                 reason = f"tfmot does not support this weight of a {type(layer).__name__} layer"
             elif not reason and not any(w is t for t in layer.trainable_weights):
-                reason = "it is frozen (not trainable)"  # tf_keras says so of the layer, not of the variable
+                reason = FROZEN  # tf_keras says so of the layer, not of the variable
+            setattr(w, WAITS, reason == FROZEN)
             if reason:
                 skipped.append((w, reason))
             else:
@@ -261,16 +263,23 @@ def _adopt(model: Any) -> None:
         )
 
 
+def _warn_of_unfrozen(model: Any, ruled: set[int]) -> None:
+    trained = {id(w) for w in model.trainable_weights}
+    waiting = [w for w in _weights(model) if getattr(w, WAITS, False) and id(w) in trained - ruled]
+    if waiting:
+        logging.warning(
+            "kprune: these weights were frozen when the model was masked; they train now, without masks: %s. tf_keras "
+            "layers are wrapped only once: call kprune.strip, kprune.mask and `compile`, and set the masks again.",
+            ", ".join(map(_path, waiting[:4])),
+        )
+
+
 def _renew_functions(model: Any, weights: list[Any]) -> None:
     """Drop what was compiled, with tfmot's schedule or other constraints, by any live model that has these weights."""
     changed = {id(w) for w in weights}
     for other in {id(one): one for one in [model, *live(tf_keras.Model)]}.values():
         if getattr(other, "built", False) and changed.intersection(map(id, other.weights)):
-            for layer in other._flatten_layers():
-                forget_traces(layer)
-            for kind in ("train", "test", "predict"):
-                if getattr(other, f"{kind}_function", None) is not None:
-                    getattr(other, f"make_{kind}_function")(force=True)
+            renew(other, list(other._flatten_layers()))
 
 
 def _report(model: Any, skipped: list[tuple[Any, str]]) -> MaskReport:

@@ -20,6 +20,8 @@ Masks = dict[str, np.ndarray]
 Filters = str | Sequence[str] | Callable[[Any], bool] | None
 
 DEFAULT_WEIGHTS = ("kernel", "recurrent_kernel", "pointwise_kernel")
+FROZEN = "it is frozen (not trainable)"
+WAITS = "_kprune_waits"  # the attribute of a weight that is not masked for no other reason
 KNOWN_WEIGHTS = (*DEFAULT_WEIGHTS, "depthwise_kernel", "embeddings")
 
 
@@ -48,6 +50,13 @@ class MaskedWeight:
     def size(self) -> int:
         """The number of entries, kept and pruned."""
         return int(np.prod(self.shape))
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the weight trains now; one that is frozen keeps its mask as it is."""
+        if is_tf_keras(self.layer):  # where layers are frozen, not variables
+            return any(w is self.variable for w in self.layer.trainable_weights)
+        return bool(self.variable.trainable)
 
     def value(self) -> np.ndarray:
         """The weight's value as an array of its own dtype."""
@@ -115,7 +124,7 @@ def skip_reason(
             return f"its path matches none of filters={filters!r}"
     if unfit:
         return unfit
-    return "" if weight.trainable else "it is frozen (not trainable)"
+    return "" if weight.trainable else FROZEN
 
 
 def finish_report(model: Any, masked: list[str], skipped: dict[str, str]) -> MaskReport:

@@ -6,19 +6,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from absl import logging
+
 from ..runtime.optimizers import all_variables
 from ..runtime.values import Values
 from .api import mask, masked_weights, strip
 from .holders import trainers
+from .keras3 import mask_unfrozen, narrow
 from .types import is_tf_keras
 from .zeros import check_leaks
 
 
 def mask_for_pruning(model: Any) -> bool:
     """Mask an unmasked Keras 3 model in place (True), or adopt one that tfmot wrapped; ValueError if neither can be."""
-    if masked_weights(model):
+    if weights := masked_weights(model):
         if is_tf_keras(model):
             mask(model)
+        else:
+            mask_unfrozen(model)
+        if frozen := [weight.path for weight in weights if not weight.trainable]:
+            logging.warning(
+                "kprune: these masked weights are frozen; their masks stay, and count towards no sparsity: %s",
+                ", ".join(frozen[:4]) + (" ..." if len(frozen) > 4 else ""),
+            )
         return False
     if is_tf_keras(model):
         raise ValueError(
@@ -52,6 +62,7 @@ class Undo:
         self.model, self._optimizer, self._values = model, optimizer, Values()
         check_leaks(model, masked_weights(model))  # ValueError for what is no model
         self.hold()
+        self._masked = [weight.variable for weight in masked_weights(model)]
         self.fresh = mask_for_pruning(model)
 
     def hold(self) -> None:
@@ -62,10 +73,12 @@ class Undo:
         self._values.add([*self.model.variables, *(v for one in optimizers for v in all_variables(one))])
 
     def unmask(self) -> None:
-        """Take the masks away if the model had none."""
+        """Take the masks away that the model did not have."""
         if self.fresh:
             self.fresh = False
             strip(self.model)
+        elif not is_tf_keras(self.model) and len(masked_weights(self.model)) > len(self._masked):
+            narrow(self.model, self._masked)
 
     def back(self) -> None:
         """Make the model what it was: masks, weights, statistics, seeds and the optimizer."""

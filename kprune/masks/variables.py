@@ -5,6 +5,9 @@ EarlyStopping) assigns to the variables themselves, one by one. A masked one is 
 class, of the same name, whose `assign` asks whether a method of that name called it, and masks the values then. Of
 NumPy arrays that are assigned otherwise it notes that they came from the user. What comes any other way, from a
 training step for example, is a leak: see zeros.py.
+
+While JAX trains or evaluates, a model's variables are without their values, and stay so where the data raise. Keras
+keeps these in `_value`, which is used here and nowhere else (checked with Keras 3.15.1; tests/test_sensitivity.py).
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ def _protected(cls: type) -> type:
         class MaskedVariable(cls):
             def assign(self, value: Any) -> Any:
                 mask = getattr(self, _MASK)
+                if mask._value is None:
+                    return super().assign(value)
                 if sys._getframe(1).f_code.co_name == "set_weights":
                     value = ops.convert_to_tensor(value, self.dtype)
                     value = ops.where(mask.value, value, ops.zeros((), value.dtype))

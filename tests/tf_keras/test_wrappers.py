@@ -411,3 +411,21 @@ def test_pruned_weights_get_no_gradient():
     ):
         assert not gradient.numpy()[~weight.kept()].any()
         assert gradient.numpy()[weight.kept()].any()
+
+
+def test_what_was_frozen_and_trains_now_is_said_and_what_is_frozen_now_is_left_alone(caplog):
+    model = sequential((5, 4), layers.Dense(3), layers.Dense(3), layers.Dense(2))
+    model.layers[0].trainable = False
+    masked = kprune.mask(model).model
+    kprune.prune(masked, "magnitude", 0.5, verbose=False)
+    first, second = kprune.masked_weights(masked)
+    assert "now, without masks" not in caplog.text
+    model.layers[0].trainable = True
+    first.layer.trainable = False
+    kept = first.kept()
+    with caplog.at_level("WARNING"):
+        kprune.prune(masked, "magnitude", 0.8, verbose=False)
+    assert "they train now, without masks: dense/kernel." in caplog.text
+    assert f"masked weights are frozen; their masks stay, and count towards no sparsity: {first.path}" in caplog.text
+    np.testing.assert_array_equal(first.kept(), kept)
+    assert int((~second.kept()).sum()) == int(0.8 * second.size)
