@@ -50,7 +50,7 @@ def vgg16():
     model = kprune.models.vgg_16()
     context = fresh_context(model)
     start = time.perf_counter()
-    kprune.prune(model, "synflow", sparsity=0.9, verbose=False)
+    kprune.prune(model, "synflow", sparsity=0.9, verbose=0)
     ours = time.perf_counter() - start
     start = time.perf_counter()
     for r in range(1, FLAGS.plain_rounds + 1):
@@ -74,7 +74,7 @@ def networks():
         context = fresh_context(make())
         largest = max(score.max() for score in synflow(context).values())
         start = time.perf_counter()
-        masks = kprune.prune(context.model, "synflow", sparsity=0.9, verbose=False)
+        masks = kprune.prune(context.model, "synflow", sparsity=0.9, verbose=0)
         seconds = time.perf_counter() - start
         empty = [path for path, mask in masks.items() if not mask.any()]
         shortcuts = sum("short" in path or "_0_conv" in path for path in empty)

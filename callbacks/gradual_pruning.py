@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from kprune.criteria import Movement
-from kprune.masks import Masks, masked_weights, set_masks
-from kprune.pruning import Plan
-from kprune.runtime.files import split
+from kprune.config import PruningConfig
+from kprune.masks import masked_weights, set_masks
+from kprune.pruning import Pruner
+from kprune.runtime.files import joined, split
 from kprune.runtime.optimizers import batches_per_step, iterations
 from kprune.schedules import PerLayer, Schedule, applied, as_schedule, last_update
 
@@ -30,10 +30,10 @@ class GradualPruning(MaskingCallback):
         schedule: from `kprune.schedules`, or a tfmot `PruningSchedule` (on either Keras). With
             `kprune.schedules.PerLayer` each group of weights has a schedule, and the scope shares each group's
             sparsity within it.
-        criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`.
-        initial: as in `kprune.prune`; by default the weights at the start of the fit.
-
-    The scores of criterion "movement" are collected by the callback itself, from the start of the fit on.
+        criterion: a name or function, as in `kprune.PruningConfig`; or a `PruningConfig`. What goes by how training
+            went ("movement", "large_init" ...) is watched from the start of the fit on.
+        data, batches: as in `kprune.prune`.
+        config_fields: scope, pattern, rounds (here 1 by default) and seed, as in `kprune.PruningConfig`.
 
     Raises:
         ValueError: an argument is wrong; at the start of `fit`: the model has nothing to mask, or its optimizer cannot
@@ -54,23 +54,19 @@ class GradualPruning(MaskingCallback):
         self,
         schedule: Schedule | PerLayer | Any,
         criterion: str | Callable[..., Any] = "magnitude",
-        scope: str | Callable[..., Any] | None = None,
-        pattern: str | Callable[..., Any] = "unstructured",
-        rounds: int = 1,
-        seed: int = 0,
+        *,
         data: Any = None,
         batches: int | None = 1,
-        initial: dict[str, np.ndarray] | None = None,
+        **config_fields: Any,
     ):
         super().__init__()
         self.schedule = as_schedule(schedule)
-        self.plan = Plan(criterion, scope, pattern, rounds, seed, data, batches, initial)
-        self.initial = initial
+        if not isinstance(criterion, PruningConfig):
+            config_fields = {"rounds": 1, **config_fields}
+        self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
         self._updated_at: int | None = None
-        self._movement: Movement | None = None
 
     def check_fit(self) -> None:
-        self.plan.warned = False
         if isinstance(self.schedule, PerLayer):
             self.schedule.check(weight.path for weight in masked_weights(self.model))
 
@@ -78,59 +74,36 @@ class GradualPruning(MaskingCallback):
         self._updated_at = None
         with self.undone():
             self._warn_of_a_short_fit()
-            if "initial" in self.plan.needs and self.initial is None and not self._restored:
-                self.plan.initial = {weight.path: weight.value() for weight in masked_weights(self.model)}
-            if "movement" in self.plan.needs and not self._restored:
-                self._collect(Movement(self.model))
+            if not self._restored:
+                self.pruner.forget()
+                self.pruner.begin(self.model)
             self._update(iterations(self.model))
 
     def get_state(self) -> dict[str, np.ndarray]:
-        kept = {"initial": (self.initial is None and self.plan.initial) or {}, "movement": self.plan.movement or {}}
-        return {f"{name}/{i}": a for name, arrays in kept.items() for i, a in enumerate(arrays.values())}
+        return joined(tracker=self.pruner.get_state())
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         super().set_state(state)
-        # By order: Keras may have given the layers other names since.
-        paths = [weight.path for weight in masked_weights(self.model)]
-        held = split(state, "initial", "movement")
-        if held["initial"]:
-            self.plan.initial = dict(zip(paths, held["initial"].values(), strict=True))
-        if held["movement"]:
-            self._collect(Movement(self.model, dict(zip(paths, held["movement"].values(), strict=True))))
+        # Backups of kprune 0.1 name the tracker by its criterion.
+        held = split(state, "tracker", "initial", "movement")
+        self.pruner.set_state(self.model, next(filter(None, held.values()), {}))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_begin(epoch)
-        if self._movement is not None:  # what a backup or a rewind has moved is no training
-            self._movement.begin()
+        self.pruner.resume(self.model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         taken = iterations(self.model)
-        if self._movement is not None:  # on JAX, `self.model` has just brought the variables up to date
-            self._movement.add()
+        if self.pruner.watches:
+            self.pruner.after_step(self.model)
         self._update(taken)
-
-    def _collect(self, movement: Movement) -> None:
-        self._movement, self.plan.movement = movement, movement.scores
 
     def _update(self, taken: int) -> None:
         # Also right after a resumed start: pruning again to a sparsity that the masks have already changes nothing.
         step = last_update(self.schedule, taken)
         if step is not None and step != self._updated_at:
-            masks = self.plan.masks(self.model, applied(self.schedule, step))
-            self._check_movement(masks, step)
-            set_masks(self.model, masks)
+            set_masks(self.model, self.pruner.masks(self.model, applied(self.schedule, step)))
             self._updated_at = step
-
-    def _check_movement(self, masks: Masks, step: int) -> None:
-        """Raises ValueError if weights are to be pruned by their movement before any has moved."""
-        if self._movement is None or any(score.any() for score in self._movement.scores.values()):
-            return
-        if any(np.any(weight.kept() & ~masks[weight.path]) for weight in masked_weights(self.model)):
-            raise ValueError(
-                f"The criterion {self.plan.name!r} goes by how weights moved since the fit began, and none has: let "
-                "the schedule prune nothing before some hundred steps are taken. "
-                f"Received: schedule={self.schedule!r}, which prunes at step {step}"
-            )
 
     def _warn_of_a_short_fit(self) -> None:
         params = self.params or {}

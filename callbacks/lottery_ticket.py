@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from kprune.config import PruningConfig
 from kprune.lottery.levels import Lottery, density
 from kprune.lottery.rewind import Arrays
 from kprune.lottery.ticket import Ticket
 from kprune.masks import masked_weights
-from kprune.pruning import Plan
+from kprune.pruning import Pruner
 from kprune.runtime.distribution import to_numpy
+from kprune.runtime.files import joined, split
 from kprune.runtime.locks import Lock
 from kprune.util.checks import check_npz
 
@@ -48,11 +50,13 @@ class LotteryTicket(TakeSnapshot):
             epoch and trains it whole. With `steps_per_execution` = n, up to n - 1 batches later.
         rewind: "weights"; "learning_rate", which leaves the weights as trained; or "none", which leaves all as it is
             (fine-tuning).
-        criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`; criteria that compare with initial
-            weights get those of the rewind point.
+        criterion: a name or function, as in `kprune.PruningConfig`; or a `PruningConfig`. What goes by how training
+            went ("movement", "large_init" ...) is watched from the rewind point on.
+        data, batches: as in `kprune.prune`.
         path: an .npz file for the ticket; none is written without.
         restart: callbacks of the same fit that begin anew with each level, such as ReduceLROnPlateau: their
             `on_train_begin` is called then (which has ReduceLROnPlateau forget its best from Keras 3.15 on).
+        config_fields: scope, pattern, rounds and seed, as in `kprune.PruningConfig`.
 
     Attributes:
         ticket: `kprune.Ticket` after the fit: masks of the last level, and weights of the rewind point.
@@ -79,18 +83,16 @@ class LotteryTicket(TakeSnapshot):
         self,
         levels: int,
         epochs_per_level: int,
+        *,
         rate: float = 0.2,
         rewind_to: str | int | float = "init",
         rewind: str = "weights",
         criterion: str | Callable[..., Any] = "magnitude",
-        scope: str | Callable[..., Any] | None = None,
-        pattern: str | Callable[..., Any] = "unstructured",
-        rounds: int | None = None,
-        seed: int = 0,
         data: Any = None,
         batches: int | None = 1,
         path: str | os.PathLike[str] | None = None,
         restart: Sequence[Any] = (),
+        **config_fields: Any,
     ):
         if not isinstance(epochs_per_level, int) or isinstance(epochs_per_level, bool) or epochs_per_level < 1:
             raise ValueError(
@@ -100,8 +102,8 @@ class LotteryTicket(TakeSnapshot):
             check_npz("path", path)
         if not isinstance(restart, Sequence) or not all(hasattr(one, "on_train_begin") for one in restart):
             raise ValueError(f"`restart` must be a list of callbacks of the same fit. Received: restart={restart!r}")
-        plan = Plan(criterion, scope, pattern, rounds, seed, data, batches)
-        self.lottery = Lottery.of(levels, rate, rewind_to, rewind, plan)
+        pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
+        self.lottery = Lottery.of(levels, rate, rewind_to, rewind, pruner)
         self.epochs_per_level = epochs_per_level
         self.path = path
         self._lock = None if path is None else Lock(path)
@@ -112,6 +114,7 @@ class LotteryTicket(TakeSnapshot):
 
     def begin(self) -> None:
         super().begin()
+        self.lottery.pruner.forget()
         self.ticket: Ticket | None = None
         self.results: list[dict[str, Any]] = []
         self._density: float | None = None
@@ -132,6 +135,19 @@ class LotteryTicket(TakeSnapshot):
         """
         return self._total(self.point.in_epochs(self.epochs_per_level, steps_per_epoch))
 
+    def fit_kwargs(self, steps_per_epoch: float | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+        """What `fit` is to be given beside the data: epochs, this callback, and batches in their own order.
+
+        Args:
+            steps_per_epoch: as in `total_epochs`.
+            callbacks: of your own, listed after this one.
+
+        >>> lottery = LotteryTicket(levels=2, epochs_per_level=3)
+        >>> lottery.fit_kwargs()["epochs"]
+        9
+        """
+        return {"epochs": self.total_epochs(steps_per_epoch), "shuffle": False, "callbacks": [self, *callbacks]}
+
     def within_level(self, schedule: Callable[..., float]) -> Callable[..., float]:
         """A schedule for `LearningRateScheduler` that begins anew, at the rewind point, with each level.
 
@@ -149,7 +165,6 @@ class LotteryTicket(TakeSnapshot):
 
     def check_fit(self) -> None:
         super().check_fit()
-        self.lottery.plan.warned = False
         expected, epochs = self._total(self.first_epoch()), (self.params or {}).get("epochs")
         if epochs != expected:
             raise ValueError(
@@ -187,6 +202,7 @@ class LotteryTicket(TakeSnapshot):
             self._density = density(masked_weights(self.model))
         self._catch_up(epoch)
         super().on_epoch_begin(epoch)
+        self.lottery.pruner.resume(self.model)
         if level > 0 and within == self.first_epoch():
             self.lottery.begin_level(self.model, level, self._density, self.taken())
             self._rewound = {} if self.lottery.rewind == "none" else self._values()
@@ -204,6 +220,14 @@ class LotteryTicket(TakeSnapshot):
                     f"LotteryTicket. Received: level={self._place(self._begun or 0)[0]}"
                 )
             self._rewound = {}
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.lottery.pruner.watches:
+            self.lottery.pruner.after_step(self.model)
+        super().on_train_batch_end(batch, logs)
+
+    def took(self) -> None:
+        self.lottery.pruner.begin(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -238,6 +262,14 @@ class LotteryTicket(TakeSnapshot):
         if self.path is not None and self._lock is not None:
             self.ticket.save(self.path)
             self._lock.release()
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        return {**super().get_state(), **joined(tracker=self.lottery.pruner.get_state())}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        tracked = {key: array for key, array in state.items() if key.startswith("tracker/")}
+        super().set_state({key: array for key, array in state.items() if key not in tracked})
+        self.lottery.pruner.set_state(self.model, split(tracked, "tracker")["tracker"])
 
     def progress(self) -> dict[str, Any]:
         known = {"density": self._density, "results": self.results, "ended": self._ended}

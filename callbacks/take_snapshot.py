@@ -90,6 +90,10 @@ class TakeSnapshot(MaskingCallback):
     def _take(self) -> None:
         if self.snapshot is None and batches_taken(self.model) - (self._begun_at or 0) >= self._due:
             self.snapshot = snapshot(self.model)
+            self.took()
+
+    def took(self) -> None:
+        """The point is reached."""
 
     def taken(self) -> Snapshot:
         """The snapshot; RuntimeError if the point was not reached."""

@@ -17,6 +17,7 @@ if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
 
 from . import analysis, callbacks, controls, criteria, data, models, patterns, schedules, scopes  # noqa: E402
 from ._version import __version__  # noqa: E402
+from .config import PruningConfig  # noqa: E402
 from .data.batches import balanced_sample  # noqa: E402
 from .data.rewindable import RewindableBatches  # noqa: E402
 from .deploy.export import Export, export  # noqa: E402
@@ -39,6 +40,7 @@ __all__ = [
     "LotteryRuns",
     "MaskReport",
     "MaskedWeight",
+    "PruningConfig",
     "RewindPoint",
     "RewindableBatches",
     "Sensitivity",

@@ -98,7 +98,7 @@ def test_criteria_that_ask_the_loss_get_as_many_images_of_each_class(run, monkey
 
     def spy(self, *arguments, **options):
         plan(self, *arguments, **options)
-        asked.append(self.plan.data)
+        asked.append(self.pruner.data)
 
     monkeypatch.setattr(kprune.callbacks.PruneAtInit, "__init__", spy)
     assert run("train", *TINY, "--method=taylor", "--seed=3")[0] == 0
@@ -199,7 +199,7 @@ def test_sensitivity(run, tmp_path):
     model.save(file)
     digits = kprune.data.load("digits")
     model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    expected = kprune.sensitivity(model, digits.test, (0.5, 0.9), "random", seed=2, verbose=False)
+    expected = kprune.sensitivity(model, digits.test, (0.5, 0.9), criterion="random", seed=2, verbose=False)
     words = [file, "--sparsities=0.5,0.9", "--criterion=random", "--seed=2"]
     status, out, _ = run("sensitivity", *words, "--json")
     found = json.loads(out)
@@ -478,7 +478,7 @@ def test_the_examples_in_the_help_are_right():
         (["lottery", "--rewind_to=1.5"], 'kprune lottery: flag --rewind_to=1.5: must be "init", a share .*'),
         (["lottery", "--dataset=imagenet"], "kprune lottery: flag --dataset=imagenet: value should be one of .*"),
         (["lottery", "--weight_decay=-1"], "kprune lottery: flag --weight_decay=-1.0: must be at least 0 .*"),
-        (["lottery", "--criterion=movement"], "kprune lottery: flag --criterion=movement: value should be one of .*"),
+        (["lottery", "--criterion=gradual"], "kprune lottery: flag --criterion=gradual: value should be one of .*"),
         (["train", "--method=movement"], "kprune train: flag --method=movement: value should be one of .*"),
         (["inspect", "a", "b"], "kprune inspect: expected MODEL, got a b (see kprune inspect --help)"),
     ],

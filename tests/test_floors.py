@@ -12,6 +12,7 @@ FLOORS = (
     ("masks",),
     ("data",),
     ("criteria", "patterns", "schedules", "scopes", "selection"),
+    ("config",),
     ("pruning",),
     ("deploy", "report"),
     ("lottery",),

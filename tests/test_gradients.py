@@ -14,11 +14,12 @@ from keras import layers, ops
 from test_prune import assert_unchanged, snapshot
 
 import kprune
+from kprune.config import PruningConfig
 from kprune.criteria import Context, fisher, grasp, snip, taylor
 from kprune.criteria.engines.derivatives import Gradients
 from kprune.criteria.engines.precision import patched_attributes
 from kprune.data.batches import balanced_sample, take_batches
-from kprune.pruning import Plan
+from kprune.pruning import Pruner
 
 CRITERIA = {"snip": snip, "grasp": grasp}
 MODES = [(name, mode) for name in NAMES for mode in ("eval", "train") if (name, mode) != ("mlp3", "train")]
@@ -272,7 +273,7 @@ def test_what_a_layer_updates_in_inference_is_left_alone(criterion):
     model.compile("sgd", "mse")
     kprune.mask(model)
     before = snapshot(model)
-    Plan(criterion, rounds=2, data=data()).masks(model, 0.5)
+    PruningConfig(criterion, rounds=2).masks(model, 0.5, data=data())
     assert_unchanged(model, before)
 
 
@@ -284,7 +285,7 @@ def test_keras_promotes_dtypes_as_before(criterion, broken, monkeypatch):
     model.compile("sgd", "mse")
     table = importlib.import_module("keras.src.backend.common.dtypes").BIT64_TO_BIT32_DTYPE
     before = dict(table)
-    plan = Plan(criterion, rounds=1, data=data())
+    plan = Pruner(PruningConfig(criterion, rounds=1), data())
     kprune.mask(model)
     if broken:
         monkeypatch.setattr(layers.Dense, "call", lambda *args, **kwargs: 1 / 0)
@@ -380,7 +381,7 @@ def test_what_is_missing_is_said_before_anything_changes():
         kprune.prune(model, "snip", 0.5)
     with pytest.raises(ValueError, match=r"not compiled with a loss$"):
         kprune.prune(model, "snip", 0.5, data=data())
-    with pytest.raises(ValueError, match=r"needs `initial`.*Received: shape=None$"):
+    with pytest.raises(ValueError, match=r"pass trackers=tracker, a InitialWeights .*Received: trackers=None$"):
         kprune.prune(model, "large_init", 0.5)
     for wrong, received in [
         ((np.ones(3),), "length=1"),

@@ -11,8 +11,8 @@ from helpers import assert_zero, data, mlp
 from keras import layers
 
 import kprune
+from kprune.config import PruningConfig
 from kprune.masks.masked_layers import Masked, all_layers
-from kprune.pruning import Plan
 from kprune.scopes import with_floor, zeros_for
 
 pytestmark = pytest.mark.one_session
@@ -221,8 +221,8 @@ def test_each_criterion_has_its_own_number_of_rounds():
         return {w.path: w.value() for w in context.weights}
 
     five.default_rounds = 5
-    assert [Plan(criterion).rounds for criterion in ("magnitude", "random", "synflow", five)] == [1, 1, 100, 5]
-    assert Plan(five, rounds=2).rounds == 2
+    assert [PruningConfig(criterion).rounds for criterion in ("magnitude", "random", "synflow", five)] == [1, 1, 100, 5]
+    assert PruningConfig(five, rounds=2).rounds == 2
     calls = []
 
     def counting(context):
@@ -541,6 +541,6 @@ def test_a_group_that_cannot_be_pruned_is_refused_before_anything_changes(sparsi
 
 
 def test_a_partial_of_a_criterion_keeps_its_rounds_and_its_name():
-    plan = Plan(functools.partial(kprune.criteria.synflow))
+    plan = PruningConfig(functools.partial(kprune.criteria.synflow))
     assert (plan.rounds, plan.name) == (100, "synflow")
-    assert Plan(functools.partial(functools.partial(kprune.criteria.magnitude))).rounds == 1
+    assert PruningConfig(functools.partial(functools.partial(kprune.criteria.magnitude))).rounds == 1

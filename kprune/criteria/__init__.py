@@ -16,15 +16,22 @@ from .magnitude import lamp, large_final, magnitude
 from .movement import Movement, movement
 from .random import random
 from .synflow import synflow, synflow_l2
+from .trackers import InitialWeights, Tracker
+
+get, serialize, deserialize = CRITERIA.get, CRITERIA.serialize, CRITERIA.deserialize
 
 __all__ = [
     "CRITERIA",
     "Context",
+    "InitialWeights",
     "Movement",
     "Scores",
+    "Tracker",
     "assume_homogeneous",
+    "deserialize",
     "fisher",
     "force",
+    "get",
     "grasp",
     "init_final_sign",
     "iterative_snip",
@@ -35,6 +42,7 @@ __all__ = [
     "magnitude_increase",
     "movement",
     "random",
+    "serialize",
     "snip",
     "synflow",
     "synflow_l2",

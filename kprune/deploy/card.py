@@ -159,7 +159,12 @@ class Card:
         if entry.zeros <= self.dense_of(entry).zeros:
             return
         if ratios["bytes_of_dense"] > _GAIN:  # type: ignore[operator]
-            yield f"{entry.format}: as large as dense, since a zero takes as many bytes as any value until it is zipped"
+            reason = (
+                "no kernel is so large and so sparse that packing it gains anything"
+                if entry.format == "saved_model_packed"
+                else "a zero takes as many bytes as any value until it is zipped"
+            )
+            yield f"{entry.format}: as large as dense, since {reason}"
         if (ratios["latency_of_dense"] or 0.0) > _GAIN:
             yield f"{entry.format}: as slow as dense, since it multiplies by zeros as by any value"
 

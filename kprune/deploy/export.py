@@ -114,8 +114,11 @@ def export(
     Args:
         model: a model of either Keras, masked or not.
         path: the SavedModel's folder; other files get the same name with an ending.
-        format: one of these, or several. "saved_model": `path/`, each variable once, `serve` and "serving_default" are
-            `model(..., training=False)`. "keras": `path.keras`, without the optimizer's slots.
+        format: one of these, or several.
+            "saved_model": `path/`, each variable once, `serve` and "serving_default" are `model(..., training=False)`.
+            "saved_model_packed": `path.packed/`, the same with a bit for each weight and the values of those that are
+            not 0, which TensorFlow unpacks once as it loads the file.
+            "keras": `path.keras`, without the optimizer's slots.
         inputs: inputs to compare the predictions on, as `model.predict` takes them; by default two random examples.
         data: `(x, y)` to measure each file's accuracy on: inputs, and integer or one-hot labels.
         overwrite: replace what is there.

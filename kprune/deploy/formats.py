@@ -15,7 +15,7 @@ from ..report.saved_variables import SavedVariables
 from ..report.summary import weight_paths
 from ..runtime.distribution import to_numpy
 from ..runtime.inputs import call_with
-from . import saved_model
+from . import packed, saved_model
 from .sample import Sample, arrays, predict
 
 # A SavedModel runs as an optimized graph, so its float32 sums may be taken in another order.
@@ -105,6 +105,7 @@ def _open_keras(file: Path, model: Any) -> Opened:
 
 FORMATS: dict[str, Format] = {
     "saved_model": Format("the SavedModel", "", saved_model.write, _open_saved_model),
+    "saved_model_packed": Format("the packed SavedModel", ".packed", packed.write, _open_saved_model),
     "keras": Format("the .keras file", ".keras", _write_keras, _open_keras, timed=False, needs=""),
 }
 """The formats by name."""

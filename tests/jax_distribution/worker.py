@@ -45,7 +45,7 @@ CALLBACKS = {
         levels=2, epochs_per_level=2, rate=0.5, rewind_to=3, path=folder / "ticket.npz"
     ),
     "PruneAtInit": lambda folder: callbacks.PruneAtInit("snip", 0.7, data=SNIP_BATCH, verbose=False),
-    "EarlyBird": lambda folder: callbacks.EarlyBird(0.7, patience=2, threshold=1.0, stop=False),
+    "EarlyBird": lambda folder: callbacks.EarlyBird(sparsity=0.7, patience=2, threshold=1.0, stop=False),
     # Without a folder: TensorFlow, which writes for TensorBoard, cannot be imported here.
     "SparsityLogger": lambda folder: callbacks.SparsityLogger(),
     "TakeSnapshot": lambda folder: callbacks.TakeSnapshot(3),
