@@ -360,7 +360,7 @@ def test_a_packed_saved_model_is_small_and_equal_to_the_bit(tmp_path, rng):
     done = kprune.export(model, tmp_path / "m", ("saved_model", "saved_model_packed"))
     plain, packed = done.card.entry("saved_model"), done.card.entry("saved_model_packed")
     assert packed.zeros == plain.zeros == kprune.summary(model).zeros and packed.size == plain.size
-    assert packed.bytes < 0.5 * plain.bytes
+    assert packed.bytes < 0.6 * plain.bytes
     rows = [(row.path, row.zeros, row.dead_channels) for row in saved.read(done.files["saved_model_packed"]).rows]
     assert sorted(rows) == sorted((r.path, r.zeros, r.dead_channels) for r in saved.read(done.saved_model).rows)
     np.save(tmp_path / "x.npy", rng.normal(size=(5, 8, 8, 2)).astype("float32"))
