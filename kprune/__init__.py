@@ -21,6 +21,7 @@ from .config import PruningConfig  # noqa: E402
 from .data.batches import balanced_sample  # noqa: E402
 from .data.rewindable import RewindableBatches  # noqa: E402
 from .deploy.export import Export, export  # noqa: E402
+from .deploy.shrink import shrink  # noqa: E402
 from .experiments.find_ticket import Level, find_ticket  # noqa: E402
 from .experiments.lottery_runs import LotteryRuns, run_lotteries  # noqa: E402
 from .experiments.sensitivity import Sensitivity, sensitivity  # noqa: E402
@@ -71,6 +72,7 @@ __all__ = [
     "scopes",
     "sensitivity",
     "set_masks",
+    "shrink",
     "snapshot",
     "strip",
     "summary",

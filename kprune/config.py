@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .channels import ChannelGroups, divisor_of
 from .criteria import CRITERIA, Context, Scores
 from .criteria.trackers import Tracker
 from .data.batches import Batch, check_batches, take_batches
@@ -41,6 +42,8 @@ class PruningConfig:
             "4x4", "1x8" ... (whole tiles, inputs x outputs); "channel" (whole filters); or a function of scores of
             shape (..., in, out) and a count that returns the mask. Tiles and filters are kept whole, so there may be
             fewer zeros than asked for, by less than one of them per weight: see `kprune.patterns`.
+        groups: "channels" prunes whole groups of channels, for `kprune.shrink`: a filter with all that reads it and
+            that additions and the like tie to it, scored by the mean. "channels:8" keeps multiples of 8 per layer.
         rounds: number of rounds, at least 1; by default the criterion's own (100 for "synflow", else 1). Round r = 1 ..
             rounds prunes the survivors of the round before to density (1 - sparsity) ** (r / rounds).
         seed: of criteria that draw random numbers, at least 0.
@@ -60,6 +63,7 @@ class PruningConfig:
     _: KW_ONLY
     scope: Any = None
     pattern: str | Callable[..., Any] = "unstructured"
+    groups: str | None = None
     rounds: Any = None
     seed: int = 0
 
@@ -69,6 +73,11 @@ class PruningConfig:
         scope = trait(pattern, "default_scope", "global") if self.scope is None else self.scope
         SCOPES.get(scope)
         rounds = trait(criterion, "default_rounds", 1) if self.rounds is None else self.rounds
+        if divisor_of(self.groups) and not (SCOPES.get(scope) is global_scope and pattern is unstructured):
+            raise ValueError(
+                "`groups` needs the scope 'global' and the pattern 'unstructured', as a group spans weights. "
+                f"Received: groups={self.groups!r}, scope={scope!r}, pattern={self.pattern!r}"
+            )
         check_integer("rounds", rounds, 1)
         check_integer("seed", self.seed, 0)
         object.__setattr__(self, "scope", scope)
@@ -97,6 +106,7 @@ class PruningConfig:
             "criterion": CRITERIA.serialize(self.criterion),
             "scope": SCOPES.serialize(self.scope),
             "pattern": PATTERNS.serialize(self.pattern),
+            "groups": self.groups,
             "rounds": self.rounds,
             "seed": self.seed,
         }
@@ -205,7 +215,7 @@ class PruningConfig:
     def _together(self, groups: list[tuple[list[str], float]], weights: list[MaskedWeight]) -> bool:
         """Whether all weights are cut at one score, so that only how many entries are kept in all has to be known."""
         plain = SCOPES.get(self.scope) is global_scope and PATTERNS.get(self.pattern) is unstructured
-        return plain and len(groups[0][0]) == len(weights)
+        return plain and self.groups is None and len(groups[0][0]) == len(weights)
 
     def _loop(
         self, context: Context, groups: list[tuple[list[str], float]], advance: Callable[[int], Any]
@@ -248,6 +258,14 @@ class PruningConfig:
             size = sum(score.size for score in checked)
             n_keep_all = size - zeros_for(size, groups[0][1])
             return dict(zip(paths, keep_highest(checked, [masks[path] for path in paths], n_keep_all), strict=True))
+
+        if self.groups is not None:
+            channels = context.once("channels", lambda: ChannelGroups(context.model))
+            for group, sparsity in groups:
+                size = sum(masks[path].size for path in group)
+                zeros, divisor = zeros_for(size, sparsity), divisor_of(self.groups) or 1
+                masks = channels.cut(dict(zip(paths, checked, strict=True)), masks, group, zeros, divisor)
+            return masks
 
         def survivor(pair: tuple[str, np.ndarray]) -> np.ndarray:
             path, score = pair

@@ -10,7 +10,7 @@ FLOORS = (
     ("_version", "util", "models"),
     ("runtime",),
     ("masks",),
-    ("data",),
+    ("channels", "data"),
     ("criteria", "patterns", "schedules", "scopes", "selection"),
     ("config",),
     ("pruning",),

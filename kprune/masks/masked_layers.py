@@ -107,6 +107,11 @@ def _plain(masked: type) -> type:
     return masked.__mro__[2]
 
 
+def plain_type(layer: Any) -> type:
+    """The layer's class, or that of which it is the masked one."""
+    return _plain(type(layer)) if isinstance(layer, Masked) else type(layer)
+
+
 def _make_masked_class(cls: type, name: str) -> type:
 
     class MaskedLayer(Masked, cls):
