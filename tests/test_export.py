@@ -246,6 +246,23 @@ def test_strings(given, tmp_path):
     assert kprune.export(model, tmp_path / "m", "saved_model", inputs=inputs).difference < 1e-5
 
 
+@keras.saving.register_keras_serializable("test_export")
+class Sampling(layers.Layer):
+    """Draws noise at inference, from a seed that its config does not hold."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seed)
+
+
+def vae():
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, layers.Dense(8)(Sampling()(layers.Dense(4)(inputs))))
+
+
 def sampling():
     inputs = keras.Input((8,))
     mean, noise = layers.Dense(4)(inputs), layers.GaussianNoise(1.0, seed=3)(layers.Dense(4)(inputs), training=True)
@@ -263,7 +280,7 @@ def augmented():
     return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(turned)))
 
 
-@pytest.mark.parametrize("make", [sampling, stateful, augmented])
+@pytest.mark.parametrize("make", [vae, sampling, stateful, augmented])
 def test_seeds_and_states_are_left_as_they_were(make, tmp_path):
     model = make()
     kprune.prune(model, "magnitude", 0.5)
@@ -404,3 +421,16 @@ def test_tables_and_several_inputs_are_packed_too(tmp_path):
             "one",
             "two",
         }
+
+
+def test_a_shrunk_file_is_held_against_the_whole_network(tmp_path):
+    model = keras.Sequential([keras.Input((32,)), layers.Dense(64, "relu"), layers.Dense(10)])
+    kprune.prune(model, "magnitude", {"dense/": 0.75}, pattern="channel")
+    done = kprune.export(model, tmp_path / "m", shrink=True)
+    assert keras.models.load_model(done.keras_file, compile=False).layers[0].units == 16
+    assert (done.card.parameters, done.card.dense_parameters) == (16 * 33 + 17 * 10, 64 * 33 + 65 * 10)
+    assert done.card.flops * 4 == done.card.dense_flops
+    assert done.card.entry("saved_model", "dense").size == 4 * done.card.entry("saved_model").size
+    assert model.layers[0].units == 64 and len(kprune.masked_weights(model)) == 2
+    with pytest.raises(ValueError, match=r"Received: shrink=2"):
+        kprune.export(model, tmp_path / "n", shrink=2)
