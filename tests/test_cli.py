@@ -544,3 +544,22 @@ def test_as_a_program():
     done = new_process("-m", "kprune.cli.main", "train", "--nope")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith("kprune train: Unknown command line flag 'nope'")
+
+
+def test_export_of_a_file_in_other_formats(run, tmp_path):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(300, name="wide"), keras.layers.Dense(3)])
+    kprune.prune(model, "magnitude", {"wide": 0.9}, pattern="channel", verbose=0)
+    model.save(tmp_path / "net.keras")
+    words = ["export", tmp_path / "net.keras", "--format=saved_model,saved_model_packed", f"--out={tmp_path}/to/net"]
+    status, out, _ = run(*words)
+    assert (
+        status == 0 and f"exported and checked: saved_model {tmp_path}/to/net (" in out and "saved_model_packed" in out
+    )
+    files = {"net", "net.packed", "net.card.json", "net.card.md"}
+    assert set(os.listdir(tmp_path / "to")) == files
+    status, _, err = run(*words)
+    assert status == 1 and err.endswith(f"add --overwrite. Received: out='{tmp_path}/to/net'\n")
+    assert run(*words, "--overwrite", "--shrink")[0] == 0
+    status, out, _ = run("inspect", tmp_path / "to" / "net", "--json")
+    assert [row["shape"] for row in json.loads(out)["rows"]] == [[64, 30], [30, 3]]
+    assert run("export", tmp_path / "net.keras", "--format=tflit")[0] == 2

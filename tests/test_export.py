@@ -13,6 +13,7 @@ from keras import layers
 
 import kprune
 from kprune.deploy.export import _move
+from kprune.report import saved
 
 pytest.importorskip("tensorflow")
 
@@ -192,7 +193,7 @@ def text_model():
     words = layers.TextVectorization(max_tokens=50, output_sequence_length=8)
     words.adapt(["the cat sat on the mat", "a dog ate the cat"])
     return keras.Sequential(
-        [keras.Input((), dtype="string"), words, layers.Embedding(50, 8), layers.Flatten(), layers.Dense(2)]
+        [keras.Input((), dtype="string"), words, layers.Embedding(50, 8), layers.Flatten(), layers.Dense(99)]
     )
 
 
@@ -245,6 +246,23 @@ def test_strings(given, tmp_path):
     assert kprune.export(model, tmp_path / "m", "saved_model", inputs=inputs).difference < 1e-5
 
 
+@keras.saving.register_keras_serializable("test_export")
+class Sampling(layers.Layer):
+    """Draws noise at inference, from a seed that its config does not hold."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seed)
+
+
+def vae():
+    inputs = keras.Input((8,))
+    return keras.Model(inputs, layers.Dense(8)(Sampling()(layers.Dense(4)(inputs))))
+
+
 def sampling():
     inputs = keras.Input((8,))
     mean, noise = layers.Dense(4)(inputs), layers.GaussianNoise(1.0, seed=3)(layers.Dense(4)(inputs), training=True)
@@ -262,7 +280,7 @@ def augmented():
     return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(turned)))
 
 
-@pytest.mark.parametrize("make", [sampling, stateful, augmented])
+@pytest.mark.parametrize("make", [vae, sampling, stateful, augmented])
 def test_seeds_and_states_are_left_as_they_were(make, tmp_path):
     model = make()
     kprune.prune(model, "magnitude", 0.5)
@@ -326,3 +344,93 @@ def test_the_card(tmp_path, capsys, rng):
     with pytest.raises(ValueError, match=r"Received: format='onnx', network='sparse'"):
         done.card.entry("onnx")
     assert (np.asarray(model.layers[0].kernel) == 0).sum() + (np.asarray(model.layers[1].kernel) == 0).sum() == zeros
+
+
+SERVED = """
+import sys
+import numpy as np, tensorflow as tf
+plain, packed, inputs = sys.argv[1:]
+x = tf.constant(np.load(inputs))
+loaded = [tf.saved_model.load(folder) for folder in (plain, packed, packed)]
+for outputs in zip(*(tf.nest.flatten(model.serve(x)) for model in loaded)):
+    assert len({output.numpy().tobytes() for output in outputs}) == 1
+expected = loaded[0].serve(x).numpy()
+with tf.compat.v1.Session(graph=tf.Graph()) as session:  # as the C API and TensorFlow Serving load it
+    graph = tf.compat.v1.saved_model.load(session, ["serve"], packed)
+    signature = graph.signature_def["serving_default"]
+    [given], [made] = signature.inputs.values(), signature.outputs.values()
+    np.testing.assert_array_equal(session.run(made.name, {given.name: x.numpy()}), expected)
+assert not any(name.partition(".")[0] == "kprune" for name in sys.modules)
+"""
+
+
+def sparse_images():
+    inputs = keras.Input((8, 8, 2))
+    x = layers.Conv2D(16, 3, activation="relu")(inputs)
+    model = keras.Model(inputs, layers.Dense(64)(layers.Flatten()(layers.BatchNormalization()(x))))
+    kprune.prune(model, "magnitude", 0.9)
+    return model
+
+
+def test_a_packed_saved_model_is_small_and_equal_to_the_bit(tmp_path, rng):
+    model = sparse_images()
+    done = kprune.export(model, tmp_path / "m", ("saved_model", "saved_model_packed"))
+    plain, packed = done.card.entry("saved_model"), done.card.entry("saved_model_packed")
+    assert packed.zeros == plain.zeros == kprune.summary(model).zeros and packed.size == plain.size
+    assert packed.bytes < 0.6 * plain.bytes
+    rows = [(row.path, row.zeros, row.dead_channels) for row in saved.read(done.files["saved_model_packed"]).rows]
+    assert sorted(rows) == sorted((r.path, r.zeros, r.dead_channels) for r in saved.read(done.saved_model).rows)
+    np.save(tmp_path / "x.npy", rng.normal(size=(5, 8, 8, 2)).astype("float32"))
+    ran = new_process("-c", SERVED, done.saved_model, done.files["saved_model_packed"], tmp_path / "x.npy")
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_packed_models_beside_each_other_keep_their_own_weights(tmp_path):
+    tf, x, models = pytest.importorskip("tensorflow"), np.ones((2, 8, 8, 2), "float32"), []
+    for seed in range(2):
+        keras.backend.clear_session()  # so that both have the same names
+        keras.utils.set_random_seed(seed)
+        model = sparse_images()
+        done = kprune.export(model, tmp_path / str(seed), "saved_model_packed", verbose=0)
+        models.append((model.predict(x, verbose=0), tf.saved_model.load(str(done.files["saved_model_packed"]))))
+    for expected, loaded in models:
+        np.testing.assert_allclose(loaded.serve(tf.constant(x)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_not_sparse_is_not_packed(tmp_path):
+    model = mlp()
+    model.layers[0].kernel.assign(-0.0 * np.asarray(model.layers[0].kernel))  # zeros, half of them with a sign
+    done = kprune.export(model, tmp_path / "m", ("saved_model", "saved_model_packed"))
+    assert done.card.entry("saved_model_packed").zeros == 8 * 12
+    assert "since no kernel is so large" in str(done.card)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow's graphs take strings")
+def test_tables_and_several_inputs_are_packed_too(tmp_path):
+    model = text_model()
+    model.layers[-1].kernel.assign(np.eye(64, model.output_shape[-1]))
+    kprune.prune(model, "magnitude", 0.9)
+    assert kprune.export(model, tmp_path / "m", "saved_model_packed", inputs=np.array(["the cat"])).difference == 0.0
+    a, b = keras.Input((99,), name="a"), keras.Input((99,), name="b")
+    model = keras.Model({"a": a, "b": b}, {"one": layers.Dense(99)(layers.Add()([a, b])), "two": layers.Dense(3)(b)})
+    kprune.prune(model, "magnitude", 0.9)
+    done = kprune.export(model, tmp_path / "n", ["saved_model_packed", "saved_model"])
+    for folder in done.files.values():
+        served = __import__("tensorflow").saved_model.load(str(folder)).signatures["serving_default"]
+        assert set(served.structured_input_signature[1]) == {"a", "b"} and set(served.structured_outputs) == {
+            "one",
+            "two",
+        }
+
+
+def test_a_shrunk_file_is_held_against_the_whole_network(tmp_path):
+    model = keras.Sequential([keras.Input((32,)), layers.Dense(64, "relu"), layers.Dense(10)])
+    kprune.prune(model, "magnitude", {"dense/": 0.75}, pattern="channel")
+    done = kprune.export(model, tmp_path / "m", shrink=True)
+    assert keras.models.load_model(done.keras_file, compile=False).layers[0].units == 16
+    assert (done.card.parameters, done.card.dense_parameters) == (16 * 33 + 17 * 10, 64 * 33 + 65 * 10)
+    assert done.card.flops * 4 == done.card.dense_flops
+    assert done.card.entry("saved_model", "dense").size == 4 * done.card.entry("saved_model").size
+    assert model.layers[0].units == 64 and len(kprune.masked_weights(model)) == 2
+    with pytest.raises(ValueError, match=r"Received: shrink=2"):
+        kprune.export(model, tmp_path / "n", shrink=2)

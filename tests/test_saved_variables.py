@@ -108,7 +108,7 @@ def damaged(kind, folder):
     elif kind == "paths that are no strings":
         paths.write_text(json.dumps({"format": 1, "weights": {"variables/0/.ATTRIBUTES/VARIABLE_VALUE": []}}))
     elif kind == "paths of tomorrow":
-        paths.write_text(json.dumps({"format": 2, "weights": {}}))
+        paths.write_text(json.dumps({"format": 3, "weights": {}}))
     elif kind == "paths without end":
         paths.write_text(" " * 2**24)
     return folder

@@ -156,10 +156,15 @@ class Card:
     def _shortfalls(self, entry: Entry) -> Iterator[str]:
         """Says where a file gains nothing, and why."""
         ratios = self._ratios(entry)
-        if entry.zeros <= self.dense_of(entry).zeros:
+        if entry.zeros == 0 and entry.size == self.dense_of(entry).size:
             return
         if ratios["bytes_of_dense"] > _GAIN:  # type: ignore[operator]
-            yield f"{entry.format}: as large as dense, since a zero takes as many bytes as any value until it is zipped"
+            reason = (
+                "no kernel is so large and so sparse that packing it gains anything"
+                if entry.format == "saved_model_packed"
+                else "a zero takes as many bytes as any value until it is zipped"
+            )
+            yield f"{entry.format}: as large as dense, since {reason}"
         if (ratios["latency_of_dense"] or 0.0) > _GAIN:
             yield f"{entry.format}: as slow as dense, since it multiplies by zeros as by any value"
 
@@ -213,18 +218,20 @@ def zipped_size(path: Path, archive: Path) -> int:
     return archive.stat().st_size
 
 
-def work(model: Any) -> dict[str, int | None]:
-    """The parameters and multiply-adds of a stripped model, as a `Card` takes them."""
+def work(model: Any, dense: Any) -> dict[str, int | None]:
+    """The parameters and multiply-adds of a stripped model and of the dense one, as a `Card` takes them."""
+    kept, whole = _counted(model), _counted(dense)
+    return {"parameters": kept[0], "dense_parameters": whole[1], "flops": kept[2], "dense_flops": whole[3]}
+
+
+def _counted(model: Any) -> tuple[int, int, int | None, int | None]:
+    """Parameters that are not 0, and all; multiply-adds by kept weights, and by all."""
     report, values = summary(model), [to_numpy(v) for _, v in weight_paths(model)]
-    total, inside, other = sum(v.size for v in values), report.flops, report.other_flops
-    zeros = sum(int(np.count_nonzero(v == 0)) for v in values if v.ndim > 1)
-    known = inside is not None and other is not None
-    return {
-        "parameters": total - zeros,
-        "dense_parameters": total,
-        "flops": report.effective_flops + other if known else None,  # type: ignore[operator]
-        "dense_flops": inside + other if known else None,  # type: ignore[operator]
-    }
+    total = sum(value.size for value in values)
+    zeros = sum(int(np.count_nonzero(value == 0)) for value in values if value.ndim > 1)
+    if report.flops is None or report.effective_flops is None or report.other_flops is None:
+        return total - zeros, total, None, None
+    return total - zeros, total, report.effective_flops + report.other_flops, report.flops + report.other_flops
 
 
 def machine() -> str:

@@ -21,11 +21,12 @@ from ..masks import masked_weights, plain
 from ..report.summary import weight_paths
 from ..runtime.distribution import is_chief, to_numpy
 from ..runtime.temporary import temporary_beside
-from ..util.checks import check_path, check_strings
+from ..util.checks import check_flag, check_path, check_strings
 from . import card as cards
 from .card import Card
 from .formats import FORMATS, TOLERANCE, Opened, count_zeros
 from .sample import HINT, Sample, from_reset_states, predict, sample
+from .shrink import shrink as shrunk
 
 DEFAULT = ("saved_model", "keras")
 _CARDS = (".card.json", ".card.md")
@@ -100,6 +101,7 @@ def export(
     *,
     inputs: Any = None,
     data: Any = None,
+    shrink: bool = False,
     overwrite: bool = False,
     verbose: int | str = "auto",
 ) -> Export:
@@ -114,10 +116,14 @@ def export(
     Args:
         model: a model of either Keras, masked or not.
         path: the SavedModel's folder; other files get the same name with an ending.
-        format: one of these, or several. "saved_model": `path/`, each variable once, `serve` and "serving_default" are
-            `model(..., training=False)`. "keras": `path.keras`, without the optimizer's slots.
+        format: one of these, or several.
+            "saved_model": `path/`, each variable once, `serve` and "serving_default" are `model(..., training=False)`.
+            "saved_model_packed": `path.packed/`, the same with a bit for each weight and the values of those that are
+            not 0, which TensorFlow unpacks once as it loads the file.
+            "keras": `path.keras`, without the optimizer's slots.
         inputs: inputs to compare the predictions on, as `model.predict` takes them; by default two random examples.
         data: `(x, y)` to measure each file's accuracy on: inputs, and integer or one-hot labels.
+        shrink: first remove the channels that zeros have killed, as `kprune.shrink` does: then files are faster, too.
         overwrite: replace what is there.
         verbose: 0 prints nothing; otherwise the card is printed.
 
@@ -141,6 +147,7 @@ def export(
     """
     masked_weights(model)  # raises for what is no model
     check_path("path", path)
+    check_flag("shrink", shrink)
     names = _checked(format)
     with contextlib.ExitStack() as stack:
         target = pathlib.Path(path)
@@ -153,7 +160,8 @@ def export(
         batch = sample(model, inputs)
         labeled = None if data is None else _labeled(model, data)
         stack.enter_context(from_reset_states(model))
-        result = _export(model, target, goals, batch, labeled)
+        smaller = shrunk(model, inputs=batch.arguments.get(""), keep_masks=False) if shrink else None
+        result = _export(model, smaller, target, goals, batch, labeled)
     if verbose != 0 and is_chief():
         print(result.card)
     return result
@@ -208,6 +216,7 @@ def _labeled(model: Any, data: Any) -> tuple[Sample, np.ndarray]:
 
 def _export(
     model: Any,
+    smaller: Any,
     target: pathlib.Path,
     goals: dict[str, pathlib.Path],
     batch: Sample,
@@ -227,11 +236,12 @@ def _export(
             folder = pathlib.Path(name)
             with plain(model) as stripped:
                 worst = _check("the stripped model", predict(stripped, batch), expected, 0.0, steady)
-                zeros = count_zeros([to_numpy(v) for _, v in weight_paths(stripped)])[0]
-                work = cards.work(stripped)
+                written = stripped if smaller is None else smaller
+                zeros = count_zeros([to_numpy(v) for _, v in weight_paths(written)])[0]
+                work = cards.work(written, stripped)
                 made = {name: folder / f"sparse{FORMATS[name].suffix}" for name in goals}
                 for format, file in made.items():
-                    FORMATS[format].write(stripped, file, batch)
+                    FORMATS[format].write(written, file, batch)
                 bases = {format: folder / f"dense{FORMATS[format].suffix}" for format in _bases(goals)}
                 with cards.filled(stripped) as dense:
                     for format, file in bases.items():

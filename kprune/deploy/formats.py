@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ..masks import is_tf_keras
+from ..masks.keras3 import seed_states
 from ..report.saved_variables import SavedVariables
 from ..report.summary import weight_paths
 from ..runtime.distribution import to_numpy
 from ..runtime.inputs import call_with
-from . import saved_model
+from . import packed, saved_model
 from .sample import Sample, arrays, predict
 
 # A SavedModel runs as an optimized graph, so its float32 sums may be taken in another order.
@@ -99,12 +100,17 @@ def _write_keras(model: Any, file: Path, batch: Sample) -> None:
 def _open_keras(file: Path, model: Any) -> Opened:
     library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
     loaded = library.models.load_model(str(file), compile=False)
+    if not is_tf_keras(model):
+        # A layer of the user's own may make its seed anew when it is loaded; to be compared, both draw from one.
+        for mine, theirs in zip(seed_states(model), seed_states(loaded), strict=False):
+            theirs.assign(mine)
     zeros, size = count_zeros([to_numpy(v) for _, v in weight_paths(loaded)])
     return Opened(lambda batch: predict(loaded, batch), zeros, size)
 
 
 FORMATS: dict[str, Format] = {
     "saved_model": Format("the SavedModel", "", saved_model.write, _open_saved_model),
+    "saved_model_packed": Format("the packed SavedModel", ".packed", packed.write, _open_saved_model),
     "keras": Format("the .keras file", ".keras", _write_keras, _open_keras, timed=False, needs=""),
 }
 """The formats by name."""

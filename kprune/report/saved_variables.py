@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ _VALUE = "VARIABLE_VALUE"
 # What TensorFlow saves beside a model's own variables: of training, and the number of checkpoints.
 _BESIDE = ("optimizer/", "keras_api/", "save_counter/", "_all_variables/")
 _MOST_JSON = 2**23
+_DAMAGED = f"{'/'.join(_PATHS)} is damaged, or of a later version of kprune"
+NONE: Mapping[str, tuple[int, tuple[int, ...]]] = MappingProxyType({})
 
 
 class SavedVariables:
@@ -51,15 +54,28 @@ class SavedVariables:
         known = _read_paths(folder)
         if unknown := known.keys() - shapes.keys():
             raise ValueError(f"{'/'.join(_PATHS)} names variables that it does not have, such as {min(unknown)!r:.80}")
+        self._packed = _read_packed(folder, shapes)
         if known:  # which leaves out what is no weight, such as the states of seeds
             names = {key: known[key] for key in names if key in known}
         paths = unique_paths(names.values())
         self._keys = dict(zip(paths, names, strict=True))
         self.shapes = {path: tuple(shapes[key]) for path, key in self._keys.items()}
+        for path, (_, _, shape) in self._packed.items():
+            self.shapes[path] = shape
 
     def value(self, path: str) -> np.ndarray:
-        """The variable's value."""
-        return self._reader.get_tensor(self._keys[path])
+        """The variable's value; of a kernel that `kprune.export` packed, unpacked."""
+        if path not in self._packed:
+            return self._reader.get_tensor(self._keys[path])
+        bits, values, shape = self._packed[path]
+        size = math.prod(shape)
+        kept = np.unpackbits(self._reader.get_tensor(bits), count=size).astype(bool)
+        stored = self._reader.get_tensor(values)
+        if np.count_nonzero(kept) != stored.size:
+            raise ValueError(f"the packed kernel {path!r:.80} has {stored.size:,} values for other bits")
+        value = np.zeros(size, stored.dtype)
+        value[kept] = stored
+        return value.reshape(shape)
 
     def _names(self, shapes: Iterable[str]) -> dict[str, str]:
         """Key in the checkpoint -> the variable's name; the model's variables only, where TensorFlow says which."""
@@ -83,13 +99,16 @@ class SavedVariables:
         return names
 
 
-def write_paths(folder: Path, weights: Iterable[tuple[str, np.ndarray]]) -> None:
+def write_paths(
+    folder: Path, weights: Iterable[tuple[str, np.ndarray]], packed: Mapping[str, tuple[int, tuple[int, ...]]] = NONE
+) -> None:
     """Write down the path of each weight in the model, in a SavedModel that was just exported from it.
 
     Args:
         folder: the SavedModel's.
         weights: the path and the value of each weight. A variable of the SavedModel is the first of its value that is
             left; TensorFlow's own names ("kernel", on JAX) are no paths.
+        packed: path -> which of the lists "bits" and "values" holds the kernel, and its shape.
     """
     saved = SavedVariables(folder)
     left, found = list(weights), {}
@@ -105,17 +124,41 @@ def write_paths(folder: Path, weights: Iterable[tuple[str, np.ndarray]]) -> None
         return
     file = folder.joinpath(*_PATHS)
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({"format": 1, "weights": found}, indent=1))
+    # Format 1, which kprune 0.1.0 reads, knows no packed kernels.
+    known = {"format": 2, "weights": found, "packed": packed} if packed else {"format": 1, "weights": found}
+    file.write_text(json.dumps(known, indent=1))
 
 
 def _read_paths(folder: Path) -> dict[str, str]:
+    known = _read_json(folder)
+    weights = known.get("weights") if known else {}
+    if not isinstance(weights, dict) or not all(isinstance(path, str) for path in weights.values()):
+        raise ValueError(_DAMAGED)
+    return weights
+
+
+def _read_packed(folder: Path, shapes: Mapping[str, list[int]]) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+    """path -> the keys of a packed kernel's bits and values, and its shape; no larger than its bits say."""
+    packed = _read_json(folder).get("packed", {})
+    found = {}
+    for path, entry in packed.items() if isinstance(packed, dict) else [("", None)]:
+        number, shape = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+        if type(number) is not int or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(_DAMAGED)
+        bits, values = (f"{name}/{number}/.ATTRIBUTES/{_VALUE}" for name in ("bits", "values"))
+        if shapes.get(bits) != [(math.prod(shape) + 7) // 8] or len(shapes.get(values, [])) != 1:
+            raise ValueError(f"the packed kernel {path!r:.80} of shape {shape!r:.80} has bits of another size")
+        found[path] = bits, values, tuple(shape)
+    return found
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
     file = folder.joinpath(*_PATHS)
     if not file.is_file():
         return {}
     if file.stat().st_size > _MOST_JSON:
         raise ValueError(f"{'/'.join(_PATHS)} is {file.stat().st_size:,} bytes large")
     known: Any = json.loads(file.read_bytes())
-    weights = known.get("weights") if isinstance(known, dict) and known.get("format") == 1 else None
-    if not isinstance(weights, dict) or not all(isinstance(path, str) for path in weights.values()):
-        raise ValueError(f"{'/'.join(_PATHS)} is damaged, or of a later version of kprune")
-    return weights
+    if not isinstance(known, dict) or known.get("format") not in (1, 2):
+        raise ValueError(_DAMAGED)
+    return known

@@ -12,7 +12,7 @@ import kprune
 from kprune.report import saved
 
 MODELS = {
-    "dense": (lambda: sequential((8,), layers.Dense(12, "relu"), layers.BatchNormalization(), layers.Dense(3)), (8,)),
+    "dense": (lambda: sequential((8,), layers.Dense(1200, "relu"), layers.BatchNormalization(), layers.Dense(3)), (8,)),
     "convolutions": (
         lambda: sequential((6, 6, 2), layers.Conv2D(4, 3), layers.SeparableConv2D(3, 2), layers.Flatten()),
         (6, 6, 2),
@@ -28,12 +28,15 @@ def test_both_files_load_and_agree(name, tmp_path):
     kprune.prune(model, "magnitude", 0.75)
     x = np.random.default_rng(0).normal(size=(4, *shape)).astype("float32")
     expected = outputs(model, x)
-    result = kprune.export(model, tmp_path / "sparse")
+    result = kprune.export(model, tmp_path / "sparse", ("saved_model", "saved_model_packed", "keras"))
     read = [(row.path, row.zeros) for row in saved.read(tmp_path / "sparse").rows]
     assert read == [(row.path, row.zeros) for row in kprune.summary(model).rows]
     assert result.saved_model == tmp_path / "sparse" and result.keras_file == tmp_path / "sparse.keras"
     assert result.difference <= 1e-4
     served = tf.saved_model.load(str(result.saved_model))
+    packed = tf.saved_model.load(str(result.files["saved_model_packed"]))
+    np.testing.assert_array_equal(packed.serve(x), served.serve(x))
+    assert len(packed.kernels) == (name == "dense")
     np.testing.assert_allclose(served.serve(x).numpy(), expected[0], rtol=1e-4, atol=1e-5)
     loaded = tf_keras.models.load_model(result.keras_file)
     assert_same(outputs(loaded, x), expected)

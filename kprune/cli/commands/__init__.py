@@ -1,11 +1,13 @@
 """The subcommands of `kprune`, one file each."""
 
 from ..options import Command
+from .export import EXPORT
 from .inspect import INSPECT
 from .lottery import LOTTERY
 from .sensitivity import SENSITIVITY
 from .sweep import SWEEP
 from .train import TRAIN
 
-COMMANDS: dict[str, Command] = {command.name: command for command in (TRAIN, INSPECT, SENSITIVITY, SWEEP, LOTTERY)}
+_ALL = (TRAIN, INSPECT, EXPORT, SENSITIVITY, SWEEP, LOTTERY)
+COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}
 """The subcommands by name."""

@@ -1,0 +1,50 @@
+"""`kprune export`: write a saved model for where it will run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...deploy.export import export, targets
+from ...deploy.formats import FORMATS
+from ...report.saved import load
+from ...runtime.distribution import is_chief
+from ..options import Command, Option
+from . import common
+
+
+def run(values: Any, arguments: list[str]) -> None:
+    """`kprune export`: a `.keras` file in other formats, with the card.
+
+    Args:
+        values: the flags of the command, as attributes.
+        arguments: the model's path.
+
+    Raises:
+        ValueError, OSError, ImportError, RuntimeError: as `kprune.export` raises them.
+    """
+    out = Path(values.out) if values.out else Path(arguments[0]).with_suffix("")
+    existing = [] if values.overwrite else [str(file) for file in targets(out, values.format) if file.exists()]
+    if existing:
+        raise ValueError(f"{', '.join(existing)}: already there; add --overwrite. Received: out={str(out)!r}")
+    done = export(load(arguments[0]), out, values.format, shrink=values.shrink, overwrite=values.overwrite, verbose=0)
+    if is_chief():
+        print(f"exported and checked: {done}\n\n{done.card}")
+
+
+EXPORT = Command(
+    "export",
+    "Write a saved model for where it will run, check it, say what is gained.",
+    "MODEL",
+    "kprune export out/model.keras --format=saved_model,saved_model_packed --out=served/model",
+    (
+        Option("format", "saved_model", f"some of {', '.join(FORMATS)}", list, common.each(FORMATS)),
+        Option("out", None, "the SavedModel's folder; other files add an ending [MODEL without .keras]"),
+        Option("shrink", False, "first remove the channels that zeros have killed", bool),
+        Option("overwrite", False, "replace files that are there already", bool),
+        *common.LOGGING,
+    ),
+    "MODEL is a .keras file of Keras 3 or tf_keras, masked or plain. A TPU runtime without TensorFlow saves it; any\n"
+    "machine with TensorFlow exports it.",
+    run,
+)
