@@ -68,7 +68,11 @@ def step(draw, x):
     if kind == "concatenate":
         return layers.Concatenate()([x, same_shape(draw, x)])
     if kind == "nested":
-        inner = [keras.Input(x.shape[1:]), layers.Conv2D(3, 1, activation="relu"), layers.BatchNormalization()]
+        inner = [
+            keras.Input(x.shape[1:], dtype="float64"),
+            layers.Conv2D(3, 1, activation="relu"),
+            layers.BatchNormalization(),
+        ]
         return keras.Sequential(inner)(x)
     return layers.Dropout(0.5)(x)
 
@@ -77,7 +81,7 @@ def network(draw):
     """A float64 network with random values, of whose channels some are masked, unstructured or whole, in and out."""
     keras.backend.clear_session()
     keras.config.set_dtype_policy("float64")
-    inputs = keras.Input((6, 6, 2))
+    inputs = keras.Input((6, 6, 2), dtype="float64")
     x = convolution(draw, inputs)
     for _ in range(draw(st.integers(1, 5))):
         x = step(draw, x)

@@ -142,6 +142,19 @@ def test_a_softmax_inside_a_layer_keeps_its_channels():
     assert kprune.shrink(values(model, zero={"b/kernel": IN})).get_layer("a").units == 6
 
 
+def test_operations_on_tensors_and_numbers():
+    given = keras.Input((4,))
+    x = layers.Dense(6, name="a")(given)
+    x = x * keras.ops.relu(x + 3.0)
+    model = keras.Model(given, layers.Dense(2, name="b")(x))
+    small = kprune.shrink(values(model, zero={"b/kernel": IN}))
+    assert small.get_layer("a").units == 4
+    agree(model, small, (4,))
+    # 0 + 3 is no dead channel, and the product of both is 0.
+    values(model, zero={"a/kernel": OUT, "a/bias": ([1, 3],)})
+    assert kprune.shrink(model).get_layer("a").units == 4
+
+
 def test_inputs_and_outputs_stay():
     model = functional((4,), layers.Dense(3, name="a"))
     assert kprune.shrink(values(model, zero={"a/kernel": ...})).get_layer("a").kernel.shape == (4, 3)

@@ -321,6 +321,7 @@ RULES: dict[str, Rule] = {
     "Concatenate": _concatenate,
     **dict.fromkeys(("Flatten", "Reshape"), _reshape),
 }
+# Of an operation on a tensor and a number: x + 3.
+WITH_A_NUMBER = _same("varying")
 
-
-__all__ = ["ELEMENTWISE", "RULES", "is_elementwise"]
+__all__ = ["ELEMENTWISE", "RULES", "WITH_A_NUMBER", "is_elementwise"]
