@@ -85,6 +85,9 @@ def network(draw):
     x = convolution(draw, inputs)
     for _ in range(draw(st.integers(1, 5))):
         x = step(draw, x)
+    if draw(st.integers(0, 4)) == 0:
+        x = layers.Reshape((x.shape[1] * x.shape[2], x.shape[3]))(x)
+        x = layers.Reshape((x.shape[1], 1, x.shape[2]))(layers.MultiHeadAttention(3, 2)(x, x))
     ends = {"flatten": layers.Flatten, "average": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
     x = ends[draw(st.sampled_from(sorted(ends)))]()(x)
     x = layers.Dense(draw(st.integers(1, 6)), draw(st.sampled_from(ACTIVATIONS)))(x)

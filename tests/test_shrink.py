@@ -127,6 +127,15 @@ def test_units_of_a_recurrent_layer_go_only_where_nothing_reads_them(kind):
     agree(model, small, (5, 3))
 
 
+def test_heads_that_nothing_reads_go():
+    given = keras.Input((5, 6))
+    model = keras.Model(given, layers.MultiHeadAttention(3, 2, name="m")(given, given))
+    values(model, zero={"attention_output/kernel": ([1],)})
+    small = kprune.shrink(model)
+    assert small.get_layer("m").num_heads == 2
+    agree(model, small, (5, 6))
+
+
 @pytest.mark.parametrize(
     "barrier",
     [layers.LayerNormalization, layers.Softmax, lambda: layers.GroupNormalization(2), layers.UnitNormalization],

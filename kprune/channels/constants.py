@@ -11,8 +11,8 @@ import numpy as np
 
 from ..masks import is_tf_keras
 from ..runtime.distribution import to_numpy
+from .elementwise import is_elementwise
 from .graph import Call, ChannelGraph, Mixer, Tensor
-from .rules import is_elementwise
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import keras
 
 from ..masks.masked_layers import plain_type
-from .graph import ChannelGraph, Size, Tensor
-from .rules import RULES, WITH_A_NUMBER, Shape
+from .graph import ChannelGraph, Shape, Size, Tensor
+from .rules import RULES, WITH_A_NUMBER
 
 Key = tuple[str, int, int]  # name of a layer, number of its call, number of the output
 # Operations that a Keras 3 model can hold beside layers; others share their names with layers that do something else.
@@ -239,7 +239,7 @@ def _first_calls(config: dict[str, Any], nodes: dict[str, Any]) -> dict[str, int
 
 
 def _others(structure: Any, keys: list[Key]) -> Iterator[Any]:
-    """What a call is given beside tensors: numbers, names, arrays; nothing that is None or says how it is called."""
+    """What a call is given beside tensors: numbers, names, arrays; nothing that is None or False."""
     if isinstance(structure, dict):
         if structure.get("class_name") != "__keras_tensor__":
             for name, value in structure.items():
@@ -250,7 +250,7 @@ def _others(structure: Any, keys: list[Key]) -> Iterator[Any]:
             structure = structure[3:]
         for value in structure:
             yield from _others(value, keys)
-    elif structure is not None:
+    elif structure is not None and structure is not False:
         yield structure
 
 
