@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+import kprune.masks
 from kprune.masks import Undo, masked_weights
 from kprune.runtime.distribution import warn_of_keras_fit
 from kprune.runtime.optimizers import check_optimizer
@@ -92,6 +93,12 @@ class MaskingCallback(Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._carrier.begin(epoch, self)
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        zeros = self._carrier.zeros
+        if self._carrier.callbacks[0] is self and zeros.due():
+            check_zeros(self.model)
+            zeros.checked()
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         check_zeros(self.model)
 
@@ -107,19 +114,4 @@ class MaskingCallback(Callback):
 
 def check_zeros(model: Any) -> None:
     """Raises RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
-    found = {weight.path: weight.value()[~weight.kept()] for weight in masked_weights(model)}
-    moved = [path for path, pruned in found.items() if np.any(pruned != 0)]
-    diverged = [path for path in moved if np.any(np.isnan(found[path]))]
-    if diverged:
-        raise RuntimeError(
-            f"{', '.join(diverged[:4])} became NaN: the training has diverged, and NaN times the zero of a pruned "
-            "entry is NaN. A lower learning rate, clipped gradients or a scaled loss may help. "
-            f"Received: optimizer={type(model.optimizer).__name__}"
-        )
-    if moved:
-        raise RuntimeError(
-            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. Something besides the masked layers' call used "
-            "or changed them: a layer that reads another layer's kernel, a constraint that moves zeros, weights loaded "
-            "in mid-training, or an optimizer that updates weights without a gradient. "
-            f"Received: optimizer={type(model.optimizer).__name__}"
-        )
+    kprune.masks.check_zeros(masked_weights(model), getattr(model, "optimizer", None))

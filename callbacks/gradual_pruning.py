@@ -13,7 +13,7 @@ from kprune.masks import masked_weights, set_masks
 from kprune.pruning import Pruner
 from kprune.runtime.files import joined, split
 from kprune.runtime.optimizers import batches_per_step, iterations
-from kprune.schedules import PerLayer, Schedule, applied, as_schedule, last_update
+from kprune.schedules import Schedule, as_schedule
 
 from .base import MaskingCallback
 
@@ -52,7 +52,7 @@ class GradualPruning(MaskingCallback):
 
     def __init__(
         self,
-        schedule: Schedule | PerLayer | Any,
+        schedule: Schedule | Any,
         criterion: str | Callable[..., Any] = "magnitude",
         *,
         data: Any = None,
@@ -67,8 +67,7 @@ class GradualPruning(MaskingCallback):
         self._updated_at: int | None = None
 
     def check_fit(self) -> None:
-        if isinstance(self.schedule, PerLayer):
-            self.schedule.check(weight.path for weight in masked_weights(self.model))
+        self.schedule.check(weight.path for weight in masked_weights(self.model))
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._updated_at = None
@@ -100,9 +99,9 @@ class GradualPruning(MaskingCallback):
 
     def _update(self, taken: int) -> None:
         # Also right after a resumed start: pruning again to a sparsity that the masks have already changes nothing.
-        step = last_update(self.schedule, taken)
+        step = self.schedule.last_due(taken)
         if step is not None and step != self._updated_at:
-            set_masks(self.model, self.pruner.masks(self.model, applied(self.schedule, step)))
+            set_masks(self.model, self.pruner.masks(self.model, self.schedule.applied(step)))
             self._updated_at = step
 
     def _warn_of_a_short_fit(self) -> None:
@@ -116,8 +115,7 @@ class GradualPruning(MaskingCallback):
             return
         planned = params["steps"] * params["epochs"] // batches_per_step(self.model)
         # Of a PerLayer each member answers for itself.
-        members = self.schedule.schedules if isinstance(self.schedule, PerLayer) else {None: self.schedule}
-        for expression, schedule in members.items():
+        for expression, schedule in self.schedule.members().items():
             if planned < schedule.end_step:
                 logging.warning(
                     "GradualPruning%s: this fit ends at step %d (%d steps x %d epochs), before the schedule's "
@@ -128,7 +126,7 @@ class GradualPruning(MaskingCallback):
                     params["steps"],
                     params["epochs"],
                     schedule.end_step,
-                    applied(schedule, planned),
+                    schedule.applied(planned),
                     schedule.final_sparsity,
                     planned,
                 )

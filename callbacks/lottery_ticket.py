@@ -211,6 +211,7 @@ class LotteryTicket(TakeSnapshot):
             logging.info("LotteryTicket: level %d begins at sparsity %.4f.", level, self._sparsity())
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_begin(batch)
         if self._rewound:
             now = self._values()
             if any(not np.array_equal(value, now[path], equal_nan=True) for path, value in self._rewound.items()):

@@ -341,5 +341,5 @@ def test_a_model_without_weights_is_refused_with_the_remedy():
         fit(model, [PruneAtInit("magnitude", 0.5)])
         assert zeros(model) == 12
         return
-    with pytest.raises(ValueError, match=r"build it first.*`model.build\(input_shape\)`"):
+    with pytest.raises(ValueError, match=r"build it first, by calling it on a batch"):
         fit(model, [PruneAtInit("magnitude", 0.5)])

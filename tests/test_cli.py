@@ -49,8 +49,9 @@ def test_train_prunes_reports_and_exports(run, tmp_path):
     assert re.search(r"^lenet-300-100 \(2,370 parameters\) on digits .*: synflow to sparsity 0.9, 23 steps$", out, re.M)
     assert "classifier/kernel" in out and "90.00%" in out and "zeros of the masks" in out
     assert re.search(r"^test accuracy: last \d+\.\d\d%, best \d+\.\d\d% \(epoch 1\)$", out, re.M)
-    assert f"exported and checked: SavedModel {tmp_path}/out/model " in out
-    assert sorted(os.listdir(tmp_path / "out")) == ["model", "model.keras"]
+    assert f"exported and checked: saved_model {tmp_path}/out/model " in out
+    assert re.search(r"^ saved_model +sparse .* \d+\.\d\d%$", out, re.M)  # the card, with accuracy
+    assert sorted(os.listdir(tmp_path / "out")) == ["model", "model.card.json", "model.card.md", "model.keras"]
     assert (tmp_path / "out" / "model" / "saved_model.pb").is_file()
     assert (tmp_path / "figures" / "left.png").read_bytes().startswith(b"\x89PNG")
     kernels = [w for w in keras.models.load_model(tmp_path / "out" / "model.keras").weights if w.name == "kernel"]
@@ -126,6 +127,24 @@ def test_train_does_not_replace_a_model_unasked(run, tmp_path):
     assert err == f"kprune: error: {tmp_path}/model.keras exists; add --overwrite. Received: export_dir='{tmp_path}'\n"
     assert run("train", *TINY, f"--export_dir={tmp_path}", "--overwrite")[0] == 0
     assert (tmp_path / "model.keras").stat().st_size > 0
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_training(run, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        status, out, err = run("train", *TINY, f"--export_dir={folder}")
+        assert (status, out) == (1, "") and err.endswith(f"Received: export_dir='{folder}'\n")
+
+
+def test_what_was_trained_is_kept_whatever_fails_later(run, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("the disk is gone.")
+
+    monkeypatch.setattr("kprune.cli.commands.train.export", fail)
+    status, _, err = run("train", *TINY, f"--export_dir={tmp_path}")
+    [file] = tmp_path.glob("trained-*.keras")
+    assert status == 1 and "the disk is gone. The network was trained, and is kept" in err and str(file) in err
+    assert kprune.summary(kprune.report.saved.load(file)).zeros == 2088
 
 
 def test_train_on_a_folder_of_images(run, tmp_path):

@@ -13,7 +13,7 @@ FLOORS = (
     ("channels", "data"),
     ("criteria", "patterns", "schedules", "scopes", "selection"),
     ("config",),
-    ("pruning",),
+    ("growth", "pruning"),
     ("deploy", "report"),
     ("lottery",),
     ("callbacks",),

@@ -144,11 +144,13 @@ def products_are_in_full():
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_products_are_in_full_precision_while_a_model_is_scored_and_only_then(criterion):
-    seen = []
+    seen, breaks = [], []
 
     class Watching(layers.Layer):
         def call(self, x):
             seen.append(products_are_in_full())
+            if breaks and seen[-1]:
+                raise RuntimeError("broken")
             return x
 
     model = keras.Sequential([keras.Input((8,)), layers.Dense(6), Watching(), layers.Dense(3)])
@@ -157,8 +159,9 @@ def test_products_are_in_full_precision_while_a_model_is_scored_and_only_then(cr
     assert not products_are_in_full() and not any(seen)
     CRITERIA[criterion](context)
     assert seen[-1] and not products_are_in_full()
-    with pytest.raises(ValueError, match="incompatible"):
-        CRITERIA[criterion](context_of(model, (np.ones((4, 7)), np.ones((4, 3)))))
+    breaks.append(True)
+    with pytest.raises(RuntimeError, match="broken"):
+        CRITERIA[criterion](context_of(model, data()))
     assert not products_are_in_full()
 
 
@@ -384,16 +387,94 @@ def test_what_is_missing_is_said_before_anything_changes():
     with pytest.raises(ValueError, match=r"pass trackers=tracker, a InitialWeights .*Received: trackers=None$"):
         kprune.prune(model, "large_init", 0.5)
     for wrong, received in [
-        ((np.ones(3),), "length=1"),
+        ((np.ones(3),) * 4, "length=4"),
         ([], "batches=0"),
         (3, "data=int"),
-        ([(np.ones((2, 8)),)], "y=None"),
     ]:
         with pytest.raises(ValueError, match=f"Received: {received}$"):
             kprune.prune(model, "snip", 0.5, data=wrong)
     with pytest.raises(ValueError, match=r"Received: batches=0$"):
         kprune.prune(model, "snip", 0.5, data=data(), batches=0)
     assert_unchanged(model, before)
+    model.compile("sgd", "mse")
+    before = snapshot(model)
+    for inputs_alone in (np.ones((2, 8)), (np.ones((2, 8)),), [(np.ones((2, 8)),)]):
+        with pytest.raises(ValueError, match=r"compiled with needs targets.*Received: y=None$"):
+            kprune.prune(model, "snip", 0.5, data=inputs_alone)
+    assert_unchanged(model, before)
+
+
+def test_all_of_data_without_end_is_refused(monkeypatch):
+    """Nothing may run forever and fill the memory: data that say that they repeat, and those that never end."""
+    batch = (np.ones((4, 8)), np.ones((4, 2)))
+
+    class Endless(keras.utils.PyDataset):
+        num_batches = None
+
+        def __getitem__(self, index):
+            return batch
+
+    monkeypatch.setattr("kprune.data.batches.MOST_BATCHES", 5)
+    endless = [Endless(), itertools.repeat(batch)]
+    if keras.backend.backend() == "tensorflow":
+        endless.append(importlib.import_module("tensorflow").data.Dataset.from_tensors(batch).repeat())
+    for source in endless:
+        with pytest.raises(ValueError, match=r"how many.*Received: batches=None$"):
+            take_batches(source, None)
+        assert len(take_batches(source, 3)) == 3
+    assert len(take_batches([batch] * 7, None)) == 7, "a list says how long it is"
+    assert len(take_batches(itertools.repeat(batch, 5), None)) == 5
+    monkeypatch.setattr("kprune.data.batches.MOST_BYTES", 2 * sum(part.nbytes for part in batch))
+    assert len(take_batches(itertools.repeat(batch, 2), None)) == 2
+    with pytest.raises(ValueError, match=r"did not end within.*Received: batches=None$"):
+        take_batches(itertools.repeat(batch, 3), None)
+
+
+class Reconstruction(keras.Model):
+    """An autoencoder whose loss needs no targets; written before `compute_loss` had `training`."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        return super().compute_loss(x, x, y_pred, sample_weight) if self.loss else ops.mean(ops.square(y_pred - x))
+
+
+class Penalty(layers.Layer):
+    """Adds the mean of its squared inputs to the loss."""
+
+    def call(self, x):
+        self.add_loss(ops.mean(ops.square(x)))
+        return x
+
+
+@pytest.mark.parametrize("criterion", ["snip", "grasp", "taylor", "fisher", "force"])
+@pytest.mark.parametrize("loss", [None, "mse"])
+def test_a_loss_of_the_models_own_needs_no_targets(criterion, loss):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,))
+    outputs = layers.Dense(3)(layers.Dense(4, "relu")(inputs))
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
+    own, given = Reconstruction(inputs, outputs), keras.Model(inputs, outputs)
+    own.compile("sgd", loss)
+    given.compile("sgd", "mse")
+    kprune.mask(given)
+    expected = PruningConfig(criterion).masks(given, 0.5, data=(x, x))
+    for given_as in (x, (x,), [(x,)], [(x, None)]):
+        found = PruningConfig(criterion).masks(own, 0.5, data=given_as)
+        for path, mask in expected.items():
+            np.testing.assert_array_equal(found[path], mask)
+
+
+def test_a_loss_that_layers_add_is_the_loss():
+    """dL/dw of mean((x w)^2) at x = (3, 1), w = (1, 2): 2 * 5 * x = (30, 10), so |w dL/dw| = (30, 20) / 50."""
+    dense = layers.Dense(1, use_bias=False)
+    model = keras.Sequential([keras.Input((2,)), dense, Penalty()])
+    dense.set_weights([np.array([[1.0], [2.0]])])
+    model.compile("sgd")
+    context = context_of(model, np.array([[3.0, 1.0]], "float32"))
+    np.testing.assert_allclose(*map(list, (snip(context)[context.weights[0].path].ravel(), (0.6, 0.4))), rtol=1e-6)
+    bare = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    bare.compile("sgd")
+    with pytest.raises(ValueError, match=r"`compute_loss` or `add_loss`.*not compiled with a loss$"):
+        kprune.prune(bare, "snip", 0.5, data=np.ones((2, 2)))
 
 
 def test_balanced_sample():

@@ -248,6 +248,28 @@ def test_weights_beyond_float64_are_refused_by_name():
         kprune.prune(model, "synflow", 0.5)
 
 
+@pytest.mark.parametrize(("scale", "depth"), [(1e-30, 10), (1e-37, 12)])
+def test_a_gain_below_float64_is_not_blamed_on_a_missing_path(scale, depth):
+    """R = 8 (8 * scale)^k of k layers: at 1e-290 the scores begin to lose their digits, then all are zero."""
+    initializer = keras.initializers.Constant(scale)
+    hidden = [layers.Dense(8, "relu", kernel_initializer=initializer) for _ in range(depth)]
+    model = keras.Sequential([keras.Input((8,)), *hidden])
+    with pytest.raises(ValueError, match=r"scores of .*dense.*/kernel vanish: the network's gain falls below float64"):
+        kprune.prune(model, "synflow", 0.5, rounds=2)
+
+
+@pytest.mark.private_api
+def test_products_with_positive_constants_scale_the_scores():
+    keras.utils.set_random_seed(0)
+    inputs, dense = keras.Input((4,)), layers.Dense(3, use_bias=False)
+    for scaled, gain in ((lambda x: x * 0.5, 0.5), (lambda x: 0.5 * x, 0.5), (lambda x: x / 4, 0.25)):
+        (score,) = scores_of(keras.Model(inputs, scaled(dense(inputs)))).values()
+        np.testing.assert_allclose(score, gain * np.abs(dense.kernel.numpy()), rtol=1e-6)
+    for wrong in (lambda x: x * -0.5, lambda x: 4 / x, lambda x: x * x):
+        with pytest.raises(ValueError, match=r"Received: operation=(Multiply|TrueDivide|Divide), named "):
+            scores_of(keras.Model(inputs, wrong(layers.Dense(3)(inputs))))
+
+
 def test_an_open_input_shape_is_refused():
     inputs = keras.Input((None, 3))
     model = keras.Model(inputs, layers.Conv1D(4, 3)(inputs))

@@ -11,7 +11,7 @@ A new criterion is one function of a `Context`, registered under a name, plus on
 from .base import CRITERIA, Context, Scores
 from .engines.linearize import assume_homogeneous
 from .initial import init_final_sign, large_init, magnitude_increase
-from .loss import fisher, force, grasp, iterative_snip, snip, taylor
+from .loss import fisher, force, gradient, grasp, iterative_snip, snip, taylor
 from .magnitude import lamp, large_final, magnitude
 from .movement import Movement, movement
 from .random import random
@@ -32,6 +32,7 @@ __all__ = [
     "fisher",
     "force",
     "get",
+    "gradient",
     "grasp",
     "init_final_sign",
     "iterative_snip",

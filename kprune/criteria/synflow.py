@@ -19,7 +19,7 @@ from ..runtime.inputs import call_with, input_like
 from .base import CRITERIA, Context, Scores
 from .engines import synflow_loop
 from .engines.linearize import linearized
-from .engines.synflow_loop import float64_on
+from .engines.synflow_loop import SMALLEST, float64_on
 
 # Takes bool masks in the order of the weights; returns R and one array of scores per weight.
 Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
@@ -59,7 +59,8 @@ def synflow(context: Context, inputs: str = "ones") -> Scores:
 
     Raises:
         ValueError: a layer cannot be linearized (named), an input's shape is not fixed, a score is infinite or NaN,
-            or before any pruning all scores of a weight are zero (a zero-initialized gamma on its path, for example).
+            the gain falls below float64, or before any pruning all scores of a weight are zero (a zero-initialized
+            gamma on its path, for example).
 
     >>> import keras, kprune, numpy as np
     >>> first, second = keras.layers.Dense(2, use_bias=False), keras.layers.Dense(1, use_bias=False)
@@ -99,14 +100,20 @@ def synflow_l2(context: Context, inputs: str = "ones") -> Scores:
 def _flow(context: Context, power: int, inputs: str) -> Scores:
     if inputs not in ("ones", "mean") or (inputs == "mean" and not context.data):
         raise ValueError(f"`inputs` must be 'ones', or 'mean' with `data`. Received: inputs={inputs!r}")
+    context.once("synflow's warning", lambda: _warn_of_biases(context.model))
     scorer = context.once(f"synflow {power} {inputs}", lambda: _make_scorer(context, power, inputs))
     total, scores = scorer([context.masks[weight.path] for weight in context.weights])
     untouched = all(mask.all() for mask in context.masks.values())
-    for weight, score in zip(context.weights, scores, strict=True):
+    for i, (weight, score) in enumerate(zip(context.weights, scores, strict=True)):
         if not (np.isfinite(total) or np.isfinite(score).all()):
             raise ValueError(
                 f"SynFlow's scores of {weight.path} are infinite or NaN: the network's gain leaves float64. Scale its "
                 f"weights down, or use another criterion. Received: R={total}"
+            )
+        if 0 < total < SMALLEST or (untouched and not score.any() and _vanishes(context, power, inputs, i)):
+            raise ValueError(
+                f"SynFlow's scores of {weight.path} vanish: the network's gain falls below float64. Scale its weights "
+                f"up, or use another criterion. Received: R={total}"
             )
         if untouched and not score.any():
             raise ValueError(
@@ -117,8 +124,19 @@ def _flow(context: Context, power: int, inputs: str) -> Scores:
     return dict(zip((weight.path for weight in context.weights), scores, strict=True))
 
 
-def _make_scorer(context: Context, power: int = 1, inputs: str = "ones") -> Scorer:
-    _warn_of_biases(context.model)
+def _vanishes(context: Context, power: int, inputs: str, i: int) -> bool:
+    """Whether the scores of the i-th weight are zero only because float64 ends at 1e-308, not for want of a path.
+
+    A root of every parameter brings the gain closer to 1, and leaves zero what is zero.
+    """
+    for root in (2, 4, 8, 16, 64):
+        total, scores = _make_scorer(context, power / root, inputs)([np.ones(w.shape, bool) for w in context.weights])
+        if np.isfinite(total) and scores[i].any():
+            return True
+    return False
+
+
+def _make_scorer(context: Context, power: float = 1, inputs: str = "ones") -> Scorer:
     given = _inputs(context, inputs)
     if is_tf_keras(context.model):
         from .engines.synflow_tf_keras import float64_scorer
@@ -136,7 +154,7 @@ def _make_scorer(context: Context, power: int = 1, inputs: str = "ones") -> Scor
         return make(flow)
 
 
-def _make_flow(context: Context, power: int, given: dict[str, Any]) -> _Flow:
+def _make_flow(context: Context, power: float, given: dict[str, Any]) -> _Flow:
     absolute = [np.abs(weight.value().astype(np.float64)) ** power for weight in context.weights]
     constants = _constants(context.model, context.weights, power)
     return _Flow(context.model, context.weights, absolute, constants, given)
@@ -153,7 +171,7 @@ def _inputs(context: Context, inputs: str) -> dict[str, Any]:
     return {"": keras.tree.map_structure(mean, *(x for x, _, _ in context.data))}
 
 
-def _constants(model: Any, weights: list[MaskedWeight], power: int) -> list[tuple[Any, np.ndarray]]:
+def _constants(model: Any, weights: list[MaskedWeight], power: float) -> list[tuple[Any, np.ndarray]]:
     """Every variable of the model that is not scored, with its value: |v| ** power of floats, True for all masks."""
     scored = {id(weight.variable) for weight in weights}
     masks = {id(m) for layer in all_layers(model) if is_masked(layer) for m in layer.mask_store.masks}

@@ -13,6 +13,8 @@ import numpy as np
 Batch = tuple[Any, Any, Any]
 
 BATCH_SIZE = 256
+# What `batches=None` takes at most of data that do not say how many batches they hold, and may never end.
+MOST_BATCHES, MOST_BYTES = 10_000, 2**32
 
 
 def check_batches(batches: int | None) -> None:
@@ -25,37 +27,39 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
     """The first batches of any kind of data, as NumPy arrays.
 
     Args:
-        data: a tuple of arrays `(x, y)` or `(x, y, sample_weight)`, cut into batches of 256 in their order; or
-            anything that yields such batches itself: a `tf.data.Dataset`, a generator, a list of tuples, a
-            `keras.utils.PyDataset`. `x` and `y` may be lists or dicts of arrays.
+        data: a tuple of arrays `(x,)`, `(x, y)` or `(x, y, sample_weight)`, cut into batches of 256 in their order;
+            an array or a dict of arrays, which is x alone; or anything that yields such batches itself: a
+            `tf.data.Dataset`, a generator, a list of tuples, a `keras.utils.PyDataset`. `x` and `y` may be lists or
+            dicts of arrays.
         batches: how many to take, fewer if there are fewer; None for all.
 
     Returns:
-        A list of (x, y, sample_weight or None).
+        A list of (x, y or None, sample_weight or None).
 
     Raises:
-        ValueError: `batches` is not an integer >= 1, the data hold no batch, or a batch has no targets.
+        ValueError: `batches` is not an integer >= 1, the data hold no batch, or all batches are asked for of data
+            without end: those that say so, or that do not end within 10,000 batches and 4 GiB.
 
     >>> x, y = np.zeros((300, 8)), np.zeros(300)
     >>> [len(batch[0]) for batch in take_batches((x, y), batches=None)]
     [256, 44]
     """
     check_batches(batches)
+    if isinstance(data, np.ndarray | dict):
+        data = (data,)
     if isinstance(data, tuple):
         source = _slices(data)
-    elif isinstance(data, np.ndarray | dict) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+    elif not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise ValueError(
             "`data` must be a tuple (x, y), or yield such tuples: a tf.data.Dataset, a generator, a list of batches. "
             f"Received: data={type(data).__name__}"
         )
     else:
-        source = iter(data)
+        source = _finite(data) if batches is None else iter(data)
     taken = []
     for batch in islice(source, batches):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
-        if y is None:
-            raise ValueError("The criterion needs targets: each batch must be a tuple (x, y). Received: y=None")
-        taken.append((keras.tree.map_structure(np.asarray, x), keras.tree.map_structure(np.asarray, y), _array(weight)))
+        taken.append((_arrays(x), _arrays(y), _arrays(weight)))
     if not taken or not len(keras.tree.flatten(taken[0][0])[0]):
         raise ValueError("`data` must hold at least one example. Received: batches=0")
     return taken
@@ -102,16 +106,41 @@ def examples(batch: Batch) -> Iterator[Batch]:
         )
 
 
+def _finite(data: Any) -> Iterator[Any]:
+    """All batches of data that yield batches; ValueError if they have no end."""
+    endless = "`data` repeats without end, so `batches` must say how many to take. Received: batches=None"
+    if hasattr(data, "cardinality") and int(data.cardinality()) == -1:  # of a tf.data.Dataset: infinite
+        raise ValueError(endless)
+    if isinstance(data, keras.utils.PyDataset) and data.num_batches is None:
+        raise ValueError(endless)
+    size = 0
+    known = hasattr(data, "__len__")
+    for n, batch in enumerate(data):
+        size += 0 if known else sum(getattr(part, "nbytes", 0) or np.asarray(part).nbytes for part in _leaves(batch))
+        if not known and (n >= MOST_BATCHES or size > MOST_BYTES):
+            raise ValueError(
+                f"`data` did not end within {MOST_BATCHES} batches and {MOST_BYTES / 2**30:.3g} GiB; if it ends "
+                "at all, say how many batches to take. Received: batches=None"
+            )
+        yield batch
+
+
 def _slices(data: tuple[Any, ...]) -> Iterator[Batch]:
-    if len(data) not in (2, 3):
+    if len(data) not in (1, 2, 3):
         raise ValueError(f"A tuple of data must be (x, y) or (x, y, sample_weight). Received: length={len(data)}")
-    arrays = keras.tree.map_structure(np.asarray, tuple(data))
-    lengths = {len(array) for array in keras.tree.flatten(arrays)}
+    arrays = keras.tree.map_structure(np.asarray, tuple(data), none_is_leaf=False)
+    lengths = {len(array) for array in _leaves(arrays)}
     if len(lengths) != 1:
         raise ValueError(f"`x` and `y` must have the same number of examples. Received: lengths={sorted(lengths)}")
     for start in range(0, lengths.pop(), BATCH_SIZE):
-        yield keras.tree.map_structure(lambda array, start=start: array[start : start + BATCH_SIZE], arrays)
+        yield keras.tree.map_structure(
+            lambda array, start=start: array[start : start + BATCH_SIZE], arrays, none_is_leaf=False
+        )
 
 
-def _array(weight: Any) -> Any:
-    return None if weight is None else keras.tree.map_structure(np.asarray, weight)
+def _leaves(structure: Any) -> list[Any]:
+    return [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
+
+
+def _arrays(structure: Any) -> Any:
+    return keras.tree.map_structure(np.asarray, structure, none_is_leaf=False)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, is_tf_keras, masked_weights, unique_paths
+from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, check_leaks, is_tf_keras, masked_weights, unique_paths
+from ..masks.built import check_built
 from ..masks.layout import layout_in
 from ..runtime.distribution import to_numpy
-from ..util.tables import new_table, table_lines
+from ..util.tables import Printed, new_table, table_lines
 from .flops import kernel_uses, owned_weights
 
 
@@ -62,7 +63,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Printed):
     """What `kprune.summary` found. The totals are over the rows; `print(summary)` shows a table.
 
     Attributes:
@@ -167,6 +168,7 @@ def summary(model: Any) -> Summary:
 
     Raises:
         ValueError: not a model of either Keras, or one that is not built.
+        RuntimeError: training has given pruned entries values.
 
     >>> import keras, kprune
     >>> conv = keras.layers.Conv2D(4, 3, padding="same", name="conv")
@@ -179,11 +181,8 @@ def summary(model: Any) -> Summary:
     (1800, 450)
     """
     masked = masked_weights(model)
-    if not getattr(model, "built", False):
-        raise ValueError(
-            "The model has no weights yet: build it first, by calling it on data or with `model.build(input_shape)`. "
-            f"Received: model={model.name!r}, which is not built"
-        )
+    check_built(model)
+    check_leaks(model, masked)
     uses, note = kernel_uses(model)
     owned: dict[int, tuple[Any, Any]] = {}
     for layer, v in owned_weights(model):
@@ -237,7 +236,12 @@ def _naming(model: Any) -> _Naming:
         return _Naming(lambda layer, w: wrappers._name(w), wrappers._path, lambda layer, w: len(w.shape) > 1)
     from ..masks import keras3
 
-    return _Naming(keras3.weight_name, lambda v: str(v.path), lambda layer, v: not keras3.unfit(layer, v))
+    return _Naming(keras3.weight_name, lambda v: str(v.path), _whole)
+
+
+def _whole(layer: Any, v: Any) -> bool:
+    """Whether a variable of Keras 3 holds a kernel's values one by one, floats or int8; int4 packs two into one."""
+    return len(v.shape) > 1 and layer.quantization_mode in (None, "int8", "float8")
 
 
 def _row(path: str, layer: Any, variable: Any, kept: np.ndarray, uses: int | None) -> Row:

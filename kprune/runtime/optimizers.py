@@ -67,6 +67,16 @@ def reset_slots(optimizer: Any, variable: Any, where: np.ndarray) -> None:
             slot.assign(np.where(where, np.asarray(initial, value.dtype), value))
 
 
+def trains(optimizer: Any, variables: list[Any]) -> bool:
+    """Whether the optimizer keeps slots of one of these variables."""
+    if hasattr(optimizer, "get_slot_names"):
+        return any(True for v in variables for _ in _slots(optimizer, v))
+    if hasattr(optimizer, "_index_dict"):  # tf_keras
+        return any(optimizer._var_key(v) in optimizer._index_dict for v in variables)
+    held = {id(v) for v in getattr(optimizer, "_trainable_variables", [])}
+    return any(id(v) in held for v in variables)
+
+
 def _slots(optimizer: Any, variable: Any) -> Iterator[tuple[Any, float]]:
     """(slot, its initial value) of one weight.
 

@@ -127,3 +127,29 @@ def test_two_outputs_with_weights_of_their_losses():
 def test_what_is_missing_is_said():
     with pytest.raises(ValueError, match=r"not compiled with a loss$"):
         kprune.prune(kprune.mask(mlp()).model, "snip", 0.5, data=data())
+
+
+def test_a_loss_of_the_models_own_needs_no_targets():
+    """dL/dw of mean((x w)^2) at x = (3, 1), w = (1, 2): 2 * 5 * x = (30, 10), so |w dL/dw| = (30, 20) / 50."""
+
+    class Penalty(tf_keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(tf.reduce_mean(tf.square(x)))
+            return x
+
+    class Own(tf_keras.Model):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+            return tf.reduce_mean(tf.square(y_pred))
+
+    x = np.array([[3.0, 1.0]], "float32")
+    for cls, last in ((tf_keras.Model, Penalty()), (Own, tf_keras.layers.Activation("linear"))):
+        inputs, dense = tf_keras.Input((2,)), tf_keras.layers.Dense(1, use_bias=False)
+        model = kprune.mask(cls(inputs, last(dense(inputs)))).model
+        kprune.masked_weights(model)[0].variable.assign([[1.0], [2.0]])
+        model.compile("sgd")
+        (scores,) = scores_of(model, "snip", (x,))
+        np.testing.assert_allclose(scores.ravel(), [0.6, 0.4], rtol=1e-6)
+    bare = kprune.mask(mlp()).model
+    bare.compile("sgd")
+    with pytest.raises(ValueError, match=r"not compiled with a loss$"):
+        kprune.prune(bare, "snip", 0.5, data=data())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from ...masks import is_tf_keras
 from ...masks.masked_layers import all_layers, is_masked
 from ...runtime.distribution import device_layout, to_numpy, undistributed
 from ..base import Context, Derivative
-from .precision import computing_in
+from .precision import computing_in, patched_attributes
 
 
 class Gradients:
@@ -43,12 +44,12 @@ class Gradients:
         model = context.model
         if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
             raise ValueError(f"`temperature` must be a positive number. Received: temperature={temperature!r}")
-        _check_compiled(model)
+        _check_compiled(model, context.data[0])
         heat = _heat(model, temperature)
         if is_tf_keras(model):
             from .gradients_tf_keras import derivatives
 
-            self._gradient, self._curvature = derivatives(context, training, heat)
+            self._gradient, self._curvature = derivatives(context, training, heat, _no_loss)
             return
         loss = _own_loss(model, context.data[0])
         make = {"tensorflow": _tensorflow_derivatives, "jax": _jax_derivatives}.get(keras.backend.backend())
@@ -73,13 +74,24 @@ def gradients_of(context: Context, training: bool = False, temperature: float = 
     return context.once(f"gradients {training} {temperature}", lambda: Gradients(context, training, temperature))
 
 
-def _check_compiled(model: Any) -> None:
+def _check_compiled(model: Any, batch: Batch) -> None:
+    if getattr(model, "optimizer", None) is None:
+        raise _no_loss(model)
     own = type(model).compute_loss is not (keras.Model.compute_loss if not is_tf_keras(model) else _tf_keras_loss())
-    if getattr(model, "optimizer", None) is None or (getattr(model, "loss", None) is None and not own):
+    if batch[1] is None and getattr(model, "loss", None) and not own:
         raise ValueError(
-            "The criterion needs the loss: compile the model first, `model.compile(optimizer, loss=...)`. "
-            f"Received: model={model.name!r}, which is not compiled with a loss"
+            "The loss that the model is compiled with needs targets: each batch must be a tuple (x, y). "
+            "Received: y=None"
         )
+
+
+def _no_loss(model: Any) -> ValueError:
+    """The error of a model that has no loss for criteria to ask."""
+    return ValueError(
+        "The criterion needs the loss: compile the model first, `model.compile(optimizer, loss=...)`, or give it one "
+        "of its own by `compute_loss` or `add_loss`; what is inside a `train_step` cannot be asked for. "
+        f"Received: model={model.name!r}, which is not compiled with a loss"
+    )
 
 
 def _tf_keras_loss() -> Any:
@@ -95,12 +107,18 @@ def _own_loss(model: Any, batch: Batch) -> Any:
     tests/test_gradients.py).
     """
     loss = model._compile_loss
-    if loss is None:
-        return None
-    with keras.StatelessScope(), undistributed():
-        y_pred = model(keras.tree.map_structure(lambda part: ops.convert_to_tensor(part[:1]), batch[0]))
-    own = type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
-    own(keras.tree.map_structure(lambda part: part[:1], batch[1]), y_pred)
+    own = None if loss is None else type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
+    one = keras.tree.map_structure(lambda part: ops.convert_to_tensor(part[:1]), batch, none_is_leaf=False)
+    with keras.StatelessScope(collect_losses=True) as scope, undistributed():
+        y_pred = model(one[0])
+        if own is None and type(model).compute_loss is keras.Model.compute_loss and not scope.losses:
+            raise _no_loss(model)
+        if own is not None and one[1] is None:  # what it will be called with is known to `compute_loss` alone
+            with patched_attributes() as patch:
+                patch(model, "_compile_loss", own)
+                _compute_loss(model, one, y_pred, training=False)
+    if own is not None and one[1] is not None:
+        own(one[1], y_pred)
     return own
 
 
@@ -113,12 +131,19 @@ def _scoring(model: Any, loss: Any, dtype: str) -> Iterator[None]:
 
 def _loss(model: Any, updates: list[tuple[Any, Any]], batch: Any, training: bool, heat: Callable[[Any], Any]) -> Any:
     """The loss of a Keras 3 model with these (variable, value) in place of its own; all else it updates is dropped."""
-    x, y, sample_weight = batch
-    scope = keras.StatelessScope()
+    scope = keras.StatelessScope(collect_losses=True)  # those of `add_loss` and activity regularizers
     for variable, value in updates:
         scope.add_update((variable, value))
     with scope:
-        return model.compute_loss(x, y, heat(model(x, training=training)), sample_weight, training=training)
+        return _compute_loss(model, batch, heat(model(batch[0], training=training)), training)
+
+
+def _compute_loss(model: Any, batch: Any, y_pred: Any, training: bool) -> Any:
+    x, y, sample_weight = batch
+    # As in `fit`, which serves overrides written before there was `training`, too.
+    takes = inspect.signature(model.compute_loss).parameters
+    options = {"training": training} if "training" in takes or "kwargs" in takes else {}
+    return model.compute_loss(x, y, y_pred, sample_weight, **options)
 
 
 def _mask_variables(model: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from ...data.batches import Batch
 from ..base import Context, Derivative
@@ -16,11 +17,13 @@ from .precision_tensorflow import without_tf32
 from .twins_tf_keras import Twins
 
 
-def derivatives(context: Context, training: bool, heat: Callable[[Any], Any]) -> tuple[Derivative, Derivative]:
-    """The gradient and the Hessian product of `Gradients`."""
+def derivatives(
+    context: Context, training: bool, heat: Callable[[Any], Any], no_loss: Callable[[Any], Exception]
+) -> tuple[Derivative, Derivative]:
+    """The gradient and the Hessian product of `Gradients`; where the model has no loss, raises `no_loss(model)`."""
     model, twins = context.model, Twins(context.model, context.dtype())
     variables = [twins.of(weight.variable) for weight in context.weights]
-    loss = _own_loss(model)
+    loss, plain = _own_loss(model), type(model).compute_loss is tf_keras.Model.compute_loss
     twins.patches.append((model, "compiled_loss", loss))
 
     def gradient(batch: Any) -> list[Any]:
@@ -44,7 +47,10 @@ def derivatives(context: Context, training: bool, heat: Callable[[Any], Any]) ->
             with twins.in_place(), twice_differentiable_moments(), without_tf32():
                 if not loss._built:  # makes its trackers, which a traced function cannot
                     x, y, sample_weight = tensors[1]
-                    model.compute_loss(x, y, model(x, training=False), sample_weight)
+                    y_pred = model(x, training=False)
+                    if not model.loss and plain and not model.losses:
+                        raise no_loss(model)
+                    model.compute_loss(x, y, y_pred, sample_weight)
                 twins.reset()
                 for v, value in zip(variables, values, strict=True):
                     v.assign(value)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from ...masks.masked_layers import all_layers, sublayers
@@ -23,6 +24,7 @@ HOMOGENEOUS = {
     *("Dense", "EinsumDense", "InputLayer", "Flatten", "Reshape", "Permute", "RepeatVector", "Identity", "Masking"),
     "Activation",
     *("BatchNormalization", "PReLU", "LeakyReLU", "Add", "Average", "Concatenate", "Maximum", "Minimum"),
+    "CustomScaleLayer",  # of keras.applications' InceptionResNetV2: a sum whose second part is scaled
     *("Dropout", "GaussianDropout", "AlphaDropout", "GaussianNoise", "SpatialDropout1D", "SpatialDropout2D"),
     *("SpatialDropout3D", "TimeDistributed", "ActivityRegularization", "SyncBatchNormalization"),
     *(f"{name}{n}D" for n in (1, 2, 3) for name in ("Conv", "SeparableConv", "DepthwiseConv", "ZeroPadding")),
@@ -44,6 +46,8 @@ OPERATIONS = {
     *("Add", "Concatenate", "Reshape", "Transpose", "Squeeze", "ExpandDims", "Pad", "Mean", "Sum", "Relu", "LeakyRelu"),
     *("GetItem", "Stack", "MaxPool", "AveragePool", "Maximum", "Max", "Average", "Flip", "Moveaxis", "Flatten"),
 }
+# Those that scale what flows, where all but one of their factors are positive constants.
+SCALINGS = {"Multiply", "Divide", "TrueDivide"}
 _ACTIVATIONS = {"linear": "linear", "relu": "relu", "leaky_relu": "leaky_relu", "relu6": "relu"}
 
 
@@ -130,15 +134,32 @@ def linearized(model: Any, products: bool = False) -> Iterator[None]:
         patches += convolutions_as_products(layers)
     for layer in layers:
         for operation in getattr(layer, "operations", []):
-            if not isinstance(operation, keras.layers.Layer) and type(operation).__name__ not in OPERATIONS:
+            if not isinstance(operation, keras.layers.Layer) and not _sees_through(operation):
                 raise ValueError(
                     "SynFlow cannot see through this operation of the graph; make it a layer that it knows. "
-                    f"Received: operation={type(operation).__name__}"
+                    f"Received: operation={type(operation).__name__}, named {operation.name!r} in {layer.name!r}"
                 )
     with computing_in(model, "float64") as patch:
         for change in patches:
             patch(*change)
         yield
+
+
+def _sees_through(operation: Any) -> bool:
+    if type(operation).__name__ in OPERATIONS:
+        return True
+    if type(operation).__name__ not in SCALINGS:
+        return False
+    # The arguments of a graph's operations have no public name (checked with Keras 3.13.2 and 3.15.1; MobileNetV3's
+    # hard-swish in tests/test_synflow.py).
+    for node in operation._inbound_nodes:
+        factors = list(node.arguments.args) + list(node.arguments.kwargs.values())
+        constants = [factor for factor in factors if not isinstance(factor, keras.KerasTensor)]
+        first_is_tensor = isinstance(factors[0], keras.KerasTensor)
+        positive = all(np.all(ops.convert_to_numpy(factor) > 0) for factor in constants)
+        if len(constants) != 1 or not positive or not (first_is_tensor or type(operation).__name__ == "Multiply"):
+            return False
+    return True
 
 
 def geometric_mean(factors: list[Any], where: Callable[..., Any]) -> Any:

@@ -17,6 +17,8 @@ from ..base import Context
 from .linearize import linearized
 
 CHUNK = 10
+# Of R: below it, the scores that it is the sum of come close to where float64 loses its digits, 2e-308.
+SMALLEST = 1e-290
 
 
 def accelerator(context: Context) -> Any:
@@ -33,7 +35,7 @@ def accelerator(context: Context) -> Any:
 def run_rounds(
     flow: Any, context: Context, n_keep: list[int], device: Any, advance: Callable[[int], Any]
 ) -> Masks | None:
-    """The masks after all rounds, or None where a score or the output is not finite or a weight's scores are all zero.
+    """The masks after all rounds; None where the host has to say what is wrong: numbers beyond float64, or all zero.
 
     Args:
         flow: the `_Flow` of the model.
@@ -52,6 +54,7 @@ def run_rounds(
         scores = [abs(g * k) for g, k in zip(gradients, kept, strict=True)]
         highest = jnp.stack([score.max() for score in scores])  # NaN if a score is
         sound &= jnp.isfinite(total) & jnp.isfinite(highest).all() & (~untouched | (highest > 0)).all()
+        sound &= (total == 0) | (total >= SMALLEST)
         left = sum(jnp.sum(m, dtype=jnp.int32) for m in masks)
         masks = keep_highest_jax(scores, masks, jnp.minimum(counts[r], left))
         return masks, sound, jnp.zeros((), bool), counts, kernels, constants

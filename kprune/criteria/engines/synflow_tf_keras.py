@@ -16,7 +16,7 @@ from .twins_tf_keras import Twins
 
 
 def float64_scorer(
-    model: Any, weights: list[MaskedWeight], power: int, given: dict[str, Any]
+    model: Any, weights: list[MaskedWeight], power: float, given: dict[str, Any]
 ) -> Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]:
     """Takes bool masks in the order of `weights`; returns R and one float64 array of scores per weight."""
     with tf.device("CPU:0"):
