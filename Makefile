@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo quick test test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
-	strategies bench clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow test-jax test-jax-distribution test-tf-keras \
+	strategies bench bench-shrink clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow test-jax test-jax-distribution test-tf-keras \
 	test-tf-distribute install-demo install-test install-gpu install-tpu install-docs
 
 PYTHON ?= python3
@@ -29,6 +29,7 @@ help:
 	@echo "make test-like-gpu   the same on a CPU whose float32 is rounded as a GPU rounds it"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
 	@echo "make bench  time an update and SynFlow beside np.partition and PyTorch"
+	@echo "make bench-shrink   prune the channels of three networks, shrink them, print the table of docs/shrink.md"
 	@echo "make docs   build the documentation into out/site; any warning is an error"
 	@echo "make dist   build sdist and wheel into dist/, install each in a fresh environment and train with it"
 	@echo "make clean  remove what these leave behind"
@@ -36,6 +37,9 @@ help:
 
 demo: install-demo
 	$(BIN)/python examples/demo.py
+
+bench-shrink: install-demo
+	$(BIN)/python benchmarks/shrink.py
 
 bench: install-demo
 	$(BIN)/python benchmarks/update.py

@@ -68,7 +68,11 @@ def step(draw, x):
     if kind == "concatenate":
         return layers.Concatenate()([x, same_shape(draw, x)])
     if kind == "nested":
-        inner = [keras.Input(x.shape[1:]), layers.Conv2D(3, 1, activation="relu"), layers.BatchNormalization()]
+        inner = [
+            keras.Input(x.shape[1:], dtype="float64"),
+            layers.Conv2D(3, 1, activation="relu"),
+            layers.BatchNormalization(),
+        ]
         return keras.Sequential(inner)(x)
     return layers.Dropout(0.5)(x)
 
@@ -77,10 +81,13 @@ def network(draw):
     """A float64 network with random values, of whose channels some are masked, unstructured or whole, in and out."""
     keras.backend.clear_session()
     keras.config.set_dtype_policy("float64")
-    inputs = keras.Input((6, 6, 2))
+    inputs = keras.Input((6, 6, 2), dtype="float64")
     x = convolution(draw, inputs)
     for _ in range(draw(st.integers(1, 5))):
         x = step(draw, x)
+    if draw(st.integers(0, 4)) == 0:
+        x = layers.Reshape((x.shape[1] * x.shape[2], x.shape[3]))(x)
+        x = layers.Reshape((x.shape[1], 1, x.shape[2]))(layers.MultiHeadAttention(3, 2)(x, x))
     ends = {"flatten": layers.Flatten, "average": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
     x = ends[draw(st.sampled_from(sorted(ends)))]()(x)
     x = layers.Dense(draw(st.integers(1, 6)), draw(st.sampled_from(ACTIVATIONS)))(x)

@@ -58,6 +58,14 @@ def test_units_of_an_lstm():
     ]
 
 
+def test_heads_of_an_attention():
+    given = keras.Input((5, 6))
+    model = masked(keras.Model(given, layers.MultiHeadAttention(3, 2, name="m")(given, given)))
+    assert [members(group) for group in groups_of(model)] == [
+        {**dict.fromkeys(("query", "key", "value"), (1, (n,))), "attention_output": (0, (n,))} for n in range(3)
+    ]
+
+
 def test_a_group_scores_the_mean_of_all_its_entries():
     model = masked(mlp(units=2, use_bias=False))
     weights = kprune.masked_weights(model)

@@ -127,6 +127,15 @@ def test_units_of_a_recurrent_layer_go_only_where_nothing_reads_them(kind):
     agree(model, small, (5, 3))
 
 
+def test_heads_that_nothing_reads_go():
+    given = keras.Input((5, 6))
+    model = keras.Model(given, layers.MultiHeadAttention(3, 2, name="m")(given, given))
+    values(model, zero={"attention_output/kernel": ([1],)})
+    small = kprune.shrink(model)
+    assert small.get_layer("m").num_heads == 2
+    agree(model, small, (5, 6))
+
+
 @pytest.mark.parametrize(
     "barrier",
     [layers.LayerNormalization, layers.Softmax, lambda: layers.GroupNormalization(2), layers.UnitNormalization],
@@ -140,6 +149,19 @@ def test_a_layer_that_looks_across_channels_keeps_them(barrier):
 def test_a_softmax_inside_a_layer_keeps_its_channels():
     model = functional((4,), layers.Dense(6, "softmax", name="a"), layers.Dense(3, name="b"))
     assert kprune.shrink(values(model, zero={"b/kernel": IN})).get_layer("a").units == 6
+
+
+def test_operations_on_tensors_and_numbers():
+    given = keras.Input((4,))
+    x = layers.Dense(6, name="a")(given)
+    x = x * keras.ops.relu(x + 3.0)
+    model = keras.Model(given, layers.Dense(2, name="b")(x))
+    small = kprune.shrink(values(model, zero={"b/kernel": IN}))
+    assert small.get_layer("a").units == 4
+    agree(model, small, (4,))
+    # 0 + 3 is no dead channel, and the product of both is 0.
+    values(model, zero={"a/kernel": OUT, "a/bias": ([1, 3],)})
+    assert kprune.shrink(model).get_layer("a").units == 4
 
 
 def test_inputs_and_outputs_stay():

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..masks import is_tf_keras
 from ..runtime.distribution import to_numpy
+from .elementwise import is_elementwise
 from .graph import Call, ChannelGraph, Mixer, Tensor
-from .rules import is_elementwise
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,7 @@ _RULES: dict[str, Callable[[Call, list[Constant], Callable[[Any], np.ndarray]], 
     "merge": _merge,
     "concatenate": _concatenate,
     "tile": _tile,
+    "varying": _varying,
     "identity": lambda call, given, read: given[0],
     "constant": lambda call, given, read: Constant(given[0].everywhere()),
     "padding": lambda call, given, read: Constant(given[0].value, border=True),

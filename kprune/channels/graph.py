@@ -15,7 +15,9 @@ import numpy as np
 
 from ..runtime.distribution import to_numpy
 
+Shape = tuple[int | None, ...] | None
 WHOLE = 0  # the atom of what must stay whole
+OTHER_AXIS = "it takes another axis for the channels"
 
 
 @dataclass(eq=False)
@@ -28,7 +30,7 @@ class Tensor:
         atoms: int array, the atom of each channel; None if all of the tensor must stay whole.
     """
 
-    shape: tuple[int | None, ...] | None = None
+    shape: Shape = None
     axis: int = -1
     atoms: np.ndarray | None = None
 

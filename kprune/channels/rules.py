@@ -14,30 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .graph import Call, ChannelGraph, Mixer, Size, Tensor
+from .elementwise import is_elementwise
+from .graph import OTHER_AXIS, Call, ChannelGraph, Mixer, Shape, Size, Tensor
+from .units import attention, recurrent
 
-Shape = tuple[int | None, ...] | None
-OTHER_AXIS = "it takes another axis for the channels"
 Rule = Callable[[ChannelGraph, Any, list[Tensor], Shape], Tensor | str]
-
-# Activations that work on each entry alone, by the names that both Kerases share.
-ELEMENTWISE = frozenset(
-    """
-    linear relu relu6 leaky_relu elu selu celu gelu silu swish sigmoid hard_sigmoid log_sigmoid sparse_sigmoid tanh
-    hard_tanh tanh_shrink sparse_plus softplus softsign soft_shrink hard_shrink exponential mish hard_silu hard_swish
-    squareplus threshold
-    """.split()  # noqa: SIM905
-)
-
-
-def is_elementwise(activation: Any) -> bool:
-    """Whether an activation of Keras works on each entry alone."""
-    home = str(getattr(activation, "__module__", "")).split(".")[0]
-    return activation is None or (home in ("keras", "tf_keras") and _name(activation) in ELEMENTWISE)
-
-
-def _name(activation: Any) -> str:
-    return str(getattr(activation, "__name__", type(activation).__name__))
 
 
 def _channel_axis(layer: Any) -> int:
@@ -148,38 +129,6 @@ def _embedding(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Sha
     graph.slot(layer, table, 1, outgoing, "out")
     graph.sizes.append(Size(layer, "output_dim", outgoing))
     graph.order.append(Call("embedding", layer, [], made))
-    return made
-
-
-def _recurrent(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    if layer.return_state or layer.stateful or len(inputs) != 1:
-        return "its state is used outside of it"
-    cell = layer.cell
-    if not is_elementwise(cell.activation) or not is_elementwise(getattr(cell, "recurrent_activation", None)):
-        return "its activation mixes units"
-    units = int(cell.units)
-    gates = int(cell.kernel.shape[1]) // units
-    incoming = graph.read(inputs[0], -1, int(cell.kernel.shape[0]))
-    if incoming is None:
-        return OTHER_AXIS
-    if shape is None:
-        return "its shape is not known"
-    outgoing = graph.new(units)
-    columns = np.tile(outgoing, gates)
-    made = Tensor(shape, len(shape) - 1, outgoing)
-    for weight, rows in ((cell.kernel, incoming), (cell.recurrent_kernel, outgoing)):
-        graph.slot(layer, weight, 0, rows, "in")
-        graph.slot(layer, weight, 1, columns, "out")
-
-        def weights(read: Callable[[Any], np.ndarray], weight: Any = weight) -> tuple[np.ndarray, np.ndarray]:
-            return read(weight) != 0, read(weight)
-
-        given = inputs[0] if weight is cell.kernel else None
-        graph.order.append(
-            Mixer(layer, given, made, rows, columns, weights, foldable=False, constant=False, border=True)
-        )
-    graph.slot(layer, cell.bias if cell.use_bias else None, -1, columns, "along")
-    graph.sizes.append(Size(layer, "units", outgoing))
     return made
 
 
@@ -303,7 +252,8 @@ RULES: dict[str, Rule] = {
     **{f"DepthwiseConv{n}D": _depthwise for n in (1, 2)},
     **{f"SeparableConv{n}D": _separable for n in (1, 2)},
     "Embedding": _embedding,
-    **dict.fromkeys(("SimpleRNN", "LSTM", "GRU"), _recurrent),
+    **dict.fromkeys(("SimpleRNN", "LSTM", "GRU"), recurrent),
+    "MultiHeadAttention": attention,
     "BatchNormalization": _normalization,
     "Activation": _activation,
     "PReLU": _prelu,
@@ -321,6 +271,7 @@ RULES: dict[str, Rule] = {
     "Concatenate": _concatenate,
     **dict.fromkeys(("Flatten", "Reshape"), _reshape),
 }
+# Of an operation on a tensor and a number: x + 3.
+WITH_A_NUMBER = _same("varying")
 
-
-__all__ = ["ELEMENTWISE", "RULES", "is_elementwise"]
+__all__ = ["RULES", "WITH_A_NUMBER"]

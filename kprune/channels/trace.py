@@ -11,8 +11,8 @@ from typing import Any
 import keras
 
 from ..masks.masked_layers import plain_type
-from .graph import ChannelGraph, Size, Tensor
-from .rules import RULES, Shape
+from .graph import ChannelGraph, Shape, Size, Tensor
+from .rules import RULES, WITH_A_NUMBER
 
 Key = tuple[str, int, int]  # name of a layer, number of its call, number of the output
 # Operations that a Keras 3 model can hold beside layers; others share their names with layers that do something else.
@@ -72,7 +72,9 @@ def _run(graph: ChannelGraph, model: Any, config: dict[str, Any], inputs: list[T
             if any(key not in tensors for key in keys):
                 later.append((name, number, call))
                 continue
-            made = _call(graph, operations[name], nodes[name], [tensors[key] for key in keys], _is_plain(call, keys))
+            made = _call(
+                graph, operations[name], nodes[name], [tensors[key] for key in keys], list(_others(call, keys))
+            )
             for position, tensor in enumerate(made):
                 tensors[name, first.get(name, 0) + number, position] = tensor
         if len(later) == len(waiting):
@@ -86,7 +88,7 @@ def _run_sequential(graph: ChannelGraph, model: Any, config: dict[str, Any], inp
     for entry in config["layers"]:
         name = entry["config"]["name"]
         if name in operations:
-            inputs = _call(graph, operations[name], entry, inputs, True)
+            inputs = _call(graph, operations[name], entry, inputs, [])
             if len(inputs) != 1:
                 raise ValueError(f"A layer of a Sequential model has several outputs. Received: layer={name!r}")
         elif entry["class_name"] == "InputLayer":
@@ -102,7 +104,9 @@ class _Stand:
         self.entry = entry
 
 
-def _call(graph: ChannelGraph, layer: Any, entry: dict[str, Any], inputs: list[Tensor], plain: bool) -> list[Tensor]:
+def _call(
+    graph: ChannelGraph, layer: Any, entry: dict[str, Any], inputs: list[Tensor], others: list[Any]
+) -> list[Tensor]:
     """The outputs of one call of a layer, or of a model that is one."""
     if type(layer).__name__ == "PruneLowMagnitude":  # tfmot's wrapper
         layer = layer.layer
@@ -112,9 +116,10 @@ def _call(graph: ChannelGraph, layer: Any, entry: dict[str, Any], inputs: list[T
         _check_known(layer)
         return _run(graph, layer, entry["config"], inputs)
     shapes = _output_shapes(layer, inputs)
-    reason = _unknown(layer, inputs, plain)
+    reason = _unknown(layer, inputs, others)
     if not reason:
-        made = RULES[plain_type(layer).__name__](graph, layer, inputs, shapes[0])
+        rule = WITH_A_NUMBER if others else RULES[plain_type(layer).__name__]
+        made = rule(graph, layer, inputs, shapes[0])
         if isinstance(made, Tensor):
             return [made]
         reason = made
@@ -124,7 +129,7 @@ def _call(graph: ChannelGraph, layer: Any, entry: dict[str, Any], inputs: list[T
     return [Tensor(shape) for shape in shapes]
 
 
-def _unknown(layer: Any, inputs: list[Tensor], plain: bool) -> str:
+def _unknown(layer: Any, inputs: list[Tensor], others: list[Any]) -> str:
     """Why no rule describes this call, or ""."""
     kind, home = plain_type(layer).__name__, plain_type(layer).__module__.split(".")
     is_layer = hasattr(layer, "weights")
@@ -132,7 +137,8 @@ def _unknown(layer: Any, inputs: list[Tensor], plain: bool) -> str:
         return f"no rule describes a {kind}"
     if is_layer and kind in _OPERATIONS and "ops" in home:
         return f"no rule describes a {kind}"
-    if not inputs or not plain:
+    numbers = kind in ("Add", "Subtract", "Multiply") and len(inputs) == 1 and not is_layer
+    if not inputs or (others and not (numbers and all(type(other) in (int, float) for other in others))):
         return "it is given more than tensors"
     if getattr(layer, "quantization_mode", None) is not None or getattr(layer, "lora_enabled", False):
         return "it is quantized or has LoRA weights"
@@ -232,25 +238,20 @@ def _first_calls(config: dict[str, Any], nodes: dict[str, Any]) -> dict[str, int
     return first
 
 
-def _is_plain(call: Any, keys: list[Key]) -> bool:
-    """Whether a call is given tensors and nothing else that says what it does."""
-
-    def leaves(structure: Any) -> Iterator[Any]:
-        if isinstance(structure, dict):
-            if structure.get("class_name") == "__keras_tensor__":
-                return
+def _others(structure: Any, keys: list[Key]) -> Iterator[Any]:
+    """What a call is given beside tensors: numbers, names, arrays; nothing that is None or False."""
+    if isinstance(structure, dict):
+        if structure.get("class_name") != "__keras_tensor__":
             for name, value in structure.items():
                 if name not in ("mask", "training"):
-                    yield from leaves(value)
-        elif isinstance(structure, list | tuple):
-            if len(structure) == 4 and isinstance(structure[0], str) and tuple(structure[:3]) in keys:
-                structure = structure[3:]
-            for value in structure:
-                yield from leaves(value)
-        elif structure is not None:
-            yield structure
-
-    return next(leaves(call), None) is None
+                    yield from _others(value, keys)
+    elif isinstance(structure, list | tuple):
+        if len(structure) == 4 and isinstance(structure[0], str) and tuple(structure[:3]) in keys:
+            structure = structure[3:]
+        for value in structure:
+            yield from _others(value, keys)
+    elif structure is not None and structure is not False:
+        yield structure
 
 
 def _check_known(model: Any) -> None:

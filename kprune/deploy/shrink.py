@@ -36,7 +36,7 @@ def shrink(
 
     It does not matter what made the zeros: channel masks, unstructured ones, or none. Channels that an addition,
     multiplication or concatenation ties go together or stay. What no rule describes (layer and group normalization,
-    attention, softmax over the channels, layers of your own) is kept whole, with the channels that it reads and makes.
+    softmax over the channels, layers of your own) is kept whole, with the channels that it reads and makes.
 
     Args:
         model: a built Sequential or Functional model of either Keras, with other such models inside it or not; masked

@@ -1,0 +1,70 @@
+"""Rules of layers that have several weights for each of their channels: units of an RNN, heads of an attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .elementwise import is_elementwise
+from .graph import OTHER_AXIS, ChannelGraph, Mixer, Shape, Size, Tensor
+
+
+def recurrent(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    """Units of an RNN: a column of each gate, a row of the recurrent kernel; never constant, as their state evolves."""
+    if layer.return_state or layer.stateful or len(inputs) != 1:
+        return "its state is used outside of it"
+    cell = layer.cell
+    if not is_elementwise(cell.activation) or not is_elementwise(getattr(cell, "recurrent_activation", None)):
+        return "its activation mixes units"
+    units = int(cell.units)
+    gates = int(cell.kernel.shape[1]) // units
+    incoming = graph.read(inputs[0], -1, int(cell.kernel.shape[0]))
+    if incoming is None:
+        return OTHER_AXIS
+    if shape is None:
+        return "its shape is not known"
+    outgoing = graph.new(units)
+    columns = np.tile(outgoing, gates)
+    made = Tensor(shape, len(shape) - 1, outgoing)
+    for weight, rows in ((cell.kernel, incoming), (cell.recurrent_kernel, outgoing)):
+        graph.slot(layer, weight, 0, rows, "in")
+        graph.slot(layer, weight, 1, columns, "out")
+
+        def weights(read: Callable[[Any], np.ndarray], weight: Any = weight) -> tuple[np.ndarray, np.ndarray]:
+            return read(weight) != 0, read(weight)
+
+        given = inputs[0] if weight is cell.kernel else None
+        graph.order.append(
+            Mixer(layer, given, made, rows, columns, weights, foldable=False, constant=False, border=True)
+        )
+    graph.slot(layer, cell.bias if cell.use_bias else None, -1, columns, "along")
+    graph.sizes.append(Size(layer, "units", outgoing))
+    return made
+
+
+def attention(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    """Heads: they go where the output projection does not read them. What goes in and comes out stays whole."""
+    if not hasattr(layer, "output_dense"):
+        return "its projections have no public names in this version"
+    output = layer.output_dense
+    for tensor in inputs:
+        graph.keep_whole(tensor)
+    heads = graph.new(int(output.kernel.shape[0]))
+    for dense in (layer.query_dense, layer.key_dense, layer.value_dense):
+        graph.slot(dense, dense.kernel, 1, heads, "out")
+        graph.slot(dense, dense.bias, 0, heads, "along")
+    graph.slot(output, output.kernel, 0, heads, "in")
+    graph.sizes.append(Size(layer, "num_heads", heads))
+
+    def weights(read: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        value = read(output.kernel).reshape(len(heads), -1)
+        return (value != 0).any(axis=1, keepdims=True), value.sum(axis=1, keepdims=True)
+
+    made, outgoing = Tensor(shape), np.zeros(1, int)
+    graph.order.append(Mixer(layer, None, made, heads, outgoing, weights, foldable=False, constant=False, border=True))
+    return made
+
+
+__all__ = ["attention", "recurrent"]
