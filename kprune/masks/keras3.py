@@ -12,7 +12,7 @@ from absl import logging
 
 from ..runtime.distribution import strategy_scope, to_numpy
 from .masked_layers import all_layers, attach, detach, is_masked, own_weights
-from .types import Filters, MaskReport, finish_report, skip_reason, unique_paths
+from .types import Filters, MaskedWeight, MaskReport, finish_report, skip_reason, unique_paths
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
@@ -73,16 +73,16 @@ def strip_model(model: Any) -> Any:
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
     """Inside, the model is stripped in place; afterwards its masks are back."""
-    kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model)]
+    kept = {id(v): (v, to_numpy(mask)) for _, _, v, mask in find_masked(model)}
     detach(model)
     try:
         yield model
     finally:
         with strategy_scope(model):
-            attach(model, [v for v, _ in kept])
-        masks = {id(v): mask for _, _, v, mask in find_masked(model)}
-        for v, value in kept:
-            masks[id(v)].assign(value)
+            attach(model, [v for v, _ in kept.values()])
+        for path, layer, v, mask in find_masked(model):
+            weight = MaskedWeight(path, layer, v, mask)
+            weight.write(kept[id(v)][1], weight.value())
         renew_functions(model)
 
 
