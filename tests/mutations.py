@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 from crafted import parts_of, write
+from fuzz import bounded_memory
 
 # `make test-faults` sets it: that many inputs for each reader.
 INPUTS = int(os.environ.get("KPRUNE_INPUTS", "0"))
@@ -119,13 +120,13 @@ def damaged_keras_file(path, source, rng, entries=()):
 def survives(read, path, inputs, seed, make):
     """Read `inputs` mutations that `make(rng)` writes to `path`: a report, or a ValueError that names the file.
 
-    Returns a line for the table: how many were refused, and how many could be read.
+    Returns a line for the table: how many were refused, how many could be read, and the memory that one took at most.
     """
-    refused = 0
+    refused, most = 0, 0
     for number in range(inputs):
         rng = np.random.default_rng([seed, number])
         make(rng)
-        with Watch() as seen:
+        with bounded_memory() as taken, Watch() as seen:
             try:
                 read(path)
             except ValueError as error:
@@ -134,4 +135,8 @@ def survives(read, path, inputs, seed, make):
             except BaseException as error:
                 raise AssertionError(f"input {number} of seed {seed}: {error!r}") from error
         assert not seen, f"input {number} of seed {seed}: {seen}"
-    return f"{inputs:,} inputs (seed {seed}), {inputs:,} survived: {refused:,} refused, {inputs - refused:,} read"
+        most = max(most, *taken)
+    return (
+        f"{inputs:,} inputs (seed {seed}), {inputs:,} survived: {refused:,} refused, {inputs - refused:,} read, "
+        f"{most / 1e6:,.0f} MB at most for one"
+    )

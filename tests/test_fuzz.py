@@ -11,6 +11,7 @@ import zipfile
 
 import fuzz
 import h5py
+import keras
 import numpy as np
 import pytest
 from helpers import data, mlp
@@ -31,7 +32,7 @@ SEED = 10
 def survive(name, whole, mutate, read):
     """Have `read` read the mutations; it returns whether it took one, or raises ValueError."""
     rng, refused = np.random.default_rng(SEED), 0
-    with fuzz.bounded_memory():
+    with fuzz.bounded_memory() as taken:
         for number in range(fuzz.INPUTS):
             content = mutate(rng, whole)
             try:
@@ -39,7 +40,10 @@ def survive(name, whole, mutate, read):
             except ValueError as error:
                 assert "Received: " in str(error) and len(str(error)) < 3000, (number, str(error)[:3000])
                 refused += 1
-    print(f"{name}: {fuzz.INPUTS:,} inputs (seed {SEED}), {refused:,} refused, {fuzz.INPUTS - refused:,} read whole")
+    print(
+        f"{name} on {keras.backend.backend()}: {fuzz.INPUTS:,} inputs (seed {SEED}), {fuzz.INPUTS:,} survived: "
+        f"{refused:,} refused, {fuzz.INPUTS - refused:,} read, {taken[0] / 1e6:,.0f} MB at most"
+    )
     assert refused > fuzz.INPUTS / 3
     read(whole)
 

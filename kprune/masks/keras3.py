@@ -15,7 +15,7 @@ from ..runtime.values import Values
 from .holders import live, renew
 from .masked_layers import all_layers, attach, detach, is_masked, own_weights
 from .merged import factors, merge
-from .types import FROZEN, WAITS, Filters, MaskReport, finish_report, skip_reason, unique_paths
+from .types import FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, skip_reason, unique_paths
 
 BACKENDS = ("tensorflow", "jax")
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -80,9 +80,11 @@ def narrow(model: Any, variables: list[Any]) -> None:
 def _attach_again(model: Any, kept: list[tuple[Any, np.ndarray]]) -> None:
     with strategy_scope(model):
         attach(model, [v for v, _ in kept])
-    masks = {id(v): mask for _, _, v, mask in find_masked(model)}
-    for v, value in kept:
-        masks[id(v)].assign(value)
+    masks = {id(v): mask for v, mask in kept}
+    for path, layer, v, mask in find_masked(model):
+        if id(v) in masks:
+            weight = MaskedWeight(path, layer, v, mask)
+            weight.write(masks[id(v)], weight.value())
 
 
 def _warn_of_zeros(weights: list[Any]) -> None:

@@ -14,6 +14,7 @@ Keras has no public way to reach a layer's own sublayers or to add state to a bu
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,7 @@ import keras
 from keras import ops
 
 from .merged import merge, merged_properties, quantize_unmasked
-from .spec import FORMAT, SPEC, plain_layer
+from .spec import FORMAT, SPEC, plain_layer, registered_while_alive
 from .store import MaskStore, check_names, source_of, token_of
 from .variables import protect, release
 
@@ -56,6 +57,7 @@ class Masked:
         known = {"masked": positions, "weights": len(weights)}
         if type(self).__name__ == _plain(type(self)).__name__:
             known |= {"format": FORMAT, "source": token_of(self.mask_store)}
+        registered_while_alive(self, Masked)
         return {**plain["config"], SPEC: {**spec, **known}}
 
     @classmethod
@@ -80,7 +82,8 @@ class Masked:
         attach_pending(self)
 
 
-_CLASSES: dict[tuple[type, str], type] = {}
+# Each lives as long as its layers do, and with it the class that it masks, which may be one of a function's own.
+_CLASSES: weakref.WeakValueDictionary[tuple[type, str], type] = weakref.WeakValueDictionary()
 
 
 def masked_class(cls: type) -> type:
@@ -94,9 +97,10 @@ def _masked_class_of_0_1_0(cls: type) -> type:
 
 
 def _named_class(cls: type, name: str) -> type:
-    if (cls, name) not in _CLASSES:
-        _CLASSES[cls, name] = _make_masked_class(cls, name)
-    return _CLASSES[cls, name]
+    masked = _CLASSES.get((cls, name))
+    if masked is None:
+        masked = _CLASSES[cls, name] = _make_masked_class(cls, name)
+    return masked
 
 
 def _plain(masked: type) -> type:
@@ -128,8 +132,7 @@ def _make_masked_class(cls: type, class_name: str) -> type:
         setattr(MaskedLayer, name, merged)
     MaskedLayer.__name__ = MaskedLayer.__qualname__ = class_name
     MaskedLayer.__doc__ = cls.__doc__
-    # One registered name serves all: `Masked.from_config` finds the plain class in the config.
-    return keras.saving.register_keras_serializable("kprune", name="Masked")(MaskedLayer)
+    return MaskedLayer
 
 
 def _mask_of(layer: Any, name: str) -> Any:

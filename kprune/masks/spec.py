@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import keras
+from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 
 SPEC = "kprune"  # the key of a masked layer's config that holds the plain class and the masked weights' positions
 FORMAT = 2  # of the config; without one it is version 0.1.0's
 _CLASS = ("module", "class_name", "registered_name")
+_saved: weakref.WeakKeyDictionary[type, set[int]] = weakref.WeakKeyDictionary()  # masked class -> ids of its layers
 
 
 def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int]]:
@@ -50,3 +53,25 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int]]:
 
 def _are_positions(masked: list[Any], weights: int) -> bool:
     return all(type(i) is int and 0 <= i < weights for i in masked) and len({*masked}) == len(masked)
+
+
+def registered_while_alive(layer: Any, base: type) -> None:
+    """Have Keras write down the layer's class by the registered name of `base`, whose `from_config` reads it.
+
+    Keras never forgets a class that is registered, nor, with it, the user's own class that it is made of. It asks for
+    the name right after `get_config`, which calls this, in a dict that it shows nowhere (`GLOBAL_CUSTOM_NAMES`, checked
+    with Keras 3.13.2 and 3.15.1; tests/test_layers.py); the name goes when the last layer of the class does.
+    """
+    cls = type(layer)
+    ids = _saved.setdefault(cls, set())
+    GLOBAL_CUSTOM_NAMES[cls] = keras.saving.get_registered_name(base)
+    if id(layer) not in ids:
+        ids.add(id(layer))
+        weakref.finalize(layer, _forget, cls, id(layer)).atexit = False
+
+
+def _forget(cls: type, layer: int) -> None:
+    ids = _saved[cls]
+    ids.discard(layer)
+    if not ids:
+        GLOBAL_CUSTOM_NAMES.pop(cls, None)

@@ -176,7 +176,7 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
             )
             allowed &= "inbound_nodes" not in entry  # where it would be called with the file's arguments
         else:
-            # A masked class that no layer of this process has yet goes by the name of their base.
+            # Every masked class goes by the registered name of their base.
             allowed = (thing is Masked and library.__name__ == "keras") or _is_part(thing, parts, own is not None)
         if not allowed:
             raise _Refused(f"{shown} is not a part of a model")
