@@ -20,6 +20,8 @@ from kprune.masks.store import CARRIER as ATTRIBUTE
 from kprune.runtime.distribution import to_numpy
 from kprune.runtime.files import pack, understanding, unpack
 
+from ._beside import warn_of_denser_best
+
 
 class Carrier:
     """The states of the callbacks of one fit, and what the model was before it.
@@ -69,6 +71,9 @@ class Carrier:
         self.undo = self.undo or Undo(self.model)
         for callback in self.callbacks:
             callback.check_fit()
+        pruning = [callback for callback in self.callbacks if callback.prunes_in_training]
+        if pruning:
+            warn_of_denser_best(pruning[0])
         self.undo.hold()
         # `set_weights`, between folds or from another network, may have brought values for pruned entries.
         if moved_weights(self.model):

@@ -46,6 +46,9 @@ class MaskingCallback(Callback):
     `undone()` until the last of them has begun its first epoch leaves the model as it was before the fit.
     """
 
+    prunes_in_training = False
+    """Whether masks may change after the fit's first step, so that an earlier epoch's network is a denser one."""
+
     _restored: bool = False
     _carrier: Carrier
 

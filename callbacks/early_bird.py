@@ -54,6 +54,8 @@ class EarlyBird(MaskingCallback):
     (2, 3, 0.5)
     """
 
+    prunes_in_training = True
+
     def __init__(
         self,
         sparsity: float,

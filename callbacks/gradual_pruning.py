@@ -50,6 +50,8 @@ class GradualPruning(MaskingCallback):
     0.75
     """
 
+    prunes_in_training = True
+
     def __init__(
         self,
         schedule: Schedule | PerLayer | Any,

@@ -75,6 +75,8 @@ class LotteryTicket(TakeSnapshot):
     ([0, 1, 2], [0.0, 0.5, 0.75])
     """
 
+    prunes_in_training = True
+
     def __init__(
         self,
         levels: int,
