@@ -44,7 +44,9 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
     ('sequential/hidden/kernel',)
     """
     backend = _backend(model)
-    if not getattr(model, "built", False):
+    # A model that only holds built models, as keras.distillation.Distiller, has all its weights before it is built.
+    held = [] if is_tf_keras(model) else getattr(model, "layers", [])
+    if not getattr(model, "built", False) and not (held and all(layer.built for layer in held)):
         raise ValueError(
             "The model has no weights yet: build it first, by calling it on data or with `model.build(input_shape)`. "
             f"Received: model={model.name!r}, which is not built"
