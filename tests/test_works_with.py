@@ -40,3 +40,34 @@ def test_what_has_no_weights_is_still_refused():
     for model in (Unbuilt(), keras.Sequential([layers.Dense(2)]), keras.Sequential()):
         with pytest.raises(ValueError, match=r"no weights yet.*is not built$"):
             kprune.mask(model)
+
+
+def test_keras_tuner(tmp_path):
+    keras_tuner = pytest.importorskip("keras_tuner")
+    x = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+
+    class Hyper(keras_tuner.HyperModel):
+        def build(self, hp):
+            model = small(16)
+            model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+            return model
+
+        def fit(self, hp, model, *args, callbacks=None, **kwargs):
+            schedule = kprune.schedules.Linear(0.0, hp.Fixed("sparsity", 0.75), begin_step=0, end_step=4, frequency=1)
+            pruning = kprune.callbacks.GradualPruning(schedule)
+            return model.fit(*args, callbacks=[pruning, *(callbacks or [])], **kwargs)
+
+    tuner = keras_tuner.RandomSearch(Hyper(), "val_accuracy", max_trials=1, directory=tmp_path)
+    tuner.search(x, (x[:, 0] > 0).astype(int), validation_split=0.25, epochs=2, batch_size=8, verbose=0)
+    (best,) = tuner.get_best_models(1)
+    zeros = [int((layer.kernel.numpy() == 0).sum()) for layer in best.layers]
+    assert sum(zeros) == 120, "0.75 of 8 * 16 + 16 * 2"
+
+
+def test_state_trees():
+    """What Orbax saves; it needs each path once."""
+    model = small(4)
+    model.compile("adam", "mse")
+    kprune.mask(model)
+    tree = keras.tree.flatten(model.get_state_tree())
+    assert len(tree) >= len(model.variables), "weights and masks among them"
