@@ -30,6 +30,8 @@ from kprune.masks.store import CARRIER as ATTRIBUTE
 from kprune.runtime.distribution import to_numpy
 from kprune.runtime.files import pack, understanding, unpack
 
+from ._beside import warn_of_denser_best
+
 
 class Zeros:
     """When to look whether pruned entries are still 0: 1, 2, 4, 8 ... steps after a fit first has some."""
@@ -107,6 +109,9 @@ class Carrier:
         self.undo = self.undo or Undo(self.model)
         for callback in self.callbacks:
             callback.check_fit()
+        pruning = [callback for callback in self.callbacks if callback.prunes_in_training]
+        if pruning:
+            warn_of_denser_best(pruning[0])
         self.undo.hold()
         begin_fit(self.model)
         # `set_weights`, between folds or from another network, may have brought values for pruned entries.

@@ -53,6 +53,9 @@ class MaskingCallback(Callback):
     """
 
     prunes = False
+    prunes_in_training = False
+    """Whether masks may change after the fit's first step, so that an earlier epoch's network is a denser one."""
+
     _restored: bool = False
     _carrier: Carrier
 

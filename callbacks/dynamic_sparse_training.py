@@ -61,6 +61,7 @@ class DynamicSparseTraining(MaskingCallback):
     """
 
     prunes = True
+    prunes_in_training = True
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class EarlyBird(MaskingCallback):
     """
 
     prunes = True
+    prunes_in_training = True
 
     def __init__(
         self,

@@ -66,6 +66,7 @@ class GradualPruning(MaskingCallback):
     """
 
     prunes = True
+    prunes_in_training = True
 
     def __init__(
         self,

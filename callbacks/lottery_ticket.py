@@ -82,6 +82,7 @@ class LotteryTicket(TakeSnapshot):
     """
 
     prunes = True
+    prunes_in_training = True
 
     def __init__(
         self,

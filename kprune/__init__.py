@@ -17,6 +17,7 @@ if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
 
 from . import analysis, callbacks, controls, criteria, data, models, patterns, schedules, scopes  # noqa: E402
 from ._version import __version__  # noqa: E402
+from .callbacks.after_pruning import AfterPruning  # noqa: E402
 from .config import PruningConfig  # noqa: E402
 from .data.batches import balanced_sample  # noqa: E402
 from .data.rewindable import RewindableBatches  # noqa: E402
@@ -36,6 +37,7 @@ from .runtime.strategy import auto_strategy  # noqa: E402
 from .schedules import plot_schedule  # noqa: E402
 
 __all__ = [
+    "AfterPruning",
     "Export",
     "Level",
     "LotteryRuns",

@@ -540,8 +540,36 @@ def test_interrupted(run, monkeypatch):
     assert run("train") == (130, "", "kprune: interrupted\n")
 
 
+@pytest.mark.parametrize("wrapped", ["cause", "text"])
+def test_interrupted_inside_of_tensorflow(run, monkeypatch, wrapped):
+    """Its C++ turns the KeyboardInterrupt of a traced Python function into a RuntimeError or SystemError."""
+
+    def interrupt(*_, **__):
+        if wrapped == "text":
+            raise RuntimeError("Unknown pybind11 exception: KeyboardInterrupt: At: layers.py(12): call")
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    monkeypatch.setattr("kprune.data.load", interrupt)
+    assert run("train") == (130, "", "kprune: interrupted\n")
+
+
+def test_help_is_quick_and_quiet():
+    """TensorFlow takes seconds to import, and prints lines that no setting silences."""
+    script = "import sys, _kprune; sys.argv[1:] = {}; assert _kprune.main() == {}; assert not {} & set(sys.modules)"
+    done = new_process("-c", script.format(["--help"], 0, {"tensorflow"}))
+    assert (done.returncode, done.stderr) == (0, "") and "kprune train" in done.stdout
+    done = new_process("-c", script.format(["train", "-h"], 0, {"tensorflow"}))
+    assert (done.returncode, done.stderr) == (0, "") and "--sparsity=X" in done.stdout
+    version = f"import importlib.metadata as m; m.version = lambda name: '9.9'; {script}"
+    done = new_process("-c", version.format(["--version"], 0, {"keras"}))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "kprune 9.9\n", "")
+
+
 def test_as_a_program():
-    done = new_process("-m", "kprune.cli.main", "train", "--nope")
+    done = new_process("-m", "_kprune", "train", "--nope")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith("kprune train: Unknown command line flag 'nope'")
 

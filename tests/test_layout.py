@@ -160,3 +160,22 @@ def test_scopes_see_the_weights_own_shapes():
     for pattern in ("unstructured", "2:4", "4x2", "channel"):
         PruningConfig("magnitude", scope=scope, pattern=pattern).masks(model, 0.5)
     assert seen == [[(10, 2, 4)] * 3 + [(2, 4, 10)]] * 4
+
+
+def test_a_convolution_with_a_group_per_channel_is_depthwise():
+    """As in ConvNeXt: not masked unless named, and each output sees one channel through a window."""
+    model = keras.Sequential(
+        [
+            keras.Input((5, 5, 4)),
+            keras.layers.Conv2D(8, 3, groups=4, name="depthwise"),
+            keras.layers.Conv2D(4, 3, groups=2, name="grouped"),
+            keras.layers.Conv2D(2, 1, name="dense"),
+        ]
+    )
+    report = kprune.mask(model)
+    assert [path.split("/")[-2] for path in report.masked] == ["grouped", "dense"]
+    assert "'depthwise_kernel' is not among weights" in report.skipped[model.get_layer("depthwise").kernel.path]
+    kprune.strip(model)
+    kprune.mask(model, weights=("depthwise_kernel",))
+    (weight,) = kprune.masked_weights(model)
+    assert (weight.shape, layout_of(weight).shape) == ((3, 3, 1, 8), (9, 8))

@@ -13,8 +13,6 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported, if it is not yet
-
 from absl import flags, logging
 
 from .._version import __version__
@@ -63,18 +61,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             if values[name].value:  # before the work, so that a folder that cannot be made is known at once
                 Path(values[name].value).parent.mkdir(parents=True, exist_ok=True)
         command.run(values, arguments)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except KeyboardInterrupt:
+        return _refuse("kprune: interrupted", 130)
+    except Exception as error:
+        if _is_interrupt(error):
+            return _refuse("kprune: interrupted", 130)
+        if not isinstance(error, (ValueError, OSError, ImportError, RuntimeError)):
+            raise
         if values.debug:
             traceback.print_exc()
         return _refuse(f"kprune: error: {' '.join(str(error).split())}", 1)
-    except KeyboardInterrupt:
-        return _refuse("kprune: interrupted", 130)
     return 0
 
 
 def _refuse(message: str, status: int = 2) -> int:
     print(message, file=sys.stderr)
     return status
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether it comes from Ctrl-C: TensorFlow's C++, interrupted while it traces, raises an error of its own."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, KeyboardInterrupt) or "KeyboardInterrupt" in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
 
 
 def _set_up_logging(verbose: bool) -> None:

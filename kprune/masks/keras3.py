@@ -172,7 +172,14 @@ def _owned(model: Any) -> list[tuple[Any, Any]]:
 def weight_name(layer: Any, v: Any) -> str:
     """The name by which `mask(weights=...)` knows a weight of this layer."""
     # A depthwise layer calls its only weight "kernel", where a separable one says "depthwise_kernel".
-    return "depthwise_kernel" if isinstance(layer, DEPTHWISE) and v.name == "kernel" else v.name
+    return "depthwise_kernel" if v.name == "kernel" and is_depthwise(layer, v) else v.name
+
+
+def is_depthwise(layer: Any, v: Any) -> bool:
+    """Whether a kernel is one of a depthwise layer, or of a convolution with a group per channel, as in ConvNeXt."""
+    if isinstance(layer, DEPTHWISE):
+        return True
+    return getattr(layer, "kernel", None) is v and getattr(layer, "groups", 1) > 1 and v.shape[-2] == 1
 
 
 def unfit(layer: Any, v: Any) -> str:

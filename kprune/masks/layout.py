@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .keras3 import DEPTHWISE
+from .keras3 import is_depthwise
 from .types import MaskedWeight, is_tf_keras
 
 # Their kernels end in (..., out, in).
@@ -66,7 +66,8 @@ def layout_in(layer: Any, variable: Any) -> Layout:
 
     - dense, recurrent and convolution kernels (h, w, in, out): as they are;
     - transposed convolution (h, w, out, in): (h, w, in, out);
-    - depthwise kernel (h, w, c, m): (h * w, c * m), as each of the c * m outputs sees one channel through a window;
+    - depthwise kernel (h, w, c, m), or (h, w, 1, c * m) of a convolution with a group per channel: (h * w, c * m), as
+      each of the c * m outputs sees one channel through a window;
     - EinsumDense, and with it MultiHeadAttention and GroupQueryAttention: (the axes that the equation sums over, the
       axes of the output), each of them flattened, in the kernel's order;
     - any other weight, embeddings among them: as it is.
@@ -79,7 +80,7 @@ def layout_in(layer: Any, variable: Any) -> Layout:
     if is_a(layer, "EinsumDense"):
         _, kernel, output = einsum_labels(layer)
         outgoing = [axis for axis in axes if kernel[axis] in output]
-    elif isinstance(layer, DEPTHWISE) or getattr(layer, "depthwise_kernel", None) is variable:
+    elif is_depthwise(layer, variable) or getattr(layer, "depthwise_kernel", None) is variable:
         outgoing = list(axes[-2:])
     else:
         return Layout(shape, tuple(axes), shape)

@@ -14,18 +14,18 @@ sources = {
     f"{installed}/{file.relative_to(ROOT / folder)}"
     for folder, installed in PACKAGES.items()
     for file in (ROOT / folder).rglob("*.py")
-}
+} | {"kprune/py.typed", "_kprune.py"}
 with zipfile.ZipFile(wheel) as archive:
     held = set(archive.namelist())
 modules = {name for name in held if ".dist-info/" not in name}
-assert modules == {*sources, "kprune/py.typed"}, sorted(modules ^ {*sources, "kprune/py.typed"})
+assert modules == sources, sorted(modules ^ sources)
 assert any(name.endswith(".dist-info/licenses/LICENSE") for name in held), sorted(held - modules)
 
 with tarfile.open(sdist) as archive:
     paths = {name.partition("/")[2] for name in archive.getnames()}
-needed = {"setup.cfg", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "kprune/py.typed"}
+needed = {"setup.cfg", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "kprune/py.typed", "_kprune.py"}
 needed |= {str(file.relative_to(ROOT)) for folder in PACKAGES for file in (ROOT / folder).rglob("*.py")}
 assert needed <= paths, sorted(needed - paths)
 assert not any(path.startswith(("tests", "docs/", "build/")) for path in paths), sorted(paths)
 
-print(f"{wheel.name}: {len(modules)} files in kprune/ and nothing beside it; {sdist.name}: {len(paths)} entries")
+print(f"{wheel.name}: {len(modules)} files in kprune/ and its program beside it; {sdist.name}: {len(paths)} entries")

@@ -1,0 +1,37 @@
+"""What a fit's other callbacks may undo: those that keep the network of an epoch before the pruning."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from absl import logging
+
+
+def warn_of_denser_best(pruning: Any) -> None:
+    """Warns, as a fit begins, of callbacks beside this one that may keep the network of an epoch before the pruning."""
+    for callback in _beside(pruning):
+        names = {cls.__name__ for cls in type(callback).__mro__}
+        saves = "ModelCheckpoint" in names and getattr(callback, "save_best_only", False)
+        restores = "EarlyStopping" in names and getattr(callback, "restore_best_weights", False)
+        if saves or (restores and not getattr(callback, "start_from_epoch", 0)):
+            logging.warning(
+                "kprune: %s keeps the best epoch, and that may be one from before the last pruning, whose network is "
+                "denser. kprune.AfterPruning(...) around it counts from the last pruning on.",
+                type(callback).__name__,
+            )
+
+
+def _beside(pruning: Any) -> list[Any]:
+    """All callbacks of the fit that has just called this one.
+
+    A callback is not told of the others; the list of callbacks is what calls it (checked with Keras 3.13.2 and 3.15.1
+    and tf_keras 2.21; tests/test_after_pruning.py). Under a loop of the user's own there may be none.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if type(caller).__name__ == "CallbackList" and pruning in caller.callbacks:
+            return list(caller.callbacks)
+        frame = frame.f_back
+    return []
