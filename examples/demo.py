@@ -82,7 +82,7 @@ def draw(accuracy, summaries):
 
 
 def gained(dense, sparse):
-    """The exit status: 0 if the packed SavedModel is as small and as good as it must be, against the dense one."""
+    """The exit status: 0 if the packed SavedModel is as small and as good as it must be, against dense."""
     small, whole = sparse.entry("saved_model_packed"), dense.entry("saved_model")
     numbers = {
         "bytes, of dense": (small.bytes / whole.bytes, 0.5),
