@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 from crafted import entry, parts_of, write
+from fuzz import bounded_memory
 from helpers import halve, mlp
 from keras import layers
 
@@ -181,6 +182,17 @@ def test_an_array_that_unpacks_to_more_than_a_model_needs(masked, tmp_path, caps
     file = write(tmp_path / "bomb.keras", parts_of(masked), **{"model.weights.h5": buffer.getvalue()})
     assert peak(lambda: refusal(file, capsys)) < 8 * 2**20
     assert "the arrays of model.weights.h5 are 8,589,934,592 bytes unpacked" in refusal(file, capsys)
+
+
+@pytest.mark.parametrize("depth", [1, 150])
+@pytest.mark.parametrize("parts", [2**18 - 1000, 2_700_000])
+def test_a_config_of_many_parts_takes_little(depth, parts, masked, tmp_path, capsys):
+    text = b"[" * depth + b",".join([b"[]"] * parts) + b"]" * depth
+    text = b'{"module": "keras", "class_name": "Sequential", "config": ' + text + b"}"
+    file = write(tmp_path / "wide.keras", parts_of(masked), **{"config.json": text})
+    with bounded_memory():
+        words = refusal(file, capsys)
+    assert ("lists and dicts, more than any model's" in words) == (parts > 2**18)
 
 
 HUGE = 40_000_000  # a kernel of 640 MB

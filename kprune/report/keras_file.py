@@ -15,6 +15,8 @@ import h5py
 _METADATA, _CONFIG, _WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
 # Keras writes some 100 bytes of metadata, and some 500 bytes of config per layer.
 _LIMITS = {_METADATA: 2**16, _CONFIG: 2**23}
+# Lists and dicts in a config, some 20 per layer: each takes far more memory than its two bytes in the file.
+_MOST_PARTS = 2**18
 # Neither Keras packs anything. What somebody has packed since may unpack to this many times its size, as weights of
 # which 19 in 20 are 0 do, or to this many bytes.
 _UNPACKED, _SMALL = 20, 2**26
@@ -72,7 +74,7 @@ def describe(path: str | os.PathLike[str]) -> Description:
         try:
             with zipfile.ZipFile(file) as archive:
                 _check_members(archive.infolist(), max(_SMALL, _UNPACKED * size))
-                metadata, config = (json.loads(archive.read(name)) for name in (_METADATA, _CONFIG))
+                metadata, config = (_parsed(name, archive.read(name)) for name in (_METADATA, _CONFIG))
                 array_bytes = _checked_weights(archive.read(_WEIGHTS), max(_SMALL, _UNPACKED * size))
         except RecursionError as error:
             raise ValueError("its JSON is nested too deep") from error
@@ -86,6 +88,13 @@ def describe(path: str | os.PathLike[str]) -> Description:
 
 class _Unfit(ValueError):
     """The file is whole, but no model's."""
+
+
+def _parsed(name: str, text: bytes) -> Any:
+    parts = text.count(b"[") + text.count(b"{")
+    if parts > _MOST_PARTS:
+        raise _Unfit(f"{name} holds {parts:,} lists and dicts, more than any model's ({_MOST_PARTS:,})")
+    return json.loads(text)
 
 
 def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:

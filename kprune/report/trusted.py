@@ -107,23 +107,32 @@ def check_config(config: Any, library: Any) -> None:
     parts = tuple(_public(library, _PARTS)) + tuple(
         _public(sys.modules.get("tensorflow_model_optimization"), _TFMOT_PARTS)
     )
-    open_nodes: list[tuple[Any, tuple[str, ...]]] = [(config, ())]
+    # A place is (the place around it, a key), which those within share: whole paths would take gigabytes.
+    open_nodes: list[tuple[Any, Any, int]] = [(config, None, 0)]
     while open_nodes:
-        node, place = open_nodes.pop()
+        node, place, depth = open_nodes.pop()
         try:
-            if len(place) > _DEPTH:
+            if depth > _DEPTH:
                 raise _Refused(f"it is nested more than {_DEPTH} levels deep")
             if isinstance(node, dict):
                 for entry in _entries(node):
                     _check_entry(entry, library, parts)
         except _Refused as refusal:
-            shown = f"at {'.'.join(place[-12:])}" if place else "at the top"
+            shown = f"at {'.'.join(_last_keys(place))}" if place else "at the top"
             raise ValueError(f"{shown} of config.json: {refusal}") from None
         if isinstance(node, dict | list):
             children = node.items() if isinstance(node, dict) else enumerate(node)
             open_nodes += [
-                (child, (*place, str(key)[:60])) for key, child in children if isinstance(child, dict | list)
+                (child, (place, str(key)[:60]), depth + 1) for key, child in children if isinstance(child, dict | list)
             ]
+
+
+def _last_keys(place: Any) -> list[str]:
+    keys: list[str] = []
+    while place and len(keys) < 12:
+        place, key = place
+        keys.insert(0, key)
+    return keys
 
 
 def _entries(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
