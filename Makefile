@@ -20,7 +20,7 @@ help:
 	@echo "make quick  run the tests of the seams, in a minute or two"
 	@echo "make test   check style and types, run all tests"
 	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end; read"
-	@echo "                   10,000 damaged and hostile files of each kind"
+	@echo "                   10,000 damaged and hostile files of each kind; shrink 500 random networks"
 	@echo "make strategies   run the tests on several devices and in several processes, print a table of them"
 	@echo "make mutations   damage 30 functions, one after the other, and see which test notices (an hour)"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
@@ -28,7 +28,7 @@ help:
 	@echo "make test-gpu   run the tests on an NVIDIA GPU, under JAX (3 GB)"
 	@echo "make test-like-gpu   the same on a CPU whose float32 is rounded as a GPU rounds it"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
-	@echo "make bench  time SynFlow on VGG-16"
+	@echo "make bench  time an update and SynFlow beside np.partition and PyTorch"
 	@echo "make docs   build the documentation into out/site; any warning is an error"
 	@echo "make dist   build sdist and wheel into dist/, install each in a fresh environment and train with it"
 	@echo "make clean  remove what these leave behind"
@@ -38,6 +38,7 @@ demo: install-demo
 	$(BIN)/python examples/demo.py
 
 bench: install-demo
+	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/synflow.py
 	$(BIN)/python benchmarks/applications.py
 
@@ -71,7 +72,7 @@ test-tensorflow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) tests $(APART:%=--ignore=tests/%)
 
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends.
-ONCE := data faults files fuzz golden_masks layout locks lottery_runs models patterns schedules scopes sweep
+ONCE := data faults files fuzz golden_masks layout locks lottery_runs models patterns schedules scopes shrink_random sweep
 test-jax: install-test
 	KERAS_BACKEND=jax $(PYTEST) tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
 
@@ -82,6 +83,7 @@ test-jax-distribution: install-test
 test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_FUZZ=10000 $(PYTEST) tests/test_fuzz.py -rP
 	KERAS_BACKEND=jax KPRUNE_FUZZ=10000 $(PYTEST) tests/test_fuzz.py -rP
+	KERAS_BACKEND=tensorflow KPRUNE_NETWORKS=500 $(PYTEST) tests/test_shrink_random.py -rP
 	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random -rP
 	KERAS_BACKEND=tensorflow KPRUNE_INPUTS=10000 $(PYTEST) tests/test_readers.py -k random -rP
 	KERAS_BACKEND=jax KPRUNE_INPUTS=10000 $(PYTEST) tests/test_readers.py -k random -rP

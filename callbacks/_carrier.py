@@ -14,13 +14,42 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from kprune.masks import Undo, current_masks, is_tf_keras, masked_weights, moved_weights, set_masks
+from kprune.masks import (
+    Undo,
+    begin_fit,
+    changes,
+    current_masks,
+    end_fit,
+    is_tf_keras,
+    masked_weights,
+    moved_weights,
+    set_masks,
+)
 from kprune.masks.keras3 import seed_states
 from kprune.masks.store import CARRIER as ATTRIBUTE
 from kprune.runtime.distribution import to_numpy
 from kprune.runtime.files import pack, understanding, unpack
 
 from ._beside import warn_of_denser_best
+
+
+class Zeros:
+    """When to look whether pruned entries are still 0: 1, 2, 4, 8 ... steps after a fit first has some."""
+
+    def __init__(self, model: Any):
+        self.model, self.steps, self.seen = model, 0, -1
+        self.some = False
+
+    def due(self) -> bool:
+        """Count that a step begins; whether to look before it."""
+        if not self.some and self.seen != changes(self.model):
+            self.seen, self.steps, self.some = changes(self.model), -1, True
+        self.steps += 1
+        return self.some and self.steps > 0 and self.steps & (self.steps - 1) == 0
+
+    def checked(self) -> None:
+        """Say that they are; where none is pruned yet, count anew from the next change of the masks."""
+        self.some = self.steps > 1 or any(not weight.kept().all() for weight in masked_weights(self.model))
 
 
 class Carrier:
@@ -30,6 +59,7 @@ class Carrier:
         fit: the `params` of the fit; Keras gives all its callbacks the same object.
         undo: what the model was, until the last callback has begun the first epoch.
         callbacks: of this fit, in their order.
+        zeros: when to look at the pruned entries.
         runs: whether the fit has begun and not ended; not in `evaluate` or `predict`.
         starts: whether the fit has begun no epoch yet. Weights that are loaded then are a backup's; later, also after
             a fit that was interrupted, they are a checkpoint's, whose state is not taken over.
@@ -40,11 +70,19 @@ class Carrier:
     def __init__(self, model: Any, fit: Any, undo: Undo | None):
         self.model, self.fit, self.undo = model, fit, undo
         self.callbacks: list[Any] = []
+        self.zeros = Zeros(model)
         self.runs = False
         self.holders: dict[str, Any] = {}
         self.starts = True
         self.epoch = 0
         self.loaded_epoch: int | None = None
+        self._said: set[str] = set()
+
+    def say_once(self, what: str, cure: str) -> None:
+        """Log a warning that several callbacks of the fit have reason to log."""
+        if what not in self._said:
+            self._said.add(what)
+            logging.warning("kprune: %s. %s", what, cure)
 
     def add(self, holder: Any) -> None:
         """Carry this callback's state, by the name of its class."""
@@ -75,6 +113,7 @@ class Carrier:
         if pruning:
             warn_of_denser_best(pruning[0])
         self.undo.hold()
+        begin_fit(self.model)
         # `set_weights`, between folds or from another network, may have brought values for pruned entries.
         if moved_weights(self.model):
             set_masks(self.model, current_masks(self.model))
@@ -90,6 +129,7 @@ class Carrier:
     def end(self) -> None:
         """Say that the fit has ended."""
         self.runs, self.undo = False, None
+        end_fit(self.model)
         release(self.model)
 
     def leave(self) -> None:

@@ -16,7 +16,7 @@ from kprune.masks import Masks, current_masks, is_tf_keras
 from kprune.runtime.distribution import is_chief
 from kprune.runtime.files import joined, pack, read, split, understanding, unpack, write
 from kprune.runtime.locks import Lock
-from kprune.util.checks import check_npz
+from kprune.util.checks import check_flag, check_npz, check_path
 
 from .base import MaskingCallback
 
@@ -36,11 +36,14 @@ class BackupAndRestore(MaskingCallback):
     Args:
         path: an .npz file, of this fit alone.
         delete: whether to delete it when the fit has come to its end.
+        backup_dir, save_freq, delete_checkpoint: Keras's own words, so that the one takes the other's place: the file
+            is backup_dir/backup.npz, delete_checkpoint is `delete`, and save_freq can only be "epoch".
 
     Raises:
-        ValueError: `path` is no .npz file; at the start of `fit`: the model is one of tf_keras (whose own
-            `BackupAndRestore` is safe and holds kprune's state, too), the file is truncated, damaged, of another
-            model, or of another list of callbacks. Nothing has been changed then.
+        ValueError: `path` is no .npz file, or it and `backup_dir` are given, or neither; `save_freq` is not "epoch"; at
+            the start of `fit`: the model is one of tf_keras (whose own `BackupAndRestore` is safe and holds kprune's
+            state, too), the file is truncated, damaged, of another model, or of another list of callbacks. Nothing has
+            been changed then.
         OSError: at the start of `fit`: another process uses the file.
 
     >>> import keras, kprune, numpy as np, tempfile
@@ -53,11 +56,34 @@ class BackupAndRestore(MaskingCallback):
     [3, 4]
     """
 
-    def __init__(self, path: str | os.PathLike[str], delete: bool = True):
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        delete: bool = True,
+        *,
+        backup_dir: str | os.PathLike[str] | None = None,
+        save_freq: str = "epoch",
+        delete_checkpoint: bool = True,
+    ):
         super().__init__()
+        if (path is None) == (backup_dir is None):
+            raise ValueError(
+                "The backup's place must be named once, as `path` (an .npz file) or as `backup_dir` (a folder). "
+                f"Received: path={path!r}, backup_dir={backup_dir!r}"
+            )
+        if save_freq != "epoch":
+            raise ValueError(
+                '`save_freq` must be "epoch": a backup in the middle of an epoch could not go on with the same batch. '
+                f"Received: save_freq={save_freq!r}"
+            )
+        if backup_dir is not None:
+            check_path("backup_dir", backup_dir)
+            path = Path(backup_dir, "backup.npz")
         check_npz("path", path)
-        self.path, self.delete = Path(path), delete
-        self._lock = Lock(path)
+        for name, flag in (("delete", delete), ("delete_checkpoint", delete_checkpoint)):
+            check_flag(name, flag)
+        self.path, self.delete = Path(path), delete and delete_checkpoint  # type: ignore[arg-type]
+        self._lock = Lock(self.path)
         self._found: _Backup | None = None
 
     def set_model(self, model: Any) -> None:

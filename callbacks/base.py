@@ -8,9 +8,12 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
+import kprune.masks
 from kprune.masks import Undo, masked_weights
-from kprune.runtime.distribution import warn_of_keras_fit
+from kprune.report.reached import reached
+from kprune.runtime.distribution import is_chief, warn_of_keras_fit
 from kprune.runtime.optimizers import check_optimizer
 
 from ._carrier import Carrier, carry
@@ -44,11 +47,15 @@ class MaskingCallback(Callback):
 
     As a fit begins, all callbacks `check_fit` before the first one changes anything. Whatever is raised inside
     `undone()` until the last of them has begun its first epoch leaves the model as it was before the fit.
+
+    One that prunes puts `sparsity` (fraction of zeros over all masked weights) into Keras's logs at each epoch's end;
+    at the end of a fit the last of them says what was reached.
     """
 
     prunes_in_training = False
     """Whether masks may change after the fit's first step, so that an earlier epoch's network is a denser one."""
 
+    prunes = False
     _restored: bool = False
     _carrier: Carrier
 
@@ -95,11 +102,26 @@ class MaskingCallback(Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._carrier.begin(epoch, self)
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        zeros = self._carrier.zeros
+        if self._carrier.callbacks[0] is self and zeros.due():
+            check_zeros(self.model)
+            zeros.checked()
+
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        check_zeros(self.model)
+        sparsity = check_zeros(self.model)
+        if self.prunes and logs is not None:
+            logs["sparsity"] = sparsity
 
     def on_train_end(self, logs: Any = None) -> None:
+        if self.prunes and is_chief() and self is [one for one in self._carrier.callbacks if one.prunes][-1]:
+            say = print if (self.params or {}).get("verbose") else logging.info
+            say(reached(self.model))
         self._carrier.end()
+
+    def say_once(self, what: str, cure: str) -> None:
+        """Log a warning that other callbacks of the fit may have reason to log, too."""
+        self._carrier.say_once(what, cure)
 
     def on_test_begin(self, logs: Any = None) -> None:
         self._carrier.leave()
@@ -108,21 +130,6 @@ class MaskingCallback(Callback):
         self._carrier.leave()
 
 
-def check_zeros(model: Any) -> None:
-    """Raises RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
-    found = {weight.path: weight.value()[~weight.kept()] for weight in masked_weights(model)}
-    moved = [path for path, pruned in found.items() if np.any(pruned != 0)]
-    diverged = [path for path in moved if np.any(np.isnan(found[path]))]
-    if diverged:
-        raise RuntimeError(
-            f"{', '.join(diverged[:4])} became NaN: the training has diverged, and NaN times the zero of a pruned "
-            "entry is NaN. A lower learning rate, clipped gradients or a scaled loss may help. "
-            f"Received: optimizer={type(model.optimizer).__name__}"
-        )
-    if moved:
-        raise RuntimeError(
-            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. Something besides the masked layers' call used "
-            "or changed them: a layer that reads another layer's kernel, a constraint that moves zeros, weights loaded "
-            "in mid-training, or an optimizer that updates weights without a gradient. "
-            f"Received: optimizer={type(model.optimizer).__name__}"
-        )
+def check_zeros(model: Any) -> float:
+    """The sparsity; RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
+    return kprune.masks.check_zeros(masked_weights(model), getattr(model, "optimizer", None))

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from kprune.config import PruningConfig
+from kprune.lottery.levels import density
 from kprune.lottery.rewind import Snapshot, rewind, snapshot
 from kprune.masks import Masks, masked_weights, set_masks
 from kprune.masks.matching import mask_distance
-from kprune.pruning import Plan
+from kprune.pruning import Pruner
+from kprune.runtime.files import joined, split
 from kprune.schedules import check_sparsity
 
 from .base import MaskingCallback
@@ -30,13 +33,15 @@ class EarlyBird(MaskingCallback):
     0 once the masks are set. To watch it, list this callback before CSVLogger and the like.
 
     Args:
+        criterion: a name or function, as in `kprune.PruningConfig`; or a `PruningConfig`. The paper keeps the channels
+            with the largest scales of normalization; here the nearest is pattern="channel".
         sparsity: fraction of zeros over all masked weights, in [0, 1).
-        criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`. The paper keeps the channels with
-            the largest scales of normalization; here the nearest is pattern="channel".
         threshold: above 0, at most 1; 0.1 in the paper. Two masks of sparsity s differ in at most 2 * min(s, 1 - s) of
             their entries, so high sparsities need a smaller one; a warning is logged where any masks would settle.
         patience: how many masks are kept, at least 2; 5 in the paper.
         stop: whether the fit ends when the masks have settled; otherwise it trains the sparse network on.
+        data, batches: as in `kprune.prune`.
+        config_fields: scope, pattern, rounds and seed, as in `kprune.PruningConfig`.
 
     Attributes:
         settled_at: the epoch, from 0, at whose end the masks were set; None if they have not settled.
@@ -48,35 +53,30 @@ class EarlyBird(MaskingCallback):
     >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
     >>> model.compile("adam", "mse")
-    >>> bird = kprune.callbacks.EarlyBird(sparsity=0.5, patience=3)
+    >>> bird = kprune.callbacks.EarlyBird("magnitude", 0.5, patience=3)
     >>> fitted = model.fit(np.ones((32, 8)), np.ones((32, 1)), epochs=20, verbose=0, callbacks=[bird])
     >>> bird.settled_at, len(fitted.epoch), kprune.summary(model).sparsity
     (2, 3, 0.5)
     """
 
     prunes_in_training = True
+    prunes = True
 
     def __init__(
         self,
-        sparsity: float,
         criterion: str | Callable[..., Any] = "magnitude",
-        scope: str | Callable[..., Any] | None = None,
-        pattern: str | Callable[..., Any] = "unstructured",
-        rounds: int | None = None,
-        seed: int = 0,
-        data: Any = None,
-        batches: int | None = 1,
+        sparsity: float = 0.9,
+        *,
         threshold: float = 0.1,
         patience: int = 5,
         stop: bool = True,
+        data: Any = None,
+        batches: int | None = 1,
+        **config_fields: Any,
     ):
         super().__init__()
         check_sparsity("sparsity", sparsity)
-        self.plan = Plan(criterion, scope, pattern, rounds, seed, data, batches)
-        if {"initial", "movement"} & set(self.plan.needs):
-            raise ValueError(
-                f"EarlyBird does not support criteria that need earlier weights. Received: criterion={self.plan.name!r}"
-            )
+        self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
             raise ValueError(f"`threshold` must be above 0 and at most 1. Received: threshold={threshold!r}")
         if not isinstance(patience, int) or isinstance(patience, bool) or patience < 2:
@@ -92,13 +92,12 @@ class EarlyBird(MaskingCallback):
         self._distance = math.nan  # the largest of that epoch
         self._end: Snapshot | None = None
 
-    def check_fit(self) -> None:
-        self.plan.warned = False
-
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
         if not self._restored:
             self._begin()
+            self.pruner.forget()
+            self.pruner.begin(self.model)
         largest = 2 * min(self.sparsity, 1 - self.sparsity)
         if largest < self.threshold:
             logging.warning(
@@ -115,6 +114,7 @@ class EarlyBird(MaskingCallback):
             if self._restored and self._drawn < epoch - 1:
                 self._draw(epoch - 1)
         super().on_epoch_begin(epoch)
+        self.pruner.resume(self.model)
         self._drawn = epoch - 1
         if self.settled_at is not None and self.stop:
             # Killed after its last epoch. A fit that has begun an epoch takes a step before it stops.
@@ -124,6 +124,8 @@ class EarlyBird(MaskingCallback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._end is not None:
             rewind(self.model, self._end)
+        elif self.pruner.watches:
+            self.pruner.after_step(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -131,6 +133,7 @@ class EarlyBird(MaskingCallback):
             self._draw(epoch)
         if logs is not None:
             logs["mask_distance"] = self._distance
+            logs["sparsity"] = 1 - density(masked_weights(self.model))  # with the masks that were set just now
         if self.settled_at is not None and self.stop:
             self.model.stop_training = True
 
@@ -140,7 +143,7 @@ class EarlyBird(MaskingCallback):
         if self.settled_at is not None:
             self._distance = 0.0
             return
-        newest, others = self.plan.masks(self.model, self.sparsity), self._masks[-self.patience + 1 :]
+        newest, others = self.pruner.masks(self.model, self.sparsity), self._masks[-self.patience + 1 :]
         self._masks = [*others, newest]
         self._distance = max((mask_distance(newest, masks) for masks in others), default=math.nan)
         if len(self._masks) == self.patience and self._distance < self.threshold:
@@ -151,16 +154,19 @@ class EarlyBird(MaskingCallback):
     def get_state(self) -> dict[str, np.ndarray]:
         settled_at = -1 if self.settled_at is None else self.settled_at
         masks = {f"{i}/{j}": m for i, masks in enumerate(self._masks) for j, m in enumerate(masks.values())}
-        return {"epochs": np.array([self._drawn, settled_at]), **masks}
+        epochs = {"epochs": np.array([self._drawn, settled_at])}
+        return {**epochs, **masks, **joined(tracker=self.pruner.get_state())}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         super().set_state(state)
         self._begin()
         self._drawn, settled_at = map(int, state["epochs"])
         self.settled_at = None if settled_at < 0 else settled_at
+        tracked = {key: array for key, array in state.items() if key.startswith("tracker/")}
+        self.pruner.set_state(self.model, split(tracked, "tracker")["tracker"])
         # By order: Keras may have given the layers other names since.
         paths = [weight.path for weight in masked_weights(self.model)]
-        masks = [mask for key, mask in state.items() if key != "epochs"]
+        masks = [mask for key, mask in state.items() if key[0].isdigit()]
         self._masks = [
             dict(zip(paths, masks[i : i + len(paths)], strict=True)) for i in range(0, len(masks), len(paths))
         ]

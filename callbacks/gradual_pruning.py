@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from kprune.criteria import Movement
-from kprune.masks import Masks, masked_weights, set_masks
-from kprune.pruning import Plan
-from kprune.runtime.files import split
-from kprune.runtime.optimizers import batches_per_step, iterations
-from kprune.schedules import PerLayer, Schedule, applied, as_schedule, last_update
+from kprune.config import PruningConfig
+from kprune.masks import masked_weights, set_masks
+from kprune.masks.optimizers import check_is_optimizer
+from kprune.pruning import Pruner
+from kprune.runtime.files import joined, split
+from kprune.runtime.optimizers import batches_per_step
+from kprune.schedules import Schedule, as_schedule
+from kprune.schedules.planned import Planned
 
+from ._counter import Counter
 from .base import MaskingCallback
 
 
@@ -24,140 +28,191 @@ class GradualPruning(MaskingCallback):
     Masks are updated when `optimizer.iterations` reaches an update step of the schedule, at the first batch end from
     then on (with `steps_per_execution` = n, at most n - 1 steps late). The last update lands exactly on the final
     sparsity. Before training starts the schedule is held against the planned number of steps, and a warning is logged
-    if the fit ends before the schedule does.
+    if the fit ends before the schedule does; another one at its end if it did so for another reason.
+
+    Where a `train_step` steps optimizers of its own, as a GAN's does, batches are counted as steps, and a warning says
+    so; the slots of every optimizer that the model holds are reset where masks change.
 
     Args:
-        schedule: from `kprune.schedules`, or a tfmot `PruningSchedule` (on either Keras). With
-            `kprune.schedules.PerLayer` each group of weights has a schedule, and the scope shares each group's
-            sparsity within it.
-        criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`.
-        initial: as in `kprune.prune`; by default the weights at the start of the fit.
+        schedule: the sparsity to reach, a float in (0, 1), by a `kprune.schedules.PolynomialDecay` from 0 between
+            `begin` and `end`; or a dict of regular expression -> sparsity, so that each group of weights has its own.
+            Or a schedule from `kprune.schedules`, or a tfmot `PruningSchedule` (on either Keras). With
+            `kprune.schedules.PerLayer` each group has a schedule, and the scope shares each group's sparsity within
+            it.
+        criterion: a name or function, as in `kprune.PruningConfig`; or a `PruningConfig`. What goes by how training
+            went ("movement", "large_init" ...) is watched from the start of the fit on.
+        begin, end: with a sparsity, its first and its last update, counted from where the fit starts: a float in
+            [0, 1] is a share of the steps that the fit plans, an int a number of steps.
+        frequency: with a sparsity, steps between two updates; by default about a hundredth of those from begin to end.
+        optimizer: the one whose steps count, where a `train_step` has its own; the compiled one by default.
+        data, batches: as in `kprune.prune`.
+        config_fields: scope, pattern, rounds (here 1 by default) and seed, as in `kprune.PruningConfig`.
 
-    The scores of criterion "movement" are collected by the callback itself, from the start of the fit on.
+    Attributes:
+        schedule: the `kprune.schedules.Schedule`; None, if a sparsity was given, until a fit begins.
 
     Raises:
-        ValueError: an argument is wrong; at the start of `fit`: the model has nothing to mask, or its optimizer cannot
-            keep weights at zero (Muon), or an expression of a `PerLayer` is found in no masked weight's path; at an
-            update: a score is not finite, or weights would be pruned by their "movement" before any has moved.
+        ValueError: an argument is wrong, or `begin`, `end` or `frequency` stands beside a schedule; at the start of
+            `fit`: the model has nothing to mask, or its optimizer cannot keep weights at zero (Muon), or an expression
+            is found in no masked weight's path, or `begin` or `end` is a share of a number of steps that is not known;
+            at an update: a score is not finite, or weights would be pruned by their "movement" before any has moved.
 
     >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
     >>> model.compile("adam", "mse")
-    >>> schedule = kprune.schedules.PolynomialDecay(0.0, 0.75, begin_step=2, end_step=8, frequency=2)
-    >>> callback = kprune.callbacks.GradualPruning(schedule)
-    >>> _ = model.fit(np.ones((64, 8)), np.ones((64, 1)), batch_size=8, verbose=0, callbacks=[callback])
-    >>> kprune.summary(model).sparsity
-    0.75
+    >>> callback = kprune.callbacks.GradualPruning(0.75)
+    >>> _ = model.fit(np.ones((64, 8)), np.ones((64, 1)), batch_size=8, epochs=2, verbose=0, callbacks=[callback])
+    >>> kprune.summary(model).sparsity, callback.schedule.begin_step, callback.schedule.end_step
+    (0.75, 1, 11)
     """
 
     prunes_in_training = True
+    prunes = True
 
     def __init__(
         self,
-        schedule: Schedule | PerLayer | Any,
+        schedule: float | Mapping[str, float] | Schedule | Any,
         criterion: str | Callable[..., Any] = "magnitude",
-        scope: str | Callable[..., Any] | None = None,
-        pattern: str | Callable[..., Any] = "unstructured",
-        rounds: int = 1,
-        seed: int = 0,
+        *,
+        begin: float | int = 0.1,
+        end: float | int = 0.7,
+        frequency: int | None = None,
+        optimizer: Any = None,
         data: Any = None,
         batches: int | None = 1,
-        initial: dict[str, np.ndarray] | None = None,
+        **config_fields: Any,
     ):
         super().__init__()
-        self.schedule = as_schedule(schedule)
-        self.plan = Plan(criterion, scope, pattern, rounds, seed, data, batches, initial)
-        self.initial = initial
+        self._planned: Planned | None = None
+        if isinstance(schedule, Mapping) or (isinstance(schedule, numbers.Real) and not isinstance(schedule, bool)):
+            self._planned = Planned(schedule, begin, end, frequency)
+        elif (begin, end, frequency) != (0.1, 0.7, None):
+            raise ValueError(
+                "A schedule has its own steps: give begin, end and frequency beside a sparsity only. "
+                f"Received: schedule={schedule!r:.200}, begin={begin!r}, end={end!r}, frequency={frequency!r}"
+            )
+        self.schedule: Schedule | None = as_schedule(schedule) if self._planned is None else None
+        check_is_optimizer("optimizer", optimizer)
+        if not isinstance(criterion, PruningConfig):
+            config_fields = {"rounds": 1, **config_fields}
+        self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
+        self.optimizer = optimizer
+        self._counter = Counter(self, optimizer)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget an earlier fit."""
+        self._counter.forget()
         self._updated_at: int | None = None
-        self._movement: Movement | None = None
+        self._next: int | None = None
+        self._taken: int | None = None
+        self._warned: bool | None = None  # of a fit that is too short; None before it is looked at
+        if self._planned is not None:
+            self.schedule = None
 
     def check_fit(self) -> None:
-        self.plan.warned = False
-        if isinstance(self.schedule, PerLayer):
-            self.schedule.check(weight.path for weight in masked_weights(self.model))
+        schedule = self.schedule if self._planned is None else self._planned.schedule(0, self._steps(0))
+        if schedule is not None:
+            schedule.check(weight.path for weight in masked_weights(self.model))
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._updated_at = None
         with self.undone():
-            self._warn_of_a_short_fit()
-            if "initial" in self.plan.needs and self.initial is None and not self._restored:
-                self.plan.initial = {weight.path: weight.value() for weight in masked_weights(self.model)}
-            if "movement" in self.plan.needs and not self._restored:
-                self._collect(Movement(self.model))
-            self._update(iterations(self.model))
+            if not self._restored:
+                self._begin()
+                self.pruner.forget()
+                self.pruner.begin(self.model)
+            self._update(self._counter.now())
 
     def get_state(self) -> dict[str, np.ndarray]:
-        kept = {"initial": (self.initial is None and self.plan.initial) or {}, "movement": self.plan.movement or {}}
-        return {f"{name}/{i}": a for name, arrays in kept.items() for i, a in enumerate(arrays.values())}
+        at = [self.schedule.begin_step, self.schedule.end_step, self.schedule.frequency] if self.schedule else []
+        kept = {"counter": {"0": np.array(self._counter.get_state(), "float64")}, "steps": {"0": np.array(at, "int64")}}
+        return joined(tracker=self.pruner.get_state(), **kept)
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         super().set_state(state)
-        # By order: Keras may have given the layers other names since.
-        paths = [weight.path for weight in masked_weights(self.model)]
-        held = split(state, "initial", "movement")
-        if held["initial"]:
-            self.plan.initial = dict(zip(paths, held["initial"].values(), strict=True))
-        if held["movement"]:
-            self._collect(Movement(self.model, dict(zip(paths, held["movement"].values(), strict=True))))
+        self._begin()
+        # Backups of kprune 0.1 name the tracker by its criterion, and hold neither of the others.
+        held = split(state, "tracker", "initial", "movement", "counter", "steps")
+        counter, steps = held.pop("counter"), held.pop("steps")
+        if counter:
+            self._counter.set_state(counter["0"].tolist())
+        if self._planned is not None and steps and steps["0"].size:
+            self.schedule = self._planned.at(*steps["0"].tolist())
+        self.pruner.set_state(self.model, next(filter(None, held.values()), {}))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        with self.undone():
+            taken = self._counter.begin_epoch()
+            if self.schedule is None and self._planned is not None:
+                self.schedule = self._planned.schedule(taken, self._steps(epoch))
+            if self._warned is None:
+                self._warned = self._warn_of_a_short_fit(taken, epoch)
+            # Also what an epoch's end has brought after its backup was written.
+            self._update(taken)
         super().on_epoch_begin(epoch)
-        if self._movement is not None:  # what a backup or a rewind has moved is no training
-            self._movement.begin()
+        self.pruner.resume(self.model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        taken = iterations(self.model)
-        if self._movement is not None:  # on JAX, `self.model` has just brought the variables up to date
-            self._movement.add()
-        self._update(taken)
+        taken = self._counter.after_batch(batch, self._next)
+        if self.pruner.watches:
+            self.pruner.after_step(self.model)
+        if taken is not None:
+            self._update(taken)
 
-    def _collect(self, movement: Movement) -> None:
-        self._movement, self.plan.movement = movement, movement.scores
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._update(self._counter.end_epoch())
+        super().on_epoch_end(epoch, logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        super().on_train_end(logs)
+        if self._taken is not None and not self._warned:
+            self._warn_of_steps_not_reached(self._taken, f"this fit ended at step {self._taken}")
 
     def _update(self, taken: int) -> None:
+        if self.schedule is None:
+            return
+        self._taken, self._next = taken, self.schedule.next_due(taken)
         # Also right after a resumed start: pruning again to a sparsity that the masks have already changes nothing.
-        step = last_update(self.schedule, taken)
+        step = self.schedule.last_due(taken)
         if step is not None and step != self._updated_at:
-            masks = self.plan.masks(self.model, applied(self.schedule, step))
-            self._check_movement(masks, step)
-            set_masks(self.model, masks)
+            set_masks(self.model, self.pruner.masks(self.model, self.schedule.applied(step)), self.optimizer)
             self._updated_at = step
 
-    def _check_movement(self, masks: Masks, step: int) -> None:
-        """Raises ValueError if weights are to be pruned by their movement before any has moved."""
-        if self._movement is None or any(score.any() for score in self._movement.scores.values()):
-            return
-        if any(np.any(weight.kept() & ~masks[weight.path]) for weight in masked_weights(self.model)):
-            raise ValueError(
-                f"The criterion {self.plan.name!r} goes by how weights moved since the fit began, and none has: let "
-                "the schedule prune nothing before some hundred steps are taken. "
-                f"Received: schedule={self.schedule!r}, which prunes at step {step}"
-            )
-
-    def _warn_of_a_short_fit(self) -> None:
-        params = self.params or {}
+    def _steps(self, epoch: int) -> int | None:
+        """The number of steps that the fit plans from an epoch on; None if it is not known."""
+        params, optimizer = self.params or {}, self.optimizer or getattr(self.model, "optimizer", None)
         if not params.get("steps") or not params.get("epochs"):
+            return None
+        per_step = 1 if optimizer is None else batches_per_step(optimizer)
+        return int(params["steps"] * (params["epochs"] - epoch) // per_step)
+
+    def _warn_of_a_short_fit(self, taken: int, epoch: int) -> bool:
+        """Whether the fit ends before the schedule, as far as that can be known."""
+        steps = self._steps(epoch)
+        if steps is not None:
+            epochs = f"({(self.params or {})['steps']} steps x {(self.params or {})['epochs'] - epoch} epochs)"
+            return self._warn_of_steps_not_reached(taken + steps, f"this fit ends at step {taken + steps} {epochs}")
+        if self.schedule is not None:
             logging.warning(
                 "GradualPruning: the number of steps of this fit is not known, so it cannot be checked that it reaches "
                 "step %d, where the schedule ends; pass steps_per_epoch.",
                 self.schedule.end_step,
             )
-            return
-        planned = params["steps"] * params["epochs"] // batches_per_step(self.model)
-        # Of a PerLayer each member answers for itself.
-        members = self.schedule.schedules if isinstance(self.schedule, PerLayer) else {None: self.schedule}
-        for expression, schedule in members.items():
-            if planned < schedule.end_step:
-                logging.warning(
-                    "GradualPruning%s: this fit ends at step %d (%d steps x %d epochs), before the schedule's "
-                    "end_step=%d: it reaches sparsity %.4g, not the final %.4g. Set end_step to at most %d, or train "
-                    "longer.",
-                    "" if expression is None else f" of {expression!r}",
-                    planned,
-                    params["steps"],
-                    params["epochs"],
-                    schedule.end_step,
-                    applied(schedule, planned),
-                    schedule.final_sparsity,
-                    planned,
-                )
+        return False
+
+    def _warn_of_steps_not_reached(self, end: int, how: str) -> bool:
+        """Whether the schedule goes on after the fit's last step, of which a warning is logged."""
+        short = {} if self.schedule is None else self.schedule.members()
+        short = {expression: schedule for expression, schedule in short.items() if end < schedule.end_step}
+        for expression, schedule in short.items():
+            logging.warning(
+                "GradualPruning%s: %s, before the schedule's end_step=%d: it reaches sparsity %.4g, not "
+                "the final %.4g. Set end_step to at most %d, or train longer.",
+                "" if expression is None else f" of {expression!r}",
+                how,
+                schedule.end_step,
+                schedule.applied(end),
+                schedule.final_sparsity,
+                end,
+            )
+        return bool(short)

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from kprune.config import PruningConfig
 from kprune.lottery.levels import Lottery, density
 from kprune.lottery.rewind import Arrays
 from kprune.lottery.ticket import Ticket
 from kprune.masks import masked_weights
-from kprune.pruning import Plan
+from kprune.pruning import Pruner
 from kprune.runtime.distribution import to_numpy
+from kprune.runtime.files import joined, split
 from kprune.runtime.locks import Lock
 from kprune.util.checks import check_npz
 
@@ -48,11 +50,15 @@ class LotteryTicket(TakeSnapshot):
             epoch and trains it whole. With `steps_per_execution` = n, up to n - 1 batches later.
         rewind: "weights"; "learning_rate", which leaves the weights as trained; or "none", which leaves all as it is
             (fine-tuning).
-        criterion, scope, pattern, rounds, seed, data, batches: as in `kprune.prune`; criteria that compare with initial
-            weights get those of the rewind point.
+        criterion: a name or function, as in `kprune.PruningConfig`; or a `PruningConfig`. What goes by how training
+            went ("movement", "large_init" ...) is watched from the rewind point on.
+        data, batches: as in `kprune.prune`.
+        optimizer: the one whose steps count, where a `train_step` has its own; the compiled one by default. A rewind
+            takes all optimizers that the model holds back.
         path: an .npz file for the ticket; none is written without.
         restart: callbacks of the same fit that begin anew with each level, such as ReduceLROnPlateau: their
             `on_train_begin` is called then (which has ReduceLROnPlateau forget its best from Keras 3.15 on).
+        config_fields: scope, pattern, rounds and seed, as in `kprune.PruningConfig`.
 
     Attributes:
         ticket: `kprune.Ticket` after the fit: masks of the last level, and weights of the rewind point.
@@ -76,23 +82,23 @@ class LotteryTicket(TakeSnapshot):
     """
 
     prunes_in_training = True
+    prunes = True
 
     def __init__(
         self,
         levels: int,
         epochs_per_level: int,
+        *,
         rate: float = 0.2,
         rewind_to: str | int | float = "init",
         rewind: str = "weights",
         criterion: str | Callable[..., Any] = "magnitude",
-        scope: str | Callable[..., Any] | None = None,
-        pattern: str | Callable[..., Any] = "unstructured",
-        rounds: int | None = None,
-        seed: int = 0,
         data: Any = None,
         batches: int | None = 1,
+        optimizer: Any = None,
         path: str | os.PathLike[str] | None = None,
         restart: Sequence[Any] = (),
+        **config_fields: Any,
     ):
         if not isinstance(epochs_per_level, int) or isinstance(epochs_per_level, bool) or epochs_per_level < 1:
             raise ValueError(
@@ -102,18 +108,19 @@ class LotteryTicket(TakeSnapshot):
             check_npz("path", path)
         if not isinstance(restart, Sequence) or not all(hasattr(one, "on_train_begin") for one in restart):
             raise ValueError(f"`restart` must be a list of callbacks of the same fit. Received: restart={restart!r}")
-        plan = Plan(criterion, scope, pattern, rounds, seed, data, batches)
-        self.lottery = Lottery.of(levels, rate, rewind_to, rewind, plan)
+        pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
+        self.lottery = Lottery.of(levels, rate, rewind_to, rewind, pruner)
         self.epochs_per_level = epochs_per_level
         self.path = path
         self._lock = None if path is None else Lock(path)
         self.restart = tuple(restart)
         self._begun: int | None = None  # the epoch that was begun last
         self._rewound: Arrays = {}  # what a level begins with, until its first batch
-        super().__init__(rewind_to)
+        super().__init__(rewind_to, optimizer=optimizer)
 
     def begin(self) -> None:
         super().begin()
+        self.lottery.pruner.forget()
         self.ticket: Ticket | None = None
         self.results: list[dict[str, Any]] = []
         self._density: float | None = None
@@ -134,6 +141,19 @@ class LotteryTicket(TakeSnapshot):
         """
         return self._total(self.point.in_epochs(self.epochs_per_level, steps_per_epoch))
 
+    def fit_kwargs(self, steps_per_epoch: float | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+        """What `fit` is to be given beside the data: epochs, this callback, and batches in their own order.
+
+        Args:
+            steps_per_epoch: as in `total_epochs`.
+            callbacks: of your own, listed after this one.
+
+        >>> lottery = LotteryTicket(levels=2, epochs_per_level=3)
+        >>> lottery.fit_kwargs()["epochs"]
+        9
+        """
+        return {"epochs": self.total_epochs(steps_per_epoch), "shuffle": False, "callbacks": [self, *callbacks]}
+
     def within_level(self, schedule: Callable[..., float]) -> Callable[..., float]:
         """A schedule for `LearningRateScheduler` that begins anew, at the rewind point, with each level.
 
@@ -151,7 +171,6 @@ class LotteryTicket(TakeSnapshot):
 
     def check_fit(self) -> None:
         super().check_fit()
-        self.lottery.plan.warned = False
         expected, epochs = self._total(self.first_epoch()), (self.params or {}).get("epochs")
         if epochs != expected:
             raise ValueError(
@@ -189,14 +208,16 @@ class LotteryTicket(TakeSnapshot):
             self._density = density(masked_weights(self.model))
         self._catch_up(epoch)
         super().on_epoch_begin(epoch)
+        self.lottery.pruner.resume(self.model)
         if level > 0 and within == self.first_epoch():
-            self.lottery.begin_level(self.model, level, self._density, self.taken())
+            self.lottery.begin_level(self.model, level, self._density, self.taken(), self.optimizer)
             self._rewound = {} if self.lottery.rewind == "none" else self._values()
             for callback in self.restart:
                 callback.on_train_begin()
             logging.info("LotteryTicket: level %d begins at sparsity %.4f.", level, self._sparsity())
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_begin(batch)
         if self._rewound:
             now = self._values()
             if any(not np.array_equal(value, now[path], equal_nan=True) for path, value in self._rewound.items()):
@@ -206,6 +227,17 @@ class LotteryTicket(TakeSnapshot):
                     f"LotteryTicket. Received: level={self._place(self._begun or 0)[0]}"
                 )
             self._rewound = {}
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self.lottery.pruner.watches:
+            self.lottery.pruner.after_step(self.model)
+        super().on_train_batch_end(batch, logs)
+
+    def missed(self) -> None:
+        """The end of the fit is an error then."""
+
+    def took(self) -> None:
+        self.lottery.pruner.begin(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -240,6 +272,14 @@ class LotteryTicket(TakeSnapshot):
         if self.path is not None and self._lock is not None:
             self.ticket.save(self.path)
             self._lock.release()
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        return {**super().get_state(), **joined(tracker=self.lottery.pruner.get_state())}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        tracked = {key: array for key, array in state.items() if key.startswith("tracker/")}
+        super().set_state({key: array for key, array in state.items() if key not in tracked})
+        self.lottery.pruner.set_state(self.model, split(tracked, "tracker")["tracker"])
 
     def progress(self) -> dict[str, Any]:
         known = {"density": self._density, "results": self.results, "ended": self._ended}

@@ -7,10 +7,12 @@ from typing import Any
 
 from absl import logging
 
+from kprune.config import PruningConfig
 from kprune.masks import masked_weights, set_masks
-from kprune.pruning import Plan
+from kprune.pruning import Pruner
 from kprune.schedules import check_sparsity
-from kprune.scopes import zeros_for
+from kprune.util.progress import check_verbose
+from kprune.util.ranking import zeros_for
 
 from .base import MaskingCallback
 
@@ -22,11 +24,11 @@ class PruneAtInit(MaskingCallback):
     masks it has.
 
     Args:
-        criterion: name or function, as in `kprune.prune`; "synflow" by default.
+        criterion: a name or function, as in `kprune.PruningConfig`; or a `PruningConfig`.
         sparsity: fraction of zeros over all masked weights, in [0, 1).
-        rounds: rounds of scoring and cutting; the criterion's own number by default (100 for "synflow", else 1).
-        scope, pattern, seed, data, batches: as in `kprune.prune`.
-        verbose: show a progress bar over the rounds.
+        data, batches: as in `kprune.prune`.
+        verbose: 0 silent, 1 or "auto" a progress bar over the rounds, 2 a line at the end.
+        config_fields: scope, pattern, rounds and seed, as in `kprune.PruningConfig`.
 
     Raises:
         ValueError: an argument is wrong; at the start of `fit`: the model has nothing to mask, its optimizer cannot
@@ -41,26 +43,24 @@ class PruneAtInit(MaskingCallback):
     0.9
     """
 
+    prunes = True
+
     def __init__(
         self,
         criterion: str | Callable[..., Any] = "synflow",
         sparsity: float = 0.9,
-        rounds: int | None = None,
-        scope: str | Callable[..., Any] | None = None,
-        pattern: str | Callable[..., Any] = "unstructured",
-        seed: int = 0,
-        verbose: bool = True,
+        *,
         data: Any = None,
         batches: int | None = 1,
+        verbose: Any = "auto",
+        **config_fields: Any,
     ):
         super().__init__()
         check_sparsity("sparsity", sparsity)
-        self.plan = Plan(criterion, scope, pattern, rounds, seed, data, batches)
+        check_verbose(verbose)
+        self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
         self.sparsity = sparsity
         self.verbose = verbose
-
-    def check_fit(self) -> None:
-        self.plan.warned = False
 
     def on_train_begin(self, logs: Any = None) -> None:
         with self.undone():
@@ -70,7 +70,9 @@ class PruneAtInit(MaskingCallback):
             if zeros >= zeros_for(size, self.sparsity):
                 logging.info("%s: the model has %d of %d weights pruned already.", type(self).__name__, zeros, size)
             else:
-                set_masks(self.model, self.plan.masks(self.model, self.sparsity, self.verbose))
+                self.pruner.forget()
+                self.pruner.begin(self.model)
+                set_masks(self.model, self.pruner.masks(self.model, self.sparsity, verbose=self.verbose))
 
 
 class SynFlow(PruneAtInit):
@@ -78,9 +80,9 @@ class SynFlow(PruneAtInit):
 
     Args:
         sparsity: fraction of zeros over all masked weights, in [0, 1).
-        rounds: 100 in the paper; fewer are faster and collapse layers sooner.
-        scope: "global" in the paper.
-        verbose: show a progress bar over the rounds.
+        verbose: as in `PruneAtInit`.
+        config_fields: as in `PruneAtInit`: rounds are 100 in the paper (fewer are faster and collapse layers sooner),
+            the scope "global".
 
     Raises:
         ValueError: as `PruneAtInit`; at the start of `fit` also when a layer cannot be linearized (it is named).
@@ -96,8 +98,8 @@ class SynFlow(PruneAtInit):
     def __init__(
         self,
         sparsity: float = 0.9,
-        rounds: int = 100,
-        scope: str | Callable[..., Any] = "global",
-        verbose: bool = True,
+        *,
+        verbose: Any = "auto",
+        **config_fields: Any,
     ):
-        super().__init__("synflow", sparsity, rounds, scope, verbose=verbose)
+        super().__init__("synflow", sparsity, verbose=verbose, **config_fields)

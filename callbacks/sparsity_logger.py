@@ -19,6 +19,7 @@ class SparsityLogger(Callback):
 
     - `sparsity` (fraction of zeros over all masked weights) goes into Keras's logs, so into History, the progress bar
       of the epoch and the callbacks after this one (CSVLogger, TensorBoard: as `epoch_sparsity`).
+    - `sparsity_of_all`, pruned entries as a fraction of all parameters of the model, goes there, too.
     - A table of all weights goes through absl logging, at level INFO (`absl.logging.set_verbosity("info")` shows it).
     - With `log_dir`, one TensorBoard scalar per weight, `sparsity/<path>`, against the epoch; of
       several processes that train together, the first writes them.
@@ -47,7 +48,7 @@ class SparsityLogger(Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         report = summary(self.model)
         if logs is not None:
-            logs["sparsity"] = report.sparsity
+            logs.update(sparsity=report.sparsity, sparsity_of_all=report.sparsity_of_all)
         if self.table:
             logging.info("Epoch %d\n%s", epoch + 1, report)
         if self.log_dir and is_chief():
@@ -56,6 +57,7 @@ class SparsityLogger(Callback):
             self._writer = self._writer or tf.summary.create_file_writer(os.fspath(self.log_dir))
             with self._writer.as_default():
                 tf.summary.scalar("sparsity", report.sparsity, step=epoch)
+                tf.summary.scalar("sparsity_of_all", report.sparsity_of_all, step=epoch)
                 for row in report.rows:
                     tf.summary.scalar(f"sparsity/{row.path}", row.sparsity, step=epoch)
 

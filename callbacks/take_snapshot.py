@@ -6,10 +6,13 @@ import json
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from kprune.lottery.rewind import RewindPoint, Snapshot, snapshot
-from kprune.runtime.optimizers import batches_per_step, batches_taken
+from kprune.masks.optimizers import check_is_optimizer
+from kprune.runtime.optimizers import batches_per_step
 
+from ._counter import Counter
 from .base import MaskingCallback
 
 
@@ -17,11 +20,13 @@ class TakeSnapshot(MaskingCallback):
     """Take a snapshot when training reaches a point; `kprune.rewind(model, callback.snapshot)` goes back to it.
 
     It counts what the optimizer takes from the beginning of the fit, so gradient accumulation is counted right, and
-    `steps_per_execution` = n up to n - 1 batches late.
+    `steps_per_execution` = n up to n - 1 batches late. Where a `train_step` steps optimizers of its own, it counts
+    batches instead, and a warning says so.
 
     Args:
         at: "init"; a number of optimizer steps (100 or "step:100"); "epoch:2"; or a share of the fit's epochs (0.1 or
             "fraction:0.1").
+        optimizer: the one whose steps count, where a `train_step` has its own; the compiled one by default.
 
     Attributes:
         snapshot: `kprune.Snapshot`, or None before the point is reached.
@@ -39,8 +44,11 @@ class TakeSnapshot(MaskingCallback):
     4
     """
 
-    def __init__(self, at: str | int | float = "init"):
+    def __init__(self, at: str | int | float = "init", *, optimizer: Any = None):
         super().__init__()
+        check_is_optimizer("optimizer", optimizer)
+        self.optimizer = optimizer
+        self._counter = Counter(self, optimizer, batches=True)
         self.point = RewindPoint.of(at)
         self.batches_per_epoch: int | None = None
         self.batches_per_step = 1
@@ -49,7 +57,7 @@ class TakeSnapshot(MaskingCallback):
     def begin(self) -> None:
         """Forget an earlier fit."""
         self.snapshot: Snapshot | None = None
-        self._begun_at: int | None = None
+        self._counter.forget()
 
     def epochs(self) -> int:
         """The number of epochs of which the point may name a share."""
@@ -61,7 +69,8 @@ class TakeSnapshot(MaskingCallback):
 
     def check_fit(self) -> None:
         self.batches_per_epoch = (self.params or {}).get("steps")
-        self.batches_per_step = batches_per_step(self.model)
+        optimizer = self.optimizer if self.optimizer is not None else self.model.optimizer
+        self.batches_per_step = 1 if optimizer is None else batches_per_step(optimizer)
         self._due = self.point.in_batches(self.epochs(), self.batches_per_epoch, self.batches_per_step)
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -70,15 +79,26 @@ class TakeSnapshot(MaskingCallback):
             self.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        if self._begun_at is None:
-            self._begun_at = batches_taken(self.model)
+        if self._counter.begun is None:
             with self.undone():
                 self._check_reached(self.epochs() - epoch)
         super().on_epoch_begin(epoch)
-        self._take()
+        if self.snapshot is None:
+            self._take(self._counter.begin_epoch())
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._take()
+        if self.snapshot is None:
+            self._take(self._counter.after_batch(batch, (self._counter.begun or 0) + self._due))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        if self.snapshot is None:
+            self._take(self._counter.end_epoch())
+
+    def on_train_end(self, logs: Any = None) -> None:
+        super().on_train_end(logs)
+        if self.snapshot is None:
+            self.missed()
 
     def _check_reached(self, epochs: int) -> None:
         if self._due and self._due >= epochs * (self.batches_per_epoch or 0):
@@ -87,9 +107,17 @@ class TakeSnapshot(MaskingCallback):
                 f"Received: at={self.point}, with {epochs} epochs to train"
             )
 
-    def _take(self) -> None:
-        if self.snapshot is None and batches_taken(self.model) - (self._begun_at or 0) >= self._due:
-            self.snapshot = snapshot(self.model)
+    def _take(self, taken: int | None) -> None:
+        if taken is not None and taken >= (self._counter.begun or 0) + self._due:
+            self.snapshot = snapshot(self.model, self.optimizer)
+            self.took()
+
+    def missed(self) -> None:
+        """The fit has ended before the point was reached."""
+        logging.warning("TakeSnapshot: the fit ended before batch %d, where the snapshot was due.", self._due)
+
+    def took(self) -> None:
+        """The point is reached."""
 
     def taken(self) -> Snapshot:
         """The snapshot; RuntimeError if the point was not reached."""
@@ -112,8 +140,10 @@ class TakeSnapshot(MaskingCallback):
 
     def progress(self) -> dict[str, Any]:
         """What is to be carried beside the snapshot; what JSON can hold."""
-        return {"begun_at": self._begun_at}
+        return {"counter": self._counter.get_state()}
 
     def set_progress(self, progress: dict[str, Any]) -> None:
         """Take it over."""
-        self._begun_at = progress["begun_at"]
+        # Backups of kprune 0.1 tell only where the fit began.
+        begun = progress.get("begun_at")
+        self._counter.set_state(progress.get("counter") or [-1 if begun is None else begun, 0, 0])

@@ -36,7 +36,7 @@ def train(data, sparsity):
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    callbacks = [kprune.callbacks.SynFlow(sparsity, verbose=False)] if sparsity else []
+    callbacks = [kprune.callbacks.SynFlow(sparsity, verbose=0)] if sparsity else []
     history = model.fit(**data.fit_kwargs(), epochs=EPOCHS, callbacks=callbacks, verbose=0)
     return model, history.history["val_accuracy"]
 

@@ -18,9 +18,11 @@ if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
 from . import analysis, callbacks, controls, criteria, data, models, patterns, schedules, scopes  # noqa: E402
 from ._version import __version__  # noqa: E402
 from .callbacks.after_pruning import AfterPruning  # noqa: E402
+from .config import PruningConfig  # noqa: E402
 from .data.batches import balanced_sample  # noqa: E402
 from .data.rewindable import RewindableBatches  # noqa: E402
 from .deploy.export import Export, export  # noqa: E402
+from .deploy.shrink import shrink  # noqa: E402
 from .experiments.find_ticket import Level, find_ticket  # noqa: E402
 from .experiments.lottery_runs import LotteryRuns, run_lotteries  # noqa: E402
 from .experiments.sensitivity import Sensitivity, sensitivity  # noqa: E402
@@ -41,6 +43,7 @@ __all__ = [
     "LotteryRuns",
     "MaskReport",
     "MaskedWeight",
+    "PruningConfig",
     "RewindPoint",
     "RewindableBatches",
     "Sensitivity",
@@ -71,6 +74,7 @@ __all__ = [
     "scopes",
     "sensitivity",
     "set_masks",
+    "shrink",
     "snapshot",
     "strip",
     "summary",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from .experiments.evaluation import masked_meanwhile, measure_by, unchanged
 from .lottery.rewind import Arrays, Snapshot, matched, model_weights, rewind, snapshot
@@ -17,6 +16,7 @@ from .masks import Masks, current_masks, masked_weights, strip
 from .masks.matching import mask_distance as mask_distance
 from .util.checks import check_function
 from .util.plotting import KEPT, LINES, Drawable, new_axes, plain_axes
+from .util.progress import check_verbose, progress
 from .util.tables import new_table, table_lines
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def supermask(model: Any, ticket: Ticket, evaluate: Any) -> float:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, kernel_initializer="ones")])
     >>> def total(model):
     ...     return float(keras.ops.sum(model(np.ones((1, 4)))))
-    >>> ticket = kprune.find_ticket(model, lambda model, level: None, levels=1, rate=0.5, verbose=False)
+    >>> ticket = kprune.find_ticket(model, lambda model, level: None, levels=1, rate=0.5, verbose=0)
     >>> model.set_weights([np.zeros_like(value) for value in model.get_weights()])  # here in reality it is trained
     >>> total(model), supermask(model, ticket, total)
     (0.0, 2.0)
@@ -138,7 +138,7 @@ def linear_path(
     evaluate: Any,
     points: int = 11,
     prepare: Callable[[Any], Any] | None = None,
-    verbose: bool = True,
+    verbose: Any = "auto",
 ) -> LinearPath:
     """Evaluate the networks on the straight line between two (arXiv:1912.05671).
 
@@ -156,7 +156,7 @@ def linear_path(
         points: number of places, both ends included.
         prepare: a function of the model, called at each place before it is evaluated. It may call the model with
             `training=True` on training data, by which the statistics move; it must not train it.
-        verbose: show a progress bar over the places.
+        verbose: 0 silent, 1 or "auto" a progress bar over the places, 2 a line at the end.
 
     Returns:
         `LinearPath`: `places`, `values`, `rise`, `fall`, `to_dict()`, `plot(path)`; its str is a table.
@@ -177,6 +177,7 @@ def linear_path(
     ((0.0, 0.5625, 1.0, 0.5625, 0.0), 1.0)
     """
     _check_points(points)
+    check_verbose(verbose)
     if prepare is not None:
         check_function("prepare", prepare, "a model")
     for name, end in (("one", one), ("other", other)):
@@ -185,13 +186,14 @@ def linear_path(
     measure = measure_by(model, evaluate)
     ends = [_matched(model, end.weights, name) for name, end in (("one", one), ("other", other))]
     places, values = [i / (points - 1) for i in range(points)], []
-    with unchanged(model):
-        for place in tqdm(places, desc="linear path", unit="point", disable=not verbose, delay=1):
+    with unchanged(model), progress("linear path", points, verbose, unit="points", delay=1) as bar:
+        for place in places:
             _put(model, {path: _between(value, ends[1][path], place) for path, value in ends[0].items()})
             if prepare is not None:
                 prepare(model)
             metric, value = measure()
             values.append(value)
+            bar.update()
     return LinearPath(tuple(places), tuple(values), metric)
 
 
@@ -203,7 +205,7 @@ def instability(
     seeds: tuple[int, int] = (0, 1),
     points: int = 11,
     prepare: Callable[[Any], Any] | None = None,
-    verbose: bool = True,
+    verbose: Any = "auto",
 ) -> LinearPath:
     """Train two copies from one point on data in different orders; evaluate between them (arXiv:1912.05671).
 
@@ -235,7 +237,7 @@ def instability(
     >>> def train(model, seed):
     ...     batches = kprune.RewindableBatches(x, y, batch_size=1, model=model, seed=seed)
     ...     model.fit(batches, epochs=2, shuffle=False, verbose=0)
-    >>> path = instability(model, train, (x, y), points=3, verbose=False)
+    >>> path = instability(model, train, (x, y), points=3, verbose=0)
     >>> path.metric, path.places
     ('mae', (0.0, 0.5, 1.0))
     """
@@ -252,12 +254,14 @@ def instability(
     with unchanged(model, optimizer=True):
         begin = snapshot(model) if at is None else at
         try:
-            for seed in tqdm(seeds, desc="instability", unit="training", disable=not verbose):
-                rewind(model, begin)
-                train(model, seed)
-                if any((kept != masks.get(path, True)).any() for path, kept in current_masks(model).items()):
-                    raise ValueError(f"`train` must not change the masks. Received: seed={seed!r}")
-                ends.append(snapshot(model))
+            with progress("instability", len(seeds), verbose, unit="trainings") as bar:
+                for seed in seeds:
+                    rewind(model, begin)
+                    train(model, seed)
+                    if any((kept != masks.get(path, True)).any() for path, kept in current_masks(model).items()):
+                        raise ValueError(f"`train` must not change the masks. Received: seed={seed!r}")
+                    ends.append(snapshot(model))
+                    bar.update()
             return linear_path(model, ends[0], ends[1], evaluate, points, prepare, verbose)
         finally:
             if not masks and masked_weights(model):  # a callback of kprune's among those of `train` has masked it

@@ -23,6 +23,7 @@ from .runtime.distribution import to_numpy
 from .runtime.optimizers import reset_slots
 
 
+@CRITERIA.maker
 def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]:
     """A criterion that keeps what another would prune first: score = -(its score) (arXiv:2009.08576).
 
@@ -235,7 +236,7 @@ def matched_epochs(model: Any, epochs: int) -> int:
     >>> x, y = np.ones((32, 8)), np.ones((32, 1))
     >>> def train(model, level):
     ...     return model.fit(x, y, epochs=2, callbacks=level.callbacks, verbose=0)
-    >>> ticket = kprune.find_ticket(model, train, levels=1, rate=0.75, verbose=False)
+    >>> ticket = kprune.find_ticket(model, train, levels=1, rate=0.75, verbose=0)
     >>> matched_epochs(model, 2)  # 8 * 16 + 16 multiply-adds, of which a quarter is left
     8
     >>> for epochs in (2, matched_epochs(model, 2)):  # scratch-E, scratch-B

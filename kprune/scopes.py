@@ -117,6 +117,7 @@ def uniform_plus(scores: Scores, sparsity: float) -> dict[str, int]:
     )
 
 
+@SCOPES.maker
 def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], float]) -> Scope:
     """A scope of given densities, scaled by one factor to the exact number of entries that the sparsity leaves.
 
@@ -160,6 +161,7 @@ def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], flo
     return scope
 
 
+@SCOPES.maker
 def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
     """A scope in which no weight keeps less than a floor; the rest of the budget is shared as `scope` would.
 
@@ -190,6 +192,7 @@ def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
     return floored
 
 
+@SCOPES.maker
 def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
     """A scope in which no weight keeps more than a ceiling; what it loses, the others gain.
 
@@ -217,6 +220,7 @@ def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
     return capped
 
 
+@SCOPES.maker
 def kept_out(
     scope: Scope | str, first: bool = False, last: bool = False, paths: str | Sequence[str] | None = None
 ) -> Scope:

@@ -17,14 +17,14 @@ from kprune.callbacks import BackupAndRestore, EarlyBird, GradualPruning, Lotter
 from sklearn.datasets import load_digits
 
 import kprune
+from kprune.config import PruningConfig
 from kprune.lottery import rewind
 from kprune.masks import api as masks
-from kprune.pruning import Plan
 from kprune.schedules import PolynomialDecay
 
 FILES = {"half a file": (pathlib.Path, "write_bytes"), "before the rename": (os, "replace")}
 MOMENTS = {
-    "in pruning": (Plan, "masks"),
+    "in pruning": (PruningConfig, "masks"),
     "in setting masks": (masks, "reset_slots"),
     "in rewinding": (rewind, "reapply_masks"),
 }
@@ -134,7 +134,7 @@ def main(kind, folder, point, count):
     elif kind == "synflow":
         fit(4, SynFlow(0.8, rounds=10, verbose=False))
     elif kind == "early_bird":
-        bird = EarlyBird(0.6, threshold=0.02, patience=3)
+        bird = EarlyBird(sparsity=0.6, threshold=0.02, patience=3)
         fit(8, bird)
         extra = {"settled_at": np.array(bird.settled_at)}
     else:

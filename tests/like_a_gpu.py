@@ -57,7 +57,7 @@ def _rounding(rule: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _register() -> None:
-    # Where JAX keeps the rules has no public name (checked with JAX 0.10.2; elsewhere the import of this file fails).
+    # Where JAX keeps the rules has no public name (checked with JAX 0.7.2 and 0.10.2; else the import fails).
     from jax._src.interpreters import mlir as internal
     from jax._src.lax import convolution, lax
 

@@ -421,8 +421,9 @@ def test_supermasks_and_stability_on_digits():
     kprune.rewind(model, one)
     initial = untrained.weights
     kprune.mask(model)
-    kernels = {w.path: initial[w.path] for w in kprune.masked_weights(model)}
-    masks = kprune.prune(model, "init_final_sign", 0.6, initial=kernels)
+    tracker = kprune.criteria.InitialWeights()
+    tracker.arrays = [initial[w.path] for w in kprune.masked_weights(model)]
+    masks = kprune.prune(model, "init_final_sign", 0.6, trackers=tracker)
     found = supermask(model, kprune.Ticket(masks, initial), digits.test)
     random = kprune.controls.shuffled(masks)
     assert found > supermask(model, kprune.Ticket(random, initial), digits.test) + 0.2

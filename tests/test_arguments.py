@@ -51,10 +51,11 @@ TABLE = {
             "rounds": but(None),
             "seed": but(True),
             "batches": but(None),
-            "initial": [*but(None, dict), {1: 2}],
-            "movement": [*but(None, dict), {1: 2}],
         }.items()
     },
+    "prune verbose": (lambda m, **a: kprune.prune(m, "magnitude", 0.5, **a), "verbose", but(int)),
+    "prune trackers": (lambda m, **a: kprune.prune(m, "movement", 0.5, verbose=0, **a), "trackers", ANYTHING),
+    "PruningConfig within": (lambda m, **a: kprune.PruningConfig().masks(m, 0.5, **a), "within", but(None)),
     "rewind to": (kprune.rewind, "to", ANYTHING),
     "rewind what": (lambda m, what: kprune.rewind(m, kprune.snapshot(m), what), "what", ANYTHING),
     "sensitivity evaluate": (kprune.sensitivity, "evaluate", [*but(list, np.ndarray), np.array(3)]),
@@ -72,7 +73,7 @@ TABLE = {
     "with_ceiling scope": (lambda m, **a: scoped(scopes.with_ceiling, ceiling=0.9, **a), "scope", ANYTHING),
     "GradualPruning": (lambda m, schedule: GradualPruning(schedule), "schedule", ANYTHING),
     "PruneAtInit": (lambda m, criterion: PruneAtInit(criterion), "criterion", ANYTHING),
-    "EarlyBird": (lambda m, patience: EarlyBird(0.5, patience=patience), "patience", ANYTHING),
+    "EarlyBird": (lambda m, patience: EarlyBird(sparsity=0.5, patience=patience), "patience", ANYTHING),
     "LotteryTicket": (lambda m, **a: LotteryTicket(1, 1, **a), "rewind", ANYTHING),
     "TakeSnapshot": (lambda m, at: TakeSnapshot(at), "at", ANYTHING),
 }

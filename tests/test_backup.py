@@ -6,7 +6,7 @@ import resource
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, data
+from helpers import CHEAP, data, mlp
 from keras import layers
 from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, SynFlow
 
@@ -66,6 +66,23 @@ def lottery():
 def gradual(criterion="magnitude_increase"):
     schedule = PolynomialDecay(0.0, 0.8, begin_step=6, end_step=30, frequency=4)
     return GradualPruning(schedule, criterion=criterion)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_plan_of_a_sparsity_alone_is_that_of_the_first_fit(first, tmp_path):
+    def callbacks():
+        pruning, backup = GradualPruning(0.8), BackupAndRestore(tmp_path / "backup.npz")
+        return pruning, [backup, pruning] if first else [pruning, backup]
+
+    whole, killed = network(), network()
+    fit(whole, 6, GradualPruning(0.8))
+    with pytest.raises(KeyboardInterrupt):
+        fit(killed, 6, *callbacks()[1], Interrupt(2))
+    resumed = network()
+    pruning, listed = callbacks()
+    fit(resumed, 6, *listed)
+    assert pruning.schedule == PolynomialDecay(0.0, 0.8, 3, 25, frequency=1)  # of 36 steps
+    assert same(resumed, whole)
 
 
 @pytest.mark.private_api
@@ -243,3 +260,15 @@ def test_a_checkpoint_loads_after_a_fit_that_was_interrupted(tmp_path):
     model.load_weights(tmp_path / "a.weights.h5")
     for weight, value in zip(kprune.masked_weights(model), wanted, strict=True):
         np.testing.assert_array_equal(weight.value(), value)
+
+
+def test_the_words_of_kerass_own_callback(tmp_path):
+    model, x, y = mlp(), *data()
+    model.compile("sgd", "mse")
+    backup = BackupAndRestore(backup_dir=tmp_path / "new", save_freq="epoch", delete_checkpoint=False)
+    model.fit(x, y, verbose=0, callbacks=[backup])
+    assert (tmp_path / "new" / "backup.npz").is_file()
+    assert BackupAndRestore(backup_dir=tmp_path).delete
+    for wrong in ({}, dict(path="a.npz", backup_dir="b"), dict(backup_dir="b", save_freq=5), dict(backup_dir=3)):
+        with pytest.raises(ValueError, match="Received: "):
+            BackupAndRestore(**wrong)

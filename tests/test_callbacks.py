@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from helpers import EachBatch, assert_zero, data, mlp
 from keras import layers
-from kprune.callbacks import GradualPruning, PruneAtInit, SparsityLogger, SynFlow
+from kprune.callbacks import EarlyBird, GradualPruning, PruneAtInit, SparsityLogger, SynFlow
 
 import kprune
+from kprune.report.reached import reached
 from kprune.runtime.optimizers import iterations
 from kprune.schedules import Constant, PerLayer, PolynomialDecay
 from kprune.scopes import zeros_for
@@ -31,7 +32,7 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         model = self.model
-        self.seen.append((iterations(model), zeros(model)))
+        self.seen.append((iterations(model.optimizer), zeros(model)))
 
 
 def fit(model, callbacks, steps=8, epochs=1, **kwargs):
@@ -177,6 +178,127 @@ def test_a_fit_that_is_too_short_is_reported_before_it_starts(epochs, warned, ca
     assert ("ends at step 6" in caplog.text and "end_step=10" in caplog.text) == warned
 
 
+def test_a_fit_that_ends_early_says_what_it_did_not_reach(caplog):
+    model = compiled()
+    callback = GradualPruning(PolynomialDecay(0.0, 0.8, 8, 12))
+    stop = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
+    with caplog.at_level("WARNING", logger="absl"):
+        fit(model, [callback, stop], steps=6, epochs=3)
+    assert "this fit ended at step 6, before the schedule's end_step=12: it reaches sparsity 0" in caplog.text
+    assert caplog.text.count("GradualPruning") == 1
+
+
+# A sparsity alone
+
+
+def test_a_sparsity_alone_is_reached_between_a_tenth_and_seven_tenths_of_the_fit():
+    model, recorder, callback = compiled(), Recorder(), GradualPruning(0.8)
+    fit(model, [callback, recorder], steps=10, epochs=2)
+    assert callback.schedule == PolynomialDecay(0.0, 0.8, 2, 14, frequency=1)
+    assert [z for _, z in recorder.seen] == [zeros_for(TOTAL, callback.schedule(step)) for step in range(1, 21)]
+
+
+@pytest.mark.parametrize("begin, end, steps", [(2, 0.5, (2, 10)), (0.0, 6, (0, 6)), (0, 1.0, (0, 20)), (3, 5, (3, 5))])
+def test_begin_and_end_are_shares_or_steps(begin, end, steps):
+    callback = GradualPruning(0.8, begin=begin, end=end, frequency=3)
+    fit(compiled(), [callback], steps=10, epochs=2)
+    assert callback.schedule == PolynomialDecay(0.0, 0.8, *steps, frequency=3)
+
+
+def test_a_sparsity_is_reached_anew_in_each_fit():
+    """Counted from where the fit starts, also in the middle of the epochs; accumulated gradients are steps."""
+    model = compiled(keras.optimizers.Adam(gradient_accumulation_steps=2))
+    callback = GradualPruning(0.5)
+    fit(model, [callback], steps=10, epochs=2)
+    assert callback.schedule == PolynomialDecay(0.0, 0.5, 1, 7, frequency=1)
+    again = GradualPruning(0.8)
+    for _ in range(2):
+        start = iterations(model.optimizer)
+        fit(model, [again], steps=10, epochs=6, initial_epoch=2)  # 20 steps
+        assert again.schedule == PolynomialDecay(0.0, 0.8, start + 2, start + 14, frequency=1)
+    assert zeros(model) == zeros_for(TOTAL, 0.8)
+
+
+def test_a_sparsity_for_each_group():
+    model = compiled()
+    fit(model, [GradualPruning({"hidden1": 0.5, "hidden": 0.75})], steps=10)
+    assert by_layer(model) == (48, 108, 0)
+
+
+@pytest.mark.parametrize("schedule", [0.5, {"hidden": 0.5}])
+def test_a_share_of_unknown_steps_is_refused_and_nothing_is_changed(schedule):
+    model, (x, y) = compiled(), data()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"give fit steps_per_epoch.*Received: begin=0.1$"):
+        model.fit(((x, y) for _ in range(3)), verbose=0, callbacks=[GradualPruning(schedule)])
+    assert not kprune.masked_weights(model)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    model.fit(((x, y) for _ in range(3)), verbose=0, callbacks=[GradualPruning(schedule, begin=1, end=2)])
+    assert zeros(model) == zeros_for(TOTAL if schedule == 0.5 else TOTAL - 36, 0.5)
+
+
+def test_an_expression_beside_a_sparsity_has_to_be_found():
+    model = compiled()
+    with pytest.raises(ValueError, match="matches none of these weights"):
+        fit(model, [GradualPruning({"convolution": 0.5})])
+    assert not kprune.masked_weights(model)
+
+
+def test_an_end_that_comes_before_the_begin_in_this_fit_is_refused():
+    with pytest.raises(
+        ValueError, match=r"in this fit of 8 steps they are steps 6 and 5\. Received: begin=6, end=0.7$"
+    ):
+        fit(compiled(), [GradualPruning(0.5, begin=6)])
+
+
+# What a fit says
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GradualPruning(0.5),
+        lambda: PruneAtInit("magnitude", 0.5),
+        lambda: EarlyBird("magnitude", 0.5, patience=2, threshold=1.0, stop=False),
+    ],
+)
+def test_a_pruning_fit_shows_its_sparsity_and_says_at_its_end_what_was_reached(make, capsys, caplog):
+    x, y = data(n=64)
+    model = compiled()
+    history = model.fit(x, y, batch_size=8, epochs=2, verbose=2, callbacks=[make(), make(), SparsityLogger()])
+    assert history.history["sparsity"][-1] == 0.5
+    printed = capsys.readouterr().out
+    line = "kprune: sparsity 50.00% of 3 masked weights, 45.54% of all 303 parameters; not masked: 3 bias"
+    assert printed.count(line) == 1 and "sparsity: 0.5" in printed
+    with caplog.at_level("INFO", logger="absl"):
+        fit(model, [make()])
+    assert caplog.text.count(line) == 1 and not capsys.readouterr().out
+
+
+def test_what_is_not_masked_is_counted_by_why():
+    model = mlp()
+    model.layers[0].trainable = False
+    model.compile("sgd", "mse")
+    kprune.mask(model, filters="logits")
+    fit(model, [PruneAtInit("magnitude", 0.5)])
+    assert reached(model).endswith(
+        "of 1 masked weight, 5.94% of all 303 parameters; not masked: 1 frozen kernel, 3 bias, 1 left out kernel"
+    )
+
+
+def test_weights_that_are_pruned_to_nothing_are_said_once_in_a_fit(caplog):
+    def last_layer_first(context):
+        return {w.path: np.full(w.shape, 0.0 if "logits" in w.path else 1.0) for w in context.weights}
+
+    callback = GradualPruning(PolynomialDecay(0.5, 0.8, 1, 6, frequency=1), last_layer_first)
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="absl"):
+            fit(compiled(), [callback])
+        assert caplog.text.count("pruned to nothing") == 1
+
+
 def by_layer(model):
     """Zeros of hidden1 (96 weights), hidden2 (144) and logits (36)."""
     return tuple(int((~w.kept()).sum()) for w in kprune.masked_weights(model))
@@ -218,7 +340,7 @@ def test_a_per_layer_that_matches_nothing_is_refused_before_anything_changes(mas
     assert bool(kprune.masked_weights(model)) == masked
     for a, b in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert iterations(model) == 0
+    assert iterations(model.optimizer) == 0
 
 
 def test_a_fit_too_short_for_a_member_of_a_per_layer_is_reported(caplog):
@@ -272,7 +394,9 @@ def test_sparsity_logger(caplog, tmp_path):
 
     events = EventAccumulator(str(tmp_path / "tb"))
     events.Reload()
-    assert len(events.Tags()["tensors"]) == 1 + 3
+    assert len(events.Tags()["tensors"]) == 2 + 3
+    # Beside 276 masked entries there are 27 biases.
+    assert history.history["sparsity_of_all"] == [zeros_for(TOTAL, 0.2) / 303, zeros_for(TOTAL, 0.8) / 303]
 
 
 def test_the_model_is_masked_without_being_asked():
@@ -292,7 +416,17 @@ def test_the_model_is_masked_without_being_asked():
         (lambda: PruneAtInit("magnitude", 0.5, scope="locl"), r"'layerwise'.*Received: scope='locl'$"),
         (lambda: PruneAtInit("magnitude", 0.5, pattern="2:5:4"), r"'2:4'.*Received: pattern='2:5:4'$"),
         (lambda: SynFlow(0.5, rounds=0), r"Received: rounds=0$"),
-        (lambda: GradualPruning(0.5), r"Received: schedule=0.5$"),
+        (lambda: GradualPruning("polynomial"), r"Received: schedule='polynomial'$"),
+        (lambda: GradualPruning(1.0), r"Received: schedule=1.0$"),
+        (lambda: GradualPruning(True), r"Received: schedule=True$"),
+        (lambda: GradualPruning({"dense": 80}), r"Received: schedule\['dense'\]=80$"),
+        (lambda: GradualPruning({}), r"Received: schedule={}$"),
+        (lambda: GradualPruning({"(": 0.5}), r"Received: expression='\('"),
+        (lambda: GradualPruning(0.5, begin=0.5, end=0.2), r"Received: begin=0.5, end=0.2$"),
+        (lambda: GradualPruning(0.5, end=1.5), r"Received: end=1.5$"),
+        (lambda: GradualPruning(0.5, begin=-1), r"Received: begin=-1$"),
+        (lambda: GradualPruning(0.5, frequency=0), r"Received: frequency=0$"),
+        (lambda: GradualPruning(Constant(0.5), end=0.8), r"Received: schedule=Constant.*end=0.8, frequency=None$"),
         (lambda: GradualPruning(Constant(0.5), criterion=3), r"Received: criterion=3$"),
     ],
 )
@@ -341,5 +475,5 @@ def test_a_model_without_weights_is_refused_with_the_remedy():
         fit(model, [PruneAtInit("magnitude", 0.5)])
         assert zeros(model) == 12
         return
-    with pytest.raises(ValueError, match=r"build it first.*`model.build\(input_shape\)`"):
+    with pytest.raises(ValueError, match=r"build it first, by calling it on a batch"):
         fit(model, [PruneAtInit("magnitude", 0.5)])

@@ -49,8 +49,9 @@ def test_train_prunes_reports_and_exports(run, tmp_path):
     assert re.search(r"^lenet-300-100 \(2,370 parameters\) on digits .*: synflow to sparsity 0.9, 23 steps$", out, re.M)
     assert "classifier/kernel" in out and "90.00%" in out and "zeros of the masks" in out
     assert re.search(r"^test accuracy: last \d+\.\d\d%, best \d+\.\d\d% \(epoch 1\)$", out, re.M)
-    assert f"exported and checked: SavedModel {tmp_path}/out/model " in out
-    assert sorted(os.listdir(tmp_path / "out")) == ["model", "model.keras"]
+    assert f"exported and checked: saved_model {tmp_path}/out/model " in out
+    assert re.search(r"^ saved_model +sparse .* \d+\.\d\d%$", out, re.M)  # the card, with accuracy
+    assert sorted(os.listdir(tmp_path / "out")) == ["model", "model.card.json", "model.card.md", "model.keras"]
     assert (tmp_path / "out" / "model" / "saved_model.pb").is_file()
     assert (tmp_path / "figures" / "left.png").read_bytes().startswith(b"\x89PNG")
     kernels = [w for w in keras.models.load_model(tmp_path / "out" / "model.keras").weights if w.name == "kernel"]
@@ -97,7 +98,7 @@ def test_criteria_that_ask_the_loss_get_as_many_images_of_each_class(run, monkey
 
     def spy(self, *arguments, **options):
         plan(self, *arguments, **options)
-        asked.append(self.plan.data)
+        asked.append(self.pruner.data)
 
     monkeypatch.setattr(kprune.callbacks.PruneAtInit, "__init__", spy)
     assert run("train", *TINY, "--method=taylor", "--seed=3")[0] == 0
@@ -126,6 +127,24 @@ def test_train_does_not_replace_a_model_unasked(run, tmp_path):
     assert err == f"kprune: error: {tmp_path}/model.keras exists; add --overwrite. Received: export_dir='{tmp_path}'\n"
     assert run("train", *TINY, f"--export_dir={tmp_path}", "--overwrite")[0] == 0
     assert (tmp_path / "model.keras").stat().st_size > 0
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_training(run, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        status, out, err = run("train", *TINY, f"--export_dir={folder}")
+        assert (status, out) == (1, "") and err.endswith(f"Received: export_dir='{folder}'\n")
+
+
+def test_what_was_trained_is_kept_whatever_fails_later(run, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("the disk is gone.")
+
+    monkeypatch.setattr("kprune.cli.commands.train.export", fail)
+    status, _, err = run("train", *TINY, f"--export_dir={tmp_path}")
+    [file] = tmp_path.glob("trained-*.keras")
+    assert status == 1 and "the disk is gone. The network was trained, and is kept" in err and str(file) in err
+    assert kprune.summary(kprune.report.saved.load(file)).zeros == 2088
 
 
 def test_train_on_a_folder_of_images(run, tmp_path):
@@ -180,7 +199,7 @@ def test_sensitivity(run, tmp_path):
     model.save(file)
     digits = kprune.data.load("digits")
     model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    expected = kprune.sensitivity(model, digits.test, (0.5, 0.9), "random", seed=2, verbose=False)
+    expected = kprune.sensitivity(model, digits.test, (0.5, 0.9), criterion="random", seed=2, verbose=False)
     words = [file, "--sparsities=0.5,0.9", "--criterion=random", "--seed=2"]
     status, out, _ = run("sensitivity", *words, "--json")
     found = json.loads(out)
@@ -459,7 +478,7 @@ def test_the_examples_in_the_help_are_right():
         (["lottery", "--rewind_to=1.5"], 'kprune lottery: flag --rewind_to=1.5: must be "init", a share .*'),
         (["lottery", "--dataset=imagenet"], "kprune lottery: flag --dataset=imagenet: value should be one of .*"),
         (["lottery", "--weight_decay=-1"], "kprune lottery: flag --weight_decay=-1.0: must be at least 0 .*"),
-        (["lottery", "--criterion=movement"], "kprune lottery: flag --criterion=movement: value should be one of .*"),
+        (["lottery", "--criterion=gradual"], "kprune lottery: flag --criterion=gradual: value should be one of .*"),
         (["train", "--method=movement"], "kprune train: flag --method=movement: value should be one of .*"),
         (["inspect", "a", "b"], "kprune inspect: expected MODEL, got a b (see kprune inspect --help)"),
     ],

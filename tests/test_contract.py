@@ -1,6 +1,7 @@
 """One contract for all that is registered: a new criterion, scope, pattern, schedule or callback adds one row."""
 
 import itertools
+import json
 import random
 import sys
 import tempfile
@@ -19,11 +20,11 @@ from test_prune import assert_unchanged, snapshot, zeros
 
 import kprune
 from kprune import schedules
+from kprune.config import PruningConfig
 from kprune.criteria import CRITERIA, Context
 from kprune.masks.masked_layers import all_layers
 from kprune.patterns import PATTERNS
-from kprune.pruning import Plan
-from kprune.schedules import SCHEDULES, as_schedule, last_update
+from kprune.schedules import SCHEDULES, as_schedule
 from kprune.scopes import SCOPES, zeros_for
 from kprune.util.registry import trait
 
@@ -77,6 +78,7 @@ def breaks_numpy_in(module, name):
 CRITERIA_ROWS = {
     "fisher": CriterionRow(breaks_layer_calls),
     "force": CriterionRow(breaks_layer_calls),
+    "gradient": CriterionRow(breaks_layer_calls),
     "grasp": CriterionRow(breaks_layer_calls),
     "init_final_sign": CriterionRow(broken("maximum")),
     "iterative_snip": CriterionRow(breaks_layer_calls),
@@ -84,7 +86,7 @@ CRITERIA_ROWS = {
     "large_final": CriterionRow(broken("abs")),
     "large_init": CriterionRow(broken("abs")),
     "magnitude_increase": CriterionRow(broken("abs")),
-    "movement": CriterionRow(breaks_numpy_in("kprune.criteria.movement", "asarray")),
+    "movement": CriterionRow(lambda patch: patch.setattr(kprune.criteria.Movement, "of", raising)),
     "snip": CriterionRow(breaks_layer_calls),
     "synflow_l2": CriterionRow(breaks_layer_calls),
     "taylor": CriterionRow(breaks_layer_calls),
@@ -202,7 +204,7 @@ CALLBACK_ROWS = {
     ),
     # Settles at the end of the second epoch: the third is the first to train under its masks.
     "EarlyBird": CallbackRow(
-        lambda sparsity: kprune.callbacks.EarlyBird(sparsity, patience=2, threshold=1.0, stop=False), epochs=3
+        lambda sparsity: kprune.callbacks.EarlyBird(sparsity=sparsity, patience=2, threshold=1.0, stop=False), epochs=3
     ),
 }
 MASKING = [name for name, row in CALLBACK_ROWS.items() if row.masks]
@@ -330,23 +332,24 @@ def needed(model, name):
     needs, arguments = trait(CRITERIA.get(name), "needs", ()), {}
     if "data" in needs:
         arguments["data"] = [batch_for("two by two" if any("side" in v.path for v in model.variables) else "flat")]
-    for need in ("initial", "movement"):
-        if need in needs:
-            rng = np.random.default_rng(7)
-            arguments[need] = {v.path: rng.normal(size=v.shape) for v in model.trainable_variables}
+    if tracker := PruningConfig(name).tracker():
+        rng = np.random.default_rng(7)
+        tracker.arrays = [rng.normal(size=v.shape) for v in model.trainable_variables if "kernel" in v.path]
+        arguments["trackers"] = tracker
     return arguments
 
 
 def scores_of(model, name, seed=0):
     weights = kprune.masked_weights(model)
-    plan = Plan(name, **needed(model, name))
+    given = needed(model, name)
     masks = {w.path: w.kept() for w in weights}
-    return CRITERIA.get(name)(Context(model, weights, masks, seed, plan.data, plan.initial, plan.movement))
+    batches = PruningConfig(name).take(given.get("data"))
+    return CRITERIA.get(name)(Context(model, weights, masks, seed, batches, given.get("trackers")))
 
 
 def masks_of(model, name, sparsity, **arguments):
     """The masks to which the model would be pruned; it is not."""
-    return Plan(name, **arguments, **needed(model, name)).masks(model, sparsity)
+    return PruningConfig(name, **arguments).masks(model, sparsity, **needed(model, name))
 
 
 def count_zeros(masks):
@@ -610,8 +613,11 @@ def test_schedule(name):
     values = [schedule(step) for step in range(20)]
     assert all(0 <= a <= b <= 0.8 for a, b in itertools.pairwise(values))
     assert values[0] == 0.0 and values[7:] == [0.8] * 13
-    assert last_update(schedule, 0) is None and last_update(schedule, 100) == schedule.end_step == 7
+    assert schedule.last_due(0) is None and schedule.last_due(100) == schedule.end_step == 7
+    due = [step for step in range(20) if schedule.due(step)]
+    assert [schedule.next_due(step) for step in [-1, *due]] == [*due, None]
     assert schedule == SCHEDULE_ROWS[name](0.8, 7) != SCHEDULE_ROWS[name](0.7, 7)
+    assert schedules.deserialize(json.loads(json.dumps(schedules.serialize(schedule)))) == schedule
 
 
 @pytest.mark.parametrize("name", SCHEDULE_ROWS)
@@ -619,7 +625,7 @@ def test_a_schedule_in_a_fit_lands_on_its_final_sparsity(name):
     schedule = SCHEDULE_ROWS[name](0.8, 7)
     callback = kprune.callbacks.GradualPruning(schedule)
     # After the n-th batch n steps are taken.
-    due = [last_update(schedule, step) for step in range(1, 11)]
+    due = [schedule.last_due(step) for step in range(1, 11)]
     expected = [0 if step is None else zeros_for(276, schedule(step)) for step in due]
     assert expected[-1] == 220
     for _ in range(2):  # the second model starts from nothing, also where the schedule has a single update
@@ -646,7 +652,7 @@ def test_schedules_and_patterns_together(pattern):
         watch = EachBatch(lambda model, seen=seen: seen.append([int(w.kept().sum()) for w in weights]))
         callbacks = [kprune.callbacks.GradualPruning(schedule, pattern=pattern, scope="layerwise"), watch]
         model.fit(*data(n=80), batch_size=8, verbose=0, callbacks=callbacks)
-        due = [last_update(schedule, step) for step in range(1, 11)]
+        due = [schedule.last_due(step) for step in range(1, 11)]
         assert len(seen) == len(due)
         for counts, step in zip(seen, due, strict=True):
             asked = [w.size - (0 if step is None else zeros_for(w.size, schedule(step))) for w in weights]

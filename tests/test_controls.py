@@ -13,8 +13,8 @@ from keras import layers
 from test_prune import assert_unchanged, snapshot
 
 import kprune
+from kprune.config import PruningConfig
 from kprune.controls import inverted, matched_epochs, reinitialize, shuffle_masks, shuffled
-from kprune.pruning import Plan
 
 pytestmark = pytest.mark.one_session
 
@@ -83,9 +83,9 @@ def test_inverted_in_rounds_keeps_the_smallest_of_all():
 
 
 def test_inverted_takes_over_what_the_criterion_is_like():
-    assert Plan(inverted("synflow")).rounds == Plan("synflow").rounds == 100
-    assert Plan(inverted("magnitude")).rounds == 1
-    assert Plan(inverted("synflow")).name == "inverted synflow"
+    assert PruningConfig(inverted("synflow")).rounds == PruningConfig("synflow").rounds == 100
+    assert PruningConfig(inverted("magnitude")).rounds == 1
+    assert PruningConfig(inverted("synflow")).name == "inverted synflow"
 
     def mine(context, sign=1):
         return {w.path: np.arange(w.size).reshape(w.shape) * sign >= 2 for w in context.weights}
@@ -104,8 +104,8 @@ def test_inverted_takes_over_what_the_criterion_is_like():
 def test_inverted_twice_is_the_criterion():
     model = mlp()
     kprune.mask(model)
-    kept = Plan("magnitude").masks(model, 0.7)
-    again = Plan(inverted(inverted("magnitude"))).masks(model, 0.7)
+    kept = PruningConfig("magnitude").masks(model, 0.7)
+    again = PruningConfig(inverted(inverted("magnitude"))).masks(model, 0.7)
     for path in kept:
         np.testing.assert_array_equal(kept[path], again[path])
 

@@ -57,7 +57,7 @@ class Before(keras.callbacks.Callback):
         self.weights = {}
 
     def on_train_batch_end(self, batch, logs=None):
-        self.weights[iterations(self.model)] = self.model.get_weights()
+        self.weights[iterations(self.model.optimizer)] = self.model.get_weights()
 
 
 # Data
@@ -83,7 +83,7 @@ def test_each_update_of_a_schedule_scores_the_weights_of_its_step_on_the_same_da
     # A generator gives its batch only once; all updates see it.
     callback = GradualPruning(schedule, criterion, data=(batch for batch in [SAMPLE]))
     model, before, after = compiled(), Before(), {}
-    fit(model, before, callback, EachBatch(lambda m: after.update({iterations(m): masks_of(m)})))
+    fit(model, before, callback, EachBatch(lambda m: after.update({iterations(m.optimizer): masks_of(m)})))
     for step in (2, 4, 6):
         assert_same_masks(after[step], pruned_copy(before.weights[step], criterion, schedule(step), data=SAMPLE))
     counts = [sum(int((~mask).sum()) for mask in masks.values()) for masks in after.values()]
@@ -118,33 +118,23 @@ def test_the_initial_weights_are_those_at_the_start_of_each_fit(criterion):
 
 def pruned_by_initial(model, weights, criterion, sparsity, initial):
     """The masks by what `model` weighed initially, of a copy, whose layers have the same names under another model."""
-    named = {path.split("/")[-2]: value for path, value in initial.items()}
     copy = compiled()
     kprune.mask(copy)
     copy.set_weights(weights)
-    own = {w.path: named[w.path.split("/")[-2]] for w in kprune.masked_weights(copy)}
-    kprune.prune(copy, criterion, sparsity, initial=own)
+    tracker = kprune.criteria.InitialWeights()
+    tracker.arrays = list(initial.values())
+    kprune.prune(copy, criterion, sparsity, trackers=tracker)
     return masks_of(copy)
 
 
-def test_initial_weights_that_are_given_rule():
+def test_a_tracker_of_another_model_is_refused():
     model = compiled()
     kprune.mask(model)
-    given = {w.path: np.arange(w.size, dtype="float32").reshape(w.shape) for w in kprune.masked_weights(model)}
-    callback = GradualPruning(Constant(0.5, begin_step=3), "large_init", scope="layerwise", initial=given)
-    for _ in range(2):
-        fit(model, callback)
-        for w in kprune.masked_weights(model):
-            np.testing.assert_array_equal(w.kept().reshape(-1), np.arange(w.size) >= w.size // 2)
-
-
-def test_initial_weights_of_another_shape_are_refused():
-    model = compiled()
-    kprune.mask(model)
-    given = {w.path: w.value().T for w in kprune.masked_weights(model)}
+    tracker = kprune.criteria.InitialWeights()
+    tracker.arrays = [w.value().T for w in kprune.masked_weights(model)]
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"needs `initial`, .*\(8, 12\).*Received: shape=\(12, 8\)$"):
-        fit(model, GradualPruning(Constant(0.5), "large_init", initial=given))
+    with pytest.raises(ValueError, match=r"has watched another model, or none yet.*\(12, 8\).*\(8, 12\)"):
+        kprune.prune(model, "large_init", 0.5, trackers=tracker)
     assert_unchanged(model, before, ["weights"])
 
 
@@ -180,7 +170,7 @@ def test_movement_is_minus_the_sum_of_weight_times_gradient():
     callback = GradualPruning(Constant(0.4, begin_step=4), "movement")
 
     def look(model):
-        seen.append(next(iter(callback.plan.movement.values())).reshape(-1).copy())
+        seen.append(callback.pruner.tracker.arrays[0].reshape(-1).copy())
 
     model.fit(X, Y, batch_size=1, shuffle=False, verbose=0, callbacks=[callback, EachBatch(look)])
     for steps, score in enumerate(seen, 1):
@@ -201,22 +191,23 @@ def test_movement_over_several_steps_at_once():
     model.fit(X, Y, batch_size=1, shuffle=False, verbose=0, callbacks=[look, callback])
     assert look.calls == 2
     one, two, three = values
-    np.testing.assert_allclose(callback.plan.movement[kernel.path], one * (two - one) + two * (three - two))
+    np.testing.assert_allclose(callback.pruner.tracker.arrays[0], one * (two - one) + two * (three - two))
 
 
 def test_a_pruned_weight_keeps_the_movement_it_had():
     model = compiled()
     kprune.mask(model)
-    moved = Movement(model)
+    moved = Movement()
+    moved.begin(model)
     fit(model)
-    moved.add()
-    before = {path: score.copy() for path, score in moved.scores.items()}
-    masks = kprune.prune(model, "movement", 0.5, movement=moved.scores)
+    moved.after_step(model)
+    before = [score.copy() for score in moved.arrays]
+    masks = kprune.prune(model, "movement", 0.5, trackers=moved)
     fit(model)
-    moved.add()
-    for path, score in moved.scores.items():
-        np.testing.assert_array_equal(score[~masks[path]], before[path][~masks[path]])
-        assert np.mean(score[masks[path]] != before[path][masks[path]]) > 0.5
+    moved.after_step(model)
+    for score, earlier, mask in zip(moved.arrays, before, masks.values(), strict=True):
+        np.testing.assert_array_equal(score[~mask], earlier[~mask])
+        assert np.mean(score[mask] != earlier[mask]) > 0.5
 
 
 @pytest.mark.parametrize(
@@ -225,7 +216,7 @@ def test_a_pruned_weight_keeps_the_movement_it_had():
 def test_movement_in_a_fit_is_exact_at_every_step(how):
     schedule = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=6, frequency=2)  # prunes nothing at step 0
     model, seen = compiled(**how), []
-    check = EachBatch(lambda m: seen.append((iterations(m), zeros(m))))
+    check = EachBatch(lambda m: seen.append((iterations(m.optimizer), zeros(m))))
     fit(model, GradualPruning(schedule, "movement"), check, steps=9)
     assert [count for _, count in seen] == [zeros_for(TOTAL, schedule(min(step - step % 2, 6))) for step, _ in seen]
     assert zeros(model) == zeros_for(TOTAL, 0.8)
@@ -235,25 +226,25 @@ def test_movement_in_a_fit_is_exact_at_every_step(how):
 def test_movement_starts_anew_in_each_fit_and_keeps_the_masks():
     model, callback = compiled(), GradualPruning(Linear(0.3, 0.6, 4, 12, frequency=4), "movement")
     fit(model, callback)
-    masks, moved = masks_of(model), {path: score.copy() for path, score in callback.plan.movement.items()}
+    masks, moved = masks_of(model), [score.copy() for score in callback.pruner.tracker.arrays]
     starts = []
 
     class Start(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
             starts.append(masks_of(self.model))
-            assert not any(score.any() for score in callback.plan.movement.values())
+            assert not callback.pruner.tracker.ready()
 
     fit(model, callback, Start())
     assert_same_masks(starts[0], masks)
     assert zeros(model) == zeros_for(TOTAL, 0.6)
-    assert any(np.any(callback.plan.movement[path] != moved[path]) for path in moved)
+    assert any(np.any(a != b) for a, b in zip(callback.pruner.tracker.arrays, moved, strict=True))
 
 
 @pytest.mark.parametrize("schedule", [Constant(0.5), PolynomialDecay(0.1, 0.8, 0, 6)], ids=["constant", "polynomial"])
 def test_pruning_by_movement_before_anything_moved_is_refused(schedule):
     model = compiled()
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"none has: .*Received: schedule=.*which prunes at step 0$"):
+    with pytest.raises(ValueError, match=r"none has: .*Received: sparsity=0\.(5|0999.*)$"):
         fit(model, GradualPruning(schedule, "movement"))
     assert_unchanged(model, before, ["weights"])
     assert kprune.masked_weights(model) == []
@@ -264,9 +255,10 @@ def test_movement_outside_of_training_is_refused():
     before = snapshot(model)
     for prune in (
         lambda: kprune.prune(model, "movement", 0.5),
+        lambda: kprune.prune(model, "movement", 0.5, trackers=kprune.criteria.InitialWeights()),
         lambda: fit(model, PruneAtInit("movement", 0.5)),
     ):
-        with pytest.raises(ValueError, match=r"'movement' needs `movement`.*GradualPruning takes it by itself"):
+        with pytest.raises(ValueError, match=r"'movement' goes by how"):
             prune()
         assert_unchanged(model, before, ["weights"])
         assert kprune.masked_weights(model) == []

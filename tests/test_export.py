@@ -1,6 +1,7 @@
 """Export: files that load without kprune, predict the same, and appear only when they do."""
 
 import importlib
+import json
 import pathlib
 import resource
 
@@ -136,9 +137,11 @@ def test_masks_survive_an_export_that_fails(tmp_path, monkeypatch):
     assert_zero(model)
 
 
-@pytest.mark.parametrize(("writer", "cause"), [("export", "OutOfRangeError"), ("save", "OSError")])
+@pytest.mark.parametrize(("writer", "cause"), [("write_out", "OutOfRangeError"), ("save", "OSError")])
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_what_was_there(tmp_path, monkeypatch, writer, cause):
-    model, limits, write = mlp(), resource.getrlimit(resource.RLIMIT_FSIZE), getattr(keras.Sequential, writer)
+    model, limits = mlp(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    owner = keras.Sequential if writer == "save" else type(keras.export.ExportArchive())
+    write = getattr(owner, writer)
     kprune.export(model, tmp_path / "m")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
@@ -146,7 +149,7 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_what_was_there(t
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
         return write(self, *args, **kwargs)
 
-    monkeypatch.setattr(keras.Sequential, writer, fill)
+    monkeypatch.setattr(owner, writer, fill)
     try:
         with pytest.raises(OSError, match=r"not written: File too large: '.*/m'") as failed:
             kprune.export(model, tmp_path / "m", overwrite=True)
@@ -175,11 +178,151 @@ def test_files_that_cannot_be_moved_leave_what_was_there(tmp_path, monkeypatch):
 
 
 def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):
-    kprune.export(mlp(), tmp_path / ("x" * 249))
-    assert sorted(len(path.name) for path in tmp_path.iterdir()) == [249, 255]
+    kprune.export(mlp(), tmp_path / ("x" * 245))
+    assert sorted(len(path.name) for path in tmp_path.iterdir()) == [245, 251, 253, 255]
 
 
 def test_of_several_processes_the_chiefs_files_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("kprune.deploy.export"), "is_chief", lambda: False)
     assert kprune.export(mlp(), tmp_path / "plain").keras_bytes > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def text_model():
+    words = layers.TextVectorization(max_tokens=50, output_sequence_length=8)
+    words.adapt(["the cat sat on the mat", "a dog ate the cat"])
+    return keras.Sequential(
+        [keras.Input((), dtype="string"), words, layers.Embedding(50, 8), layers.Flatten(), layers.Dense(2)]
+    )
+
+
+class Ids(keras.Model):
+    """A subclassed model on integer ids, for which only a call says what it takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.logits = layers.Embedding(20, 8), layers.Dense(2)
+
+    def call(self, ids):
+        return self.logits(keras.ops.mean(self.embedding(ids), axis=1))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "uint8", "int64"])
+def test_inputs_are_taken_as_predict_takes_them(dtype, tmp_path, rng):
+    model = keras.Sequential([keras.Input((4, 4, 1)), layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(2)])
+    done = kprune.export(model, tmp_path / "m", "saved_model", inputs=rng.integers(0, 255, (3, 4, 4, 1)).astype(dtype))
+    assert done.difference < 1e-5
+
+
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_integer_ids(subclassed, tmp_path, rng):
+    ids = rng.integers(0, 20, (4, 12))
+    functional = [keras.Input((12,), dtype="int32"), layers.Embedding(20, 8), layers.Flatten(), layers.Dense(2)]
+    model = Ids() if subclassed else keras.Sequential(functional)
+    expected = model.predict(ids, verbose=0)
+    kprune.prune(model, "magnitude", 0.5)
+    expected = model.predict(ids, verbose=0)
+    done = kprune.export(model, tmp_path / "m", "saved_model", inputs=ids)
+    signature = __import__("tensorflow").saved_model.load(str(done.saved_model)).signatures["serving_default"]
+    [given] = signature.structured_input_signature[1].values()
+    assert given.dtype.name == ("int64" if subclassed else "int32") and given.shape.as_list() == [None, 12]
+    [served] = signature(**{given.name: ids.astype(given.dtype.name)}).values()
+    np.testing.assert_allclose(served, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_size_that_the_graph_uses_is_kept(tmp_path):
+    fixed = keras.Input(batch_shape=(3, 4))
+    model = keras.Model(fixed, layers.Dense(2)(keras.ops.reshape(fixed, (3, 2, 2))))
+    assert kprune.export(model, tmp_path / "m", "saved_model").difference < 1e-5
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow's graphs take strings")
+@pytest.mark.parametrize("given", [None, ["the cat", "a dog"]])
+def test_strings(given, tmp_path):
+    model = text_model()
+    kprune.prune(model, "magnitude", 0.5)
+    inputs = None if given is None else np.array(given)
+    assert kprune.export(model, tmp_path / "m", "saved_model", inputs=inputs).difference < 1e-5
+
+
+def sampling():
+    inputs = keras.Input((8,))
+    mean, noise = layers.Dense(4)(inputs), layers.GaussianNoise(1.0, seed=3)(layers.Dense(4)(inputs), training=True)
+    return keras.Model(inputs, layers.Dropout(0.5, seed=4)(layers.Add()([mean, noise]), training=True))
+
+
+def stateful():
+    inputs = keras.Input(batch_shape=(2, 3, 4))
+    return keras.Model(inputs, layers.Dense(2)(layers.GRU(5, stateful=True)(inputs)))
+
+
+def augmented():
+    inputs = keras.Input((6, 6, 1))
+    turned = layers.RandomRotation(0.3, seed=5)(layers.RandomFlip(seed=6)(inputs))
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(turned)))
+
+
+@pytest.mark.parametrize("make", [sampling, stateful, augmented])
+def test_seeds_and_states_are_left_as_they_were(make, tmp_path):
+    model = make()
+    kprune.prune(model, "magnitude", 0.5)
+    model(np.ones((2, *model.input_shape[1:]), "float32"), training=False)  # so that the states are not the first ones
+    states = [*model.non_trainable_variables, *(v for layer in model.layers for v in getattr(layer, "states", []))]
+    before = [np.asarray(v) for v in states]
+    assert before and kprune.export(model, tmp_path / "m").difference < 1e-5
+    for value, v in zip(before, states, strict=True):
+        np.testing.assert_array_equal(value, np.asarray(v))
+
+
+def test_each_variable_is_written_once_and_the_optimizer_never(tmp_path):
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(256), layers.BatchNormalization(), layers.Dense(64)])
+    model.compile("adam", "mse")
+    model.fit(np.ones((4, 64)), np.ones((4, 64)), verbose=0)
+    done, weights = kprune.export(model, tmp_path / "m"), 4 * model.count_params()
+    assert weights < done.saved_model_bytes < 1.6 * weights  # what JAX compiled is in the graph, too
+    assert weights < done.keras_bytes < 1.2 * weights
+    assert model.optimizer.iterations == 1 and keras.models.load_model(done.keras_file).compiled
+
+
+def test_all_targets_that_exist_are_named_before_anything_is_written(tmp_path):
+    for name in ("m.keras", "m.card.md"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=r"m\.keras, .*m\.card\.md exist; .*Received: path="):
+        kprune.export(mlp(), tmp_path / "m")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.card.md", "m.keras"]
+
+
+@pytest.mark.parametrize("format", ["tflite", [], ["keras", "keras"], 3])
+def test_unknown_formats(format, tmp_path):
+    with pytest.raises(ValueError, match="Received: format="):
+        kprune.export(mlp(), tmp_path / "m", format)
+
+
+def test_the_card(tmp_path, capsys, rng):
+    model = keras.Sequential([keras.Input((64,)), layers.Dense(128), layers.Dense(10)])
+    kprune.prune(model, "magnitude", 0.75)
+    x = rng.normal(size=(20, 64))
+    labels = model.predict(x, verbose=0).argmax(-1)
+    labels[:5] = (labels[:5] + 1) % 10
+    done = kprune.export(model, tmp_path / "m", data=(x, labels))
+    assert f"{done.card}\n" == capsys.readouterr().out
+    size, zeros = 64 * 128 + 128 * 10, int(0.75 * (64 * 128 + 128 * 10))
+    for format in ("saved_model", "keras"):
+        sparse, dense = done.card.entry(format), done.card.entry(format, "dense")
+        assert (sparse.zeros, sparse.size, dense.zeros, dense.size) == (zeros, size, 0, size)
+        assert sparse.accuracy == 0.75 and sparse.bytes >= dense.bytes - 100 and sparse.zipped < 0.6 * dense.zipped
+    assert (done.card.parameters, done.card.dense_parameters) == (size + 138 - zeros, size + 138)
+    assert (done.card.flops, done.card.dense_flops) == (size - zeros, size)
+    low, high = done.card.entry("saved_model").spread
+    assert 0 < low <= done.card.entry("saved_model").milliseconds <= high
+    assert "saved_model: as large as dense" in str(done.card)
+    assert json.loads((tmp_path / "m.card.json").read_text()) == json.loads(json.dumps(done.to_dict()))
+    assert (tmp_path / "m.card.md").read_text() == done.to_markdown() == done.card.to_markdown()
+    assert done._repr_html_().count("<tr>") == 5
+    with pytest.raises(ValueError, match=r"Received: data="):
+        kprune.export(model, tmp_path / "n", data=x)
+    with pytest.raises(ValueError, match=r"y.shape=\(3,\)"):
+        kprune.export(model, tmp_path / "n", data=(x, labels[:3]))
+    with pytest.raises(ValueError, match=r"Received: format='onnx', network='sparse'"):
+        done.card.entry("onnx")
+    assert (np.asarray(model.layers[0].kernel) == 0).sum() + (np.asarray(model.layers[1].kernel) == 0).sum() == zeros

@@ -101,7 +101,7 @@ def callbacks_of(kind):
     if kind == "lottery":
         return LotteryTicket(levels=2, epochs_per_level=2, rate=0.5, rewind_to=3, scope="layerwise"), 6
     if kind == "early_bird":
-        return EarlyBird(0.6, patience=3, threshold=0.3, scope="layerwise", stop=False), 6
+        return EarlyBird(sparsity=0.6, patience=3, threshold=0.3, scope="layerwise", stop=False), 6
     schedule = kprune.schedules.PolynomialDecay(0.0, 0.8, begin_step=4, end_step=20, frequency=4)
     return GradualPruning(schedule, criterion=kind, scope="layerwise"), 4
 

@@ -15,8 +15,9 @@ import pytest
 from golden_networks import NAMES, Golden, build, float64, load
 
 import kprune
+from kprune.config import PruningConfig
 from kprune.criteria import CRITERIA, Context, grasp, snip
-from kprune.pruning import Plan
+from kprune.pruning import Pruner
 from kprune.scopes import global_scope, zeros_for
 
 
@@ -82,7 +83,7 @@ def masked(golden: Golden, run: str):
 
 def masks_of(model, golden: Golden, key: str, criterion, **arguments) -> dict[str, np.ndarray]:
     """Layer -> the mask at the density of the key; the model itself is not pruned, and serves the other keys, too."""
-    plan = Plan(criterion, data=(golden.x, golden.y), **arguments)
+    plan = Pruner(PruningConfig(criterion, **arguments), (golden.x, golden.y))
     return {path.split("/")[-2]: mask for path, mask in plan.masks(model, 1 - density(key)).items()}
 
 

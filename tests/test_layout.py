@@ -9,8 +9,8 @@ from keras import layers
 from test_layers import ALL, Block, Projection, attend, grouped
 
 import kprune
+from kprune.config import PruningConfig
 from kprune.masks.layout import layout_of
-from kprune.pruning import Plan
 
 SEQUENCE, IMAGE, VOLUME, VECTOR = (6, 10), (6, 6, 10), (3, 3, 3, 6), (10,)
 DENSE, CONV1D, CONV2D, DEPTHWISE2D = ((0,), (1,)), ((1,), (2,)), ((2,), (3,)), ((0, 1), (2, 3))
@@ -93,7 +93,7 @@ def test_every_layer_kind(kind, tmp_path):
         assert_layout(w, axes_of(kind, w))
     for pattern, holds in HOLDS.items():
         # Layerwise, for equal counts; n:m is so by default.
-        plan = Plan("magnitude", None if pattern == "2:4" else "layerwise", pattern)
+        plan = PruningConfig("magnitude", scope=None if pattern == "2:4" else "layerwise", pattern=pattern)
         masks = plan.masks(model, 0.5)
         for w in weights:
             holds(by_output(masks[w.path], axes_of(kind, w)), by_output(np.abs(w.value()), axes_of(kind, w)))
@@ -158,7 +158,7 @@ def test_scopes_see_the_weights_own_shapes():
 
     model = model_of("MultiHeadAttention")
     for pattern in ("unstructured", "2:4", "4x2", "channel"):
-        Plan("magnitude", scope, pattern).masks(model, 0.5)
+        PruningConfig("magnitude", scope=scope, pattern=pattern).masks(model, 0.5)
     assert seen == [[(10, 2, 4)] * 3 + [(2, 4, 10)]] * 4
 
 

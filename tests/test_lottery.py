@@ -237,7 +237,7 @@ def test_find_ticket_shuffles_each_level_alike_with_a_seed():
         {"rewind_to": True},
         {"criterion": "magnitud"},
         {"criterion": "snip"},
-        {"criterion": "movement"},
+        {"criterion": kprune.PruningConfig(), "seed": 1},
         {"path": "ticket"},
         {"path": 5},
         {"restart": 5},

@@ -334,7 +334,7 @@ def test_levels_without_their_file_are_refused(finished):
         (dict(seeds=[-1]), r"Received: seed=-1$"),
         (dict(epochs=0), r"Received: epochs=0$"),
         (dict(criterion="magnitud"), r"Received: criterion='magnitud'$"),
-        (dict(criterion="movement"), r"Received: criterion='movement'$"),
+        (dict(criterion="synflo"), r"Received: criterion='synflo'$"),
         (dict(seeds=2), r"Received: seeds=2$"),
         (dict(modes=None), r"Received: modes=None$"),
         (dict(settings=5), r"Received: settings=5$"),

@@ -138,6 +138,50 @@ def test_an_unbuilt_model_and_a_stranger_are_refused():
         kprune.mask({})
 
 
+class Parts(keras.Model):
+    """Two models that are built, and a layer that is not; without a `call` until it is given one."""
+
+    def __init__(self, extra=None):
+        super().__init__()
+        self.one, self.two, self.extra = mlp(outputs=8), mlp(), extra
+
+
+class Called(Parts):
+    def call(self, x):
+        return self.extra(self.two(self.one(x)))
+
+
+def test_a_model_that_is_not_built_itself_but_made_of_built_models():
+    model = Parts()
+    assert not model.built
+    assert len(kprune.mask(model).masked) == 6
+    kprune.prune(model, "magnitude", 0.5, verbose=False)
+    assert kprune.summary(model).zeros == kprune.summary(model.one).zeros + kprune.summary(model.two).zeros > 0
+
+
+def test_a_model_that_was_told_its_input_shape_has_all_its_weights_masked():
+    with pytest.raises(ValueError, match=r"build it first.*Received: model=.*late is not built"):
+        kprune.mask(Called(layers.Dense(2, name="late")))
+    model = Called(layers.Dense(2, name="late"))
+    model.build((None, 8))
+    assert kprune.mask(model).masked[-1].endswith("late/kernel")
+
+
+def test_layers_that_are_never_called_are_warned_of(caplog):
+    model = Parts(layers.Dense(2, name="unused"))
+    model.built = True
+    with caplog.at_level("WARNING"):
+        assert len(kprune.mask(model).masked) == 6
+    assert "the layers unused of" in caplog.text
+
+
+def test_other_backends_are_refused_by_name(monkeypatch):
+    model = mlp()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ValueError, match=r"backends tensorflow, jax.*Received: backend='torch'"):
+        kprune.mask(model)
+
+
 def test_set_masks_refuses_before_it_changes_anything():
     model = mlp()
     kprune.mask(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import itertools
 import json
@@ -10,6 +11,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from helpers import mlp
 from keras import layers
 
 import kprune
@@ -376,3 +378,12 @@ def test_paths_are_shortened_in_the_middle():
     assert short_paths([long, "net/b/kernel"]) == ["aaaaaaaaaaaaaaaaaaa...aaaaaaaaaaaa/kernel", "b/kernel"]
     assert short_paths(["kernel"]) == ["kernel"]
     assert short_paths([]) == []
+
+
+def test_reports_show_their_tables_in_a_notebook():
+    model = mlp()
+    for report in (kprune.mask(model), kprune.summary(model)):
+        shown = report._repr_html_()
+        assert shown == f"<pre>{html.escape(str(report))}</pre>" and len(shown) > 100
+    for kind in (kprune.Sensitivity, kprune.Sweep, kprune.LotteryRuns, kprune.analysis.LinearPath):
+        assert kind._repr_html_ is type(report)._repr_html_

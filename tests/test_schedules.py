@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 
 import numpy as np
@@ -22,9 +23,7 @@ from kprune.schedules import (
     PerLayer,
     PolynomialDecay,
     Schedule,
-    applied,
     as_schedule,
-    last_update,
 )
 from kprune.scopes import zeros_for
 
@@ -43,13 +42,13 @@ def tfmot():
 
 def updates(schedule, until):
     """The steps at which a callback that looks at every step updates the masks."""
-    return sorted({step for t in range(until + 1) if (step := last_update(schedule, t)) is not None})
+    return sorted({step for t in range(until + 1) if (step := schedule.last_due(t)) is not None})
 
 
 def test_constant_by_hand():
     schedule = Constant(0.8, begin_step=3)
     assert [schedule(t) for t in (0, 2, 3, 4, 1000)] == [0.0, 0.0, 0.8, 0.8, 0.8]
-    assert [last_update(schedule, t) for t in (0, 2, 3, 4, 1000)] == [None, None, 3, 3, 3]
+    assert [schedule.last_due(t) for t in (0, 2, 3, 4, 1000)] == [None, None, 3, 3, 3]
     assert Constant(0.5)(0) == 0.5
 
 
@@ -154,11 +153,11 @@ def test_bad_geometric_steps(name, value):
     assert_names(str(error.value), name, value)
 
 
-def test_last_update_by_hand():
+def test_last_due_by_hand():
     schedule = PolynomialDecay(0.0, 0.8, begin_step=2, end_step=11, frequency=4)
     assert updates(schedule, 30) == [2, 6, 10, 11]
     steps = [None, None, 2, 2, 2, 2, 6, 6, 6, 6, 10, 11, 11]
-    assert [last_update(schedule, t) for t in range(13)] == steps
+    assert [schedule.last_due(t) for t in range(13)] == steps
     rare = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=50)  # tfmot's silent no-op: frequency 100 of 50 steps
     assert updates(rare, 99) == [0, 50]
     assert rare(50) == 0.8
@@ -221,12 +220,19 @@ def test_the_last_update_is_the_final_sparsity_at_any_frequency(schedule):
 
 @steady
 @given(any_schedule(), st.integers(0, 400))
-def test_last_update_is_the_latest_one(schedule, step):
-    latest = last_update(schedule, step)
+def test_the_next_update_is_the_first_one_after(schedule, step):
+    later = [t for t in range(schedule.end_step + 1) if schedule.due(t) and t > step]
+    assert schedule.next_due(step) == min(later, default=None)
+
+
+@steady
+@given(any_schedule(), st.integers(0, 300))
+def test_last_due_is_the_latest_one(schedule, step):
+    latest = schedule.last_due(step)
     past = [t for t in updates(schedule, 400) if t <= step]
     assert latest == (past[-1] if past else None)
     if latest is not None:
-        assert last_update(schedule, latest) == latest
+        assert schedule.last_due(latest) == latest
 
 
 # tfmot
@@ -306,6 +312,103 @@ def test_a_users_own_tfmot_schedule(tfmot):
 def test_ours_is_passed_through():
     schedule = Constant(0.5)
     assert as_schedule(schedule) is schedule
+
+
+# By name, and as what JSON can hold
+
+
+def held(schedule):
+    return json.loads(json.dumps(schedules.serialize(schedule)))
+
+
+def test_a_schedule_is_found_by_name():
+    assert schedules.get("polynomial") is PolynomialDecay and schedules.get("one_cycle") is OneCycle
+    assert schedules.get(Constant(0.5)) == schedules.get(held(Constant(0.5))) == Constant(0.5)
+    with pytest.raises(ValueError, match=r"known ones are 'constant', .*Received: schedule='polynomal'$"):
+        schedules.get("polynomal")
+
+
+@steady
+@given(any_schedule())
+def test_what_is_serialized_comes_back(schedule):
+    assert schedules.deserialize(held(schedule)) == schedule
+
+
+def test_the_config_of_a_group_by_hand():
+    schedule = PerLayer({"conv": Constant(0.5), "": Geometric(0.2, 0, np.int64(4), frequency=2)})
+    assert held(schedule) == {
+        "class_name": "per_layer",
+        "config": {
+            "schedules": {
+                "conv": {"class_name": "constant", "config": {"sparsity": 0.5, "begin_step": 0}},
+                "": {
+                    "class_name": "geometric",
+                    "config": {"rate": 0.2, "begin_step": 0, "end_step": 4, "frequency": 2},
+                },
+            }
+        },
+    }
+    assert schedules.deserialize(held(schedule)) == schedule
+
+
+def test_tfmots_come_back(tfmot):
+    schedule = as_schedule(tfmot.PolynomialDecay(0.2, 0.7, 2, 9, power=2, frequency=3))
+    again = schedules.deserialize(held(tfmot.PolynomialDecay(0.2, 0.7, 2, 9, power=2, frequency=3)))
+    assert [again(t) for t in range(12)] == [schedule(t) for t in range(12)]
+    assert updates(again, 12) == updates(schedule, 12) == [2, 5, 8, 9]
+
+    class Own(tfmot.ConstantSparsity):
+        pass
+
+    with pytest.raises(ValueError, match=r"Received: schedule=Own$"):
+        schedules.serialize(Own(0.5, 0))
+
+
+def test_a_schedule_of_ones_own_is_saved_once_it_is_registered():
+    @dataclasses.dataclass(frozen=True)
+    class Late(Schedule):
+        late: float = 0.5
+
+        def at(self, progress):
+            return self.final_sparsity if progress > self.late else self.initial_sparsity
+
+    schedule = Late(0.1, 0.6, 0, 10, 0.3)
+    with pytest.raises(ValueError, match=r"must be registered.*Received: schedule=.*Late\("):
+        schedules.serialize(schedule)
+    schedules.SCHEDULES.register("late")(Late)
+    try:
+        assert schedules.deserialize(held(schedule)) == schedule
+    finally:
+        del schedules.SCHEDULES._entries["late"]
+
+
+def test_an_argument_that_is_not_kept_is_said():
+    class Forgets(Constant):
+        def __init__(self, tenths):
+            super().__init__(tenths / 10)
+
+    with pytest.raises(ValueError, match=r"Received: tenths, which is no attribute$"):
+        Forgets(5).get_config()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        "constant",
+        {"class_name": "constant"},
+        {"class_name": "constant", "config": 3},
+        {"class_name": "constant", "config": {"sparsity": 1.5}},
+        {"class_name": "constant", "config": {"percent": 50}},
+        {"class_name": "per_layer", "config": {"schedules": 3}},
+        {"class_name": "tfmot", "config": {"schedule": {"class_name": "prune_scope", "config": {}}}},
+        {"class_name": "print", "config": {}},
+        {"class_name": ["constant"], "config": {}},
+    ],
+)
+def test_a_bad_config_is_refused(config):
+    with pytest.raises(ValueError, match="Received: "):
+        schedules.deserialize(config)
 
 
 # Bad arguments
@@ -396,11 +499,14 @@ def test_per_layer_by_hand():
     assert schedule(15) == {"conv": 0.25, "dense|head": 0.9}
     assert schedule(99) == {"conv": 0.5, "dense|head": 0.9}
     assert updates(schedule, 40) == [10, 14, 15, 18, 20]
+    assert [schedule.next_due(step) for step in (0, 10, 14, 15, 18, 20)] == [10, 14, 15, 18, 20, None]
+    assert schedule.due(14) and schedule.due(15) and not schedule.due(16)
+    assert isinstance(schedule, Schedule) and schedule.final_sparsity == {"conv": 0.5, "dense|head": 0.9}
     assert (schedule.begin_step, schedule.end_step) == (10, 20)
-    assert last_update(schedule, 9) is None
+    assert schedule.last_due(9) is None
     # At step 15 only the second updates: the first still has what it got at step 14.
-    assert applied(schedule, 15) == {"conv": pytest.approx(0.2), "dense|head": 0.9}
-    assert applied(schedule, 9) == {"conv": 0.0, "dense|head": 0.0}
+    assert schedule.applied(15) == {"conv": pytest.approx(0.2), "dense|head": 0.9}
+    assert schedule.applied(9) == {"conv": 0.0, "dense|head": 0.0}
     assert as_schedule(schedule) is schedule
     assert schedule == PerLayer({"conv": one, "dense|head": other}) != PerLayer({"conv": other, "dense|head": other})
 
@@ -424,11 +530,11 @@ def test_a_per_layer_updates_when_a_member_does(members, step):
     schedule = PerLayer({str(i): member for i, member in enumerate(members)})
     assert updates(schedule, 300) == sorted({t for member in members for t in updates(member, 300)})
     assert schedule(step) == {str(i): member(step) for i, member in enumerate(members)}
-    latest = last_update(schedule, step)
+    latest = schedule.last_due(step)
     if latest is not None:  # nothing happens between its updates
-        assert applied(schedule, step) == applied(schedule, latest)
+        assert schedule.applied(step) == schedule.applied(latest)
     # A member's masks follow what it would do by itself.
-    assert applied(schedule, step) == {str(i): applied(member, step) for i, member in enumerate(members)}
+    assert schedule.applied(step) == {str(i): member.applied(step) for i, member in enumerate(members)}
 
 
 @pytest.mark.parametrize(
@@ -501,7 +607,7 @@ def test_the_figure_of_tfmots(tfmot):
 def test_the_figure_is_right_at_every_step(schedule, steps):
     (corners,) = lines(kprune.plot_schedule({"it": schedule}, steps=steps)).values()
     for step in range(steps + 1):
-        assert [y for x, y in corners if x <= step][-1] == applied(schedule, step)
+        assert [y for x, y in corners if x <= step][-1] == schedule.applied(step)
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_the_criterion_is_asked_once(criterion):
         return kprune.criteria.CRITERIA.get(criterion)(context)
 
     seen = []
-    kprune.sensitivity(model, lambda m: seen.append(zeros_by_weight(m)) or 0.0, (0.5, 0.75), counting, seed=3)
+    kprune.sensitivity(model, lambda m: seen.append(zeros_by_weight(m)) or 0.0, (0.5, 0.75), criterion=counting, seed=3)
     assert calls == [(0, 0, 0)]
     assert seen[1:] == [(48, 0, 0), (0, 72, 0), (0, 0, 18), (72, 0, 0), (0, 108, 0), (0, 0, 27)]
 

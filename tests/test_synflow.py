@@ -11,10 +11,10 @@ from helpers import mlp
 from keras import layers
 
 import kprune
+from kprune.config import PruningConfig
 from kprune.criteria import Context, synflow, synflow_l2
 from kprune.data.batches import take_batches
 from kprune.masks import mask_for_pruning
-from kprune.pruning import Plan
 
 
 def scores_of(model, criterion=synflow, data=None):
@@ -307,7 +307,7 @@ def test_one_trace_serves_all_rounds():
     model = keras.Sequential([keras.Input((8,)), Counting(6, "relu"), layers.Dense(3)])
     mask_for_pruning(model)
     traces.clear()
-    Plan("synflow", rounds=20).masks(model, 0.9)
+    PruningConfig("synflow", rounds=20).masks(model, 0.9)
     assert len(traces) == 1
 
 

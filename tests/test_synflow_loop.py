@@ -7,8 +7,8 @@ from helpers import mlp
 from keras import layers
 
 import kprune
+from kprune.config import PruningConfig
 from kprune.criteria.engines import synflow_loop
-from kprune.pruning import Plan
 
 if keras.backend.backend() != "jax":
     pytest.skip("The loop is one of JAX.", allow_module_level=True)
@@ -44,11 +44,13 @@ def test_masks_equal_those_of_the_host(looped, criterion):
     model = convolutional()
     kprune.prune(model, "random", 0.2)
     before = [v.numpy() for v in model.variables]
-    masks = Plan(criterion, rounds=23).masks(model, 0.9)
+    masks = PruningConfig(criterion, rounds=23).masks(model, 0.9)
     assert looped == [10, 10, 3]
     for a, b in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(a, b.numpy())
-    host = Plan(criterion, scope=lambda *given: kprune.scopes.global_scope(*given), rounds=23).masks(model, 0.9)
+    host = PruningConfig(criterion, scope=lambda *given: kprune.scopes.global_scope(*given), rounds=23).masks(
+        model, 0.9
+    )
     assert len(looped) == 3
     for path, mask in masks.items():
         np.testing.assert_array_equal(mask, host[path], path)
@@ -69,7 +71,7 @@ def test_a_sparser_model_is_left_as_it_is(looped):
 )
 def test_what_the_loop_cannot_do_goes_round_by_round(looped, options):
     model = mlp()
-    masks = Plan("synflow", rounds=3, **options).masks(model if kprune.mask(model) else None, 0.5)
+    masks = PruningConfig("synflow", rounds=3, **options).masks(model if kprune.mask(model) else None, 0.5)
     assert looped == [] and all(mask.any() for mask in masks.values())
 
 

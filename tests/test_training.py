@@ -91,7 +91,7 @@ def dense_then_pruned(optimizer, regularizer="l1l2", **compile_args):
     halve_then_check = HalveAfterTwoEpochs()
     model.fit(*data(), batch_size=8, epochs=4, verbose=0, callbacks=[halve_then_check])
     assert halve_then_check.checks > 0
-    assert iterations(model) == 16 // (getattr(optimizer, "gradient_accumulation_steps", None) or 1)
+    assert iterations(model.optimizer) == 16 // (getattr(optimizer, "gradient_accumulation_steps", None) or 1)
     assert_zero(model)  # also after the fit, which overwrites weights with their averages
     assert any(np.any(a != b) for a, b in zip(halve_then_check.before, model.get_weights(), strict=True))
     return model
@@ -199,7 +199,7 @@ def test_accumulated_gradients_of_dropped_weights_are_forgotten():
     model.fit(x, y, batch_size=8, verbose=0)  # three of four gradients are in
     halve(model)
     model.train_on_batch(x[:8], y[:8])  # the fourth: the step is taken
-    assert iterations(model) == 1
+    assert iterations(model.optimizer) == 1
     assert_zero(model)
 
 

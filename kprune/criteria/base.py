@@ -3,7 +3,8 @@
 A criterion is registered with the traits in which it differs from the plain case:
 
 - `default_rounds`: rounds of scoring and cutting where the user does not say (1);
-- `needs`: what it reads of the context beside weights and masks, among "data", "initial" and "movement" (nothing);
+- `needs`: ("data",) if it asks the loss, and so reads `context.data` (nothing);
+- `tracker`: the class of what watches the training for it, a `Tracker`; it reads `context.tracker` then (None);
 - `revives`: whether a weight that an earlier round cut may return in a later one (False).
 """
 
@@ -35,8 +36,7 @@ class Context:
         masks: path -> bool array; the masks of this round, which the model itself need not carry yet.
         seed: for criteria that draw random numbers.
         data: batches (x, y, sample_weight) of NumPy arrays, for criteria that need data.
-        initial: path -> array, the weights' values at initialization.
-        movement: path -> array, what `Movement` added up in training.
+        tracker: what has watched the training, of the class that the criterion is registered with.
     """
 
     model: Any
@@ -44,8 +44,7 @@ class Context:
     masks: Masks
     seed: int = 0
     data: list[Batch] = field(default_factory=list, repr=False)
-    initial: Scores = field(default_factory=dict, repr=False)
-    movement: Scores = field(default_factory=dict, repr=False)
+    tracker: Any = None
     _made: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:

@@ -3,9 +3,10 @@
 import numpy as np
 
 from .base import CRITERIA, Context, Scores
+from .trackers import InitialWeights
 
 
-@CRITERIA.register("large_init", needs=("initial",))
+@CRITERIA.register("large_init", tracker=InitialWeights)
 def large_init(context: Context) -> Scores:
     """The initial magnitude: score = |w_initial| (arXiv:1905.01067).
 
@@ -15,16 +16,17 @@ def large_init(context: Context) -> Scores:
     >>> import keras, kprune, numpy as np
     >>> dense = keras.layers.Dense(1, use_bias=False)
     >>> model = keras.Sequential([keras.Input((2,)), dense])
-    >>> initial = {dense.kernel.path: np.array([[1.0], [2.0]])}
-    >>> dense.set_weights([np.array([[5.0], [3.0]])])
-    >>> _ = kprune.prune(model, "large_init", 0.5, initial=initial)
+    >>> _, initial = kprune.mask(model), kprune.criteria.InitialWeights()
+    >>> _ = dense.kernel.assign([[1.0], [2.0]]); initial.begin(model)
+    >>> _ = dense.kernel.assign([[5.0], [3.0]])  # training
+    >>> _ = kprune.prune(model, "large_init", 0.5, trackers=initial)
     >>> dense.kernel.numpy().tolist()
     [[0.0], [3.0]]
     """
     return {path: np.abs(first) for path, first, _ in _pairs(context)}
 
 
-@CRITERIA.register("magnitude_increase", needs=("initial",))
+@CRITERIA.register("magnitude_increase", tracker=InitialWeights)
 def magnitude_increase(context: Context) -> Scores:
     """What training added to the magnitude: score = |w| - |w_initial| (arXiv:1905.01067).
 
@@ -34,16 +36,17 @@ def magnitude_increase(context: Context) -> Scores:
     >>> import keras, kprune, numpy as np
     >>> dense = keras.layers.Dense(1, use_bias=False)
     >>> model = keras.Sequential([keras.Input((2,)), dense])
-    >>> initial = {dense.kernel.path: np.array([[4.5], [-1.0]])}
-    >>> dense.set_weights([np.array([[5.0], [3.0]])])
-    >>> _ = kprune.prune(model, "magnitude_increase", 0.5, initial=initial)
+    >>> _, initial = kprune.mask(model), kprune.criteria.InitialWeights()
+    >>> _ = dense.kernel.assign([[4.5], [-1.0]]); initial.begin(model)
+    >>> _ = dense.kernel.assign([[5.0], [3.0]])  # training
+    >>> _ = kprune.prune(model, "magnitude_increase", 0.5, trackers=initial)
     >>> dense.kernel.numpy().tolist()
     [[0.0], [3.0]]
     """
     return {path: np.abs(last) - np.abs(first) for path, first, last in _pairs(context)}
 
 
-@CRITERIA.register("init_final_sign", needs=("initial",))
+@CRITERIA.register("init_final_sign", tracker=InitialWeights)
 def init_final_sign(context: Context) -> Scores:
     """The final magnitude where the sign is still the initial one: score = max(0, w * sign(w_initial)).
 
@@ -55,9 +58,10 @@ def init_final_sign(context: Context) -> Scores:
     >>> import keras, kprune, numpy as np
     >>> dense = keras.layers.Dense(1, use_bias=False)
     >>> model = keras.Sequential([keras.Input((2,)), dense])
-    >>> initial = {dense.kernel.path: np.array([[-0.1], [0.2]])}
-    >>> dense.set_weights([np.array([[5.0], [3.0]])])
-    >>> _ = kprune.prune(model, "init_final_sign", 0.5, initial=initial)
+    >>> _, initial = kprune.mask(model), kprune.criteria.InitialWeights()
+    >>> _ = dense.kernel.assign([[-0.1], [0.2]]); initial.begin(model)
+    >>> _ = dense.kernel.assign([[5.0], [3.0]])  # training
+    >>> _ = kprune.prune(model, "init_final_sign", 0.5, trackers=initial)
     >>> dense.kernel.numpy().tolist()
     [[0.0], [3.0]]
     """
@@ -65,4 +69,5 @@ def init_final_sign(context: Context) -> Scores:
 
 
 def _pairs(context: Context) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    return [(w.path, np.asarray(context.initial[w.path]), value) for w, value in context.values()]
+    first = context.tracker.of(context.weights)
+    return [(w.path, first[w.path], value) for w, value in context.values()]

@@ -78,6 +78,35 @@ def force(context: Context, training: bool = False) -> Scores:
     return snip(context, training)
 
 
+@CRITERIA.register("gradient", needs=("data",))
+def gradient(context: Context, training: bool = False) -> Scores:
+    """How fast the loss changes with a weight, whatever it is: score = |dL/dw| (RigL's, arXiv:1911.11134).
+
+    L is the compiled loss, its gradient summed over the batches, at the weights under the current masks; a pruned
+    weight has the gradient that it would have if it returned, as 0.
+
+    Args:
+        context: needs data.
+        training: True for batch normalization and dropout in training mode.
+
+    Returns:
+        path -> float64 array of the weight's shape, >= 0, in units of the loss over those of the weight.
+
+    Raises:
+        ValueError: the model is not compiled with a loss.
+
+    >>> import keras, kprune, numpy as np
+    >>> dense = keras.layers.Dense(1, use_bias=False)
+    >>> model = keras.Sequential([keras.Input((2,)), dense])
+    >>> dense.set_weights([np.array([[1.0], [2.0]])]); model.compile("sgd", "mse")
+    >>> _ = kprune.prune(model, "gradient", 0.5, data=(np.array([[3.0, 1.0]]), np.array([[0.0]])))  # |dL/dw| = 30, 10
+    >>> dense.kernel.numpy().tolist()
+    [[1.0], [0.0]]
+    """
+    gradients = _summed(context, training, 1.0)
+    return {weight.path: np.abs(g) for weight, g in zip(context.weights, gradients, strict=True)}
+
+
 @CRITERIA.register("grasp", needs=("data",))
 def grasp(context: Context, training: bool = False, temperature: float = 200.0) -> Scores:
     """Gradient signal preservation: score = w * (H g) / |its sum| (arXiv:2002.07376); signed.

@@ -8,50 +8,45 @@ import numpy as np
 
 from ..masks import masked_weights
 from .base import CRITERIA, Context, Scores
+from .trackers import ArrayTracker
 
 
-class Movement:
+class Movement(ArrayTracker):
     """Adds up how training moves the weights, for the criterion "movement": S += w_t * (w_{t+1} - w_t).
 
-    `kprune.callbacks.GradualPruning` has its own; this one is for a training loop of yours.
-
-    Args:
-        model: a masked model, of either Keras.
-        scores: S to begin with; zeros by default.
+    The callbacks of `kprune.callbacks` have their own; this one is for a training loop of yours.
 
     Attributes:
-        scores: path -> float64 array of the weight's shape, S so far. A pruned weight keeps the S it had.
+        arrays: S so far, float64 arrays of the weights' shapes, in model order. A pruned weight keeps the S it had.
 
     >>> import keras, kprune, numpy as np
     >>> dense = keras.layers.Dense(1, use_bias=False)
     >>> model = keras.Sequential([keras.Input((2,)), dense])
     >>> dense.set_weights([np.array([[5.0], [1.0]])]); _ = kprune.mask(model)
-    >>> moved = kprune.criteria.Movement(model)
+    >>> moved = kprune.criteria.Movement()
+    >>> moved.begin(model)
     >>> _ = dense.kernel.assign([[4.0], [2.0]])  # a training step
-    >>> moved.add()
-    >>> _ = kprune.prune(model, "movement", 0.5, movement=moved.scores)  # -5 and 1
+    >>> moved.after_step(model)
+    >>> _ = kprune.prune(model, "movement", 0.5, trackers=moved)  # -5 and 1
     >>> dense.kernel.numpy().tolist()
     [[0.0], [2.0]]
     """
 
-    def __init__(self, model: Any, scores: Scores | None = None):
-        self._weights = masked_weights(model)
-        self.scores: Scores = scores or {weight.path: np.zeros(weight.shape) for weight in self._weights}
-        self.begin()
+    def begin(self, model: Any) -> None:
+        self._last = [weight.value() for weight in masked_weights(model)]
+        self.arrays = self.arrays or [np.zeros(last.shape) for last in self._last]
 
-    def begin(self) -> None:
-        """Take the weights as they are now for those before the next step."""
-        self._last = [weight.value() for weight in self._weights]
-
-    def add(self) -> None:
-        """Add what happened since the last call: to be called after each step of the optimizer."""
-        for i, weight in enumerate(self._weights):
+    def after_step(self, model: Any) -> None:
+        for i, weight in enumerate(masked_weights(model)):
             last, value = self._last[i].astype(np.float64), weight.value()
-            self.scores[weight.path] += np.where(weight.kept(), last * (value - last), 0.0)
+            self.arrays[i] += np.where(weight.kept(), last * (value - last), 0.0)
             self._last[i] = value
 
+    def ready(self) -> bool:
+        return any(score.any() for score in self.arrays)
 
-@CRITERIA.register("movement", needs=("movement",))
+
+@CRITERIA.register("movement", tracker=Movement)
 def movement(context: Context) -> Scores:
     """Movement in training: score = sum over the steps t of w_t * (w_{t+1} - w_t) (arXiv:2005.07683); signed.
 
@@ -59,9 +54,9 @@ def movement(context: Context) -> Scores:
     shrink, whatever their size. The difference is what the optimizer made of the gradient, so Adam's scaling and
     weight decay count, too.
 
-    `GradualPruning` adds it up batch by batch, from zero at the start of each fit, and goes on with the sum that a
-    backup holds; with `steps_per_execution` = n, t counts n steps at once. It copies the weights to the host at each
-    batch end.
+    Callbacks add it up batch by batch, from zero at the start of each fit, and go on with the sum that a backup
+    holds; with `steps_per_execution` = n, t counts n steps at once. That copies the weights to the host at each batch
+    end. Before anything has moved, pruning by it is refused.
 
     Returns:
         path -> float64 array of the weight's shape, any sign, in squared units of the weight.
@@ -75,4 +70,4 @@ def movement(context: Context) -> Scores:
     >>> kprune.summary(model).sparsity
     0.75
     """
-    return {weight.path: np.asarray(context.movement[weight.path]) for weight in context.weights}
+    return context.tracker.of(context.weights)

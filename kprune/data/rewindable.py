@@ -72,7 +72,7 @@ class RewindableBatches(keras.utils.PyDataset):
     def on_epoch_begin(self) -> None:
         """Keras calls it before the batches of an epoch: they begin where the optimizer is."""
         # Not in __getitem__: in the JAX trainer the optimizer cannot be read while an epoch runs.
-        self._begin, self._next = batches_taken(self.model), 0
+        self._begin, self._next = batches_taken(self.model.optimizer), 0
 
     def __getitem__(self, index: int) -> Any:
         if index not in (0, self._next):
@@ -110,7 +110,10 @@ class RewindableBatches(keras.utils.PyDataset):
         """
         import tensorflow as tf
 
-        begin, arrays = batches_taken(self.model), keras.tree.lists_to_tuples(self.arrays)  # a list would be one tensor
+        begin, arrays = (
+            batches_taken(self.model.optimizer),
+            keras.tree.lists_to_tuples(self.arrays),
+        )  # a list would be one tensor
 
         def batches() -> Iterator[Any]:
             for taken in itertools.count(begin):

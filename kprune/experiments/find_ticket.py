@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..callbacks import TakeSnapshot
 from ..callbacks.base import Callback, MaskingCallback
+from ..config import PruningConfig
 from ..lottery.levels import Lottery, density
 from ..lottery.rewind import Snapshot, restore, snapshot
 from ..lottery.ticket import Ticket
 from ..masks import current_masks, is_tf_keras, masked, masked_weights
-from ..pruning import Plan
+from ..pruning import Pruner
 from ..runtime.files import joined, pack, read, split, understanding, unpack, write
 from ..runtime.locks import Lock
 from ..util.checks import check_function, check_path
+from ..util.progress import check_verbose, progress
 
 _STATE = "state.npz"
 
@@ -56,15 +57,12 @@ def find_ticket(
     rewind_to: str | int | float = "init",
     rewind: str = "weights",
     criterion: str | Callable[..., Any] = "magnitude",
-    scope: str | Callable[..., Any] | None = None,
-    pattern: str | Callable[..., Any] = "unstructured",
-    rounds: int | None = None,
-    seed: int = 0,
     data: Any = None,
     batches: int | None = 1,
     shuffle_seed: int | None = None,
     folder: str | os.PathLike[str] | None = None,
-    verbose: bool = True,
+    verbose: Any = "auto",
+    **config_fields: Any,
 ) -> Ticket:
     """Train, prune a share of what is left, rewind, train again: a lottery around the user's own training.
 
@@ -81,11 +79,11 @@ def find_ticket(
             Compiled before, its optimizer is rewound with it; a `train` that compiles it begins with a new one.
         train: a function of model and `Level`, which trains the model. What it returns is noted in the ticket: the
             History (the last logs), a dict of numbers, a number, or None.
-        levels, rate, rewind_to, rewind, criterion, scope, pattern, rounds, seed, data, batches: as in
+        levels, rate, rewind_to, rewind, criterion, data, batches, config_fields: as in
             `kprune.callbacks.LotteryTicket`; a share is one of the epochs of the fit of level 0.
         shuffle_seed: Keras's random seed before each level, so that each shuffles its data alike; None sets none.
         folder: where to keep the state, and a ticket per level ("level-3.npz").
-        verbose: show a progress bar over the levels.
+        verbose: 0 silent, 1 or "auto" a progress bar over the levels, 2 a line at the end.
 
     Returns:
         `kprune.Ticket`: the masks of the last level, the weights of the rewind point; `about["results"]` holds the
@@ -103,11 +101,13 @@ def find_ticket(
     >>> def train(model, level):
     ...     fitting = dict(epochs=2, initial_epoch=level.initial_epoch, callbacks=level.callbacks, verbose=0)
     ...     return model.fit(np.ones((32, 8)), np.ones((32, 1)), **fitting)
-    >>> ticket = kprune.find_ticket(model, train, levels=2, rate=0.5, rewind_to="epoch:1", verbose=False)
+    >>> ticket = kprune.find_ticket(model, train, levels=2, rate=0.5, rewind_to="epoch:1", verbose=0)
     >>> ticket.sparsity
     0.75
     """
-    lottery = Lottery.of(levels, rate, rewind_to, rewind, Plan(criterion, scope, pattern, rounds, seed, data, batches))
+    check_verbose(verbose)
+    pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
+    lottery = Lottery.of(levels, rate, rewind_to, rewind, pruner)
     check_function("train", train, "a model and a kprune.Level")
     if folder is None:
         return _find(model, train, lottery, rewind_to, shuffle_seed, None, verbose)
@@ -123,17 +123,32 @@ def _find(
     rewind_to: str | int | float,
     shuffle_seed: int | None,
     folder: str | os.PathLike[str] | None,
-    verbose: bool,
+    verbose: Any,
 ) -> Ticket:
     with masked(model):
         state = _State.load(folder, lottery, model)
-    taker = _Taker(rewind_to)
-    for number in tqdm(
-        range(len(state.results), lottery.levels + 1), desc="lottery", unit="level", disable=not verbose
-    ):
+    with progress("lottery", lottery.levels + 1, verbose, unit="levels", done=len(state.results)) as bar:
+        _levels(model, train, lottery, _Taker(rewind_to, lottery.pruner), shuffle_seed, folder, state, bar)
+    return state.ticket(lottery, model)
+
+
+def _levels(
+    model: Any,
+    train: Callable[[Any, Level], Any],
+    lottery: Lottery,
+    taker: _Taker,
+    shuffle_seed: int | None,
+    folder: str | os.PathLike[str] | None,
+    state: _State,
+    bar: Any,
+) -> None:
+    """Train the levels that are left, from what is known of those before."""
+    for number in range(len(state.results), lottery.levels + 1):
         if state.to is not None and number > 0:
             lottery.begin_level(model, number, state.density, state.to)
         watching: list[Any] = [MaskingCallback() if number else taker]
+        if lottery.pruner.config.tracker() is not None:
+            watching.insert(0, _Watching(lottery.pruner))  # first: the step that ends at the point is before it
         if shuffle_seed is not None:
             importlib.import_module("tf_keras" if is_tf_keras(model) else "keras").utils.set_random_seed(shuffle_seed)
             watching.append(_Seeded(shuffle_seed))
@@ -150,15 +165,48 @@ def _find(
         if folder is not None:
             state.ticket(lottery, model).save(Path(folder, f"level-{number}.npz"))
             state.save(folder, lottery, model)
-    return state.ticket(lottery, model)
+        bar.update()
 
 
 class _Taker(TakeSnapshot):
     """Takes the snapshot of level 0, also where its training is several fits: it counts from the first on."""
 
+    def __init__(self, at: str | int | float, pruner: Pruner):
+        super().__init__(at)
+        self._pruner = pruner
+
+    def took(self) -> None:
+        self._pruner.begin(self.model)
+
     def on_train_begin(self, logs: Any = None) -> None:
-        self._restored = self._restored or self._begun_at is not None
+        self._restored = self._restored or self._counter.begun is not None
         super().on_train_begin(logs)
+
+    def missed(self) -> None:
+        """A later fit of the level may reach the point."""
+
+
+class _Watching(MaskingCallback):
+    """Lets what the criterion goes by watch the user's training."""
+
+    def __init__(self, pruner: Pruner):
+        super().__init__()
+        self._pruner = pruner
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_begin(epoch)
+        self._pruner.resume(self.model)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._pruner.watches:
+            self._pruner.after_step(self.model)
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        return self._pruner.get_state()
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        super().set_state(state)
+        self._pruner.set_state(self.model, state)
 
 
 class _Seeded(Callback):
@@ -204,13 +252,14 @@ class _State:
                 f"it. Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
             )
         with understanding(str(Path(folder, _STATE))):
-            parts = split(arrays, "mask", "now", "to")
+            parts = split(arrays, "mask", "now", "to", "tracker")
             to = Snapshot.from_arrays(parts["to"]) if parts["to"] else None
             state = cls(about["density"], to, about["initial_epoch"], about["results"])
             state._check()
             for then in (to, Snapshot.from_arrays(parts["now"])):
                 if then is not None:
                     restore(model, parts["mask"], then)
+            lottery.pruner.set_state(model, parts["tracker"])
         return state
 
     def _check(self) -> None:
@@ -229,7 +278,8 @@ class _State:
 
     def save(self, folder: str | os.PathLike[str], lottery: Lottery, model: Any) -> None:
         to = {} if self.to is None else self.to.to_arrays()
-        arrays = joined(mask=current_masks(model), now=snapshot(model).to_arrays(), to=to)
+        tracked = lottery.pruner.get_state()
+        arrays = joined(mask=current_masks(model), now=snapshot(model).to_arrays(), to=to, tracker=tracked)
         known = {"density": self.density, "initial_epoch": self.initial_epoch, "results": self.results}
         write(Path(folder, _STATE), pack(arrays, {"settings": lottery.settings, **known}))
 

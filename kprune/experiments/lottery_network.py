@@ -70,7 +70,7 @@ class LotteryNetwork:
 
         restore(self.model, self.dense, self.begin)
         ticket = find_ticket(
-            self.model, train, rewind_to=point, rewind=REWINDS[mode], folder=folder, verbose=False, **options
+            self.model, train, rewind_to=point, rewind=REWINDS[mode], folder=folder, verbose=0, **options
         )
         with understanding(str(folder)):
             for result in ticket.about["results"]:  # a row may have been deleted

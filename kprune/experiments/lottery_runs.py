@@ -14,13 +14,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
+from ..config import PruningConfig
 from ..criteria import CRITERIA
 from ..data import Dataset
 from ..lottery.levels import Lottery
-from ..pruning import Plan
+from ..pruning import Pruner
 from ..util.plotting import LINES, TEXT, new_axes, plain_axes
+from ..util.progress import check_verbose, progress
 from ..util.registry import trait
 from ..util.tables import new_table, table_lines
 from .lottery_network import CONTROLS, REWINDS, LotteryNetwork
@@ -141,7 +142,7 @@ def run_lotteries(
     rounds: int | None = None,
     path: str | os.PathLike[str] | None = None,
     settings: dict[str, Any] | None = None,
-    verbose: bool = True,
+    verbose: Any = "auto",
 ) -> LotteryRuns:
     """Lottery tickets against their controls, or ways to rewind against each other, level by level.
 
@@ -175,7 +176,7 @@ def run_lotteries(
             gone on with: its runs are not trained again. Beside it, NAME-levels/ holds what a lottery needs to go on.
         settings: what else decides the outcome (the network's name, the learning rate ...), as name -> value: columns
             of the file.
-        verbose: show a progress bar over the runs.
+        verbose: 0 silent, 1 or "auto" a progress bar over the runs, 2 a line at the end.
 
     Returns:
         `LotteryRuns`: `cells`, `of(mode, level)`, `to_dict()`, `plot(path)`; its str is a table.
@@ -192,11 +193,12 @@ def run_lotteries(
     ...     model = kprune.models.lenet_300_100((8, 8, 1), width=0.1)
     ...     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     ...     return model
-    >>> options = dict(levels=1, rate=0.5, seeds=[0], epochs=1, verbose=False)
+    >>> options = dict(levels=1, rate=0.5, seeds=[0], epochs=1, verbose=0)
     >>> report = run_lotteries(build, kprune.data.load("digits"), ["init", "shuffle"], **options)
     >>> [(cell.mode, cell.masks_of, cell.density) for cell in report.cells]
     [('dense', 'dense', 1.0), ('init', 'init', 0.5), ('shuffle', 'init', 0.5)]
     """
+    check_verbose(verbose)
     base = _check_modes(modes)
     check_seeds(seeds)
     check_epochs(epochs)
@@ -213,9 +215,10 @@ def run_lotteries(
         seed: {"seed": seed, "data": data.sample(seed=seed) if needs_data else None, "batches": None}
         for seed in seeds
     }
-    plan: dict[str, Any] = {"criterion": criterion, "scope": scope, "rounds": rounds}
+    by: dict[str, Any] = {"criterion": criterion, "scope": scope, "rounds": rounds}
     for options in pruning.values():  # wrong arguments are known before the first training
-        lottery = Lottery.of(levels, rate, rewind_to, "weights", Plan(**plan, **options))
+        config = PruningConfig(**by, seed=options["seed"])
+        lottery = Lottery.of(levels, rate, rewind_to, "weights", Pruner(config, options["data"], options["batches"]))
     if {"rewind", "learning_rate", "finetune"} & set(modes):
         step = lottery.point.in_batches(epochs, math.ceil(len(data.train[0]) / data.batch_size))
         if step == 0 and {"init", "rewind"} <= set(modes):
@@ -227,10 +230,7 @@ def run_lotteries(
     with (
         TemporaryDirectory() as scratch,
         table,
-        tqdm(
-            **{"total": len(keys), "initial": sum(key in table.cells for key in keys)},
-            **{"disable": not verbose, "desc": "lottery", "unit": "run"},
-        ) as bar,
+        progress("lottery", len(keys), verbose, unit="runs", done=sum(key in table.cells for key in keys)) as bar,
     ):
         folder = Path(scratch) if table.path is None else _levels_beside(table.path)
         if not table.cells:
@@ -263,7 +263,7 @@ def run_lotteries(
             network = LotteryNetwork(build(seed), data, epochs, seed, folder / f"seed-{seed}", keep)
             for mode in REWINDS:
                 if mode in wanted:
-                    network.draw(mode, rewind_to, levels=levels, rate=rate, **plan, **pruning[seed])
+                    network.draw(mode, rewind_to, levels=levels, rate=rate, **by, **pruning[seed])
             for mode, masks_of, level, _ in missing:
                 if mode in CONTROLS:
                     network.control(mode, masks_of, level, rewind_to)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,14 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
-from ..criteria import Context
+from ..config import PruningConfig
+from ..criteria import CRITERIA, Context
 from ..masks import MaskedWeight, masked_weights
-from ..pruning import Plan
 from ..runtime.values import Values
 from ..schedules import check_sparsity
 from ..util.plotting import TEXT, TOTAL, Drawable, new_axes, short_paths
+from ..util.progress import check_verbose, progress
+from ..util.registry import trait
 from ..util.tables import new_table, table_lines
 from .evaluation import masked_meanwhile, measure_by
 
@@ -91,10 +93,11 @@ def sensitivity(
     model: Any,
     evaluate: Any,
     sparsities: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99),
+    *,
     criterion: str | Callable[..., Any] = "magnitude",
     pattern: str | Callable[..., Any] = "unstructured",
     seed: int = 0,
-    verbose: bool = True,
+    verbose: Any = "auto",
 ) -> Sensitivity:
     """Find out which weights a model can spare: prune each one alone, evaluate, restore (arXiv:1506.02626).
 
@@ -112,8 +115,8 @@ def sensitivity(
             else that `model.evaluate` takes and that can be gone through many times. Then the metric is the first
             compiled one that is not a loss.
         sparsities: fractions of zeros, each in [0, 1). A weight that is sparser already stays as it is.
-        criterion, pattern, seed: as in `kprune.prune`.
-        verbose: show a progress bar over the evaluations.
+        criterion, pattern, seed: as in `kprune.PruningConfig`.
+        verbose: 0 silent, 1 or "auto" a progress bar over the evaluations, 2 a line at the end.
 
     Returns:
         `Sensitivity`: `rows`, `dense`, `metric`, `to_dict()`, `plot(path)`; its str is a table.
@@ -129,26 +132,27 @@ def sensitivity(
     >>> report.dense, [(row.path, row.values) for row in report.rows]
     (128.0, [('net/wide/kernel', {0.5: 64.0}), ('net/out/kernel', {0.5: 64.0})])
     """
-    plan = Plan(criterion, "layerwise", pattern, 1, seed)
-    if plan.needs:
+    check_verbose(verbose)
+    config = PruningConfig(criterion, scope="layerwise", pattern=pattern, rounds=1, seed=seed)
+    score = CRITERIA.get(criterion)
+    if trait(score, "needs", ()) or trait(score, "tracker", None) is not None:
         raise ValueError(
-            "The scan scores the model as it is and does not support criteria that need earlier weights or their "
-            "movement. "
-            f"Received: criterion={plan.name!r}"
+            "The scan scores the model as it is and does not support criteria that ask the loss or watch the training. "
+            f"Received: criterion={config.name!r}"
         )
     sparsities = _checked(sparsities)
     measure = measure_by(model, evaluate)
     with masked_meanwhile(model):
         weights = masked_weights(model)
         metric, dense = measure()
-        scores = plan.criterion(Context(model, weights, {w.path: w.kept() for w in weights}, seed))
-        plan.criterion = lambda context: scores
+        scores = score(Context(model, weights, {w.path: w.kept() for w in weights}, seed))
+        scored = dataclasses.replace(config, criterion=lambda context: scores)
         values: dict[str, dict[float, float]] = {w.path: {} for w in weights}
-        bar = tqdm(total=len(weights) * len(sparsities), desc="sensitivity", disable=not verbose, delay=1)
-        with bar:
+        total = len(weights) * len(sparsities)
+        with progress("sensitivity", total, verbose, unit="evaluations", delay=1) as bar:
             for sparsity in sparsities:
                 # Layerwise, so each of these masks is that of its weight pruned alone.
-                masks = plan.masks(model, sparsity)
+                masks = scored.masks(model, sparsity)
                 for w in weights:
                     with _pruned(w, masks[w.path]):
                         _, values[w.path][sparsity] = measure()

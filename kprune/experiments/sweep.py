@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from ..callbacks import PruneAtInit
 from ..criteria import CRITERIA
 from ..data import Dataset
 from ..masks import masked_weights
 from ..util.plotting import LINES, TEXT, new_axes, plain_axes
+from ..util.progress import check_verbose, progress
 from ..util.registry import trait
 from ..util.tables import new_table, table_lines
 from .runs import RunsReport, RunTable, accuracies, band, check_each_once, check_epochs, check_seeds, runs_drawn
@@ -115,7 +114,7 @@ def sweep(
     rounds: int | None = None,
     path: str | os.PathLike[str] | None = None,
     settings: dict[str, Any] | None = None,
-    verbose: bool = True,
+    verbose: Any = "auto",
 ) -> Sweep:
     """Train a network at many compressions, pruned before training by several criteria (arXiv:2006.05467, figure 1).
 
@@ -131,12 +130,12 @@ def sweep(
         compressions: weights / weights left, each at least 1.
         seeds: integers >= 0.
         epochs: of each training run.
-        scope, rounds: as in `kprune.prune`.
+        scope, rounds: as in `kprune.PruningConfig`.
         path: CSV file for the cells, one row each, complete after each cell. If the file exists, the run resumes;
             finished cells are not trained again. Its folder is made.
         settings: what else decides the outcome (the network's name, the learning rate ...), as name -> value: columns
             of the file.
-        verbose: show a progress bar over the cells.
+        verbose: 0 silent, 1 or "auto" a progress bar over the cells, 2 a line at the end.
 
     Returns:
         `Sweep`: `cells`, `of(method, compression)`, `to_dict()`, `plot(path)`; its str is a table.
@@ -153,10 +152,11 @@ def sweep(
     ...     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     ...     return model
     >>> digits = kprune.data.load("digits")
-    >>> report = kprune.sweep(build, digits, ["magnitude"], [1, 100], seeds=[0], epochs=1, verbose=False)
+    >>> report = kprune.sweep(build, digits, ["magnitude"], [1, 100], seeds=[0], epochs=1, verbose=0)
     >>> [(cell.method, cell.compression, round(cell.sparsity, 4)) for cell in report.cells]
     [('dense', 1.0, 0.0), ('magnitude', 100.0, 0.9897)]
     """
+    check_verbose(verbose)
     keys = _keys(methods, compressions, seeds)
     check_epochs(epochs)
     own = {"dataset": data.name, "batch_size": data.batch_size, "epochs": epochs, "scope": scope, "rounds": rounds}
@@ -166,7 +166,7 @@ def sweep(
     def pruning(method: str, compression: float, seed: int) -> list[PruneAtInit]:
         if method == DENSE:
             return []
-        options: dict[str, Any] = {"rounds": rounds, "scope": scope, "seed": seed, "verbose": False}
+        options: dict[str, Any] = {"rounds": rounds, "scope": scope, "seed": seed, "verbose": 0}
         if _needs_data(method):
             options.update(data=samples[seed], batches=None)  # all, as the first batches have only the first classes
         return [PruneAtInit(method, 1 - 1 / compression, **options)]
@@ -177,10 +177,7 @@ def sweep(
         table.path.parent.mkdir(parents=True, exist_ok=True)
     with (
         table,
-        tqdm(
-            **{"total": len(keys), "initial": sum(key in table.cells for key in keys)},
-            **{"disable": not verbose, "desc": "sweep"},
-        ) as bar,
+        progress("sweep", len(keys), verbose, unit="cells", done=sum(key in table.cells for key in keys)) as bar,
     ):
         for key in [key for key in keys if key not in table.cells]:
             bar.set_description("{} {:.4g}x seed {}".format(*key))
@@ -214,7 +211,7 @@ def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence
     check_each_once("compressions", compressions)
     check_seeds(seeds)
     for method in methods:
-        if {"initial", "movement"} & set(trait(CRITERIA.get(method), "needs", ())):
+        if trait(CRITERIA.get(method), "tracker", None) is not None:
             raise ValueError(
                 "A sweep prunes before training, so there are no earlier weights to compare with. Received: "
                 f"method={method!r}"

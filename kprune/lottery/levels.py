@@ -13,9 +13,9 @@ from typing import Any
 import keras
 
 from .._version import __version__
-from ..masks import MaskedWeight, current_masks, masked_weights, set_masks
+from ..masks import MaskedWeight, current_masks, set_masks
 from ..patterns import PATTERNS
-from ..pruning import Plan
+from ..pruning import Pruner
 from ..scopes import SCOPES
 from .rewind import REWINDS, RewindPoint, Snapshot, rewind
 from .ticket import Ticket
@@ -30,17 +30,18 @@ class Lottery:
         rate: fraction of the surviving weights that each pruning takes.
         point: where to rewind to.
         rewind: "weights", "learning_rate" or "none".
-        plan: what to prune by.
+        pruner: what prunes between the levels. What it watches begins at the rewind point, and anew whenever the
+            weights are rewound to it.
     """
 
     levels: int
     rate: float
     point: RewindPoint
     rewind: str
-    plan: Plan
+    pruner: Pruner
 
     @classmethod
-    def of(cls, levels: int, rate: float, rewind_to: Any, rewind: str, plan: Plan) -> Lottery:
+    def of(cls, levels: int, rate: float, rewind_to: Any, rewind: str, pruner: Pruner) -> Lottery:
         """The lottery of a user's words; ValueError if one makes no sense."""
         if not isinstance(levels, int) or isinstance(levels, bool) or levels < 1:
             raise ValueError(f"`levels` must be an integer >= 1. Received: levels={levels!r}")
@@ -48,14 +49,9 @@ class Lottery:
             raise ValueError(f"`rate` must be above 0 and below 1. Received: rate={rate!r}")
         if not isinstance(rewind, str) or rewind not in REWINDS:
             raise ValueError(f"`rewind` must be one of {', '.join(REWINDS)}. Received: rewind={rewind!r}")
-        if "movement" in plan.needs:
-            raise ValueError(
-                "A lottery prunes by the weights at the end of a level and at the rewind point; only GradualPruning "
-                f"collects how they moved in between. Received: criterion={plan.name!r}"
-            )
-        return cls(levels, rate, RewindPoint.of(rewind_to), rewind, plan)
+        return cls(levels, rate, RewindPoint.of(rewind_to), rewind, pruner)
 
-    def begin_level(self, model: Any, level: int, density: float, to: Snapshot) -> None:
+    def begin_level(self, model: Any, level: int, density: float, to: Snapshot, optimizer: Any = None) -> None:
         """Prune what level - 1 has trained, and rewind; doing it again changes nothing.
 
         Args:
@@ -63,12 +59,13 @@ class Lottery:
             level: that begins, from 1.
             density: fraction of nonzeros with which level 0 began.
             to: the snapshot to rewind to.
+            optimizer: with which it was taken, if not the compiled one.
         """
         sparsity = 1 - density * (1 - self.rate) ** level
-        if "initial" in self.plan.needs:
-            self.plan.initial = {weight.path: to.weights[weight.path] for weight in masked_weights(model)}
-        set_masks(model, self.plan.masks(model, sparsity))
-        rewind(model, to, self.rewind)
+        set_masks(model, self.pruner.masks(model, sparsity), optimizer)
+        rewind(model, to, self.rewind, optimizer)
+        if self.rewind == "weights":
+            self.pruner.begin(model)
 
     def ticket(self, model: Any, to: Snapshot, results: list[dict[str, Any]]) -> Ticket:
         """The ticket of a model's masks and the weights of the rewind point."""
@@ -78,16 +75,17 @@ class Lottery:
     @property
     def settings(self) -> dict[str, Any]:
         """What makes two lotteries the same."""
+        config = self.pruner.config
         return {
             "levels": self.levels,
             "rate": self.rate,
             "rewind_to": dataclasses.asdict(self.point),
             "rewind": self.rewind,
-            "criterion": self.plan.name,
-            "scope": SCOPES.name_of(self.plan.scope),
-            "pattern": PATTERNS.name_of(self.plan.pattern),
-            "rounds": self.plan.rounds,
-            "seed": self.plan.seed,
+            "criterion": config.name,
+            "scope": SCOPES.name_of(config.scope),
+            "pattern": PATTERNS.name_of(config.pattern),
+            "rounds": config.rounds,
+            "seed": config.seed,
         }
 
 

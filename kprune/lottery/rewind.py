@@ -14,11 +14,13 @@ from absl import logging
 from ..masks import Masks, check_masks, current_masks, is_tf_keras, masked_weights, set_masks, unique_paths
 from ..masks.keras3 import seed_states
 from ..masks.matching import Arrays, matched
+from ..masks.optimizers import optimizers_of
 from ..runtime.distribution import to_numpy
 from ..runtime.files import joined, split
-from ..runtime.optimizers import all_variables, build
+from ..runtime.optimizers import all_variables, build, initial_value
 
 REWINDS = ("weights", "learning_rate", "none")
+_OTHER = "other "  # before the names of what optimizers beside the compiled one keep
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class Snapshot:
         weights: path -> array: all weights of the model but its masks, with normalization statistics and the states
             of seed generators.
         optimizer: position and name -> array: all that the optimizer keeps: slots, iterations, learning rate,
-            averages, loss scale.
+            averages, loss scale; and those of other optimizers that the model holds.
     """
 
     weights: Arrays
@@ -175,10 +177,10 @@ def snapshot(model: Any, optimizer: Any = None) -> Snapshot:
     >>> int(model.optimizer.iterations)
     0
     """
-    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
+    slots, others = _optimizer_variables(model, optimizer)
     return Snapshot(
         {path: to_numpy(v) for path, v in model_weights(model).items()},
-        {name: to_numpy(v) for name, v in _optimizer_variables(model, optimizer).items()},
+        {name: to_numpy(v) for name, v in [*slots.items(), *((name, v) for name, (v, _) in others.items())]},
     )
 
 
@@ -208,7 +210,6 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
         raise ValueError(f"`to` must be a kprune.Snapshot. Received: to={to!r:.200}")
     if not isinstance(what, str) or what not in REWINDS:
         raise ValueError(f"`rewind` must be one of {', '.join(REWINDS)}. Received: rewind={what!r}")
-    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     slots, weights = _due(model, to, what, optimizer)
     for variable, value in [*(slots if what != "none" else ()), *(weights if what == "weights" else ())]:
         variable.assign(value)
@@ -219,12 +220,27 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
 def _due(model: Any, to: Snapshot, what: str, optimizer: Any) -> tuple[list[tuple[Any, np.ndarray]], ...]:
     """(variable, its value then) of the optimizer and of the model; ValueError if the snapshot is of others."""
     weights = model_weights(model)
-    slots = _optimizer_variables(model, optimizer)
-    known = what == "learning_rate" or (slots and to.optimizer)
-    slots_then = matched(slots, to.optimizer, "optimizer") if known else {}
+    slots, others = _optimizer_variables(model, optimizer)
+    then = {name: value for name, value in to.optimizer.items() if not name.startswith(_OTHER)}
+    known = what == "learning_rate" or (slots and then)
+    slots_then = matched(slots, then, "optimizer") if known else {}
     weights_then = matched(weights, to.weights, "model")
     pairs = (slots, slots_then), (weights, weights_then)
-    return tuple([(variables[name], value) for name, value in then.items()] for variables, then in pairs)
+    changes = [[(variables[name], value) for name, value in then.items()] for variables, then in pairs]
+    changes[0] += _others_due(others, {name: value for name, value in to.optimizer.items() if name not in then})
+    return tuple(changes)
+
+
+def _others_due(others: dict[str, tuple[Any, float]], then: Arrays) -> list[tuple[Any, np.ndarray]]:
+    """(variable, its value then) of the optimizers beside the compiled one; initial values if it had no slots yet."""
+    if not others or not then:
+        return []
+    if missing := sorted(set(then) - set(others)):
+        raise ValueError(
+            "The snapshot holds slots of an optimizer beside the compiled one that has none yet: build it first, by "
+            f"optimizer.build(variables), and keep it as an attribute of the model. Received: {missing[0]}"
+        )
+    return [(v, then.get(name, np.full(tuple(v.shape), initial))) for name, (v, initial) in others.items()]
 
 
 def check_restore(model: Any, masks: Masks, to: Snapshot) -> Masks:
@@ -261,11 +277,22 @@ def reapply_masks(model: Any, optimizer: Any = None) -> None:
     set_masks(model, current_masks(model), optimizer)
 
 
-def _optimizer_variables(model: Any, optimizer: Any) -> dict[str, Any]:
-    if optimizer is None:
-        return {}
-    build(optimizer, model)
-    return {f"{i}/{v.name}": v for i, v in enumerate(all_variables(optimizer))}
+def _optimizer_variables(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, float]]]:
+    """Name -> variable of the optimizer that is asked for, by default the compiled one; of others with initial value.
+
+    The others are built by the user, since only the user knows what each trains.
+    """
+    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
+    if optimizer is not None:
+        build(optimizer, model)
+    listed = [one for one in optimizers_of(model, optimizer) if one is not optimizer]
+    own = {} if optimizer is None else {f"{i}/{v.name}": v for i, v in enumerate(all_variables(optimizer))}
+    others = {
+        f"{_OTHER}{n}/{i}/{v.name}": (v, initial_value(one, v))
+        for n, one in enumerate(listed)
+        for i, v in enumerate(all_variables(one))
+    }
+    return own, others
 
 
 __all__ = ["RewindPoint", "Snapshot", "rewind", "snapshot"]

@@ -18,7 +18,9 @@ from .api import (
     strip,
     unique_paths,
 )
+from .holders import begin_fit, end_fit
 from .undo import Undo, mask_for_pruning, masked
+from .zeros import changes, check_leaks, check_zeros
 
 __all__ = [
     "DEFAULT_WEIGHTS",
@@ -28,8 +30,13 @@ __all__ = [
     "MaskedWeight",
     "Masks",
     "Undo",
+    "begin_fit",
+    "changes",
+    "check_leaks",
     "check_masks",
+    "check_zeros",
     "current_masks",
+    "end_fit",
     "is_tf_keras",
     "mask",
     "mask_for_pruning",

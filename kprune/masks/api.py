@@ -12,7 +12,10 @@ import numpy as np
 
 from ..runtime.optimizers import reset_slots
 from ..util.checks import check_expression, check_strings
+from .built import check_built
+from .holders import fits, trainers
 from .types import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Filters, MaskedWeight, MaskReport, Masks, is_tf_keras, unique_paths
+from .zeros import check_leaks, note_change
 
 
 def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_WEIGHTS) -> MaskReport:
@@ -35,7 +38,9 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
         `MaskReport`: the model, the masked paths, and why each other weight was skipped.
 
     Raises:
-        ValueError: the model is not built, a name in `weights` is not known, or `filters` is of another type.
+        ValueError: the model is not built, Keras runs on another backend than TensorFlow or JAX, a name in `weights`
+            is not known, or `filters` is of another type.
+        RuntimeError: the model has masks, and training has given pruned entries values.
 
     >>> import keras, kprune
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="hidden"), keras.layers.Dense(2)])
@@ -44,13 +49,8 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
     ('sequential/hidden/kernel',)
     """
     backend = _backend(model)
-    # A model that only holds built models, as keras.distillation.Distiller, has all its weights before it is built.
-    held = [] if is_tf_keras(model) else getattr(model, "layers", [])
-    if not getattr(model, "built", False) and not (held and all(layer.built for layer in held)):
-        raise ValueError(
-            "The model has no weights yet: build it first, by calling it on data or with `model.build(input_shape)`. "
-            f"Received: model={model.name!r}, which is not built"
-        )
+    check_built(model)
+    check_leaks(model, masked_weights(model))
     return backend.mask_model(model, *_checked(backend.weight_names(model), filters, weights))
 
 
@@ -79,25 +79,34 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     """Change masks; the pruned weights become exactly 0 and the optimizer forgets what changed.
 
     w <- where(mask, w, 0); each optimizer slot of w (momentum, averages, accumulated gradients) takes its initial
-    value wherever the new mask is False or differs from the old one. Nothing is retraced or recompiled.
+    value wherever the new mask is False or differs from the old one. That goes for every optimizer of this process that
+    trains w: the model's own, that of another model that shares the layer, those of a `train_step` or a custom training
+    loop. Nothing is retraced or recompiled.
 
     Args:
         model: a masked model.
         masks: path -> bool array of the weight's shape, True = kept. Weights not named keep their mask.
-        optimizer: the optimizer of a custom training loop; the model's compiled one by default.
+        optimizer: the optimizer of a custom training loop, if any. Every live optimizer of Keras that trains one of the
+            weights forgets in any case.
 
     Raises:
         ValueError: a path or a shape is wrong. Nothing has been changed then.
+        RuntimeError: training has given pruned entries values since the masks were set.
     """
     by_path = check_masks(model, masks)
-    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
+    if not fits(model):  # whose callbacks look after each step
+        check_leaks(model, list(by_path.values()))
+    optimizers = trainers(model, [weight.variable for weight in by_path.values()])
+    optimizers += [] if optimizer is None or any(optimizer is known for known in optimizers) else [optimizer]
     for path, new in masks.items():
         weight = by_path[path]
         new = np.asarray(new)
         changed = ~new | (new != weight.kept())
         weight.write(new, weight.value())
-        if optimizer is not None and changed.any():
-            reset_slots(optimizer, weight.variable, changed)
+        if changed.any():
+            for trainer in optimizers:
+                reset_slots(trainer, weight.variable, changed)
+    note_change(model)
 
 
 def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
@@ -126,13 +135,18 @@ def strip(model: Any) -> Any:
     A Keras 3 model is stripped in place and returned; of a tf_keras model a clone without wrappers is returned.
     Predictions are those of the masked model, bit for bit.
 
+    Raises:
+        RuntimeError: training has given pruned entries values: the model is not the one that was trained.
+
     >>> import keras, kprune
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> _ = kprune.prune(model, "magnitude", sparsity=0.5)
     >>> type(kprune.strip(model).layers[0]).__name__
     'Dense'
     """
-    for weight in masked_weights(model):
+    weights = masked_weights(model)
+    check_leaks(model, weights)
+    for weight in weights:
         value = weight.value()
         weight.variable.assign(np.where(weight.kept(), value, np.zeros((), value.dtype)))
     return _backend(model).strip_model(model)
@@ -141,6 +155,7 @@ def strip(model: Any) -> Any:
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
     """Inside, the stripped model; afterwards the model is masked again as it was."""
+    check_leaks(model, masked_weights(model))
     with _backend(model).plain(model) as stripped:
         yield stripped
 

@@ -11,9 +11,13 @@ import numpy as np
 from absl import logging
 
 from ..runtime.distribution import strategy_scope, to_numpy
+from ..runtime.values import Values
+from .holders import forget_traces, live
 from .masked_layers import all_layers, attach, detach, is_masked, own_weights
+from .merged import factors, merge
 from .types import Filters, MaskReport, finish_report, skip_reason, unique_paths
 
+BACKENDS = ("tensorflow", "jax")
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 
@@ -23,6 +27,11 @@ def weight_names(model: Any) -> set[str]:
 
 
 def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
+    if keras.backend.backend() not in BACKENDS:
+        raise ValueError(
+            f"Masks need Keras on one of the backends {', '.join(BACKENDS)}: on others a layer would train without its "
+            f"mask. Set KERAS_BACKEND before keras is imported. Received: backend={keras.backend.backend()!r}"
+        )
     owned = _owned(model)
     paths = unique_paths([v.path for _, v in owned])
     chosen, masked, skipped = [], [], {}
@@ -38,7 +47,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
         _warn_of_zeros([v for v in chosen if id(v) not in already])
         with strategy_scope(model):
             attach(model, chosen)
-        renew_functions(model)
+        renew_functions(model, _masked(model))
     return finish_report(model, masked, skipped)
 
 
@@ -65,34 +74,61 @@ def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
 
 
 def strip_model(model: Any) -> Any:
+    masked = _masked(model)
+    for layer in masked:
+        merge(layer, layer.mask_store.masked)
     detach(model)
-    renew_functions(model)
+    renew_functions(model, masked)
     return model
+
+
+def _masked(model: Any) -> list[Any]:
+    return [layer for layer in all_layers(model) if is_masked(layer)]
 
 
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
     """Inside, the model is stripped in place; afterwards its masks are back."""
     kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model)]
+    layers = _masked(model)
+    unmerged = Values(v for layer in layers if factors(layer) for v in (*layer.mask_store.masked, *factors(layer)))
+    for layer in layers:
+        merge(layer, layer.mask_store.masked)
     detach(model)
     try:
         yield model
     finally:
+        unmerged.put_back()
         with strategy_scope(model):
             attach(model, [v for v, _ in kept])
         masks = {id(v): mask for _, _, v, mask in find_masked(model)}
         for v, value in kept:
             masks[id(v)].assign(value)
-        renew_functions(model)
+        renew_functions(model, _masked(model))
 
 
-def renew_functions(model: Any) -> None:
-    """Drop the compiled train, test and predict functions, also in the middle of a fit: they hold the old layers."""
-    for layer in all_layers(model):
-        if isinstance(layer, keras.Model):
-            for kind in ("train", "test", "predict"):
-                if getattr(layer, f"{kind}_function", None) is not None:
-                    getattr(layer, f"make_{kind}_function")(force=True)
+def renew_functions(model: Any, layers: list[Any]) -> None:
+    """Drop what was compiled, also in the middle of a fit, by any model that holds one of these layers.
+
+    These are the model's own train, test and predict functions and those of other live models: the second one of a GAN,
+    for example, which knows the layer though the layer does not know it. Methods that are a `tf.function` are traced
+    anew, too.
+    """
+    changed = {id(layer) for layer in layers}
+    others = [other for other in live(keras.Model) if hasattr(other, "built")]  # which `Layer.__init__` sets
+    for owner in {id(one): one for one in [model, *all_layers(model), *others]}.values():
+        below = all_layers(owner)
+        if changed.intersection(map(id, below)):
+            for layer in below:
+                forget_traces(layer)
+            if isinstance(owner, keras.Model):
+                _renew(owner)
+
+
+def _renew(model: Any) -> None:
+    for kind in ("train", "test", "predict"):
+        if getattr(model, f"{kind}_function", None) is not None:
+            getattr(model, f"make_{kind}_function")(force=True)
 
 
 def seed_states(layer: Any) -> list[Any]:

@@ -21,8 +21,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from .merged import merge, merged_properties, quantize_unmasked
 from .spec import FORMAT, SPEC, plain_layer
 from .store import MaskStore, check_names, source_of, token_of
+from .variables import protect, release
 
 
 class MaskedRegularizer(keras.regularizers.Regularizer):
@@ -73,11 +75,6 @@ class Masked:
         # The name of 0.1.0 has served; what is saved from here on is named as it is today.
         self.__class__ = masked_class(_plain(type(self)))
 
-    def set_weights(self, weights: Any) -> None:
-        super().set_weights(weights)  # type: ignore[misc]
-        if self.mask_store is not None:
-            self.mask_store.enforce()
-
     def build_from_config(self, config: dict[str, Any]) -> None:
         super().build_from_config(config)  # type: ignore[misc]
         attach_pending(self)
@@ -107,7 +104,14 @@ def _plain(masked: type) -> type:
     return masked.__mro__[2]
 
 
-def _make_masked_class(cls: type, name: str) -> type:
+def plain_type(layer: Any) -> type:
+    """The layer's class, or that of which it is the masked one."""
+    return _plain(type(layer)) if isinstance(layer, Masked) else type(layer)
+
+
+def _make_masked_class(cls: type, class_name: str) -> type:
+    # A `tf.function` keeps what it finds outside when it is traced: the masked values of that one call.
+    untraced = getattr(cls.call, "python_function", None)  # type: ignore[attr-defined]
 
     class MaskedLayer(Masked, cls):
         @functools.wraps(cls.call)  # type: ignore[attr-defined]  # Keras reads the signature of `call`
@@ -118,12 +122,21 @@ def _make_masked_class(cls: type, name: str) -> type:
                 attach_pending(self)
                 return outputs
             with _masked_scope(self, store):
-                return super().call(*args, **kwargs)
+                return untraced(self, *args, **kwargs) if untraced else super().call(*args, **kwargs)
 
-    MaskedLayer.__name__ = MaskedLayer.__qualname__ = name
+    for name, merged in merged_properties(cls, _mask_of).items():
+        setattr(MaskedLayer, name, merged)
+    MaskedLayer.__name__ = MaskedLayer.__qualname__ = class_name
     MaskedLayer.__doc__ = cls.__doc__
     # One registered name serves all: `Masked.from_config` finds the plain class in the config.
     return keras.saving.register_keras_serializable("kprune", name="Masked")(MaskedLayer)
+
+
+def _mask_of(layer: Any, name: str) -> Any:
+    """The mask of the layer's weight of this name, or None."""
+    store = layer.mask_store
+    found = [] if store is None else [m for v, m in zip(store.masked, store.masks, strict=True) if v.name == name]
+    return found[0] if found else None
 
 
 @contextmanager
@@ -234,8 +247,10 @@ def _add_masks(layer: Any, variables: list[Any], masks: dict[int, Any]) -> None:
             setattr(layer, f"mask_state_{i}", state)
     if not isinstance(layer, Masked):
         layer.__class__ = masked_class(type(layer))
+    layer.quantize = quantize_unmasked(layer, _plain(type(layer)), functools.partial(_unmask, layer))
     for v, mask in zip(store.masked, store.masks, strict=True):
         masks[id(v)] = mask
+        protect(v, mask)
         if v.regularizer is not None and not isinstance(v.regularizer, MaskedRegularizer):
             v.regularizer = MaskedRegularizer(v.regularizer, mask)
 
@@ -243,6 +258,7 @@ def _add_masks(layer: Any, variables: list[Any], masks: dict[int, Any]) -> None:
 def _remove_store(layer: Any) -> None:
     store = layer.mask_store
     for v in store.masked:
+        release(v)
         if isinstance(v.regularizer, MaskedRegularizer):
             v.regularizer = v.regularizer.regularizer
     with _unlocked(layer):
@@ -250,6 +266,15 @@ def _remove_store(layer: Any) -> None:
             layer._tracker.untrack(state)
             delattr(layer, f"mask_state_{i}")
         del layer.mask_store
+    layer.quantize = layer.quantize.__wrapped__
+
+
+def _unmask(layer: Any) -> None:
+    """Take the masks of one layer away, its weights being what it reads."""
+    layer.mask_store.enforce()
+    merge(layer, layer.mask_store.masked)
+    _remove_store(layer)
+    layer.__class__ = _plain(type(layer))
 
 
 def detach(layer: Any) -> None:

@@ -24,6 +24,7 @@ from absl import logging
 from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
 
 from ..runtime.distribution import strategy_scope
+from .holders import forget_traces, live
 from .types import Filters, MaskReport, finish_report, skip_reason, unique_paths
 
 # tfmot's own ConstantSparsity, beginning at a step that no training reaches: a saved model loads without kprune.
@@ -205,9 +206,11 @@ def strip_model(model: Any) -> Any:
             f"made without them. Received: model={model.name!r}"
         )
     shape = model.input_shape if _wrappers(model) else None
-    for w in _pruned_by_wrappers(model):
+    pruned = _pruned_by_wrappers(model)
+    for w in pruned:
         if isinstance(w.constraint, MaskConstraint):
             _constrain(w, w.constraint.constraint)
+    _renew_functions(model, pruned)
     with strategy_scope(model):
         stripped = tfmot.sparsity.keras.strip_pruning(model)
         if not stripped.built:
@@ -249,14 +252,25 @@ def _adopt(model: Any) -> None:
                 _constrain(w, MaskConstraint(mask, own))
                 changed = True
     if changed or ruled:
-        # What was compiled before, tfmot's schedule included, is not used again.
-        model.train_function = model.test_function = model.predict_function = None
+        _renew_functions(model, _pruned_by_wrappers(model))
     if ruled:
         logging.warning(
             "kprune: this model was wrapped by tfmot with its own schedule (%s). kprune rules from here on: tfmot's "
             "schedule is off, masks change only by kprune's callbacks and functions.",
             ", ".join(sorted(ruled)),
         )
+
+
+def _renew_functions(model: Any, weights: list[Any]) -> None:
+    """Drop what was compiled, with tfmot's schedule or other constraints, by any live model that has these weights."""
+    changed = {id(w) for w in weights}
+    for other in {id(one): one for one in [model, *live(tf_keras.Model)]}.values():
+        if getattr(other, "built", False) and changed.intersection(map(id, other.weights)):
+            for layer in other._flatten_layers():
+                forget_traces(layer)
+            for kind in ("train", "test", "predict"):
+                if getattr(other, f"{kind}_function", None) is not None:
+                    getattr(other, f"make_{kind}_function")(force=True)
 
 
 def _report(model: Any, skipped: list[tuple[Any, str]]) -> MaskReport:

@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from ..runtime.distribution import to_numpy
+from ..util.tables import Printed
 
 Masks = dict[str, np.ndarray]
 Filters = str | Sequence[str] | Callable[[Any], bool] | None
@@ -63,7 +64,7 @@ class MaskedWeight:
 
 
 @dataclass(frozen=True)
-class MaskReport:
+class MaskReport(Printed):
     """What `kprune.mask` did.
 
     Attributes:

@@ -9,7 +9,9 @@ from typing import Any
 from ..runtime.optimizers import all_variables
 from ..runtime.values import Values
 from .api import mask, masked_weights, strip
+from .holders import trainers
 from .types import is_tf_keras
+from .zeros import check_leaks
 
 
 def mask_for_pruning(model: Any) -> bool:
@@ -36,25 +38,28 @@ class Undo:
 
     Args:
         model: a built model of either Keras.
-        optimizer: of a custom training loop; the compiled one by default.
+        optimizer: of a custom training loop, beside the compiled one and those that the model holds.
 
     Attributes:
         fresh: whether the model had no masks before.
 
     Raises:
         ValueError: the model cannot be masked. Nothing has been changed then.
+        RuntimeError: training has given pruned entries values.
     """
 
     def __init__(self, model: Any, optimizer: Any = None):
         self.model, self._optimizer, self._values = model, optimizer, Values()
-        masked_weights(model)  # ValueError for what is no model
+        check_leaks(model, masked_weights(model))  # ValueError for what is no model
         self.hold()
         self.fresh = mask_for_pruning(model)
 
     def hold(self) -> None:
         """Take variables in that have been made since, such as the slots of an optimizer that was not built."""
         optimizer = self._optimizer if self._optimizer is not None else getattr(self.model, "optimizer", None)
-        self._values.add([*self.model.variables, *(all_variables(optimizer) if optimizer is not None else ())])
+        optimizers = trainers(self.model, self.model.trainable_variables)
+        optimizers += [] if optimizer is None else [optimizer]
+        self._values.add([*self.model.variables, *(v for one in optimizers for v in all_variables(one))])
 
     def unmask(self) -> None:
         """Take the masks away if the model had none."""

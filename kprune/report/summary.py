@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, is_tf_keras, masked_weights, unique_paths
+from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, check_leaks, is_tf_keras, masked_weights, unique_paths
+from ..masks.built import check_built
 from ..masks.layout import layout_in
 from ..runtime.distribution import to_numpy
-from ..util.tables import new_table, table_lines
+from ..util.tables import Printed, new_table, table_lines
 from .flops import kernel_uses, owned_weights
 
 
@@ -62,7 +63,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Printed):
     """What `kprune.summary` found. The totals are over the rows; `print(summary)` shows a table.
 
     Attributes:
@@ -95,6 +96,12 @@ class Summary:
         return self.zeros / self.size if self.size else 0.0
 
     @property
+    def sparsity_of_all(self) -> float:
+        """Zeros of the rows as a fraction of all parameters of the model, those without a row included."""
+        total = self.size + self.other_size
+        return self.zeros / total if total else 0.0
+
+    @property
     def density(self) -> float:
         """Fraction of kept entries: 1 - sparsity."""
         return 1 - self.sparsity
@@ -116,7 +123,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Rows and totals as numbers, strings and lists that JSON can hold; an infinite compression is None."""
-        totals = ("size", "zeros", "sparsity", "density", "flops", "effective_flops")
+        totals = ("size", "zeros", "sparsity", "sparsity_of_all", "density", "flops", "effective_flops")
         return {
             "rows": [row.to_dict() for row in self.rows],
             **{name: getattr(self, name) for name in totals},
@@ -144,7 +151,9 @@ class Summary:
             *table_lines(table),
             f"zeros of the {'masks' if self.masked else 'weights themselves (no masks)'}; "
             "mult-adds: multiply-adds for one example",
-            f"other parameters: {self.other_size:,}, with {_count(self.other_flops)} mult-adds",
+            f"other parameters: {self.other_size:,}, with {_count(self.other_flops)} mult-adds; "
+            f"of all {self.size + self.other_size:,} parameters {percentage(self.zeros, self.size + self.other_size)} "
+            "are pruned",
         ]
         return "\n".join([*lines, *([f"multiply-adds are not known: {self.note}"] if self.note else [])])
 
@@ -167,6 +176,7 @@ def summary(model: Any) -> Summary:
 
     Raises:
         ValueError: not a model of either Keras, or one that is not built.
+        RuntimeError: training has given pruned entries values.
 
     >>> import keras, kprune
     >>> conv = keras.layers.Conv2D(4, 3, padding="same", name="conv")
@@ -179,21 +189,18 @@ def summary(model: Any) -> Summary:
     (1800, 450)
     """
     masked = masked_weights(model)
-    if not getattr(model, "built", False):
-        raise ValueError(
-            "The model has no weights yet: build it first, by calling it on data or with `model.build(input_shape)`. "
-            f"Received: model={model.name!r}, which is not built"
-        )
+    check_built(model)
+    check_leaks(model, masked)
     uses, note = kernel_uses(model)
     owned: dict[int, tuple[Any, Any]] = {}
     for layer, v in owned_weights(model):
         owned.setdefault(id(v), (layer, v))
-    naming = _naming(model)
+    named = naming(model)
     if masked:
         listed = [(w.path, w.variable, w.kept()) for w in masked]
     else:
-        kernels = [v for layer, v in owned.values() if naming.default(layer, v)]
-        paths = unique_paths([naming.path(v) for v in kernels])
+        kernels = [v for layer, v in owned.values() if named.default(layer, v)]
+        paths = unique_paths([named.path(v) for v in kernels])
         listed = [(path, v, to_numpy(v) != 0) for path, v in zip(paths, kernels, strict=True)]
     rows = []
     for path, v, kept in listed:
@@ -202,19 +209,19 @@ def summary(model: Any) -> Summary:
     inside = {id(v) for _, v, _ in listed}
     others = [(layer, v) for layer, v in owned.values() if id(v) not in inside]
     other_flops = _sum_known(
-        None if (times := uses.get(id(v))) is None else times * _size(v)
+        None if (times := uses.get(id(v))) is None else times * size_of(v)
         for layer, v in others
-        if naming.name(layer, v) in KNOWN_WEIGHTS and len(v.shape) > 1
+        if named.name(layer, v) in KNOWN_WEIGHTS and len(v.shape) > 1
     )
     if not note and (unknown := sorted({row.layer for row in rows if row.flops is None})):
         note = f"kprune cannot tell how often a kernel of {', '.join(unknown)} is used"
-    return Summary(tuple(rows), bool(masked), sum(_size(v) for _, v in others), other_flops, note)
+    return Summary(tuple(rows), bool(masked), sum(size_of(v) for _, v in others), other_flops, note)
 
 
 def weight_paths(model: Any) -> list[tuple[str, Any]]:
     """(path, variable) for each weight of a built model, once, with the path that `summary` gives it."""
     owned = {id(v): v for _, v in owned_weights(model)}
-    return [(_naming(model).path(v), v) for v in owned.values()]
+    return [(naming(model).path(v), v) for v in owned.values()]
 
 
 @dataclass(frozen=True)
@@ -230,14 +237,20 @@ class _Naming:
         return self.name(layer, v) in DEFAULT_WEIGHTS and self.fit(layer, v)
 
 
-def _naming(model: Any) -> _Naming:
+def naming(model: Any) -> _Naming:
+    """How `kprune.mask` sees the weights of this model's Keras."""
     if is_tf_keras(model):
         from ..masks import tf_keras as wrappers
 
         return _Naming(lambda layer, w: wrappers._name(w), wrappers._path, lambda layer, w: len(w.shape) > 1)
     from ..masks import keras3
 
-    return _Naming(keras3.weight_name, lambda v: str(v.path), lambda layer, v: not keras3.unfit(layer, v))
+    return _Naming(keras3.weight_name, lambda v: str(v.path), _whole)
+
+
+def _whole(layer: Any, v: Any) -> bool:
+    """Whether a variable of Keras 3 holds a kernel's values one by one, floats or int8; int4 packs two into one."""
+    return len(v.shape) > 1 and layer.quantization_mode in (None, "int8", "float8")
 
 
 def _row(path: str, layer: Any, variable: Any, kept: np.ndarray, uses: int | None) -> Row:
@@ -255,7 +268,8 @@ def _row(path: str, layer: Any, variable: Any, kept: np.ndarray, uses: int | Non
     )
 
 
-def _size(v: Any) -> int:
+def size_of(v: Any) -> int:
+    """The number of a variable's entries."""
     return math.prod(int(d) for d in v.shape)
 
 

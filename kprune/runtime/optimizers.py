@@ -22,27 +22,33 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
     return [optimizer]
 
 
-def iterations(model: Any) -> int:
-    """The number of optimizer steps that the model has taken: `optimizer.iterations`."""
-    count = model.optimizer.iterations
+def iterations(optimizer: Any) -> int:
+    """The number of steps that an optimizer has taken: `optimizer.iterations`."""
+    count = optimizer.iterations
     # A variable, on several replicas perhaps; where Keras 3 accumulates gradients a tensor, which on JAX is an array.
     return int(count.numpy() if hasattr(count, "numpy") else count)
 
 
-def batches_per_step(model: Any) -> int:
-    """The number of batches that come to one of the model's optimizer steps: above 1 where it accumulates gradients."""
-    return getattr(inner_optimizers(model.optimizer)[0], "gradient_accumulation_steps", None) or 1
+def batches_per_step(optimizer: Any) -> int:
+    """The number of batches that come to one of the optimizer's steps: above 1 where it accumulates gradients."""
+    return getattr(inner_optimizers(optimizer)[0], "gradient_accumulation_steps", None) or 1
 
 
-def batches_taken(model: Any) -> int:
-    """The number of batches that the model's optimizer was given, those of a step that is not complete included.
+def batches_taken(optimizer: Any) -> int:
+    """The number of batches that the optimizer was given, those of a step that is not complete included.
 
     An epoch need not end with a step where gradients are accumulated, so this tells where in the data a model is.
     """
-    if batches_per_step(model) == 1:
-        return iterations(model)
-    variables = inner_optimizers(model.optimizer)[0].variables
+    if batches_per_step(optimizer) == 1:
+        return iterations(optimizer)
+    variables = inner_optimizers(optimizer)[0].variables
     return int(to_numpy(next(v for v in variables if v.name == "iteration")))
+
+
+def has_acted(optimizer: Any) -> tuple[float, ...]:
+    """Numbers that change with each call of the optimizer: its batches, and the loss scale, which moves if it skips."""
+    scales = [getattr(optimizer, name, None) for name in ("dynamic_scale", "loss_scale")]
+    return (batches_taken(optimizer), *(float(to_numpy(scale)) for scale in scales if hasattr(scale, "numpy")))
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -65,6 +71,16 @@ def reset_slots(optimizer: Any, variable: Any, where: np.ndarray) -> None:
         for slot, initial in _slots(inner, variable):
             value = to_numpy(slot)
             slot.assign(np.where(where, np.asarray(initial, value.dtype), value))
+
+
+def trains(optimizer: Any, variables: list[Any]) -> bool:
+    """Whether the optimizer keeps slots of one of these variables."""
+    if hasattr(optimizer, "get_slot_names"):
+        return any(True for v in variables for _ in _slots(optimizer, v))
+    if hasattr(optimizer, "_index_dict"):  # tf_keras
+        return any(optimizer._var_key(v) in optimizer._index_dict for v in variables)
+    held = {id(v) for v in getattr(optimizer, "_trainable_variables", [])}
+    return any(id(v) in held for v in variables)
 
 
 def _slots(optimizer: Any, variable: Any) -> Iterator[tuple[Any, float]]:
@@ -123,3 +139,13 @@ def all_variables(optimizer: Any) -> list[Any]:
         found += list(inner.variables)
         found += [inner.learning_rate] if hasattr(inner.learning_rate, "assign") else []
     return list({id(v): v for v in found}.values())
+
+
+def initial_value(optimizer: Any, variable: Any) -> float:
+    """What an optimizer's variable is when it is made: 0, but for accumulators and a loss scale."""
+    if variable is getattr(optimizer, "dynamic_scale", None):
+        return float(optimizer.initial_scale)
+    for inner in inner_optimizers(optimizer):
+        if any(variable is one for one in getattr(inner, "_accumulators", ())):
+            return float(inner.initial_accumulator_value)
+    return 0.0

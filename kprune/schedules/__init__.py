@@ -1,25 +1,10 @@
-"""Schedules: the sparsity at each step."""
+"""Schedules: the sparsity at each step, and the steps at which masks are updated."""
 
-from .base import (
-    PerLayer,
-    TfmotSchedule,
-    applied,
-    as_schedule,
-    last_update,
-)
-from .curves import (
-    SCHEDULES,
-    Constant,
-    Cosine,
-    Exponential,
-    Geometric,
-    Linear,
-    OneCycle,
-    PolynomialDecay,
-    Schedule,
-    check_sparsity,
-)
+from .base import SCHEDULES, Schedule, check_sparsity
+from .curves import Constant, Cosine, Exponential, Geometric, Linear, OneCycle, PolynomialDecay
+from .lookup import PerLayer, deserialize, get, serialize
 from .plot import plot_schedule
+from .tfmot import TfmotSchedule, as_schedule
 
 __all__ = [
     "SCHEDULES",
@@ -33,9 +18,10 @@ __all__ = [
     "PolynomialDecay",
     "Schedule",
     "TfmotSchedule",
-    "applied",
     "as_schedule",
     "check_sparsity",
-    "last_update",
+    "deserialize",
+    "get",
     "plot_schedule",
+    "serialize",
 ]

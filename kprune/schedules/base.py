@@ -1,179 +1,156 @@
-"""Schedules: optimizer step -> sparsity, and at which steps the masks are updated.
-
-The curves themselves are in kprune/curves.py; their names are those of this module.
-"""
+"""What every schedule is: optimizer step -> sparsity, and the steps at which the masks are updated."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import inspect
+import numbers
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
 
-from ..util.checks import check_expression
-from .curves import (
-    SCHEDULES,
-    Constant,
-    Cosine,
-    Exponential,
-    Geometric,
-    Linear,
-    OneCycle,
-    PolynomialDecay,
-    Schedule,
-    check_sparsity,
-)
+from ..util.registry import Registry
+
+SCHEDULES = Registry("schedule")
 
 
 @dataclass(frozen=True)
-class TfmotSchedule(Schedule):
-    """A `tensorflow_model_optimization` `PruningSchedule` read as ours; what `as_schedule` makes of one."""
+class Schedule:
+    """A schedule of sparsities; subclasses define `at(progress)`.
 
-    schedule: Any = None
-
-    def at(self, progress: float) -> float:
-        import tensorflow as tf
-
-        step = self.begin_step + round(progress * (self.end_step - self.begin_step))
-        return min(float(self.schedule(tf.constant(step))[1]), self.final_sparsity)
-
-
-@dataclass(frozen=True)
-class PerLayer:
-    """A schedule of its own for each group of weights; for `GradualPruning`.
-
-    s(t) is a dict, expression -> s_expression(t). Each member keeps its own steps: a group is pruned further at the
-    updates of its own schedule only, and its sparsity is that of the group, shared within it by the callback's scope.
-
-    Args:
-        schedules: regular expression -> schedule (one of `kprune.schedules`, or a tfmot `PruningSchedule`). An
-            expression is searched in a weight's path, and the first that matches takes the weight; weights that none
-            matches are left alone.
+    Masks are updated at `begin_step`, every `frequency` steps after it, and always at `end_step`, where the sparsity
+    is exactly `final_sparsity`. Steps are optimizer steps (`optimizer.iterations`), not batches. A schedule with
+    updates of another kind defines `last_due` and `next_due`.
 
     Attributes:
-        schedules: expression -> `Schedule`, in the order given.
+        initial_sparsity: fraction of zeros at `begin_step`, in [0, 1).
+        final_sparsity: fraction of zeros from `end_step` on, in [initial_sparsity, 1).
+        begin_step: the first update; 0 is before the first training step.
+        end_step: the last update, >= begin_step.
+        frequency: steps between two updates, >= 1.
 
-    Raises:
-        ValueError: not a dict, an empty one, a key that is not a regular expression, a value that is no schedule. In
-            a fit: an expression that matches no masked weight of the model.
-
-    >>> schedule = PerLayer({"conv": Linear(0.0, 0.5, 0, 100), "": Linear(0.0, 0.9, 50, 150)})
-    >>> schedule(0), schedule(100), schedule.end_step
-    ({'conv': 0.0, '': 0.0}, {'conv': 0.5, '': 0.45}, 150)
+    >>> import kprune
+    >>> schedule = kprune.schedules.Linear(0.0, 0.8, begin_step=10, end_step=50, frequency=20)
+    >>> schedule(49), schedule.applied(49), schedule.due(49), schedule.next_due(49)
+    (0.78, 0.4, False, 50)
     """
 
-    schedules: Mapping[str, Any]
+    initial_sparsity: float
+    final_sparsity: float
+    begin_step: int
+    end_step: int
+    frequency: int = field(default=100, kw_only=True)  # by name only: tfmot has `power` in its place
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schedules, Mapping) or not self.schedules:
+        check_sparsity("initial_sparsity", self.initial_sparsity)
+        check_sparsity("final_sparsity", self.final_sparsity)
+        for name in ("begin_step", "end_step", "frequency"):
+            step = getattr(self, name)
+            if not isinstance(step, numbers.Integral) or isinstance(step, bool):
+                raise ValueError(f"`{name}` must be an integer (optimizer steps). Received: {name}={step!r}")
+        if self.initial_sparsity > self.final_sparsity:
             raise ValueError(
-                "`schedules` must be a non-empty dict of regular expression -> schedule. Received: "
-                f"schedules={self.schedules!r}"
+                "A schedule must not fall, since pruned weights do not return. Received: "
+                f"initial_sparsity={self.initial_sparsity}, final_sparsity={self.final_sparsity}"
             )
-        for expression, schedule in self.schedules.items():
-            check_expression(expression)
-            if isinstance(schedule, PerLayer):
-                raise ValueError(f"A member of PerLayer must be a plain schedule. Received: schedule={schedule!r}")
-        members = {expression: as_schedule(schedule) for expression, schedule in self.schedules.items()}
-        object.__setattr__(self, "schedules", members)
+        if self.begin_step < 0 or self.end_step < self.begin_step:
+            raise ValueError(
+                f"Steps must satisfy 0 <= begin_step <= end_step. Received: begin_step={self.begin_step}, "
+                f"end_step={self.end_step}"
+            )
+        if self.frequency < 1:
+            raise ValueError(
+                f"`frequency` must be an integer >= 1 (optimizer steps). Received: frequency={self.frequency}"
+            )
+
+    def at(self, progress: float) -> float:
+        """Sparsity at `progress`, which runs from 0 at `begin_step` to 1 at `end_step`."""
+        raise NotImplementedError
+
+    def __call__(self, step: int) -> Any:
+        """Sparsity (fraction of zeros) at an optimizer step; 0 before `begin_step`."""
+        if step < self.begin_step:
+            return 0.0
+        if step >= self.end_step:
+            return self.final_sparsity
+        return self.at((step - self.begin_step) / (self.end_step - self.begin_step))
+
+    def last_due(self, step: int) -> int | None:
+        """The latest update at or before a step; None before the first.
+
+        >>> import kprune
+        >>> schedule = kprune.schedules.Linear(0.0, 0.8, begin_step=10, end_step=45, frequency=10)
+        >>> [schedule.last_due(step) for step in (9, 10, 29, 44, 45, 99)]
+        [None, 10, 20, 40, 45, 45]
+        """
+        if step < self.begin_step:
+            return None
+        if step >= self.end_step:
+            return self.end_step
+        return step - (step - self.begin_step) % self.frequency
+
+    def next_due(self, step: int) -> int | None:
+        """The first update after a step; None if there is none.
+
+        >>> import kprune
+        >>> schedule = kprune.schedules.Linear(0.0, 0.8, begin_step=10, end_step=45, frequency=10)
+        >>> [schedule.next_due(step) for step in (9, 10, 29, 44, 45, 99)]
+        [10, 20, 30, 45, None, None]
+        """
+        if step < self.begin_step:
+            return self.begin_step
+        if step >= self.end_step:
+            return None
+        return min(step + self.frequency - (step - self.begin_step) % self.frequency, self.end_step)
+
+    def due(self, step: int) -> bool:
+        """Whether the masks are updated at this very step."""
+        return self.last_due(step) == step
+
+    def applied(self, step: int) -> Any:
+        """The sparsity that the masks have at a step: the schedule's value at its last update; 0 before the first."""
+        update = self.last_due(step)
+        return 0.0 if update is None else self(update)
 
     @property
-    def begin_step(self) -> int:
-        """The first step at which any member updates."""
-        return min(schedule.begin_step for schedule in self.schedules.values())
+    def label(self) -> str:
+        """What a figure calls it."""
+        return type(self).__name__
 
-    @property
-    def end_step(self) -> int:
-        """The step of the last update of all."""
-        return max(schedule.end_step for schedule in self.schedules.values())
+    def members(self) -> dict[Any, Schedule]:
+        """Regular expression of the weights -> their schedule; None stands for all weights."""
+        return {None: self}
 
     def check(self, paths: Iterable[str]) -> None:
-        """Raises ValueError if an expression is found in none of the weights' paths."""
-        paths = list(paths)
-        for expression in self.schedules:
-            if not any(re.search(expression, path) for path in paths):
-                raise ValueError(
-                    f"The regular expression matches none of these weights: {', '.join(paths)}. Received: "
-                    f"expression={expression!r}"
-                )
+        """Raises ValueError if the schedule does not fit the masked weights of these paths."""
 
-    def __call__(self, step: int) -> dict[str, float]:
-        """Expression -> sparsity (fraction of zeros) at an optimizer step; 0 before a member's own begin."""
-        return {expression: schedule(step) for expression, schedule in self.schedules.items()}
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make this schedule, as JSON can hold them.
 
+        Raises ValueError if an argument is not kept as an attribute of its own name.
 
-def as_schedule(schedule: Any) -> Schedule | PerLayer:
-    """A schedule of ours, or a `PerLayer`, as it is; a tfmot `PruningSchedule` converted.
+        >>> import kprune
+        >>> kprune.schedules.Constant(0.8, begin_step=10).get_config()
+        {'sparsity': 0.8, 'begin_step': 10}
+        """
+        names = inspect.signature(type(self)).parameters
+        missing = [name for name in names if not hasattr(self, name)]
+        if missing:
+            raise ValueError(
+                f"{type(self).__name__} must keep each argument as an attribute of its name, or define `get_config`. "
+                f"Received: {missing[0]}, which is no attribute"
+            )
+        values = {name: getattr(self, name) for name in names}
+        return {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
 
-    tfmot's begin_step, end_step and frequency are kept, but the last update always happens at `end_step` and lands on
-    the final sparsity, which tfmot itself only does when (end - begin) is a multiple of the frequency. tfmot's
-    ConstantSparsity prunes once, at its begin_step.
-
-    Raises ValueError for anything else.
-    """
-    if isinstance(schedule, Schedule | PerLayer):
-        return schedule
-    if any(cls.__module__.startswith("tensorflow_model_optimization.") for cls in type(schedule).__mro__):
-        import tensorflow as tf
-
-        begin, end = int(schedule.begin_step), int(schedule.end_step)
-        end = begin if type(schedule).__name__ == "ConstantSparsity" or end < 0 else end
-        first, last = (float(str(schedule(tf.constant(step))[1].numpy())) for step in (begin, end))
-        return TfmotSchedule(first, last, begin, end, schedule, frequency=int(schedule.frequency))
-    raise ValueError(
-        f"Expected a schedule from kprune.schedules ({', '.join(SCHEDULES)}) or a tfmot PruningSchedule. "
-        f"Received: schedule={schedule!r}"
-    )
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """The schedule of which `get_config` returned this."""
+        return cls(**config)
 
 
-def last_update(schedule: Schedule | PerLayer, step: int) -> int | None:
-    """The latest step at or before `step` at which the schedule updates the masks; None before its first.
-
-    A `PerLayer` updates whenever one of its members does.
-
-    >>> schedule = PolynomialDecay(0.0, 0.8, begin_step=10, end_step=45, frequency=10)
-    >>> [last_update(schedule, step) for step in (9, 10, 29, 44, 45, 99)]
-    [None, 10, 20, 40, 45, 45]
-    """
-    if isinstance(schedule, PerLayer):
-        updates = [last_update(member, step) for member in schedule.schedules.values()]
-        return max((update for update in updates if update is not None), default=None)
-    if step < schedule.begin_step:
-        return None
-    if step >= schedule.end_step:
-        return schedule.end_step
-    return step - (step - schedule.begin_step) % schedule.frequency
-
-
-def applied(schedule: Schedule | PerLayer, step: int) -> Any:
-    """The sparsity that the masks have at a step: the schedule's value at its last update; 0 before the first.
-
-    Of a `PerLayer`: expression -> that of the member.
-
-    >>> schedule = Linear(0.0, 0.8, begin_step=10, end_step=50, frequency=20)
-    >>> [applied(schedule, step) for step in (29, 30, 49, 50)], schedule(49)
-    ([0.0, 0.4, 0.4, 0.8], 0.78)
-    """
-    if isinstance(schedule, PerLayer):
-        return {expression: applied(member, step) for expression, member in schedule.schedules.items()}
-    update = last_update(schedule, step)
-    return 0.0 if update is None else schedule(update)
-
-
-__all__ = [
-    "SCHEDULES",
-    "Constant",
-    "Cosine",
-    "Exponential",
-    "Geometric",
-    "Linear",
-    "OneCycle",
-    "PerLayer",
-    "PolynomialDecay",
-    "Schedule",
-    "TfmotSchedule",
-    "applied",
-    "as_schedule",
-    "check_sparsity",
-    "last_update",
-]
+def check_sparsity(name: str, sparsity: float) -> None:
+    """Raises ValueError unless 0 <= sparsity < 1."""
+    if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
+        raise ValueError(
+            f"`{name}` must be a fraction of zeros in [0, 1) (0.9 keeps a tenth). Received: {name}={sparsity!r}"
+        )

@@ -8,65 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..util.registry import Registry
-
-SCHEDULES = Registry("schedule")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A schedule of sparsities; subclasses define `at(progress)`.
-
-    Masks are updated at `begin_step`, every `frequency` steps after it, and always at `end_step`, where the sparsity
-    is exactly `final_sparsity`. Steps are optimizer steps (`optimizer.iterations`), not batches.
-
-    Attributes:
-        initial_sparsity: fraction of zeros at `begin_step`, in [0, 1).
-        final_sparsity: fraction of zeros from `end_step` on, in [initial_sparsity, 1).
-        begin_step: the first update; 0 is before the first training step.
-        end_step: the last update, >= begin_step.
-        frequency: steps between two updates, >= 1.
-    """
-
-    initial_sparsity: float
-    final_sparsity: float
-    begin_step: int
-    end_step: int
-    frequency: int = field(default=100, kw_only=True)  # by name only: tfmot has `power` in its place
-
-    def __post_init__(self) -> None:
-        check_sparsity("initial_sparsity", self.initial_sparsity)
-        check_sparsity("final_sparsity", self.final_sparsity)
-        for name in ("begin_step", "end_step", "frequency"):
-            step = getattr(self, name)
-            if not isinstance(step, numbers.Integral) or isinstance(step, bool):
-                raise ValueError(f"`{name}` must be an integer (optimizer steps). Received: {name}={step!r}")
-        if self.initial_sparsity > self.final_sparsity:
-            raise ValueError(
-                "A schedule must not fall, since pruned weights do not return. Received: "
-                f"initial_sparsity={self.initial_sparsity}, final_sparsity={self.final_sparsity}"
-            )
-        if self.begin_step < 0 or self.end_step < self.begin_step:
-            raise ValueError(
-                f"Steps must satisfy 0 <= begin_step <= end_step. Received: begin_step={self.begin_step}, "
-                f"end_step={self.end_step}"
-            )
-        if self.frequency < 1:
-            raise ValueError(
-                f"`frequency` must be an integer >= 1 (optimizer steps). Received: frequency={self.frequency}"
-            )
-
-    def at(self, progress: float) -> float:
-        """Sparsity at `progress`, which runs from 0 at `begin_step` to 1 at `end_step`."""
-        raise NotImplementedError
-
-    def __call__(self, step: int) -> float:
-        """Sparsity (fraction of zeros) at an optimizer step; 0 before `begin_step`."""
-        if step < self.begin_step:
-            return 0.0
-        if step >= self.end_step:
-            return self.final_sparsity
-        return self.at((step - self.begin_step) / (self.end_step - self.begin_step))
+from .base import SCHEDULES, Schedule, check_sparsity
 
 
 @SCHEDULES.register("constant")
@@ -87,6 +29,11 @@ class Constant(Schedule):
         ).items():
             object.__setattr__(self, name, value)
         self.__post_init__()
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros from `begin_step` on."""
+        return self.final_sparsity
 
     def at(self, progress: float) -> float:
         return self.final_sparsity
@@ -243,11 +190,3 @@ class Exponential(Schedule):
     def at(self, progress: float) -> float:
         start, end = 1 - self.initial_sparsity, 1 - self.final_sparsity
         return 1 - start * (end / start) ** progress
-
-
-def check_sparsity(name: str, sparsity: float) -> None:
-    """Raises ValueError unless 0 <= sparsity < 1."""
-    if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
-        raise ValueError(
-            f"`{name}` must be a fraction of zeros in [0, 1) (0.9 keeps a tenth). Received: {name}={sparsity!r}"
-        )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..masks.types import unique_paths
 from ..util.plotting import new_axes, plain_axes, written
-from .base import PerLayer, TfmotSchedule, as_schedule
-from .curves import Schedule
+from .base import Schedule
+from .tfmot import as_schedule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,8 +50,7 @@ def _draw(schedules: Any, steps: int | None) -> Figure:
     last = max(math.ceil(1.1 * longest), 1) if steps is None else steps
     figure, axes = new_axes(9, 4.5)
     for label, schedule in lines.items():
-        updates = [*range(schedule.begin_step, schedule.end_step, schedule.frequency), schedule.end_step]
-        at = [step for step in updates if step <= last]
+        at = list(_updates(schedule, last))
         sparsities = [0.0, *map(schedule, at)]
         # From the last update the line goes on to the edge.
         axes.step([0, *at, last], [*sparsities, sparsities[-1]], where="post", label=label, linewidth=1.6)
@@ -64,26 +63,24 @@ def _draw(schedules: Any, steps: int | None) -> Figure:
     return figure
 
 
+def _updates(schedule: Schedule, last: int) -> Iterator[int]:
+    """The steps up to `last` at which the masks are updated."""
+    step = schedule.next_due(-1)
+    while step is not None and step <= last:
+        yield step
+        step = schedule.next_due(step)
+
+
 def _lines(schedules: Any) -> dict[str, Schedule]:
     """Label -> schedule; a `PerLayer` gives a line for each of its expressions."""
     if isinstance(schedules, Mapping):
         named = [(str(label), as_schedule(schedule)) for label, schedule in schedules.items()]
     else:
         listed = map(as_schedule, schedules if isinstance(schedules, list | tuple) else [schedules])
-        named = [(_label(schedule), schedule) for schedule in listed]
+        named = [(schedule.label, schedule) for schedule in listed]
     lines = []
     for label, schedule in named:
-        if isinstance(schedule, PerLayer):
-            start = f"{label}: " if len(named) > 1 else ""
-            lines += [(f"{start}{expression!r}", member) for expression, member in schedule.schedules.items()]
-        else:
-            lines.append((label, schedule))
+        start = f"{label}: " if len(named) > 1 else ""
+        for expression, member in schedule.members().items():
+            lines.append((label if expression is None else f"{start}{expression!r}", member))
     return dict(zip(unique_paths([label for label, _ in lines]), [schedule for _, schedule in lines], strict=True))
-
-
-def _label(schedule: Schedule | PerLayer) -> str:
-    if isinstance(schedule, PerLayer):
-        return "PerLayer"
-    if isinstance(schedule, TfmotSchedule):
-        return f"tfmot's {type(schedule.schedule).__name__}"
-    return type(schedule).__name__

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .checks import check_path
+from .tables import Printed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +39,7 @@ def new_axes(width: float, height: float, dpi: int = 144) -> tuple[Figure, Any]:
     return figure, figure.add_subplot()
 
 
-class Drawable:
+class Drawable(Printed):
     """A report with a figure; a subclass says by `_draw` what it shows."""
 
     def _draw(self) -> Figure:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 Entry = TypeVar("Entry", bound=Callable[..., Any])
+_MADE_BY = "_kprune_made_by"
 
 
 class Registry:
@@ -28,6 +31,7 @@ class Registry:
         self.kind = kind
         self._entries: dict[str, Callable[..., Any]] = {}
         self._families: dict[str, tuple[str, Callable[..., Any]]] = {}
+        self._makers: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str, **traits: Any) -> Callable[[Entry], Entry]:
         """Decorator: makes a function available under `name`, with `traits` as its attributes (see `trait`).
@@ -60,6 +64,84 @@ class Registry:
             return make
 
         return add
+
+    def maker(self, make: Callable[..., Entry]) -> Callable[..., Entry]:
+        """Decorator: what the function returns can be serialized, by the function's name and its arguments.
+
+        >>> shapes = Registry("shape")
+        >>> @shapes.maker
+        ... def square(side): return lambda: side * side
+        >>> shapes.serialize(square(3))
+        {'name': 'square', 'options': {'side': 3}}
+        >>> shapes.deserialize({'name': 'square', 'options': {'side': 3}})()
+        9
+        """
+        signature = inspect.signature(make)
+
+        @functools.wraps(make)
+        def made(*args: Any, **kwargs: Any) -> Entry:
+            entry = make(*args, **kwargs)
+            setattr(entry, _MADE_BY, (make.__name__, signature.bind(*args, **kwargs).arguments))
+            return entry
+
+        self._makers[make.__name__] = made
+        return made
+
+    def serialize(self, entry: str | Callable[..., Any]) -> str | dict[str, Any]:
+        """What JSON can hold of an entry: its name, or a name and options; `deserialize` takes it back.
+
+        Args:
+            entry: a name, what is registered here, a `functools.partial` of it, or what one of this registry's makers
+                returned. Options must be numbers, strings, lists, dicts or entries of this registry.
+
+        Raises:
+            ValueError: the name is not known, the function is not registered, or an option cannot be kept.
+        """
+        if isinstance(entry, str):
+            self.get(entry)
+            return entry
+        if hasattr(entry, _MADE_BY):
+            name, options = getattr(entry, _MADE_BY)
+            return {"name": name, "options": {key: self._plain(key, one) for key, one in options.items()}}
+        name, plain = self.name_of(entry), _unwrapped(entry)
+        if self._entries.get(name) is not plain and not self._of_a_family(name):
+            raise ValueError(
+                f"A {self.kind} of your own must be registered to be saved by name: @....register('a name'). "
+                f"Received: {self.kind}={entry!r:.200}"
+            )
+        if not isinstance(entry, functools.partial):
+            return name
+        options = inspect.signature(plain).bind_partial(*entry.args, **entry.keywords).arguments
+        return {"name": name, "options": {key: self._plain(key, one) for key, one in options.items()}}
+
+    def _plain(self, key: str, option: Any) -> Any:
+        if callable(option):
+            return self.serialize(option)
+        try:
+            json.dumps(option)
+        except TypeError:
+            raise ValueError(
+                f"An option must be a number, a string, a list or a dict to be saved. Received: {key}={option!r:.200}"
+            ) from None
+        return option
+
+    def deserialize(self, config: str | dict[str, Any]) -> Callable[..., Any]:
+        """The entry of which `serialize` returned this; ValueError if there is none."""
+        if isinstance(config, str):
+            return self.get(config)
+        if (
+            not isinstance(config, dict)
+            or set(config) != {"name", "options"}
+            or not isinstance(config["options"], dict)
+        ):
+            raise ValueError(f"Expected a name, or a dict of name and options. Received: {self.kind}={config!r:.200}")
+        options = {k: self.deserialize(v) if _is_config(v) else v for k, v in config["options"].items()}
+        if config["name"] in self._makers:
+            return self._makers[config["name"]](**options)
+        return functools.partial(self.get(config["name"]), **options)
+
+    def _of_a_family(self, name: str) -> bool:
+        return any(re.fullmatch(expression, name) for expression, _ in self._families.values())
 
     def get(self, entry: str | Callable[..., Any]) -> Callable[..., Any]:
         """The callable registered under a name; a callable is returned as it is. Raises ValueError otherwise."""
@@ -97,6 +179,10 @@ def trait(entry: Callable[..., Any], name: str, default: Any) -> Any:
     (100, 1)
     """
     return getattr(_unwrapped(entry), name, default)
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"name", "options"} and isinstance(value["options"], dict)
 
 
 def _unwrapped(entry: Any) -> Any:

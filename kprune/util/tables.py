@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 from typing import Any
 
@@ -11,6 +12,19 @@ from rich.table import Table
 
 # rich's SIMPLE in ASCII: a table that any terminal and any file's encoding can hold.
 _LINES = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
+
+
+class Printed:
+    """A report that is read as its str, a table of plain text; a notebook shows it so, too.
+
+    >>> class Report(Printed):
+    ...     def __str__(self): return "method  accuracy <= 1"
+    >>> Report()._repr_html_()
+    '<pre>method  accuracy &lt;= 1</pre>'
+    """
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def new_table(**settings: Any) -> Table:

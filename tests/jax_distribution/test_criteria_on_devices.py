@@ -10,8 +10,9 @@ from helpers import halve
 from small import BATCH, DISTRIBUTIONS, data, distribute, network
 
 import kprune
+from kprune.config import PruningConfig
 from kprune.criteria import CRITERIA, Context
-from kprune.pruning import Plan
+from kprune.pruning import Pruner
 
 
 def half_pruned(name):
@@ -21,9 +22,11 @@ def half_pruned(name):
     halve(model)
     weights = kprune.masked_weights(model)
     rng = np.random.default_rng(7)
-    arrays = [{w.path: rng.normal(size=w.shape) for w in weights} for _ in ("initial", "movement")]
-    plan = Plan(name, None, "unstructured", 2, 0, tuple(a[:BATCH] for a in data()), 1, *arrays)
-    return model, plan, Context(model, weights, {w.path: w.kept() for w in weights}, 0, plan.data, *arrays)
+    plan = Pruner(PruningConfig(name, rounds=2), tuple(a[:BATCH] for a in data()))
+    plan.begin(model)
+    if plan.tracker is not None:
+        plan.tracker.arrays = [rng.normal(size=w.shape) for w in weights]
+    return model, plan, Context(model, weights, {w.path: w.kept() for w in weights}, 0, plan.data, plan.tracker)
 
 
 def scores(name, distribution=None):

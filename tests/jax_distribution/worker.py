@@ -45,7 +45,7 @@ CALLBACKS = {
         levels=2, epochs_per_level=2, rate=0.5, rewind_to=3, path=folder / "ticket.npz"
     ),
     "PruneAtInit": lambda folder: callbacks.PruneAtInit("snip", 0.7, data=SNIP_BATCH, verbose=False),
-    "EarlyBird": lambda folder: callbacks.EarlyBird(0.7, patience=2, threshold=1.0, stop=False),
+    "EarlyBird": lambda folder: callbacks.EarlyBird(sparsity=0.7, patience=2, threshold=1.0, stop=False),
     # Without a folder: TensorFlow, which writes for TensorBoard, cannot be imported here.
     "SparsityLogger": lambda folder: callbacks.SparsityLogger(),
     "TakeSnapshot": lambda folder: callbacks.TakeSnapshot(3),
@@ -83,7 +83,7 @@ def train(distribution, name, folder, death=None):
         others += [] if death is None else [Death(death)]
         fitted = model.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=[callback, *others])
         masks = {f"mask/{path}": mask for path, mask in current_masks(model).items()}
-        steps = {"iterations": np.array(iterations(model)), "first epoch": np.array(fitted.epoch[0])}
+        steps = {"iterations": np.array(iterations(model.optimizer)), "first epoch": np.array(fitted.epoch[0])}
         return {**masks, **snapshot(model).to_arrays(), **steps}
 
 

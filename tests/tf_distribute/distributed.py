@@ -112,7 +112,7 @@ CALLBACKS = {
         zeros=int(0.75 * SIZE),
     ),
     "EarlyBird": CallbackRow(
-        lambda folder: kprune.callbacks.EarlyBird(0.8, patience=2, threshold=1.0, stop=False), epochs=3
+        lambda folder: kprune.callbacks.EarlyBird(sparsity=0.8, patience=2, threshold=1.0, stop=False), epochs=3
     ),
     "TakeSnapshot": row_of_none(lambda folder: kprune.callbacks.TakeSnapshot(3)),
     "SparsityLogger": row_of_none(lambda folder: kprune.callbacks.SparsityLogger(folder)),

@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from helpers import EachBatch, assert_zero, data
@@ -12,6 +13,7 @@ from tf_keras import layers
 from tfk_helpers import masked_mlp, mlp, pruned_fraction, sequential, state, wrappers
 
 import kprune
+from kprune.scopes import zeros_for
 
 SIZE = 8 * 12 + 12 * 12 + 12 * 3
 
@@ -195,3 +197,42 @@ def test_weights_do_not_leak_between_steps_which_tfmots_do(jit):
         fit(model, pruning, EachBatch(count))
         assert pruned_fraction(model) == pytest.approx(0.75, abs=0.01)
     assert leaks[theirs] > 100 and leaks[ours] == 0
+
+
+class Own(tf_keras.Model):
+    """A masked model under a train step that steps an optimizer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.own = kprune.mask(mlp()).model, tf_keras.optimizers.Adam(0.01)
+        self(np.zeros((1, 8), "float32"))
+
+    def call(self, inputs, training=None):
+        return self.net(inputs, training=training)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((self(x, training=True) - y) ** 2)
+        self.own.minimize(loss, self.trainable_variables, tape)
+        return {"loss": loss}
+
+
+def test_a_train_step_of_ones_own_is_pruned_by_batches(caplog):
+    model, counts = Own(), []
+    model.compile()
+    schedule = kprune.schedules.Linear(0.2, 0.8, 2, 10, frequency=2)
+    with caplog.at_level("WARNING", logger="absl"):
+        fit(model, GradualPruning(schedule), EachBatch(lambda m: counts.append(zeros(m))), steps=6, epochs=2)
+    assert counts == [zeros_for(276, schedule.applied(step)) for step in range(1, 13)]
+    assert caplog.text.count("Batches are counted as steps") == 1
+    for weight in kprune.masked_weights(model):
+        slot = model.own._momentums[model.own._index_dict[model.own._var_key(weight.variable)]].numpy()
+        np.testing.assert_array_equal(slot[~weight.kept()], 0.0)
+
+
+def test_a_sparsity_alone_is_enough():
+    model, callback = masked_mlp("adam", half=False), GradualPruning({"hidden": 0.5, "": 0.75})
+    history = fit(model, callback, steps=10)
+    assert (callback.schedule.begin_step, callback.schedule.end_step) == (1, 7)
+    assert zeros(model) == 120 + 27 and history.history["sparsity"] == [147 / 276]

@@ -12,8 +12,9 @@ from tf_keras import layers
 from tfk_helpers import masked_mlp, sequential, state
 
 import kprune
+from kprune.config import PruningConfig
 from kprune.criteria import CRITERIA, Context
-from kprune.pruning import Plan
+from kprune.pruning import Pruner
 from kprune.util.registry import trait
 
 NAMES = list(CRITERIA)  # before a test or a doctest registers one of its own
@@ -97,16 +98,18 @@ def everything(model):
 
 def plan(model, name, seed=0):
     rng = np.random.default_rng(3)
-    given = {w.path: rng.normal(size=w.shape) for w in kprune.masked_weights(model)}
-    batch = [batch_for(model)] if name in NEED_DATA else None
-    return Plan(name, rounds=2, seed=seed, data=batch, initial=given, movement=given)
+    made = Pruner(PruningConfig(name, rounds=2, seed=seed), [batch_for(model)] if name in NEED_DATA else None)
+    made.begin(model)
+    if made.tracker is not None:
+        made.tracker.arrays = [rng.normal(size=w.shape) for w in kprune.masked_weights(model)]
+    return made
 
 
 def scores_of(model, name):
     weights = kprune.masked_weights(model)
     made = plan(model, name)
     masks = {w.path: w.kept() for w in weights}
-    return CRITERIA.get(name)(Context(model, weights, masks, 0, made.data, made.initial, made.movement))
+    return CRITERIA.get(name)(Context(model, weights, masks, 0, made.data, made.tracker))
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -13,7 +13,7 @@ import kprune
 
 
 def bird(stop=False):
-    return EarlyBird(0.8, threshold=1.0, patience=4, stop=stop)
+    return EarlyBird(sparsity=0.8, threshold=1.0, patience=4, stop=stop)
 
 
 def zeros(model):

@@ -10,9 +10,10 @@ from tf_keras import layers
 from tfk_helpers import masked_mlp, outputs, sequential, wrappers
 
 import kprune
+from kprune.config import PruningConfig
 from kprune.criteria import CRITERIA
 from kprune.masks.layout import layout_of
-from kprune.pruning import Plan
+from kprune.pruning import Pruner
 from kprune.schedules import PolynomialDecay
 
 SEQUENCE, IMAGE, VOLUME = (6, 10), (6, 6, 10), (3, 3, 3, 6)
@@ -61,7 +62,7 @@ def test_every_layer_kind(kind, tmp_path):
     model = masked(kind)
     weights = kprune.masked_weights(model)
     assert weights
-    masks = Plan("magnitude", "layerwise", "channel").masks(model, 0.5)
+    masks = PruningConfig("magnitude", scope="layerwise", pattern="channel").masks(model, 0.5)
     for w in weights:
         filters = np.moveaxis(by_output(kind, w, masks[w.path]), 1, 0)
         filters = filters.reshape(len(filters), -1)
@@ -159,8 +160,11 @@ def test_2_of_4_outlives_a_file_which_tfmots_does_not(tmp_path):
 @pytest.mark.parametrize("criterion", [*CRITERIA])
 def test_every_criterion_and_pattern(criterion, pattern, shared):
     x, y = data()
-    initial = {w.path: np.random.default_rng(0).normal(size=w.shape) for w in kprune.masked_weights(shared)}
-    plan = Plan(criterion, "layerwise", pattern, rounds=2, data=(x, y), initial=initial, movement=initial)
+    plan = Pruner(PruningConfig(criterion, scope="layerwise", pattern=pattern, rounds=2), (x, y))
+    plan.begin(shared)
+    if plan.tracker is not None:
+        rng = np.random.default_rng(0)
+        plan.tracker.arrays = [rng.normal(size=w.shape) for w in kprune.masked_weights(shared)]
     masks = plan.masks(shared, 0.75)
     for w in kprune.masked_weights(shared):
         mask = masks[w.path]

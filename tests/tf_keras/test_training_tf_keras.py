@@ -256,7 +256,7 @@ def test_checkpoints_at_any_moment_are_sparse(tmp_path):
         assert_zero(other)
         fractions.append(pruned_fraction(other))
     assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(0.8, abs=0.003)
-    assert iterations(other) == 8  # the optimizer is in the file as well
+    assert iterations(other.optimizer) == 8  # the optimizer is in the file as well
 
 
 def test_a_loaded_model_goes_on_like_the_one_that_was_saved(tmp_path):
@@ -269,3 +269,49 @@ def test_a_loaded_model_goes_on_like_the_one_that_was_saved(tmp_path):
     for m in (model, loaded):
         m.fit(x, y, batch_size=8, verbose=0, shuffle=False, callbacks=[EachBatch(assert_zero)])
     assert_same(outputs(loaded, x), outputs(model, x))
+
+
+def test_the_other_model_of_a_pair_keeps_the_zeros_and_is_dense_again_after_strip():
+    inner = mlp()
+    inputs = tf_keras.Input(inner.input_shape[1:])
+    outer = tf_keras.Model(inputs, tf_keras.layers.Dense(2)(inner(inputs)))
+    outer.compile("adam", "mse")
+    x = np.ones((4, *inner.input_shape[1:]), "float32")
+    outer.train_on_batch(x, np.zeros((4, 2)))
+    masked = kprune.mask(inner).model
+    halve(masked)
+    for _ in range(2):
+        outer.train_on_batch(x, np.zeros((4, 2)))
+        assert_zero(masked)
+    pruned = [(weight.variable, ~weight.kept()) for weight in kprune.masked_weights(masked)]
+    kprune.strip(masked)
+    outer.train_on_batch(x, np.zeros((4, 2)))
+    assert any(np.any(variable.numpy()[where] != 0) for variable, where in pruned)
+
+
+def test_a_step_of_ones_own_that_was_compiled_before_is_named(caplog):
+    model = mlp()
+    kernels = [layer.kernel for layer in model.layers]
+
+    @tf.function
+    def step():
+        for kernel in kernels:
+            kernel.assign_sub(0.1 * tf.ones_like(kernel))
+
+    step()
+    masked = kprune.mask(model).model
+    halve(masked)
+    step()
+    with caplog.at_level("WARNING"):
+        kprune.set_masks(masked, kprune.masks.current_masks(masked))
+    assert "A function that was compiled before the model was masked" in caplog.text
+    assert_zero(masked)
+
+    class Step(tf_keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            step()
+
+    masked.compile("sgd", "mse")
+    x, y = np.ones((8, *masked.input_shape[1:])), np.ones((8, *masked.output_shape[1:]))
+    with pytest.raises(RuntimeError, match="before the first trace"):
+        masked.fit(x, y, batch_size=2, verbose=0, callbacks=[kprune.callbacks.TakeSnapshot("init"), Step()])

@@ -50,8 +50,14 @@ def numbers(convert: Callable[[str], float], test: Callable[[float], bool], mess
 
 
 def criteria(*given: str) -> tuple[str, ...]:
-    """The names of the criteria that need nothing but what is given, of "data", "initial" and "movement"."""
-    return tuple(name for name in CRITERIA if set(trait(CRITERIA.get(name), "needs", ())) <= set(given))
+    """The names of the criteria that need nothing but what is given, of "data" and "training" (to watch)."""
+
+    def needs(name: str) -> set[str]:
+        criterion = CRITERIA.get(name)
+        watches = trait(criterion, "tracker", None) is not None
+        return {*trait(criterion, "needs", ()), *(("training",) if watches else ())}
+
+    return tuple(name for name in CRITERIA if needs(name) <= set(given))
 
 
 POSITIVE = (lambda value: value > 0, "must be above 0")

@@ -81,7 +81,7 @@ def _is_point(word: str) -> bool:
 
 
 _POINT = (_is_point, 'must be "init", a share such as 0.1, "epoch:2", or a number of steps such as 100')
-_CRITERIA = common.criteria("data", "initial")
+_CRITERIA = common.criteria("data", "training")
 _RATE = (lambda value: 0 < value < 1, "must be above 0 and below 1")
 _DECAY = "share of each weight that a step takes, times the learning rate"
 # The order of data is rewound, too, which is known of arrays alone.

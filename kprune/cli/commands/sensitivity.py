@@ -37,7 +37,7 @@ def run(values: Any, arguments: list[str]) -> None:
         return model.evaluate(**dataset.evaluate_kwargs(), verbose=0, return_dict=True)["accuracy"]
 
     sparsities = [float(word) for word in values.sparsities]
-    report = sensitivity(model, accuracy, sparsities, values.criterion, seed=values.seed)
+    report = sensitivity(model, accuracy, sparsities, criterion=values.criterion, seed=values.seed)
     if values.plot:
         report.plot(values.plot)
     if values.csv:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ...callbacks import GradualPruning, PruneAtInit, SparsityLogger
 from ...criteria import CRITERIA
 from ...data import Dataset
-from ...deploy.export import export
+from ...deploy.export import export, targets
 from ...patterns import PATTERNS
 from ...report.plot import plot_sparsity
 from ...report.summary import summary
@@ -36,24 +40,62 @@ def run(values: Any, arguments: list[str]) -> None:
             before the training.
     """
     target = Path(values.export_dir, "model") if values.export_dir else None
-    if target and target.parent.exists() and not target.parent.is_dir():
-        raise ValueError(f"{target.parent} is a file, not a folder. Received: export_dir={values.export_dir!r}")
-    for file in (target, target.with_name("model.keras")) if target and not values.overwrite else ():
-        if file.exists():
-            raise ValueError(f"{file} exists; add --overwrite. Received: export_dir={values.export_dir!r}")
+    if target:
+        _check_target(target, values)
     dataset = common.load_data(values, values.seed)
     with auto_strategy(values.strategy, importlib.import_module(values.library)).scope():
         network, accuracy = _train(values, dataset.divisible())
-    best = max(accuracy)
-    print(f"\n{summary(network)}")
-    print(f"\ntest accuracy: last {accuracy[-1]:.2%}, best {best:.2%} (epoch {accuracy.index(best) + 1})")
-    if values.plot and is_chief():
-        plot_sparsity(network, values.plot)
-        print(f"figure: {values.plot}")
-    if target:
-        written = export(network, target, overwrite=values.overwrite)
-        if is_chief():
-            print(f"exported and checked: {written}")
+    with _kept(network, target):
+        best = max(accuracy)
+        print(f"\n{summary(network)}")
+        print(f"\ntest accuracy: last {accuracy[-1]:.2%}, best {best:.2%} (epoch {accuracy.index(best) + 1})")
+        if values.plot and is_chief():
+            plot_sparsity(network, values.plot)
+            print(f"figure: {values.plot}")
+        if target:
+            data = dataset.test if isinstance(dataset.test, tuple) else None
+            written = export(network, target, data=data, overwrite=values.overwrite, verbose=0)
+            if is_chief():
+                print(f"exported and checked: {written}\n\n{written.card}")
+
+
+def _check_target(target: Path, values: Any) -> None:
+    """Raises before any training what the export would raise after it."""
+    given = f"Received: export_dir={values.export_dir!r}"
+    folder = target.parent
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file, not a folder. {given}")
+        existing = [] if values.overwrite else [file for file in targets(target) if file.exists()]
+        if existing:
+            verb = "exists" if len(existing) == 1 else "exist"
+            raise ValueError(f"{', '.join(map(str, existing))} {verb}; add --overwrite. {given}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror}. {given}") from error
+
+
+@contextmanager
+def _kept(network: Any, target: Path | None) -> Iterator[None]:
+    """Inside, whatever fails, what was trained is saved, with its masks, and the error says where."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if target is None or not is_chief():
+            raise
+        for folder in (target.parent, Path(tempfile.gettempdir())):
+            file = folder / f"trained-{os.getpid()}.keras"
+            try:
+                network.save(str(file))
+            except OSError:
+                continue
+            message = (
+                f"{str(error) or type(error).__name__} The network was trained, and is kept, with its masks: {file}"
+            )
+            raise RuntimeError(message) from error
+        raise
 
 
 def _train(values: Any, dataset: Dataset) -> tuple[Any, list[float]]:

@@ -35,7 +35,7 @@ def accelerator(context: Context) -> Any:
 def run_rounds(
     flow: Any, context: Context, n_keep: list[int], device: Any, advance: Callable[[int], Any]
 ) -> Masks | None:
-    """The masks after all rounds, or None where scores or R leave float64, or are zero: the host says so.
+    """The masks after all rounds; None where the host has to say what is wrong: numbers beyond float64, or all zero.
 
     Args:
         flow: the `_Flow` of the model.

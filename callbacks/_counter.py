@@ -1,0 +1,131 @@
+"""How far a fit has come: the one counter of all callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kprune.masks.optimizers import optimizers_of
+from kprune.runtime.optimizers import batches_per_step, batches_taken, has_acted, iterations
+
+
+class Counter:
+    """How many steps an optimizer has taken, or how many batches it was given; asked only where it may matter.
+
+    To ask an optimizer is to wait for the device, and on JAX to bring the whole model up to date. So the counter keeps
+    an upper bound, what it has read last plus the batches since, and asks only when that reaches what the callback
+    waits for. Once, after the first batch of a fit, it also asks how many steps come to a batch: a `train_step` may
+    take several.
+
+    An optimizer that does nothing in a whole epoch is not the one that trains: a `train_step` steps others. From then
+    on (from the first batch on, if another one that the model holds has moved then) the counter gives the batches of
+    the fit instead, and says so.
+
+    Args:
+        callback: whose counter it is; the model is taken from it, as late as can be.
+        optimizer: the one to ask; the compiled one by default.
+        batches: whether to count the batches that the optimizer was given, in place of its steps: the same, unless
+            it accumulates gradients.
+
+    Attributes:
+        begun: the number at which the fit began; None before its first epoch.
+    """
+
+    def __init__(self, callback: Any, optimizer: Any = None, batches: bool = False):
+        self._callback, self._given = callback, optimizer
+        self._ask: Callable[[Any], int] = batches_taken if batches else iterations
+        self._of_batches = batches
+        self.forget()
+
+    def forget(self) -> None:
+        """A fit begins that goes on with nothing."""
+        self.begun: int | None = None
+        self._batches = 0  # of the fit
+        self._own = False  # whether batches are counted here, since the optimizer does nothing
+        self._acted: tuple[float, ...] = ()  # what the optimizer was when the fit began
+        self._others: list[tuple[Any, int]] = []
+        self._known, self._since, self._rate, self._accumulated = 0, 0, 1, 1
+        self._place, self._first = -1, True
+
+    def now(self) -> int:
+        """The number, as it is now."""
+        optimizer = None if self._own else self._optimizer()
+        if optimizer is None:
+            return (self.begun or 0) + self._batches
+        value, groups = self._ask(optimizer), self._groups()
+        if groups:
+            self._rate = max(self._rate, -((self._known - value) // groups))
+        self._known, self._since = value, 0
+        return value
+
+    def begin_epoch(self) -> int:
+        """An epoch begins: the number."""
+        self._place, optimizer = -1, self._optimizer()
+        if optimizer is not None:
+            self._accumulated = 1 if self._of_batches else batches_per_step(optimizer)
+            self._acted = self._acted or has_acted(optimizer)
+            others = optimizers_of(self._callback.model) if self._first else []
+            self._others = [(one, iterations(one)) for one in others if one is not optimizer]
+        self._since = 0
+        if self.begun is None:
+            self.begun = self.now()
+        self._check(optimizer)
+        return self.now()
+
+    def after_batch(self, batch: int, due: int | None) -> int | None:
+        """A batch has ended: the number, if it may have come to `due`; else None.
+
+        Args:
+            batch: its index within the epoch, from 0; with `steps_per_execution`, that of the last of several.
+            due: the number that is waited for; None for none.
+        """
+        last = (self._callback.params or {}).get("steps")
+        batch = batch if last is None else min(batch, last - 1)  # several may reach past the epoch's end
+        passed, self._place = max(1, batch - self._place), batch
+        self._batches += passed
+        self._since += passed
+        if self._first:
+            self._first = False
+            if any(iterations(one) != known for one, known in self._others):
+                self._check(self._optimizer())
+            return self.now()
+        reached = self._own or (due is not None and self._known + self._rate * self._groups() >= due)
+        return self.now() if reached else None
+
+    def end_epoch(self) -> int:
+        """An epoch has ended: the number."""
+        self._check(self._optimizer())
+        return self.now()
+
+    def get_state(self) -> list[float]:
+        """What a backup is to keep: numbers."""
+        return [-1 if self.begun is None else self.begun, self._batches, self._own, *self._acted]
+
+    def set_state(self, state: Any) -> None:
+        """Take over what `get_state` gave to a backup, before the fit begins an epoch."""
+        self.forget()
+        begun, self._batches, own = map(int, state[:3])
+        self.begun, self._own = None if begun < 0 else begun, bool(own)
+        self._acted = tuple(map(float, state[3:]))
+
+    def _optimizer(self) -> Any:
+        return self._given if self._given is not None else getattr(self._callback.model, "optimizer", None)
+
+    def _groups(self) -> int:
+        """The number of groups of batches, of one step each, that may have been completed since it was asked."""
+        return -(-self._since // self._accumulated)
+
+    def _check(self, optimizer: Any) -> None:
+        """Count batches from now on if there is no optimizer, or it has done nothing since the fit began."""
+        idle = optimizer is None or (self._batches > 0 and has_acted(optimizer) == self._acted)
+        if idle and not self._own:
+            self._own = True
+            self._callback.say_once(
+                "the compiled optimizer takes no step in this fit, so its train_step must step others"
+                if self._given is None and optimizer is not None
+                else "the model is compiled without an optimizer"
+                if self._given is None
+                else f"the optimizer given to {type(self._callback).__name__} takes no step in this fit",
+                "Batches are counted as steps. To count the steps of another optimizer, give it to the callback: "
+                "optimizer=...",
+            )

@@ -1,0 +1,19 @@
+"""Channels: which entries of which weights belong to one channel of a model, and what a dead one is worth."""
+
+from .constants import constants
+from .graph import ChannelGraph, Mixer, Slot, Tensor
+from .groups import ChannelGroup, ChannelGroups, divisor_of, groups_of
+from .trace import channel_graph
+
+__all__ = [
+    "ChannelGraph",
+    "ChannelGroup",
+    "ChannelGroups",
+    "Mixer",
+    "Slot",
+    "Tensor",
+    "channel_graph",
+    "constants",
+    "divisor_of",
+    "groups_of",
+]

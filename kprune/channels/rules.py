@@ -1,0 +1,326 @@
+"""The rules of the channels: how each kind of layer leads channels from its inputs to its output.
+
+`RULES` has one row per kind, by the names that both Kerases share. A rule is a function of the graph, the layer, the
+tensors that it is given and the shape of its output; it enters in the graph what it knows and returns the output, or
+the reason why this layer is not one that it describes. What no rule describes is a barrier: it and its neighbors stay
+whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .graph import Call, ChannelGraph, Mixer, Size, Tensor
+
+Shape = tuple[int | None, ...] | None
+OTHER_AXIS = "it takes another axis for the channels"
+Rule = Callable[[ChannelGraph, Any, list[Tensor], Shape], Tensor | str]
+
+# Activations that work on each entry alone, by the names that both Kerases share.
+ELEMENTWISE = frozenset(
+    """
+    linear relu relu6 leaky_relu elu selu celu gelu silu swish sigmoid hard_sigmoid log_sigmoid sparse_sigmoid tanh
+    hard_tanh tanh_shrink sparse_plus softplus softsign soft_shrink hard_shrink exponential mish hard_silu hard_swish
+    squareplus threshold
+    """.split()  # noqa: SIM905
+)
+
+
+def is_elementwise(activation: Any) -> bool:
+    """Whether an activation of Keras works on each entry alone."""
+    home = str(getattr(activation, "__module__", "")).split(".")[0]
+    return activation is None or (home in ("keras", "tf_keras") and _name(activation) in ELEMENTWISE)
+
+
+def _name(activation: Any) -> str:
+    return str(getattr(activation, "__name__", type(activation).__name__))
+
+
+def _channel_axis(layer: Any) -> int:
+    return 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else -1
+
+
+def _made(graph: ChannelGraph, layer: Any, axis: int, atoms: np.ndarray, shape: Shape) -> Tensor:
+    """The output of a layer with an activation of its own: whole, if that mixes channels."""
+    if shape is None:
+        graph.tie(atoms, np.zeros_like(atoms))
+        return Tensor()
+    made = Tensor(shape, axis % len(shape), atoms)
+    if not is_elementwise(getattr(layer, "activation", None)):
+        graph.keep_whole(made)
+    return made
+
+
+def _mix(
+    graph: ChannelGraph, layer: Any, given: Tensor, shape: Shape, kernel: Any, rows: int, columns: int, size: str
+) -> Tensor | str:
+    """A product with one kernel, whose axes `rows` and `columns` are the inputs and the outputs."""
+    axis = _channel_axis(layer)
+    rows, columns = rows % len(kernel.shape), columns % len(kernel.shape)
+    incoming = graph.read(given, axis, int(kernel.shape[rows]))
+    if incoming is None:
+        return OTHER_AXIS
+    made = _made(graph, layer, axis, graph.new(int(kernel.shape[columns])), shape)
+    outgoing = made.atoms if made.atoms is not None else np.zeros(int(kernel.shape[columns]), int)
+    positions = tuple(a for a in range(len(kernel.shape)) if a not in (rows, columns))
+
+    def weights(read: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        value = np.moveaxis(read(kernel), (rows, columns), (-2, -1))
+        flat = tuple(range(len(positions)))
+        return (value != 0).any(axis=flat), value.sum(axis=flat)
+
+    bias = layer.bias if layer.use_bias else None
+    graph.slot(layer, kernel, rows, incoming, "in")
+    graph.slot(layer, kernel, columns, outgoing, "out")
+    graph.slot(layer, bias, -1, outgoing, "along")
+    graph.sizes.append(Size(layer, size, outgoing))
+    spatial = math.prod(int(kernel.shape[a]) for a in positions)
+    transposed = "Transpose" in type(layer).__name__
+    border = transposed or (spatial > 1 and getattr(layer, "padding", "valid") != "valid")
+    graph.order.append(Mixer(layer, given, made, incoming, outgoing, weights, kernel, rows, bias, border=border))
+    return made
+
+
+def _dense(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    return _mix(graph, layer, inputs[0], shape, layer.kernel, 0, 1, "units")
+
+
+def _conv(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    if layer.groups != 1:
+        return "its channels are in groups"
+    return _mix(graph, layer, inputs[0], shape, layer.kernel, -2, -1, "filters")
+
+
+def _transposed(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    return _mix(graph, layer, inputs[0], shape, layer.kernel, -1, -2, "filters")
+
+
+def _depthwise(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    kernel = getattr(layer, "depthwise_kernel", None)
+    kernel = layer.kernel if kernel is None else kernel
+    axis, multiplier = _channel_axis(layer), int(kernel.shape[-1])
+    incoming = graph.read(inputs[0], axis, int(kernel.shape[-2]))
+    if incoming is None:
+        return OTHER_AXIS
+    graph.slot(layer, kernel, -2, incoming, "along")
+    graph.slot(layer, layer.bias if layer.use_bias else None, -1, np.repeat(incoming, multiplier), "along")
+    made = _made(graph, layer, axis, np.repeat(incoming, multiplier), shape)
+    graph.order.append(Call("depthwise", layer, inputs, made))
+    return made
+
+
+def _separable(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
+    axis, multiplier = _channel_axis(layer), int(depthwise.shape[-1])
+    incoming = graph.read(inputs[0], axis, int(depthwise.shape[-2]))
+    if incoming is None:
+        return OTHER_AXIS
+    made = _made(graph, layer, axis, graph.new(int(pointwise.shape[-1])), shape)
+    outgoing = made.atoms if made.atoms is not None else np.zeros(int(pointwise.shape[-1]), int)
+    bias = layer.bias if layer.use_bias else None
+
+    def weights(read: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        points = read(pointwise).reshape(len(incoming), multiplier, -1)
+        windows = read(depthwise)
+        flat = tuple(range(windows.ndim - 2))
+        used = ((windows != 0).any(axis=flat)[..., None] & (points != 0)).any(axis=1)
+        return used, (windows.sum(axis=flat)[..., None] * points).sum(axis=1)
+
+    graph.slot(layer, depthwise, -2, incoming, "in")
+    graph.slot(layer, pointwise, -2, np.repeat(incoming, multiplier), "in")
+    graph.slot(layer, pointwise, -1, outgoing, "out")
+    graph.slot(layer, bias, -1, outgoing, "along")
+    graph.sizes.append(Size(layer, "filters", outgoing))
+    border = math.prod(int(size) for size in depthwise.shape[:-2]) > 1 and layer.padding != "valid"
+    graph.order.append(Mixer(layer, inputs[0], made, incoming, outgoing, weights, bias=bias, border=border))
+    return made
+
+
+def _embedding(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    table = layer.embeddings
+    made = _made(graph, layer, -1, graph.new(int(table.shape[1])), shape)
+    outgoing = made.atoms if made.atoms is not None else np.zeros(int(table.shape[1]), int)
+    graph.keep_whole(inputs[0])
+    graph.slot(layer, table, 1, outgoing, "out")
+    graph.sizes.append(Size(layer, "output_dim", outgoing))
+    graph.order.append(Call("embedding", layer, [], made))
+    return made
+
+
+def _recurrent(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    if layer.return_state or layer.stateful or len(inputs) != 1:
+        return "its state is used outside of it"
+    cell = layer.cell
+    if not is_elementwise(cell.activation) or not is_elementwise(getattr(cell, "recurrent_activation", None)):
+        return "its activation mixes units"
+    units = int(cell.units)
+    gates = int(cell.kernel.shape[1]) // units
+    incoming = graph.read(inputs[0], -1, int(cell.kernel.shape[0]))
+    if incoming is None:
+        return OTHER_AXIS
+    if shape is None:
+        return "its shape is not known"
+    outgoing = graph.new(units)
+    columns = np.tile(outgoing, gates)
+    made = Tensor(shape, len(shape) - 1, outgoing)
+    for weight, rows in ((cell.kernel, incoming), (cell.recurrent_kernel, outgoing)):
+        graph.slot(layer, weight, 0, rows, "in")
+        graph.slot(layer, weight, 1, columns, "out")
+
+        def weights(read: Callable[[Any], np.ndarray], weight: Any = weight) -> tuple[np.ndarray, np.ndarray]:
+            return read(weight) != 0, read(weight)
+
+        given = inputs[0] if weight is cell.kernel else None
+        graph.order.append(
+            Mixer(layer, given, made, rows, columns, weights, foldable=False, constant=False, border=True)
+        )
+    graph.slot(layer, cell.bias if cell.use_bias else None, -1, columns, "along")
+    graph.sizes.append(Size(layer, "units", outgoing))
+    return made
+
+
+def _normalization(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    if len(axes) != 1:
+        return "it normalizes several axes"
+    atoms = graph.read(inputs[0], axes[0], int(layer.moving_mean.shape[0]))
+    if atoms is None:
+        return OTHER_AXIS
+    for variable in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance):
+        graph.slot(layer, variable, 0, atoms, "along")
+    made = Tensor(shape, axes[0] % len(shape) if shape else -1, atoms if shape else None)
+    graph.order.append(Call("normalization", layer, inputs, made))
+    return made
+
+
+def _same(kind: str) -> Rule:
+    """Rule of a layer that does the same to each channel."""
+
+    def rule(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+        [given] = inputs
+        if given.atoms is None or shape is None or given.shape is None:
+            return Tensor(shape)
+        axis = given.axis if len(shape) == len(given.shape) else len(shape) - 1  # the latter of global pooling
+        if shape[axis] != given.shape[given.axis]:
+            return "it changes the number of channels"
+        made = Tensor(shape, axis, given.atoms)
+        graph.order.append(Call(kind, layer, inputs, made))
+        return made
+
+    return rule
+
+
+def _spatial(kind: str) -> Rule:
+    """Rule of a layer that works along the positions of each channel: pooling, padding, resizing."""
+
+    def rule(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+        [given] = inputs
+        known = given.atoms is not None and given.shape is not None
+        if known and _channel_axis(layer) % len(given.shape or ()) != given.axis:
+            return OTHER_AXIS
+        return _same(kind)(graph, layer, inputs, shape)
+
+    return rule
+
+
+def _activation(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    if not is_elementwise(getattr(layer, "activation", None)):
+        return "its activation mixes channels"
+    return _same("elementwise")(graph, layer, inputs, shape)
+
+
+def _prelu(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    [given] = inputs
+    if given.shape is None or given.axis != len(given.shape) - 1:
+        return "the channels are not its last axis"
+    if given.atoms is not None:
+        if int(layer.alpha.shape[-1]) != len(given.atoms):
+            return "its parameters are shared by the channels"
+        graph.slot(layer, layer.alpha, -1, given.atoms, "along")
+    return _same("prelu")(graph, layer, inputs, shape)
+
+
+def _merge(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    if shape is None or any(t.shape is None or len(t.shape) != len(shape) for t in inputs):
+        return "it broadcasts shapes of different ranks"
+    known = [t for t in inputs if t.atoms is not None]
+    if not known:
+        return Tensor(shape)
+    first = known[0]
+    if first.atoms is None or any(t.axis != first.axis for t in known):
+        return "its inputs have their channels along different axes"
+    size = len(first.atoms)
+    if any(t.shape is None or t.shape[first.axis] != size for t in inputs):
+        return "it broadcasts along the channels"
+    for tensor in inputs:
+        graph.tie(first.atoms, tensor.atoms if tensor.atoms is not None else np.zeros(size, int))
+    made = Tensor(shape, first.axis, first.atoms)
+    graph.order.append(Call("merge", layer, inputs, made))
+    return made
+
+
+def _concatenate(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    if shape is None or any(t.shape is None for t in inputs):
+        return "its shapes are not known"
+    axis = layer.axis % len(shape)
+    known = [t for t in inputs if t.atoms is not None]
+    if not known:
+        return Tensor(shape)
+    if any(t.axis != axis for t in known) or any(t.shape is None or t.shape[axis] is None for t in inputs):
+        return "its inputs have their channels along different axes"
+    atoms = [t.atoms if t.atoms is not None else np.zeros(int((t.shape or ())[axis] or 0), int) for t in inputs]
+    made = Tensor(shape, axis, np.concatenate(atoms))
+    graph.order.append(Call("concatenate", layer, inputs, made))
+    return made
+
+
+def _reshape(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
+    [given] = inputs
+    if given.atoms is None:
+        return Tensor(shape)
+    if shape is None or given.shape is None or None in (*given.shape[1:], *shape[1:]):
+        return "its shape is not fixed"
+    if given.axis != len(given.shape) - 1 or getattr(layer, "data_format", "channels_last") == "channels_first":
+        return "the channels are not the last axis of its input"
+    size = len(given.atoms)
+    if not shape[-1] or shape[-1] % size:
+        return "it splits channels"
+    made = Tensor(shape, len(shape) - 1, np.tile(given.atoms, shape[-1] // size))
+    if hasattr(layer, "target_shape"):
+        graph.sizes.append(Size(layer, "target_shape", made.atoms, axis=-1))  # type: ignore[arg-type]
+    graph.order.append(Call("tile", layer, inputs, made))
+    return made
+
+
+RULES: dict[str, Rule] = {
+    "Dense": _dense,
+    **{f"Conv{n}D": _conv for n in (1, 2, 3)},
+    **{f"Conv{n}DTranspose": _transposed for n in (1, 2, 3)},
+    **{f"DepthwiseConv{n}D": _depthwise for n in (1, 2)},
+    **{f"SeparableConv{n}D": _separable for n in (1, 2)},
+    "Embedding": _embedding,
+    **dict.fromkeys(("SimpleRNN", "LSTM", "GRU"), _recurrent),
+    "BatchNormalization": _normalization,
+    "Activation": _activation,
+    "PReLU": _prelu,
+    **dict.fromkeys(("ReLU", "LeakyReLU", "ELU"), _same("elementwise")),
+    # Operations on the symbolic tensors of a Keras 3 model.
+    **dict.fromkeys(("Relu", "Relu6", "Silu", "Sigmoid", "Tanh", "HardSilu", "Gelu", "Absolute"), _same("elementwise")),
+    **dict.fromkeys(("Dropout", "GaussianNoise", "GaussianDropout", "AlphaDropout", "Identity"), _same("identity")),
+    **{f"SpatialDropout{n}D": _same("identity") for n in (1, 2, 3)},
+    "ActivityRegularization": _same("identity"),
+    **{f"{kind}Pooling{n}D": _spatial("constant") for kind in ("Max", "Average") for n in (1, 2, 3)},
+    **{f"Global{kind}Pooling{n}D": _spatial("constant") for kind in ("Max", "Average") for n in (1, 2, 3)},
+    **{f"ZeroPadding{n}D": _spatial("padding") for n in (1, 2, 3)},
+    **{f"{kind}{n}D": _spatial("constant") for kind in ("Cropping", "UpSampling") for n in (1, 2, 3)},
+    **dict.fromkeys(("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum"), _merge),
+    "Concatenate": _concatenate,
+    **dict.fromkeys(("Flatten", "Reshape"), _reshape),
+}
+
+
+__all__ = ["ELEMENTWISE", "RULES", "is_elementwise"]

@@ -1,0 +1,349 @@
+"""What to prune by: score, share the budget, cut; in one round or many."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import numpy as np
+
+from .channels import ChannelGroups, divisor_of
+from .criteria import CRITERIA, Context, Scores
+from .criteria.trackers import Tracker
+from .data.batches import Batch, check_batches, take_batches
+from .masks import MaskedWeight, Masks, masked_weights
+from .masks.layout import Layout, layout_of
+from .patterns import PATTERNS, pooled, unstructured
+from .runtime.distribution import outside_strategies
+from .schedules import check_sparsity
+from .scopes import SCOPES, global_scope, shares_of
+from .selection import keep_highest
+from .util.checks import check_expression, check_integer
+from .util.progress import check_verbose, progress
+from .util.ranking import alive, zeros_for
+from .util.registry import trait
+from .util.threads import side_by_side
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """What to prune by: criterion, scope, pattern, rounds and seed; every callback and `kprune.prune` take one.
+
+    Args:
+        criterion: a name from `kprune.criteria.CRITERIA` ("magnitude", "random", "synflow" ...) or a function of a
+            `kprune.criteria.Context` that returns path -> scores, higher = keep. A criterion's own options go through
+            `functools.partial(kprune.criteria.snip, training=True)` (here: batch normalization in training mode).
+        scope: how the sparsity is shared among the weights: a name from `kprune.scopes.SCOPES` ("global", "layerwise",
+            "uniform", "uniform_plus", "erk") or a function such as `kprune.scopes.with_floor(...)`, `per_layer(...)`.
+            By default the pattern's own: "layerwise" for n:m, "global" for all others.
+        pattern: the shape of the zeros: "unstructured"; "2:4", "1:4" ... (of each 4 inputs of an output, 2 are kept);
+            "4x4", "1x8" ... (whole tiles, inputs x outputs); "channel" (whole filters); or a function of scores of
+            shape (..., in, out) and a count that returns the mask. Tiles and filters are kept whole, so there may be
+            fewer zeros than asked for, by less than one of them per weight: see `kprune.patterns`.
+        groups: "channels" prunes whole groups of channels, for `kprune.shrink`: a filter with all that reads it and
+            that additions and the like tie to it, scored by the mean. "channels:8" keeps multiples of 8 per layer.
+        rounds: number of rounds, at least 1; by default the criterion's own (100 for "synflow", else 1). Round r = 1 ..
+            rounds prunes the survivors of the round before to density (1 - sparsity) ** (r / rounds).
+        seed: of criteria that draw random numbers, at least 0.
+
+    Raises:
+        ValueError: one of these is wrong.
+
+    >>> import kprune
+    >>> config = kprune.PruningConfig("synflow", pattern="2:4")
+    >>> config.rounds, config.scope
+    (100, 'layerwise')
+    >>> kprune.PruningConfig.from_config(config.get_config()) == config
+    True
+    """
+
+    criterion: str | Callable[..., Any] = "magnitude"
+    _: KW_ONLY
+    scope: Any = None
+    pattern: str | Callable[..., Any] = "unstructured"
+    groups: str | None = None
+    rounds: Any = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        pattern = PATTERNS.get(self.pattern)
+        criterion = CRITERIA.get(self.criterion)
+        scope = trait(pattern, "default_scope", "global") if self.scope is None else self.scope
+        SCOPES.get(scope)
+        rounds = trait(criterion, "default_rounds", 1) if self.rounds is None else self.rounds
+        if divisor_of(self.groups) and not (SCOPES.get(scope) is global_scope and pattern is unstructured):
+            raise ValueError(
+                "`groups` needs the scope 'global' and the pattern 'unstructured', as a group spans weights. "
+                f"Received: groups={self.groups!r}, scope={scope!r}, pattern={self.pattern!r}"
+            )
+        check_integer("rounds", rounds, 1)
+        check_integer("seed", self.seed, 0)
+        object.__setattr__(self, "scope", scope)
+        object.__setattr__(self, "rounds", rounds)
+
+    @classmethod
+    def of(cls, criterion: str | Callable[..., Any] | PruningConfig, **fields: Any) -> PruningConfig:
+        """The config that a user gave in place of a criterion, or that of a criterion and the other fields."""
+        if not isinstance(criterion, PruningConfig):
+            return cls(criterion, **fields)
+        if fields:
+            raise ValueError(
+                "A PruningConfig holds all fields already: change it with dataclasses.replace(config, ...). "
+                f"Received: {', '.join(f'{name}={value!r:.100}' for name, value in fields.items())}"
+            )
+        return criterion
+
+    @property
+    def name(self) -> str:
+        """The criterion's name for messages."""
+        return CRITERIA.name_of(self.criterion)
+
+    def get_config(self) -> dict[str, Any]:
+        """The fields as JSON can hold them; ValueError for a function of your own that is not registered."""
+        return {
+            "criterion": CRITERIA.serialize(self.criterion),
+            "scope": SCOPES.serialize(self.scope),
+            "pattern": PATTERNS.serialize(self.pattern),
+            "groups": self.groups,
+            "rounds": self.rounds,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> PruningConfig:
+        """The config of which `get_config` returned this."""
+        registries = {"criterion": CRITERIA, "scope": SCOPES, "pattern": PATTERNS}
+        made = {name: registry.deserialize(config[name]) for name, registry in registries.items() if name in config}
+        fields: dict[str, Any] = {n: one if isinstance(one, str) else made.get(n, one) for n, one in config.items()}
+        return cls(**fields)
+
+    def masks(
+        self,
+        model: Any,
+        sparsity: float | dict[str, float],
+        *,
+        within: Masks | None = None,
+        data: Any = None,
+        batches: int | None = 1,
+        trackers: Any = None,
+        verbose: Any = 0,
+    ) -> Masks:
+        """The masks to which the model would be pruned; the model is not changed.
+
+        Args:
+            model: a masked model of either Keras.
+            sparsity, data, batches, trackers, verbose: as in `kprune.prune`.
+            within: path -> bool array, what the new masks may keep; by default what the model's own keep, so that
+                masks only shrink. Masks that are True throughout let pruned weights return, with their stored value.
+
+        Returns:
+            path -> bool array of the weight's shape, True = kept.
+
+        Raises:
+            ValueError: an argument is wrong, or a score is NaN or infinite.
+        """
+        check_verbose(verbose)
+        check_sparsities(sparsity)
+        taken = self.take(data, batches)
+        watched = self._tracker(trackers)
+        # So that they are those of one device, bit for bit, for the weights that the model has.
+        return outside_strategies(lambda: self._masks(model, sparsity, within, taken, watched, verbose))
+
+    def take(self, data: Any, batches: int | None = 1) -> list[Batch]:
+        """The batches of the data that the criterion scores by; ValueError if it needs some and there are none."""
+        check_batches(batches)
+        if data is None and "data" in trait(CRITERIA.get(self.criterion), "needs", ()):
+            raise ValueError(f"The criterion {self.name!r} needs the loss: pass data=(x, y). Received: data=None")
+        return [] if data is None else take_batches(data, batches)
+
+    def tracker(self) -> Tracker | None:
+        """A new tracker, if the criterion goes by one."""
+        cls = trait(CRITERIA.get(self.criterion), "tracker", None)
+        return None if cls is None else cls()
+
+    def _tracker(self, trackers: Any) -> Tracker | None:
+        """The one of those given that the criterion goes by; ValueError if it needs one and it is not there."""
+        cls = trait(CRITERIA.get(self.criterion), "tracker", None)
+        if cls is None:
+            return None
+        listed = trackers if isinstance(trackers, list | tuple) else [trackers]
+        found = next((one for one in listed if isinstance(one, cls)), None)
+        if found is None:
+            raise ValueError(
+                f"The criterion {self.name!r} goes by how training went: callbacks such as GradualPruning watch it "
+                f"themselves; elsewhere pass trackers=tracker, a {cls.__name__} that has watched it. "
+                f"Received: trackers={trackers!r:.200}"
+            )
+        return found
+
+    def _masks(
+        self,
+        model: Any,
+        sparsity: float | dict[str, float],
+        within: Masks | None,
+        data: list[Batch],
+        tracker: Tracker | None,
+        verbose: Any,
+    ) -> Masks:
+        weights = masked_weights(model)
+        groups = _groups([weight.path for weight in weights], sparsity)
+        current = {weight.path: weight.kept() for weight in weights} if within is None else _checked(weights, within)
+        context = Context(model, weights, current, self.seed, data, tracker)
+        revives = trait(CRITERIA.get(self.criterion), "revives", False)
+        goal = "its sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
+        with progress(f"{self.name} to {goal}", self.rounds, verbose, unit="rounds", delay=1) as bar:
+            looped = self._loop(context, groups, bar.update)
+            if looped is not None:
+                context.masks = looped
+            else:
+                if bar.n:  # a loop that gave up; a bar that is reset shows at once
+                    bar.reset()
+                for r in range(1, self.rounds + 1):
+                    due = [(paths, 1 - (1 - final) ** (r / self.rounds)) for paths, final in groups]
+                    context.masks = self._cut(context, due, current if revives else context.masks)
+                    bar.update()
+        cuts = any(np.any(current[path] & ~mask) for path, mask in context.masks.items())
+        if cuts and tracker is not None and not tracker.ready():
+            raise ValueError(
+                f"The criterion {self.name!r} goes by how weights moved since the training began, and none has: "
+                f"prune nothing before some hundred steps are taken. Received: sparsity={sparsity!r}"
+            )
+        return context.masks
+
+    def _together(self, groups: list[tuple[list[str], float]], weights: list[MaskedWeight]) -> bool:
+        """Whether all weights are cut at one score, so that only how many entries are kept in all has to be known."""
+        plain = SCOPES.get(self.scope) is global_scope and PATTERNS.get(self.pattern) is unstructured
+        return plain and self.groups is None and len(groups[0][0]) == len(weights)
+
+    def _loop(
+        self, context: Context, groups: list[tuple[list[str], float]], advance: Callable[[int], Any]
+    ) -> Masks | None:
+        """The masks after all rounds, where the criterion can run them in one loop on a device; else None."""
+        loop = getattr(
+            CRITERIA.get(self.criterion), "loop", None
+        )  # not of a `functools.partial`, whose options it would not see
+        if loop is None or not self._together(groups, context.weights):
+            return None
+        size = sum(weight.size for weight in context.weights)
+        final = 1 - groups[0][1]
+        n_keep = [size - zeros_for(size, 1 - final ** (r / self.rounds)) for r in range(1, self.rounds + 1)]
+        return loop(context, n_keep, advance)
+
+    def _cut(self, context: Context, groups: list[tuple[list[str], float]], masks: Masks) -> Masks:
+        """The masks of a round, which keep nothing that `masks` does not."""
+        scores = CRITERIA.get(self.criterion)(context)
+        if not isinstance(scores, dict):
+            raise ValueError(f"A criterion must return a dict of path -> scores. Received: criterion={self.name!r}")
+
+        def finite(weight: MaskedWeight) -> np.ndarray:
+            score, kept = np.asarray(scores.get(weight.path, ())), masks[weight.path]
+            if score.shape != weight.shape:
+                raise ValueError(
+                    f"A criterion must return an array of shape {weight.shape} for {weight.path}. "
+                    f"Received: criterion={self.name!r}, shape={score.shape}"
+                )
+            # The extremes show any NaN or infinity without a copy; only then does it matter whose they are.
+            if not (np.isfinite(score.min()) and np.isfinite(score.max())) and not np.isfinite(score[kept]).all():
+                raise ValueError(
+                    f"The scores of {weight.path} are infinite or NaN; check whether its weights are. "
+                    f"Received: criterion={self.name!r}"
+                )
+            return score
+
+        paths = [weight.path for weight in context.weights]
+        checked = side_by_side(finite, context.weights)
+        if self._together(groups, context.weights):
+            size = sum(score.size for score in checked)
+            n_keep_all = size - zeros_for(size, groups[0][1])
+            return dict(zip(paths, keep_highest(checked, [masks[path] for path in paths], n_keep_all), strict=True))
+
+        if self.groups is not None:
+            channels = context.once("channels", lambda: ChannelGroups(context.model))
+            for group, sparsity in groups:
+                size = sum(masks[path].size for path in group)
+                zeros, divisor = zeros_for(size, sparsity), divisor_of(self.groups) or 1
+                masks = channels.cut(dict(zip(paths, checked, strict=True)), masks, group, zeros, divisor)
+            return masks
+
+        def survivor(pair: tuple[str, np.ndarray]) -> np.ndarray:
+            path, score = pair
+            return score if masks[path].all() else np.where(masks[path], score, -np.inf)
+
+        survivors = dict(zip(paths, side_by_side(survivor, zip(paths, checked, strict=True)), strict=True))
+        pattern = PATTERNS.get(self.pattern)
+        layouts = context.once("layouts", lambda: {weight.path: layout_of(weight) for weight in context.weights})
+        n_keep = {path: survivors[path].size for path in paths}
+        for group, sparsity in groups:
+            n_keep.update(self._share({path: survivors[path] for path in group}, layouts, sparsity))
+
+        def cut(path: str) -> np.ndarray:
+            score = layouts[path].canonical(survivors[path])
+            kept = np.asarray(pattern(score, min(n_keep[path], int(np.count_nonzero(masks[path])))))
+            if kept.shape != score.shape or kept.dtype != np.bool_:
+                raise ValueError(
+                    f"A pattern must return a bool array of the scores' shape {score.shape}. "
+                    f"Received: shape={kept.shape}, dtype={kept.dtype}"
+                )
+            return layouts[path].original(kept)
+
+        return dict(zip(paths, side_by_side(cut, paths), strict=True))
+
+    def _share(self, survivors: Scores, layouts: dict[str, Layout], sparsity: float) -> dict[str, int]:
+        """path -> number of entries to keep of a group's weights."""
+        scope, blocks = SCOPES.get(self.scope), trait(PATTERNS.get(self.pattern), "blocks", None)
+        if blocks is None:
+            return shares_of(scope, survivors, sparsity)
+        paths = list(survivors)
+        pools = side_by_side(lambda path: pooled(layouts[path].canonical(survivors[path]), blocks), paths)
+        ranked = {path: layouts[path].original(score) for path, (score, _) in zip(paths, pools, strict=True)}
+        shares = shares_of(scope, ranked, sparsity)
+        # Blocks rarely come out even, so some entries stay that were to go. Were they taken in the next update, then
+        # a fit that is resumed, where the same update comes once more, would end with other masks.
+        over = sum(max(alive(ranked[path]) - shares[path], 0) for path in paths)
+        if over < max(largest for _, largest in pools):
+            return {path: ranked[path].size for path in paths}
+        return shares
+
+
+def check_sparsities(sparsity: float | dict[str, float]) -> None:
+    """Raises ValueError unless it is a sparsity, or a dict of some."""
+    if isinstance(sparsity, dict):
+        if not sparsity:
+            raise ValueError("A dict of sparsities must hold at least one entry. Received: sparsity={}")
+        for expression, value in sparsity.items():
+            check_expression(expression)
+            check_sparsity(f"sparsity[{expression!r}]", value)
+    else:
+        check_sparsity("sparsity", sparsity)
+
+
+def _groups(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple[list[str], float]]:
+    """(paths of a group, its sparsity): all paths, or those whose first expression found is that of the dict."""
+    if not isinstance(sparsity, dict):
+        return [(paths, sparsity)]
+    found: dict[str, list[str]] = {expression: [] for expression in sparsity}
+    for path in paths:
+        first = next((expression for expression in sparsity if re.search(expression, path)), None)
+        if first is not None:
+            found[first].append(path)
+    for expression, group in found.items():
+        if not group:
+            raise ValueError(
+                f"The regular expression matches no masked weight that an earlier one has not taken. Masked weights: "
+                f"{', '.join(paths)}. Received: sparsity={expression!r}"
+            )
+    return [(group, sparsity[expression]) for expression, group in found.items()]
+
+
+def _checked(weights: list[MaskedWeight], within: Masks) -> Masks:
+    """The masks that a user gave as `within`; ValueError unless there is one of its shape for each weight."""
+    shapes = {path: np.shape(mask) for path, mask in within.items()} if isinstance(within, dict) else None
+    expected = {weight.path: weight.shape for weight in weights}
+    if shapes != expected or any(np.asarray(mask).dtype != np.bool_ for mask in within.values()):
+        raise ValueError(
+            f"`within` must hold a bool array of the weight's shape for each masked weight: {str(expected)[:200]}. "
+            f"Received: within={shapes!s:.200}"
+        )
+    return {weight.path: np.asarray(within[weight.path]) for weight in weights}

@@ -1,0 +1,86 @@
+"""Trackers: what watches a training for a criterion that must know more than the weights as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..masks import masked_weights
+
+
+class Tracker:
+    """What a criterion remembers of the training; registered with it, run by every callback that trains.
+
+    A criterion that is registered with `CRITERIA.register(name, tracker=Cls)` gets an instance of `Cls` as
+    `context.tracker`. Callbacks make it, tell it of the training, and keep its state in backups; outside of `fit` that
+    is the user's part: `begin`, `after_step` after each step, `kprune.prune(..., trackers=tracker)`.
+
+    >>> import keras, kprune
+    >>> @kprune.criteria.CRITERIA.register("steps_seen", tracker=type("Steps", (Tracker,), {}))
+    ... def steps_seen(context):
+    ...     return {weight.path: weight.value() for weight in context.weights}
+    """
+
+    def begin(self, model: Any) -> None:
+        """Training begins; or it goes on from weights that something else has set, such as a backup or a rewind."""
+
+    def after_step(self, model: Any) -> None:
+        """A step of the optimizer has been taken; with `steps_per_execution` = n, n steps."""
+
+    def ready(self) -> bool:
+        """Whether it has seen enough of the training to prune by."""
+        return True
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """What is to be kept in a backup: arrays by names that do not depend on the layers' own."""
+        return {}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `get_state` gave, before `begin`."""
+
+
+class ArrayTracker(Tracker):
+    """A tracker that holds one array per masked weight, of its shape.
+
+    Attributes:
+        arrays: the arrays, in the order of the masked weights; empty before `begin`.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: list[np.ndarray] = []
+
+    def of(self, weights: Any) -> dict[str, np.ndarray]:
+        """path -> array; ValueError if they are not those of these weights."""
+        shapes, expected = [array.shape for array in self.arrays], [weight.shape for weight in weights]
+        if shapes != expected:
+            raise ValueError(
+                f"{type(self).__name__} has watched another model, or none yet: call its begin(model) before the "
+                f"training. Received: {len(shapes)} arrays {str(shapes)[:200]} for weights {str(expected)[:200]}"
+            )
+        return dict(zip((weight.path for weight in weights), self.arrays, strict=True))
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        return {str(i): array for i, array in enumerate(self.arrays)}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        self.arrays = [np.array(state[str(i)]) for i in range(len(state))]
+
+
+class InitialWeights(ArrayTracker):
+    """The weights as they are when training begins: at the start of a fit, or at a lottery's rewind point.
+
+    For the criteria "large_init", "magnitude_increase" and "init_final_sign" (arXiv:1905.01067).
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, use_bias=False)])
+    >>> _ = kprune.mask(model)
+    >>> initial = InitialWeights()
+    >>> initial.begin(model)
+    >>> [array.shape for array in initial.arrays]
+    [(2, 1)]
+    """
+
+    def begin(self, model: Any) -> None:
+        if not self.arrays:
+            self.arrays = [weight.value() for weight in masked_weights(model)]

@@ -1,0 +1,186 @@
+"""Dead channels: which of a model's channels can go, and what the weights that stay have to take over from them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..channels import ChannelGraph, Mixer, constants
+from ..channels.graph import WHOLE
+
+Read = Callable[[Any], np.ndarray]
+
+
+@dataclass(eq=False)
+class Plan:
+    """Which channels of a graph stay.
+
+    Attributes:
+        graph: the model's channels.
+        living: bool array, one entry per atom.
+        values: id of a weight -> its new value before the cut (float64), where that changes.
+        new_biases: id of a layer without a bias -> the bias that it needs (float64), before the cut.
+    """
+
+    graph: ChannelGraph
+    living: np.ndarray
+    values: dict[int, np.ndarray] = field(default_factory=dict)
+    new_biases: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def stays(self, atoms: np.ndarray) -> np.ndarray:
+        """Whether each of these atoms stays."""
+        return self.living[self.graph.roots(atoms)]
+
+    def cut(self, variable: Any, value: np.ndarray) -> np.ndarray:
+        """An array of a weight's shape without the channels that go."""
+        for slot in self._slots()[id(variable)]:
+            value = np.compress(self.stays(slot.atoms), value, axis=slot.axis)
+        return value
+
+    def new_value(self, variable: Any, read: Read) -> np.ndarray:
+        """What the smaller model's weight has to be."""
+        return self.cut(variable, self.values.get(id(variable), read(variable)))
+
+    def _slots(self) -> dict[int, list[Any]]:
+        found: dict[int, list[Any]] = defaultdict(list)
+        for slot in self.graph.slots:
+            found[id(slot.variable)].append(slot)
+        return found
+
+
+@dataclass(eq=False)
+class _Reading:
+    """One product, with what is constant of what it reads in all its calls.
+
+    Attributes:
+        mixer: the product.
+        rows, columns: the atoms (roots) of its inputs and outputs.
+        value: float64 array, the constant that each input is, NaN where it varies or differs from call to call.
+        border: whether a constant does not hold at all positions.
+        used, sums: see `Mixer.weights`.
+    """
+
+    mixer: Mixer
+    rows: np.ndarray
+    columns: np.ndarray
+    value: np.ndarray
+    border: bool
+    used: np.ndarray
+    sums: np.ndarray
+
+    def needed(self) -> np.ndarray:
+        """Whether output j (columns) needs input i (rows), bool: what goes to the bias is not needed."""
+        folds = (self.value == 0) | (~np.isnan(self.value) & self.mixer.foldable & (not self.border))
+        return self.used & ~folds[:, None]
+
+
+def plan(graph: ChannelGraph, read: Read, divisible_by: int = 1) -> Plan:
+    """What can go without changing what the model computes.
+
+    A channel lives if the model's outputs need it: it is found from them against the direction of the data.
+
+    Args:
+        graph: the channels of a plain model.
+        read: the values of its weights: see `kprune.channels.graph.reader`.
+        divisible_by: each layer keeps a multiple of this many channels, or all.
+    """
+    readings = _readings(graph, read)
+    living = _living(graph, readings)
+    merged = _merged(readings, living)
+    for gone in merged:
+        living[gone] = False
+    _fill_up(graph, living, divisible_by)
+    made = Plan(graph, living)
+    _fold(made, readings, read, {gone: stays for gone, stays in merged.items() if not living[gone]})
+    return made
+
+
+def _readings(graph: ChannelGraph, read: Read) -> list[_Reading]:
+    known = constants(graph, read)
+    calls: dict[tuple[int, int], list[Mixer]] = defaultdict(list)
+    for mixer in graph.mixers:
+        calls[id(mixer.layer), id(mixer.kernel)].append(mixer)
+    readings = []
+    for mixers in calls.values():
+        first = mixers[0]
+        found = [known.get(id(mixer.given)) for mixer in mixers]
+        value = np.full(len(first.incoming), np.nan)
+        if all(found):
+            values = np.array([one.value for one in found if one])
+            value = np.where((values == values[0]).all(axis=0), values[0], np.nan)
+        border = any(mixer.border for mixer in mixers) or any(one.border for one in found if one)
+        rows, columns = graph.roots(first.incoming), graph.roots(first.outgoing)
+        readings.append(_Reading(first, rows, columns, value, border, *first.weights(read)))
+    return readings
+
+
+def _living(graph: ChannelGraph, readings: list[_Reading]) -> np.ndarray:
+    living = np.zeros(graph.atoms, bool)
+    living[WHOLE] = True
+    needed = [reading.needed() for reading in readings]
+    before = -1
+    while before != (before := int(living.sum())):
+        for reading, edges in zip(reversed(readings), reversed(needed), strict=True):
+            living[reading.rows[edges[:, living[reading.columns]].any(axis=1)]] = True
+    return living
+
+
+def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
+    """Atom of a constant channel -> that of another one, which takes over its part in all that reads both."""
+    places: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for number, reading in enumerate(readings):
+        for row, atom in enumerate(reading.rows):
+            if atom != WHOLE and living[atom]:
+                places[int(atom)].append((number, row))
+    alike: dict[tuple[int, ...], dict[int, np.ndarray]] = defaultdict(dict)
+    for atom, found in places.items():
+        numbers = tuple(number for number, _ in found)
+        values = np.array([readings[number].value[row] for number, row in found])
+        simple = all(readings[number].mixer.kernel is not None for number in numbers)
+        if simple and len({*numbers}) == len(numbers) and not np.isnan(values).any():
+            alike[numbers][atom] = values
+    merged: dict[int, int] = {}
+    for group in alike.values():
+        stays = max(group, key=lambda atom: np.abs(group[atom]).min())
+        if (group[stays] != 0).all():
+            merged |= {atom: stays for atom in group if atom != stays}
+    return merged
+
+
+def _fill_up(graph: ChannelGraph, living: np.ndarray, divisor: int) -> None:
+    """Let dead channels live where a layer would have none, or no multiple of the divisor."""
+    layers = [graph.roots(size.atoms) for size in graph.sizes if size.axis is None]
+    changed = True
+    while changed:
+        changed = False
+        for atoms in layers:
+            while (count := int(living[atoms].sum())) < len(atoms) and (count == 0 or count % divisor):
+                living[atoms[~living[atoms]][0]] = changed = True
+
+
+def _fold(made: Plan, readings: list[_Reading], read: Read, merged: dict[int, int]) -> None:
+    """Give the constants of the channels that go to the biases, or to the channel that stands for them."""
+    for reading in readings:
+        mixer, living = reading.mixer, made.living[reading.rows]
+        others = np.isin(reading.rows, list(merged))
+        gone = ~living & ~others & ~np.isnan(reading.value) & (reading.value != 0)
+        if gone.any() and mixer.foldable and not reading.border:
+            extra = reading.value[gone] @ reading.sums[gone]
+            if mixer.bias is not None:
+                made.values[id(mixer.bias)] = read(mixer.bias) + extra
+            elif extra[made.living[reading.columns]].any():
+                made.new_biases[id(mixer.layer)] = extra
+        if others.any():
+            kernel = np.moveaxis(read(mixer.kernel), mixer.rows, 0).copy()
+            position = {int(atom): row for row, atom in enumerate(reading.rows)}
+            for row in np.flatnonzero(others):
+                stays = position[merged[int(reading.rows[row])]]
+                kernel[stays] += kernel[row] * (reading.value[row] / reading.value[stays])
+            made.values[id(mixer.kernel)] = np.moveaxis(kernel, 0, mixer.rows)
+
+
+__all__ = ["Plan", "plan"]

@@ -1,0 +1,188 @@
+"""Inputs on which exported files are compared with their model: as `predict` takes them, and as the files will."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from ..masks import is_tf_keras
+from ..masks.masked_layers import all_layers
+from ..runtime.distribution import to_numpy
+from ..runtime.inputs import call_with, input_like
+
+# How a user gets past what cannot be found out.
+HINT = "pass `inputs=` with a batch that `model.predict` takes"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch for a model, in the dtypes that an exported file takes.
+
+    Attributes:
+        arguments: NumPy arrays by the name of the argument, "" for the first, in the model's own structure.
+        specs: (shape, dtype, name) for each array, in the same structure; None for a batch size that is open.
+    """
+
+    arguments: dict[str, Any]
+    specs: dict[str, Any]
+
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """All arrays, in order."""
+        return keras.tree.flatten(list(self.arguments.values()))
+
+    def single(self) -> Sample:
+        """The first example, or the whole batch if its size is fixed."""
+        if any(spec.shape[0] is not None for spec in _leaves(self)):
+            return self
+        return Sample(keras.tree.map_structure(lambda array: array[:1], self.arguments), self.specs)
+
+    def with_fixed_batch(self) -> Sample:
+        """The same with the batch size of the arrays in each spec."""
+        fixed = [(array.shape, spec.dtype, spec.name) for array, spec in zip(self.arrays, _leaves(self), strict=True)]
+        return Sample(self.arguments, _pack(self.arguments, [Spec(*spec) for spec in fixed]))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a file takes: an array of this shape (None: of any size), dtype and name."""
+
+    shape: tuple[int | None, ...]
+    dtype: str
+    name: str | None
+
+
+def sample(model: Any, inputs: Any = None) -> Sample:
+    """The batch that a user gives, or two random examples (strings: two short texts).
+
+    float64 and float16 arrays become what the model computes in, integers what its inputs declare, as in `predict`; a
+    batch size that the model's inputs fix stays fixed.
+
+    Raises:
+        ValueError: the shape of the model's inputs is not known or not fixed and no `inputs` are given.
+    """
+    declared = getattr(model, "inputs", None) or []
+    if inputs is None:
+        sizes = {x.shape[0] for x in declared} - {None}
+        try:
+            arguments = input_like(model, _maker(), batch=int(sizes.pop()) if sizes else 2)
+        except ValueError as error:
+            raise ValueError(f"{str(error).replace('Received:', f'Or {HINT}. Received:')}") from error
+    else:
+        arguments = {"": inputs}
+    leaves = [_array(leaf) for leaf in keras.tree.flatten(list(arguments.values()))]
+    declared = declared if len(declared) == len(leaves) else [None] * len(leaves)
+    pairs = [_as_declared(leaf, x) for leaf, x in zip(leaves, declared, strict=True)]
+    packed = _pack(arguments, [array for array, _ in pairs])
+    return Sample(packed, _pack(arguments, [spec for _, spec in pairs]))
+
+
+def signature(call_sample: Sample, kind: type) -> tuple[inspect.Signature, list[Any]]:
+    """The parameters of a function that takes such a sample, and a spec of `kind` for each argument."""
+    names = [name or "inputs" for name in call_sample.arguments]
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    specs = [
+        keras.tree.map_structure(lambda spec: kind(shape=spec.shape, dtype=spec.dtype, name=spec.name), structure)
+        for structure in call_sample.specs.values()
+    ]
+    return inspect.Signature(parameters), specs
+
+
+def predict(model: Any, batch: Sample) -> list[np.ndarray]:
+    """What the model predicts; its states (of seeds, of stateful layers) are as they were."""
+    with unchanged(model):
+        return arrays(call_with(model, tensors(batch), training=False))
+
+
+def tensors(batch: Sample) -> dict[str, Any]:
+    """The arguments of a call; strings, which no backend but TensorFlow's takes, as its tensors."""
+
+    def convert(array: np.ndarray) -> Any:
+        if array.dtype.kind not in "OUS":
+            return array
+        import tensorflow as tf
+
+        return tf.constant(array)
+
+    return keras.tree.map_structure(convert, batch.arguments)
+
+
+def arrays(outputs: Any) -> list[np.ndarray]:
+    """The outputs of a call, as one list of NumPy arrays."""
+    return [np.asarray(output) for output in keras.tree.flatten(outputs)]
+
+
+@contextmanager
+def unchanged(model: Any) -> Iterator[None]:
+    """Afterwards, the model's states are what they were: seeds, and all that a call may change."""
+    states = [(v, to_numpy(v)) for v in _states(model)]
+    try:
+        yield
+    finally:
+        for v, value in states:
+            v.assign(value)
+
+
+@contextmanager
+def from_reset_states(model: Any) -> Iterator[None]:
+    """Inside, stateful recurrent layers begin anew, as in their files; afterwards, they are where they were."""
+    with unchanged(model):
+        for state in _recurrent_states(model):
+            state.assign(np.zeros(state.shape, to_numpy(state).dtype))
+        yield
+
+
+def _states(model: Any) -> list[Any]:
+    return [*model.non_trainable_variables, *_recurrent_states(model)]
+
+
+def _recurrent_states(model: Any) -> list[Any]:
+    """What either Keras counts among no model's variables."""
+    layers = model.submodules if is_tf_keras(model) else all_layers(model)
+    stateful = [layer for layer in layers if getattr(layer, "stateful", False) and getattr(layer, "states", None)]
+    return [state for layer in stateful for state in keras.tree.flatten(layer.states) if state is not None]
+
+
+def _maker() -> Any:
+    rng = np.random.default_rng(0)
+
+    def make(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        if dtype == "string":
+            return np.resize(np.array(["a b c", "b"], object), shape)
+        return rng.normal(size=shape).astype("float32") if "float" in dtype else np.zeros(shape, dtype)
+
+    return make
+
+
+def _array(leaf: Any) -> np.ndarray:
+    array = leaf if isinstance(leaf, np.ndarray) else np.asarray(leaf)
+    return array.astype(object) if array.dtype.kind in "US" else array
+
+
+def _as_declared(array: np.ndarray, declared: Any) -> tuple[np.ndarray, Spec]:
+    """The array as `predict` would cast it, and the spec of the file's input."""
+    dtype, shape = array.dtype.name, (None, *array.shape[1:])
+    if declared is not None:
+        dtype = declared.dtype if isinstance(declared.dtype, str) else declared.dtype.name
+        if len(declared.shape) == array.ndim:
+            shape = tuple(None if d is None else int(d) for d in declared.shape)
+    elif array.dtype.kind == "f":
+        dtype = keras.config.floatx()
+    if array.dtype.kind == "O" or dtype == "string":
+        return array.astype(object), Spec(shape, "string", getattr(declared, "name", None))
+    return array.astype(dtype), Spec(shape, dtype, getattr(declared, "name", None))
+
+
+def _leaves(batch: Sample) -> list[Spec]:
+    return keras.tree.flatten(list(batch.specs.values()))
+
+
+def _pack(arguments: dict[str, Any], leaves: list[Any]) -> dict[str, Any]:
+    packed = keras.tree.pack_sequence_as(list(arguments.values()), leaves)
+    return dict(zip(arguments, packed, strict=True))

@@ -1,0 +1,105 @@
+"""The SavedModel of a stripped model: inference only, each variable once."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+from pathlib import Path
+from typing import Any
+
+import keras
+from absl import logging
+
+from ..masks import is_tf_keras
+from ..masks.masked_layers import all_layers
+from ..report.saved_variables import write_paths
+from ..report.summary import weight_paths
+from ..runtime.distribution import to_numpy
+from ..runtime.inputs import call_with
+from .sample import Sample, signature, tensors
+
+
+def write(model: Any, folder: Path, batch: Sample) -> None:
+    """Write a SavedModel whose `serve` (and "serving_default") is `model(..., training=False)`.
+
+    Args:
+        model: a stripped model of either Keras.
+        folder: where to; it must not exist.
+        batch: what the model takes. A model that cannot be traced for a batch of any size is traced for the size of
+            this one, and a warning says so.
+    """
+    try:
+        archive = _traced(model, batch)
+    except Exception as error:  # of any kind: whatever a layer raises while it is traced
+        fixed = batch.with_fixed_batch()
+        if fixed.specs == batch.specs:
+            raise
+        archive = _traced(model, fixed)
+        size = len(fixed.arrays[0])
+        logging.warning(
+            "kprune: the model cannot be traced for a batch of any size, so the SavedModel takes batches of %d, as "
+            "`inputs=` has. The cause: %s",
+            size,
+            str(error).strip().partition("\n")[0][:300],
+        )
+    with contextlib.redirect_stdout(io.StringIO()):  # where tf_keras lists the endpoints
+        archive.write_out(str(folder))
+    write_paths(folder, [(path, to_numpy(v)) for path, v in weight_paths(model)])
+
+
+def load(folder: Path) -> Any:
+    """The SavedModel as TensorFlow loads it."""
+    import tensorflow as tf
+
+    return tf.saved_model.load(str(folder))
+
+
+def constants(batch: Sample) -> dict[str, Any]:
+    """The arguments of `serve`."""
+    import tensorflow as tf
+
+    return {name: keras.tree.map_structure(tf.constant, value) for name, value in tensors(batch).items()}
+
+
+def _traced(model: Any, batch: Sample) -> Any:
+    """Keras's archive with the one endpoint, traced."""
+    library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
+    archive = library.export.ExportArchive()
+    if is_tf_keras(model) or keras.backend.backend() == "jax":
+        archive.track(model)
+    else:
+        # Not the model: Keras (checked with 3.13.2 and 3.15.1) would write each of its variables twice, once as its own
+        # and once as TensorFlow's. Tables are no variables, and are not found otherwise.
+        archive.add_variable_collection("variables", [v.value for v in model.variables])
+        for resource in _resources(model):
+            archive.track(resource)
+    parameters, specs = signature(batch, _spec_kind(model))
+
+    def serve(*args: Any, **kwargs: Any) -> Any:
+        named = dict(zip(batch.arguments, parameters.bind(*args, **kwargs).args, strict=True))
+        return call_with(model, named, training=False)
+
+    serve.__signature__ = parameters  # type: ignore[attr-defined]
+    traced = archive.add_endpoint("serve", serve, specs) or archive.serve  # tf_keras returns nothing
+    traced.get_concrete_function()
+    return archive
+
+
+def _spec_kind(model: Any) -> Any:
+    if not is_tf_keras(model):
+        return keras.InputSpec
+    import tensorflow as tf
+
+    return tf.TensorSpec
+
+
+def _resources(model: Any) -> list[Any]:
+    from tensorflow.saved_model.experimental import TrackableResource
+
+    found: dict[int, Any] = {}
+    for layer in all_layers(model):
+        for value in vars(layer).values():
+            if isinstance(value, TrackableResource):
+                found[id(value)] = value
+    return list(found.values())

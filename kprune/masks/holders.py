@@ -1,0 +1,85 @@
+"""Who else holds a weight: the live models that its layer is part of, and the live optimizers that train it.
+
+A layer knows neither, and both may have been made before kprune was imported; nothing public in Keras is told when a
+model takes a layer in. The garbage collector knows them: one look at all live objects takes about 0.1 s, so it is taken
+when masks come, go or change, and once per fit.
+
+TensorFlow keeps what a method decorated with `tf.function` has traced for an object in `_descriptor_cache`, which is
+used here and nowhere else (checked with TensorFlow 2.21; tests/test_holders.py).
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from itertools import compress
+from typing import Any
+
+import keras
+
+from ..runtime.optimizers import inner_optimizers, trains
+from .types import is_tf_keras
+
+_IN_FIT: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Any]] = weakref.WeakKeyDictionary()
+_COMPILED: weakref.WeakKeyDictionary[type, list[Any]] = weakref.WeakKeyDictionary()
+
+
+def live(*kinds: type) -> list[Any]:
+    """All live instances of these classes and of classes derived from them."""
+    known = {id(kind) for one in kinds for kind in _derived(one)}
+    objects = gc.get_objects()
+    return list(compress(objects, map(known.__contains__, map(id, map(type, objects)))))
+
+
+def _derived(kind: type) -> Iterator[type]:
+    yield kind
+    derived: type
+    for derived in kind.__subclasses__():
+        yield from _derived(derived)
+
+
+def trainers(model: Any, variables: Iterable[Any]) -> list[Any]:
+    """The live optimizers, of the model's library, that train one of these variables."""
+    candidates = _IN_FIT[model] if model in _IN_FIT else _optimizers(model)
+    variables = list(variables)
+    return [optimizer for optimizer in candidates if trains(optimizer, variables)]
+
+
+def begin_fit(model: Any) -> None:
+    """Look for optimizers now, and not again until `end_fit`: masks may change often in a fit."""
+    _IN_FIT[model] = weakref.WeakSet(_optimizers(model))
+
+
+def fits(model: Any) -> bool:
+    """Whether it is between `begin_fit` and `end_fit`."""
+    return model in _IN_FIT
+
+
+def end_fit(model: Any) -> None:
+    """Look at all live optimizers again from here on."""
+    _IN_FIT.pop(model, None)
+
+
+def _optimizers(model: Any) -> list[Any]:
+    kinds = [keras.optimizers.Optimizer]
+    if is_tf_keras(model):
+        library = sys.modules["tf_keras"].optimizers
+        kinds = [library.Optimizer, library.legacy.Optimizer]
+    return [optimizer for optimizer in live(*kinds) if inner_optimizers(optimizer) == [optimizer]]
+
+
+def forget_traces(owner: Any) -> None:
+    """Drop what the methods of a layer or model that are a `tf.function` (`call`, `train_step` ...) have traced."""
+    if "tensorflow" in sys.modules:
+        for method in _compiled_methods(type(owner)):
+            method._descriptor_cache.pop(owner, None)
+
+
+def _compiled_methods(cls: type) -> list[Any]:
+    if cls not in _COMPILED:
+        kind = sys.modules["tensorflow"].types.experimental.PolymorphicFunction
+        methods = (method for base in cls.__mro__ for method in vars(base).values())
+        _COMPILED[cls] = [method for method in methods if isinstance(method, kind)]
+    return _COMPILED[cls]

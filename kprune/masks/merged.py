@@ -1,0 +1,85 @@
+"""What Keras does to the kernel of a built layer, on masked layers: LoRA and quantization.
+
+`layer.enable_lora(rank)` freezes the kernel W and makes the layer read W + s A B, of which every entry trains. A masked
+layer reads where(mask, W + s A B, 0): in its call, and wherever its `kernel` is read or saved.
+
+`quantize("int8")` or `("int4")` makes the kernel a variable of integers, which no longer trains. A masked layer is
+quantized as it is read: its zeros stay exactly 0, its masks go. Other modes, which train on or calibrate, are refused.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from absl import logging
+from keras import ops
+
+KEEP_ZEROS = ("int8", "int4")
+READ_MERGED = ("kernel", "embeddings")  # the properties of Keras's layers that add LoRA's product
+
+
+def merged_properties(cls: type, mask_of: Callable[[Any, str], Any]) -> dict[str, property]:
+    """The properties with which a masked subclass of `cls` reads its merged weight, masked.
+
+    Args:
+        cls: the plain class.
+        mask_of: (layer, name of a weight) -> its mask, or None.
+    """
+
+    def masked(name: str, plain: property) -> property:
+        def read(layer: Any) -> Any:
+            value = plain.__get__(layer)
+            mask = mask_of(layer, name) if getattr(layer, "lora_enabled", False) else None
+            return value if mask is None else ops.where(mask.value, value, ops.zeros((), value.dtype))
+
+        return property(read, doc=plain.__doc__)
+
+    found = {name: getattr(cls, name, None) for name in READ_MERGED}
+    return {name: masked(name, plain) for name, plain in found.items() if isinstance(plain, property)}
+
+
+def factors(layer: Any) -> list[Any]:
+    """LoRA's factors B of a layer: with them at 0, the layer reads its kernel alone."""
+    if not getattr(layer, "lora_enabled", False):
+        return []
+    return [v for v in layer.weights if v.name.startswith("lora_") and v.name.endswith("_b")]
+
+
+def merge(layer: Any, variables: list[Any]) -> None:
+    """Write what a layer with LoRA reads into its weights themselves, and make the factors B 0."""
+    lora_b = factors(layer)
+    for v in variables if lora_b else ():
+        if v.name in READ_MERGED:
+            v.assign(ops.cast(getattr(layer, v.name), v.dtype))
+    for b in lora_b:
+        b.assign(ops.zeros(b.shape, b.dtype))
+
+
+def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None]) -> Callable[..., None]:
+    """The `quantize` of a masked layer: that of its plain class, on what is read, after which the masks are gone.
+
+    Args:
+        layer: the masked layer. Keras gives each layer a `quantize` of its own when it is made.
+        plain_class: its class without masks.
+        unmask: writes the zeros and takes the masks away; called once it is known that the layer can be quantized.
+    """
+
+    @functools.wraps(layer.quantize)
+    def quantize(mode: Any = None, *args: Any, **kwargs: Any) -> None:
+        config = kwargs.get("config")
+        name = mode or getattr(config, "mode", None)
+        if plain_class.quantize is not keras.layers.Layer.quantize:  # type: ignore[attr-defined]
+            if name not in KEEP_ZEROS:
+                raise ValueError(
+                    f"A masked layer can be quantized to {' and '.join(KEEP_ZEROS)}, which keep its zeros; for other "
+                    f"modes, call kprune.strip(model) first. Received: mode={name!r}"
+                )
+            unmask()
+            logging.info("kprune: %s is quantized: its zeros stay, its masks are gone.", layer.path)
+        original(mode, *args, **kwargs)
+
+    original = layer.quantize
+    return quantize

@@ -1,0 +1,59 @@
+"""Masked weights that know who gives them values where they are pruned.
+
+`set_weights` of any model that holds the layer (between folds, from another network, an average, the best epoch of
+EarlyStopping) assigns to the variables themselves, one by one. A masked one is an instance of a subclass of its own
+class, of the same name, whose `assign` asks whether a method of that name called it, and masks the values then. Of
+NumPy arrays that are assigned otherwise it notes that they came from the user. What comes any other way, from a
+training step for example, is a leak: see zeros.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from ..runtime.distribution import to_numpy
+
+_CLASSES: dict[type, type] = {}
+_MASK = "_kprune_mask"
+_GIVEN = "_kprune_given"
+
+
+def protect(variable: Any, mask: Any) -> None:
+    """Mask what `set_weights` assigns to a `keras.Variable`."""
+    setattr(variable, _MASK, mask)
+    if type(variable) not in _CLASSES.values():
+        variable.__class__ = _protected(type(variable))
+
+
+def release(variable: Any) -> None:
+    """Undo `protect`."""
+    if type(variable) in _CLASSES.values():
+        delattr(variable, _MASK)
+        variable.__class__ = type(variable).__mro__[1]
+
+
+def was_given_values(variable: Any) -> bool:
+    """Whether the last array that was assigned to it had values for pruned entries."""
+    return getattr(variable, _GIVEN, False)
+
+
+def _protected(cls: type) -> type:
+    if cls not in _CLASSES:
+
+        class MaskedVariable(cls):
+            def assign(self, value: Any) -> Any:
+                mask = getattr(self, _MASK)
+                if sys._getframe(1).f_code.co_name == "set_weights":
+                    value = ops.convert_to_tensor(value, self.dtype)
+                    value = ops.where(mask.value, value, ops.zeros((), value.dtype))
+                elif isinstance(value, np.ndarray) and value.shape == tuple(self.shape):
+                    setattr(self, _GIVEN, bool(np.any(value[~to_numpy(mask)] != 0)))
+                return super().assign(value)
+
+        MaskedVariable.__name__ = MaskedVariable.__qualname__ = cls.__name__
+        _CLASSES[cls] = MaskedVariable
+    return _CLASSES[cls]

@@ -1,0 +1,69 @@
+"""Pruned entries that are not 0 any more: what is said of them, wherever kprune is called next."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from .types import MaskedWeight, is_tf_keras
+from .variables import was_given_values
+
+_CHANGES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_CAUSE = (
+    "A function that was compiled before the model was masked goes on without the masks: a tf.function or jax.jit step "
+    "of your own, or one that a layer or model keeps. Mask before the first trace (call kprune.mask once the model is "
+    "built), or make the function anew."
+)
+
+
+def changes(model: Any) -> int:
+    """How often the masks of a model have been set."""
+    return _CHANGES.get(model, 0)
+
+
+def note_change(model: Any) -> None:
+    """Count that the masks of a model are set."""
+    _CHANGES[model] = changes(model) + 1
+
+
+def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
+    """The fraction of pruned entries; RuntimeError, naming the weights, if one of them is not exactly 0."""
+    found = {weight.path: weight.value()[~weight.kept()] for weight in weights}
+    moved = [path for path, pruned in found.items() if np.any(pruned != 0)]
+    diverged = [path for path in moved if np.any(np.isnan(found[path]))]
+    if diverged:
+        raise RuntimeError(
+            f"{', '.join(diverged[:4])} became NaN: the training has diverged, and NaN times the zero of a pruned "
+            "entry is NaN. A lower learning rate, clipped gradients or a scaled loss may help. "
+            f"Received: optimizer={type(optimizer).__name__}"
+        )
+    if moved:
+        raise RuntimeError(
+            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {_CAUSE} If there is none: a layer that reads "
+            "another layer's kernel, a constraint that moves zeros, weights loaded in mid-training, or an optimizer "
+            "that updates weights without a gradient. `model.set_weights(model.get_weights())` makes pruned entries 0. "
+            f"Received: optimizer={type(optimizer).__name__}"
+        )
+    size = sum(weight.size for weight in weights)
+    return sum(pruned.size for pruned in found.values()) / size if size else 0.0
+
+
+def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
+    """Outside of a fit: RuntimeError if training, not the user, gave pruned entries values.
+
+    tf_keras does not say who did, so there it is a warning.
+    """
+    if is_tf_keras(model):
+        moved = [weight.path for weight in weights if np.any(weight.value()[~weight.kept()] != 0)]
+        if moved:
+            logging.warning(
+                "kprune: pruned entries of %s were no longer 0. If you have not set weights yourself: %s",
+                ", ".join(moved[:4]),
+                _CAUSE,
+            )
+    else:
+        unknown = [weight for weight in weights if not was_given_values(weight.variable)]
+        check_zeros(unknown, getattr(model, "optimizer", None))

@@ -1,0 +1,42 @@
+"""Progress on the screen, by Keras's word `verbose`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+
+def check_verbose(verbose: Any) -> None:
+    """Raises ValueError unless it is 0 (silent), 1 or "auto" (a progress bar) or 2 (a line at the end).
+
+    >>> check_verbose("auto")
+    """
+    if not ((isinstance(verbose, str) and verbose == "auto") or (isinstance(verbose, int) and verbose in (0, 1, 2))):
+        raise ValueError(f'`verbose` must be 0, 1, 2 or "auto". Received: verbose={verbose!r}')
+
+
+@contextmanager
+def progress(
+    what: str, total: int, verbose: Any, *, unit: str = "it", done: int = 0, delay: float = 0
+) -> Iterator[Any]:
+    """A bar to `update()`, shown where `verbose` is 1 or "auto"; where it is 2, a line is printed at the end.
+
+    Args:
+        what: what goes on.
+        total: number of steps, of which `done` are done already.
+        verbose: 0, 1, 2 or "auto", as in Keras.
+        unit: what a step is.
+        delay: seconds before the bar shows: one that would flash by stays off the screen.
+
+    >>> with progress("rounds", 3, verbose=0) as bar:
+    ...     for _ in range(3): _ = bar.update()
+    """
+    start, shown = time.perf_counter(), verbose in (1, "auto")
+    with tqdm(desc=what, total=total, initial=done, unit=unit, delay=delay, disable=not shown) as bar:
+        yield bar
+    if verbose == 2:
+        print(f"{what}: {total} of {total} {unit} in {time.perf_counter() - start:.1f} s")

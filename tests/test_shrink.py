@@ -1,0 +1,229 @@
+"""Shrink: small networks whose channels are counted by hand, what must stay, what is refused."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import halve, mlp
+from keras import layers
+
+import kprune
+
+
+def values(model, *, zero=()):
+    """Random values for all weights, and zeros where {weight's path: index} says."""
+    rng = np.random.default_rng(0)
+    for v in model.weights:
+        v.assign(rng.uniform(0.5, 1.5, v.shape) if "variance" in v.path else rng.normal(size=v.shape))
+    for path, index in dict(zero).items():
+        [v] = [v for v in model.weights if f"/{v.path}".endswith(f"/{path}")]
+        value = np.array(v)
+        value[index] = 0
+        v.assign(value)
+    return model
+
+
+def given_weights(model, *weights):
+    model.set_weights([np.array(w, "float32") for w in weights])
+
+
+def functional(inputs, *steps):
+    x = given = keras.Input(inputs)
+    for step in steps:
+        x = step(x)
+    return keras.Model(given, x)
+
+
+def agree(model, small, shape, tolerance=1e-5):
+    x = np.random.default_rng(1).normal(size=(3, *shape)).astype("float32")
+    expected, actual = (np.array(m(x, training=False)) for m in (model, small))
+    assert np.abs(expected - actual).max() <= tolerance * np.abs(expected).max()
+
+
+OUT, IN = (..., [1, 3]), ([1, 3],)  # channels 1 and 3 of a kernel's last axis; of a dense kernel's first
+
+
+def test_a_channel_that_nothing_reads_goes():
+    model = functional((4,), layers.Dense(6, "relu", name="a"), layers.Dense(3, name="b"))
+    small = kprune.shrink(values(model, zero={"b/kernel": IN}))
+    assert small.get_layer("a").units == 4
+    a, b = model.get_layer("a"), small.get_layer("a")
+    np.testing.assert_array_equal(np.array(b.kernel), np.array(a.kernel)[:, [0, 2, 4, 5]])
+    agree(model, small, (4,))
+
+
+def test_a_constant_goes_into_the_next_bias():
+    model = functional((2,), layers.Dense(2, "relu", name="a"), layers.Dense(1, name="b"))
+    given_weights(model, [[1, 0], [1, 0]], [0, 3], [[2], [5]], [1])
+    small = kprune.shrink(model)
+    assert [w.tolist() for w in small.get_weights()] == [[[1], [1]], [0], [[2]], [16]]  # 1 + 5 * relu(3)
+
+
+def test_a_bias_is_made_where_there_is_none():
+    model = functional((2,), layers.Dense(2, name="a"), layers.Dense(1, use_bias=False, name="b"))
+    given_weights(model, [[1, 0], [1, 0]], [0, 3], [[2], [5]])
+    small = kprune.shrink(model)
+    assert small.get_layer("b").use_bias
+    assert [w.tolist() for w in small.get_weights()] == [[[1], [1]], [0], [[2]], [15]]
+
+
+def test_constants_before_zero_padding_become_one():
+    steps = layers.Conv2D(6, 3, name="a"), layers.BatchNormalization(), layers.Conv2D(3, 3, padding="same", name="b")
+    model = values(functional((6, 6, 2), *steps, layers.GlobalAveragePooling2D()), zero={"a/kernel": OUT})
+    small = kprune.shrink(model)
+    assert small.get_layer("a").filters == 5  # one of the two constants stands for both
+    agree(model, small, (6, 6, 2))
+
+
+def test_constants_fold_where_nothing_pads():
+    steps = layers.Conv2D(6, 3, name="a"), layers.BatchNormalization(), layers.Conv2D(3, 3, name="b")
+    model = values(functional((6, 6, 2), *steps, layers.Flatten(), layers.Dense(2)), zero={"a/kernel": OUT})
+    small = kprune.shrink(model)
+    assert small.get_layer("a").filters == 4
+    agree(model, small, (6, 6, 2))
+
+
+def test_flatten_leads_a_channel_to_all_its_positions():
+    steps = layers.Conv2D(4, 3, activation="relu", name="a"), layers.Flatten(), layers.Dense(3, name="b")
+    model = values(functional((4, 4, 2), *steps), zero={"a/kernel": OUT})
+    small = kprune.shrink(model)
+    assert small.get_layer("a").filters == 2 and small.get_layer("b").kernel.shape == (8, 3)
+    agree(model, small, (4, 4, 2))
+
+
+def residual():
+    given = keras.Input((4,))
+    x = layers.Dense(6, name="a")(given)
+    y = layers.Dense(6, name="b")(x)
+    return keras.Model(given, layers.Dense(2, name="c")(layers.Add()([x, y])))
+
+
+def test_partners_of_an_addition_go_together():
+    small = kprune.shrink(values(residual(), zero={"b/kernel": OUT, "b/bias": ([1, 3],)}))
+    assert small.get_layer("a").units == 6  # the other partner lives
+    model = values(residual(), zero={"b/kernel": IN, "c/kernel": IN})
+    small = kprune.shrink(model)
+    assert small.get_layer("a").units == small.get_layer("b").units == 4
+    agree(model, small, (4,))
+
+
+def test_a_depthwise_convolution_follows():
+    steps = [layers.Conv2D(4, 1, name="a"), layers.DepthwiseConv2D(3, depth_multiplier=2, name="d")]
+    model = functional((5, 5, 2), *steps, layers.Conv2D(3, 1, name="b"))
+    values(model, zero={"b/kernel": (slice(None), slice(None), [2, 3, 4])})  # of channels 1 (both) and 2 (one of two)
+    small = kprune.shrink(model)
+    assert small.get_layer("a").filters == 3 and small.get_layer("d").kernel.shape == (3, 3, 3, 2)
+    agree(model, small, (5, 5, 2))
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU, layers.SimpleRNN])
+def test_units_of_a_recurrent_layer_go_only_where_nothing_reads_them(kind):
+    model = functional((5, 3), kind(4, name="r"), layers.Dense(2, name="b"))
+    kernel, recurrent, *_ = (v.path for v in model.weights)
+    values(model, zero={kernel: ...})
+    assert kprune.shrink(model).get_layer("r").units == 4  # no input, yet its state evolves
+    values(model, zero={"b/kernel": IN, recurrent: IN})
+    small = kprune.shrink(model)
+    assert small.get_layer("r").units == 2
+    agree(model, small, (5, 3))
+
+
+@pytest.mark.parametrize(
+    "barrier",
+    [layers.LayerNormalization, layers.Softmax, lambda: layers.GroupNormalization(2), layers.UnitNormalization],
+)
+def test_a_layer_that_looks_across_channels_keeps_them(barrier):
+    model = functional((4,), layers.Dense(6, name="a"), barrier(), layers.Dense(3, name="b"))
+    values(model, zero={"a/kernel": OUT, "b/kernel": IN})
+    assert kprune.shrink(model).get_layer("a").units == 6
+
+
+def test_a_softmax_inside_a_layer_keeps_its_channels():
+    model = functional((4,), layers.Dense(6, "softmax", name="a"), layers.Dense(3, name="b"))
+    assert kprune.shrink(values(model, zero={"b/kernel": IN})).get_layer("a").units == 6
+
+
+def test_inputs_and_outputs_stay():
+    model = functional((4,), layers.Dense(3, name="a"))
+    assert kprune.shrink(values(model, zero={"a/kernel": ...})).get_layer("a").kernel.shape == (4, 3)
+
+
+def test_nested_and_shared_models():
+    inner = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(6, "relu", name="i"), layers.Dense(6, name="o")], name="in"
+    )
+    given = keras.Input((4,))
+    first = inner(layers.Dense(6, name="a")(given))
+    model = keras.Model(given, layers.Dense(2, name="b")(layers.Concatenate()([first, inner(first)])))
+    # Unit 1 of "i" is read by nothing; channel 3 of "a" and "o" neither: the second call's are columns 6 to 11.
+    zero = {"o/kernel": ([1],), "i/kernel": ([3],), "b/kernel": ([3, 9],)}
+    small = kprune.shrink(values(model, zero=zero))
+    assert (small.get_layer("a").units, *(layer.units for layer in small.get_layer("in").layers)) == (5, 5, 5)
+    agree(model, small, (4,))
+
+
+def test_a_dead_layer_keeps_a_channel():
+    model = functional((4,), layers.Dense(6, name="a"), layers.Dense(6, name="b"), layers.Dense(2, name="c"))
+    small = kprune.shrink(values(model, zero={"b/kernel": ...}))
+    assert small.get_layer("a").units == small.get_layer("b").units == 1
+    agree(model, small, (4,))
+
+
+def test_counts_in_multiples():
+    model = functional((4,), layers.Dense(13, name="a"), layers.Dense(2, name="b"))
+    values(model, zero={"b/kernel": ([0, 1, 2, 3, 4, 5, 6, 7],)})
+    assert [kprune.shrink(model, divisible_by=d).get_layer("a").units for d in (1, 4, 6, 8, 16)] == [5, 8, 6, 8, 13]
+
+
+def test_masks_stay_with_what_stays():
+    model = mlp()
+    kprune.mask(model)
+    columns = np.arange(12) % 3 > 0
+    first, second, _ = (w.path for w in kprune.masked_weights(model))
+    kprune.set_masks(model, {first: np.broadcast_to(columns, (8, 12)), second: np.arange(144).reshape(12, 12) % 5 > 0})
+    small = kprune.shrink(model)
+    before, after = (kprune.masked_weights(m) for m in (model, small))
+    assert [w.shape for w in after] == [(8, 8), (8, 12), (12, 3)]
+    np.testing.assert_array_equal(after[1].kept(), before[1].kept()[columns])
+    assert kprune.masked_weights(kprune.shrink(model, keep_masks=False)) == []
+    assert type(kprune.shrink(model, keep_masks=False).layers[0]) is layers.Dense
+
+
+def test_the_model_stays_as_it_is():
+    model = mlp()
+    kprune.mask(model)
+    halve(model)
+    before, masks = model.get_weights(), [w.kept() for w in kprune.masked_weights(model)]
+    kprune.shrink(model)
+    for one, other in zip(
+        [*before, *masks], [*model.get_weights(), *(w.kept() for w in kprune.masked_weights(model))], strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_what_cannot_be_followed_is_refused():
+    model = Subclassed()
+    model(np.zeros((1, 4), "float32"))
+    with pytest.raises(ValueError, match=r"subclassed.*class=Subclassed"):
+        kprune.shrink(model)
+    with pytest.raises(ValueError, match="build it with"):
+        kprune.shrink(keras.Sequential([layers.Dense(3)]))
+    for wrong in ({"divisible_by": 0}, {"divisible_by": 1.0}, {"keep_masks": 1}, {"tolerance": -1}):
+        with pytest.raises(ValueError, match=f"Received: {next(iter(wrong))}="):
+            kprune.shrink(mlp(), **wrong)
+
+
+def test_a_difference_is_an_error():
+    model = values(functional((4,), layers.Dense(6, name="a"), layers.Dense(3, name="b")))
+    kprune.mask(model)
+    model.get_layer("a").kernel.assign(np.full((4, 6), np.nan))
+    with pytest.raises(RuntimeError, match="does not predict"):
+        kprune.shrink(model)
