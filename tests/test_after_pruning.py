@@ -48,7 +48,7 @@ def test_the_dense_best_epoch_is_warned_of(caplog, tmp_path):
         model.fit(*data(), epochs=1, callbacks=callbacks, verbose=0)
     assert WARNING not in caplog.text
     with caplog.at_level("WARNING", logger="absl"):
-        model.fit(*data(), epochs=1, callbacks=[Worsening(), EarlyBird(0.6), stopping()], verbose=0)
+        model.fit(*data(), epochs=1, callbacks=[Worsening(), EarlyBird("magnitude", 0.6), stopping()], verbose=0)
     assert WARNING in caplog.text
 
 
