@@ -160,7 +160,7 @@ def test_a_fit_asks_a_few_times_only(monkeypatch):
         monkeypatch.setattr(type(model), "jax_state_sync", lambda model: synced.append(1) or sync(model))
     fit(model, callback, steps=60)
     assert zeros(model) == zeros_for(TOTAL, 0.8)
-    assert len(asked) <= 8 and len(synced) <= 30
+    assert len(asked) <= 8 and len(synced) < 60  # a look at the zeros after 1, 2, 4, 8 ... steps included
 
 
 class Own(keras.Model):
