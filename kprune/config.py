@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -17,10 +16,10 @@ from .masks import MaskedWeight, Masks, masked_weights
 from .masks.layout import Layout, layout_of
 from .patterns import PATTERNS, pooled, unstructured
 from .runtime.distribution import outside_strategies
-from .schedules import check_sparsity
 from .scopes import SCOPES, global_scope, shares_of
 from .selection import keep_highest
-from .util.checks import check_expression, check_integer
+from .sparsities import by_group, check_sparsities
+from .util.checks import check_integer
 from .util.progress import check_verbose, progress
 from .util.ranking import alive, zeros_for
 from .util.registry import trait
@@ -193,7 +192,7 @@ class PruningConfig:
             raise ValueError(
                 f"All masked weights are frozen, so there is nothing to prune. Received: model={model.name!r}"
             )
-        groups = _groups(trained, sparsity)
+        groups = by_group(trained, sparsity)
         current = {weight.path: weight.kept() for weight in weights} if within is None else _checked(weights, within)
         context = Context(model, weights, current, self.seed, data, tracker)
         revives = trait(CRITERIA.get(self.criterion), "revives", False)
@@ -311,36 +310,6 @@ class PruningConfig:
         if over < max(largest for _, largest in pools):
             return {path: ranked[path].size for path in paths}
         return shares
-
-
-def check_sparsities(sparsity: float | dict[str, float]) -> None:
-    """Raises ValueError unless it is a sparsity, or a dict of some."""
-    if isinstance(sparsity, dict):
-        if not sparsity:
-            raise ValueError("A dict of sparsities must hold at least one entry. Received: sparsity={}")
-        for expression, value in sparsity.items():
-            check_expression(expression)
-            check_sparsity(f"sparsity[{expression!r}]", value)
-    else:
-        check_sparsity("sparsity", sparsity)
-
-
-def _groups(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple[list[str], float]]:
-    """(paths of a group, its sparsity): all paths, or those whose first expression found is that of the dict."""
-    if not isinstance(sparsity, dict):
-        return [(paths, sparsity)]
-    found: dict[str, list[str]] = {expression: [] for expression in sparsity}
-    for path in paths:
-        first = next((expression for expression in sparsity if re.search(expression, path)), None)
-        if first is not None:
-            found[first].append(path)
-    for expression, group in found.items():
-        if not group:
-            raise ValueError(
-                f"The regular expression matches no masked weight that an earlier one has not taken. Masked weights: "
-                f"{', '.join(paths)}. Received: sparsity={expression!r}"
-            )
-    return [(group, sparsity[expression]) for expression, group in found.items()]
 
 
 def _checked(weights: list[MaskedWeight], within: Masks) -> Masks:

@@ -17,7 +17,7 @@ import numpy as np
 from .criteria import CRITERIA, Context, Scores
 from .lottery.rewind import Arrays, matched, model_weights
 from .masks import Masks, is_tf_keras, masked_weights, set_masks
-from .masks.masked_layers import all_layers
+from .masks.below import all_layers
 from .report.summary import summary
 from .runtime.distribution import to_numpy
 from .runtime.optimizers import reset_slots

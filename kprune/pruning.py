@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from .config import PruningConfig, check_sparsities
+from .config import PruningConfig
 from .criteria.trackers import Tracker
 from .masks import Masks, masked, set_masks
+from .sparsities import check_sparsities
 from .util.progress import check_verbose
 
 

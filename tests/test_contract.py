@@ -22,7 +22,7 @@ import kprune
 from kprune import schedules
 from kprune.config import PruningConfig
 from kprune.criteria import CRITERIA, Context
-from kprune.masks.masked_layers import all_layers
+from kprune.masks.below import all_layers
 from kprune.patterns import PATTERNS
 from kprune.schedules import SCHEDULES, as_schedule
 from kprune.scopes import SCOPES, zeros_for

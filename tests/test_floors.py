@@ -11,7 +11,7 @@ FLOORS = (
     ("runtime",),
     ("masks",),
     ("channels", "data"),
-    ("criteria", "patterns", "schedules", "scopes", "selection"),
+    ("criteria", "patterns", "schedules", "scopes", "selection", "sparsities"),
     ("config",),
     ("growth", "pruning"),
     ("deploy", "report"),

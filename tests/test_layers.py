@@ -11,7 +11,8 @@ from helpers import EachBatch, assert_programs_agree, assert_zero, halve
 from keras import layers
 
 import kprune
-from kprune.masks.masked_layers import Masked, all_layers
+from kprune.masks.below import all_layers
+from kprune.masks.masked_layers import Masked
 from kprune.report.keras_file import describe
 from kprune.report.trusted import check_config
 
@@ -255,3 +256,16 @@ def test_nothing_but_the_masks_stays_after_pruning_and_it_takes_no_collection():
         import jax
 
         assert sum(array.shape == (500, 500) for array in jax.live_arrays()) == 2
+
+
+@pytest.mark.parametrize("kind", [layers.GRU, layers.LSTM])
+def test_a_stateful_layer_keeps_its_state_between_calls(kind):
+    inputs = keras.Input(batch_shape=(2, 3, 4))
+    model = keras.Model(inputs, kind(5, stateful=True)(inputs))
+    x = np.ones((2, 3, 4), "float32")
+    plain = [np.array(model(x)) for _ in range(2)]
+    model.layers[-1].reset_state()
+    kprune.mask(model)
+    for expected in plain:
+        np.testing.assert_array_equal(np.array(model(x)), expected)
+    assert np.any(plain[0] != plain[1])

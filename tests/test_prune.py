@@ -12,7 +12,8 @@ from keras import layers
 
 import kprune
 from kprune.config import PruningConfig
-from kprune.masks.masked_layers import Masked, all_layers
+from kprune.masks.below import all_layers
+from kprune.masks.masked_layers import Masked
 from kprune.scopes import with_floor, zeros_for
 
 pytestmark = pytest.mark.one_session

@@ -12,7 +12,7 @@ from kprune.callbacks._carrier import carrier_of
 from kprune.callbacks.base import check_zeros
 
 import kprune
-from kprune.masks.masked_layers import all_layers
+from kprune.masks.below import all_layers
 from kprune.runtime.files import pack, unpack
 from kprune.runtime.optimizers import all_variables
 from kprune.schedules import PolynomialDecay

@@ -13,7 +13,8 @@ import numpy as np
 from absl import logging
 
 from ..masks import MaskedWeight, Masks, is_tf_keras
-from ..masks.masked_layers import all_layers, is_masked
+from ..masks.below import all_layers
+from ..masks.masked_layers import is_masked
 from ..runtime.distribution import to_numpy, undistributed
 from ..runtime.inputs import call_with, input_like
 from .base import CRITERIA, Context, Scores

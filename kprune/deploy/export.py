@@ -24,8 +24,9 @@ from ..runtime.temporary import temporary_beside
 from ..util.checks import check_flag, check_path, check_strings
 from . import card as cards
 from .card import Card
+from .compare import check_outputs, difference
 from .formats import FORMATS, TOLERANCE, Opened, count_zeros
-from .sample import HINT, Sample, from_reset_states, predict, sample
+from .sample import Sample, from_reset_states, predict, sample
 from .shrink import shrink as shrunk
 
 DEFAULT = ("saved_model", "keras")
@@ -223,7 +224,7 @@ def _export(
     labeled: tuple[Sample, np.ndarray] | None,
 ) -> Export:
     expected, again = predict(model, batch), predict(model, batch)
-    steady = _difference(again, expected) == 0.0
+    steady = difference(again, expected) == 0.0
     if not steady:
         logging.warning(
             "kprune.export: the model predicts something else each time, also from the same seeds and states, so the "
@@ -235,7 +236,7 @@ def _export(
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as name:
             folder = pathlib.Path(name)
             with plain(model) as stripped:
-                worst = _check("the stripped model", predict(stripped, batch), expected, 0.0, steady)
+                worst = check_outputs("the stripped model", predict(stripped, batch), expected, 0.0, steady)
                 written = stripped if smaller is None else smaller
                 zeros = count_zeros([to_numpy(v) for _, v in weight_paths(written)])[0]
                 work = cards.work(written, stripped)
@@ -249,7 +250,7 @@ def _export(
             opened: dict[tuple[str, str], Opened] = {}
             for format, file in made.items():
                 opened[format, "sparse"] = found = FORMATS[format].open(file, model)
-                worst = max(worst, _check(FORMATS[format].title, found.run(batch), expected, TOLERANCE, steady))
+                worst = max(worst, check_outputs(FORMATS[format].title, found.run(batch), expected, TOLERANCE, steady))
                 if found.zeros < zeros:
                     raise RuntimeError(
                         f"Export: {FORMATS[format].title} has lost zeros, so nothing was written. "
@@ -343,32 +344,3 @@ def _move(goals: dict[pathlib.Path, pathlib.Path]) -> None:
         for old, new in reversed(moved):
             new.replace(old)
         raise
-
-
-def _difference(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """The largest difference relative to the largest output; what is no float must be equal, or it is infinite."""
-    worst = 0.0
-    numbers = [e for e in expected if e.dtype.kind in "fV" and e.size]
-    scale = max([float(np.nanmax(np.abs(e.astype(np.float64)), initial=0.0)) for e in numbers], default=0.0) or 1.0
-    for a, e in zip(actual, expected, strict=True):
-        if a.shape != e.shape:
-            return float("inf")
-        if e.dtype.kind not in "fV":
-            worst = max(worst, 0.0 if np.array_equal(a, e) else float("inf"))
-            continue
-        a, e = a.astype(np.float64), e.astype(np.float64)
-        different = ~((a == e) | (np.isnan(a) & np.isnan(e)))
-        found = np.abs(a[different] - e[different]).max(initial=0.0) / scale
-        worst = max(worst, float("inf") if np.isnan(found) else float(found))
-    return worst
-
-
-def _check(what: str, actual: list[np.ndarray], expected: list[np.ndarray], tolerance: float, steady: bool) -> float:
-    """The difference; RuntimeError if it is above the tolerance and the model itself predicts the same twice."""
-    worst = _difference(actual, expected)
-    if steady and not worst <= tolerance:
-        raise RuntimeError(
-            f"Export: {what} does not predict what the masked model predicts, so nothing was written. If that is due "
-            f"to the random inputs, {HINT}. Received: relative difference={worst:.3g}, tolerance={tolerance}"
-        )
-    return worst

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from ..masks import is_tf_keras
-from ..masks.masked_layers import all_layers
+from ..masks.below import all_layers
 from ..runtime.distribution import to_numpy
 from ..runtime.inputs import call_with, input_like
 

@@ -12,7 +12,7 @@ import keras
 from absl import logging
 
 from ..masks import is_tf_keras
-from ..masks.masked_layers import all_layers
+from ..masks.below import all_layers
 from ..report.saved_variables import write_paths
 from ..report.summary import weight_paths
 from ..runtime.distribution import to_numpy

@@ -16,7 +16,7 @@ from ..channels.graph import reader
 from ..masks import KNOWN_WEIGHTS, is_tf_keras, mask, masked_weights, plain, set_masks
 from ..runtime.distribution import to_numpy
 from ..runtime.inputs import call_with, input_like
-from ..util.checks import check_flag, check_number
+from ..util.checks import check_flag, check_integer, check_number
 from .dead import Plan, Read, plan
 
 LIBRARIES = ("keras", "tf_keras")
@@ -62,7 +62,7 @@ def shrink(
     4
     """
     masked = masked_weights(model)  # raises for what is no model
-    _check_divisor(divisible_by)
+    check_integer("divisible_by", divisible_by, 1)
     check_flag("keep_masks", keep_masks)
     check_number("tolerance", tolerance, ">= 0", lambda value: value >= 0)
     arguments = {"": inputs} if inputs is not None else input_like(model, _random(model), batch=4)
@@ -201,11 +201,6 @@ def _compare(expected: list[np.ndarray], actual: list[np.ndarray], tolerance: fl
                 f"The smaller model does not predict what this one does (output {number}), so it is not returned. "
                 f"Received: relative difference={worst:.3g}, tolerance={tolerance}"
             )
-
-
-def _check_divisor(divisor: Any) -> None:
-    if not isinstance(divisor, int) or isinstance(divisor, bool) or divisor < 1:
-        raise ValueError(f"`divisible_by` must be an integer >= 1. Received: divisible_by={divisor!r}")
 
 
 def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:

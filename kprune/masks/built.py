@@ -8,7 +8,7 @@ import keras
 from absl import logging
 
 from ..runtime.distribution import strategy_scope
-from .masked_layers import all_layers
+from .below import all_layers
 
 
 def check_built(model: Any) -> None:

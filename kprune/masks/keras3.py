@@ -12,8 +12,9 @@ from absl import logging
 
 from ..runtime.distribution import strategy_scope, to_numpy
 from ..runtime.values import Values
+from .below import all_layers
 from .holders import live, renew
-from .masked_layers import all_layers, attach, detach, is_masked, own_weights
+from .masked_layers import attach, detach, is_masked, own_weights
 from .merged import factors, merge
 from .types import FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, skip_reason, unique_paths
 
@@ -179,7 +180,8 @@ def is_depthwise(layer: Any, v: Any) -> bool:
     """Whether a kernel is one of a depthwise layer, or of a convolution with a group per channel, as in ConvNeXt."""
     if isinstance(layer, DEPTHWISE):
         return True
-    return getattr(layer, "kernel", None) is v and getattr(layer, "groups", 1) > 1 and v.shape[-2] == 1
+    grouped = getattr(layer, "groups", 1) > 1 and getattr(layer, "kernel", None) is v
+    return bool(grouped) and tuple(v.shape)[-2] == 1
 
 
 def unfit(layer: Any, v: Any) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from .below import all_layers, states, sublayers
 from .merged import merge, merged_properties, quantize_unmasked
 from .spec import FORMAT, SPEC, plain_layer, registered_while_alive
 from .store import MaskStore, check_names, source_of, token_of
@@ -148,7 +149,7 @@ def _masked_scope(layer: Any, store: MaskStore) -> Iterator[None]:
     masks = {id(v): mask for v, mask in zip(store.masked, store.masks, strict=True)}
     scope = keras.StatelessScope(collect_losses=True)
     values = []
-    for v in layer.variables:
+    for v in [*layer.variables, *states(layer)]:
         value = v.value
         values.append((v, value))
         # `add_update` sets the value as it is; the scope's constructor would cast it to the variable's dtype.
@@ -166,25 +167,6 @@ def _masked_scope(layer: Any, store: MaskStore) -> Iterator[None]:
 def is_masked(layer: Any) -> bool:
     """Whether the layer itself owns masked weights."""
     return isinstance(layer, Masked) and layer.mask_store is not None
-
-
-def sublayers(layer: Any) -> list[Any]:
-    """The direct sublayers of a Keras 3 layer or model, in the order in which it holds them."""
-    return list(layer._flatten_layers(include_self=False, recursive=False))
-
-
-def all_layers(layer: Any) -> list[Any]:
-    """The layer and everything below it, each once, parents first."""
-    found: dict[int, Any] = {}
-
-    def visit(current: Any) -> None:
-        if id(current) not in found:
-            found[id(current)] = current
-            for sub in sublayers(current):
-                visit(sub)
-
-    visit(layer)
-    return list(found.values())
 
 
 def own_weights(layer: Any) -> list[Any]:

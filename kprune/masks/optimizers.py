@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from .masked_layers import all_layers
+from .below import all_layers
 
 
 def optimizers_of(model: Any, optimizer: Any = None) -> list[Any]:

@@ -19,8 +19,9 @@ from typing import Any
 import keras
 
 from ..masks import is_tf_keras
+from ..masks.below import all_layers
 from ..masks.layout import TRANSPOSED, einsum_labels, is_a
-from ..masks.masked_layers import all_layers, own_weights
+from ..masks.masked_layers import own_weights
 from ..runtime.inputs import call_with, input_like
 
 Shape = tuple[int, ...]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..masks import DEFAULT_WEIGHTS
-from ..masks.masked_layers import all_layers
+from ..masks.below import all_layers
 from .keras_file import Description, describe
 from .saved_variables import SavedVariables
 from .summary import Row, Summary, summary

@@ -13,7 +13,8 @@ from keras import ops
 
 from ...data.batches import Batch
 from ...masks import is_tf_keras
-from ...masks.masked_layers import all_layers, is_masked
+from ...masks.below import all_layers
+from ...masks.masked_layers import is_masked
 from ...runtime.distribution import device_layout, to_numpy, undistributed
 from ..base import Context, Derivative
 from .precision import computing_in, patched_attributes

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ...masks.masked_layers import all_layers, sublayers
+from ...masks.below import all_layers, sublayers
 from .convolutions import convolutions_as_products
 from .precision import computing_in, first
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from ...masks.masked_layers import all_layers
+from ...masks.below import all_layers
 
 Patch = Callable[[Any, str, Any], None]
 _ABSENT = object()

@@ -1,0 +1,38 @@
+"""Whether two networks predict the same."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .sample import HINT
+
+
+def difference(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """The largest difference relative to the largest output; what is no float must be equal, or it is infinite."""
+    worst = 0.0
+    numbers = [e for e in expected if e.dtype.kind in "fV" and e.size]
+    scale = max([float(np.nanmax(np.abs(e.astype(np.float64)), initial=0.0)) for e in numbers], default=0.0) or 1.0
+    for a, e in zip(actual, expected, strict=True):
+        if a.shape != e.shape:
+            return float("inf")
+        if e.dtype.kind not in "fV":
+            worst = max(worst, 0.0 if np.array_equal(a, e) else float("inf"))
+            continue
+        a, e = a.astype(np.float64), e.astype(np.float64)
+        different = ~((a == e) | (np.isnan(a) & np.isnan(e)))
+        found = np.abs(a[different] - e[different]).max(initial=0.0) / scale
+        worst = max(worst, float("inf") if np.isnan(found) else float(found))
+    return worst
+
+
+def check_outputs(
+    what: str, actual: list[np.ndarray], expected: list[np.ndarray], tolerance: float, steady: bool
+) -> float:
+    """The difference; RuntimeError if it is above the tolerance and the model itself predicts the same twice."""
+    worst = difference(actual, expected)
+    if steady and not worst <= tolerance:
+        raise RuntimeError(
+            f"Export: {what} does not predict what the masked model predicts, so nothing was written. If that is due "
+            f"to the random inputs, {HINT}. Received: relative difference={worst:.3g}, tolerance={tolerance}"
+        )
+    return worst

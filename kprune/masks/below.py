@@ -1,0 +1,33 @@
+"""What lies below a Keras 3 layer: its sublayers, and what they carry from call to call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+
+def sublayers(layer: Any) -> list[Any]:
+    """The direct sublayers of a Keras 3 layer or model, in the order in which it holds them."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))
+
+
+def all_layers(layer: Any) -> list[Any]:
+    """The layer and everything below it, each once, parents first."""
+    found: dict[int, Any] = {}
+
+    def visit(current: Any) -> None:
+        if id(current) not in found:
+            found[id(current)] = current
+            for sub in sublayers(current):
+                visit(sub)
+
+    visit(layer)
+    return list(found.values())
+
+
+def states(layer: Any) -> Iterator[Any]:
+    """What stateful RNN layers carry from batch to batch, which Keras lists among no layer's variables."""
+    for one in all_layers(layer):
+        yield from (v for v in keras.tree.flatten(getattr(one, "states", None)) if isinstance(v, keras.Variable))
