@@ -81,3 +81,6 @@ def _cut(model: Any, criterion: Any, n_keep: dict[str, int], pattern: Any, seed:
     """The masks of the highest scores, by given numbers of entries."""
     config = PruningConfig(criterion, scope=lambda scores, sparsity: n_keep, pattern=pattern, rounds=1, seed=seed)
     return config.masks(model, 0.0, **options)
+
+
+__all__ = ["METHODS", "drop_and_grow"]
