@@ -19,13 +19,14 @@ from sklearn.datasets import load_digits
 import kprune
 from kprune.config import PruningConfig
 from kprune.lottery import rewind
+from kprune.masks import MaskedWeight
 from kprune.masks import api as masks
 from kprune.schedules import PolynomialDecay
 
 FILES = {"half a file": (pathlib.Path, "write_bytes"), "before the rename": (os, "replace")}
 MOMENTS = {
     "in pruning": (PruningConfig, "masks"),
-    "in setting masks": (masks, "reset_slots"),
+    "in setting masks": (MaskedWeight, "write"),
     "in rewinding": (rewind, "reapply_masks"),
 }
 POINTS = (*FILES, *MOMENTS, "in a step")

@@ -260,7 +260,9 @@ def test_a_model_without_accuracy(tmp_path):
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         return model
 
-    with pytest.raises(ValueError, match=r"metrics=\['accuracy'\]. Received: a model that reports loss, val_loss$"):
+    with pytest.raises(
+        ValueError, match=r"metrics=\['accuracy'\]. Received: a model that reports loss, val_loss, sparsity$"
+    ):
         run(build=build_without, path=tmp_path / "cells.csv")
     assert not (tmp_path / "cells.csv").exists()
 

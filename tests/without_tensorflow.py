@@ -44,10 +44,12 @@ fit(model, callbacks.GradualPruning(schedule), callbacks.BackupAndRestore(folder
 lottery = callbacks.LotteryTicket(levels=1, epochs_per_level=1, rate=0.5, path=folder / "ticket.npz")
 fit(model, lottery, epochs=2)
 assert abs(kprune.summary(model).sparsity - 0.9) < 0.001, kprune.summary(model)
-initial = {w.path: w.value() for w in kprune.masked_weights(model)}
 for criterion in CRITERIA:
-    given = {"data": digits.sample(per_class=1), "batches": None, "initial": initial, "movement": initial}
-    kprune.prune(model, criterion, 0.92, rounds=2, verbose=False, **given)
+    tracker = kprune.PruningConfig(criterion).tracker()
+    if tracker is not None:
+        tracker.arrays = [w.value() for w in kprune.masked_weights(model)]
+    given = {"data": digits.sample(per_class=1), "batches": None, "trackers": tracker}
+    kprune.prune(model, criterion, 0.92, rounds=2, verbose=0, **given)
 model.save(folder / "masked.keras")
 loaded = kprune.strip(keras.models.load_model(folder / "masked.keras"))
 x = digits.test[0][:9]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,8 @@ class Command:
         """What `--help` prints."""
         usage = " ".join(word for word in (f"kprune {self.name}", self.arguments, "[flags]") if word)
         lines = [option.line for option in self.options]
-        notes = f"\n{self.notes}\n" if self.notes else ""
+        wrapped = [textwrap.fill(line, 118, subsequent_indent="  ") for line in self.notes.splitlines()]
+        notes = "\n" + "\n".join(wrapped) + "\n" if self.notes else ""
         return (
             f"{self.summary}\n\nUsage:    {usage}\nExample:  {self.example}\n\n"
             f"Flags [default]:\n" + "\n".join(lines) + f"\n{notes}"

@@ -23,7 +23,8 @@ MODELS = {
 
 def prune_by(model, criterion):
     """Prunes half of a masked model by any criterion, in one round."""
-    values = {weight.path: weight.value() for weight in kprune.masked_weights(model)}
-    given = {"data": images(8), "initial": values, "movement": values}
-    masks = kprune.prune(model, criterion, 0.5, rounds=1, verbose=False, **given)
+    tracker = kprune.PruningConfig(criterion).tracker()
+    if tracker is not None:
+        tracker.arrays = [weight.value() for weight in kprune.masked_weights(model)]
+    masks = kprune.prune(model, criterion, 0.5, rounds=1, verbose=0, data=images(8), trackers=tracker)
     assert sum(int(mask.sum()) for mask in masks.values()) == sum(mask.size for mask in masks.values()) // 2
