@@ -30,7 +30,7 @@ def _beside(pruning: Any) -> list[Any]:
     """
     frame = inspect.currentframe()
     while frame is not None:
-        caller = frame.f_locals.get("self")
+        caller: Any = frame.f_locals.get("self")
         if type(caller).__name__ == "CallbackList" and pruning in caller.callbacks:
             return list(caller.callbacks)
         frame = frame.f_back

@@ -21,7 +21,7 @@ from ..runtime.files import pack, understanding, unpack, write
 from .find_ticket import Level, find_ticket
 from .runs import accuracies
 
-# mode -> what of the network is rewound; "init" to its begin, the others to `rewind_to`.
+# mode -> what of the network is rewound; "init" to its initial state, the others to `rewind_to`.
 REWINDS = {"init": "weights", "rewind": "weights", "learning_rate": "learning_rate", "finetune": "none"}
 CONTROLS = ("reinitialize", "shuffle")
 _POINT = "rewind-point.npz"

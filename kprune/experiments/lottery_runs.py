@@ -150,7 +150,7 @@ def run_lotteries(
     `rate` of what is left, rewinds and trains again. Data come by `kprune.RewindableBatches`, so their order is rewound
     with the optimizer. The modes:
 
-    - "init": all goes back to its begin, and the level trains all epochs (arXiv:1803.03635).
+    - "init": everything goes back to its initial state, and the level trains all epochs (arXiv:1803.03635).
     - "rewind": all goes back to `rewind_to`, and the level trains from there (arXiv:1903.01611).
     - "learning_rate": the optimizer and with it the learning rate schedule go back there, weights stay as trained
       (arXiv:2003.02389).
@@ -172,8 +172,8 @@ def run_lotteries(
             training examples of each class.
         seeds: integers >= 0.
         epochs: of the dense training.
-        path: CSV file for the runs, one row each, that is there in full after each run; one that is there already is
-            gone on with: its runs are not trained again. Beside it, NAME-levels/ holds what a lottery needs to go on.
+        path: CSV file for the runs, one row each, complete after each run. If the file exists, the lotteries resume;
+            finished runs are not repeated. Beside it, NAME-levels/ holds what a lottery needs to go on.
         settings: what else decides the outcome (the network's name, the learning rate ...), as name -> value: columns
             of the file.
         verbose: 0 silent, 1 or "auto" a progress bar over the runs, 2 a line at the end.
