@@ -11,14 +11,13 @@ A new criterion is one function of a `Context`, registered under a name, plus on
 from .base import CRITERIA, Context, Scores
 from .engines.linearize import assume_homogeneous
 from .initial import init_final_sign, large_init, magnitude_increase
+from .lookup import deserialize, get, serialize
 from .loss import fisher, force, gradient, grasp, iterative_snip, snip, taylor
 from .magnitude import lamp, large_final, magnitude
 from .movement import Movement, movement
 from .random import random
 from .synflow import synflow, synflow_l2
 from .trackers import InitialWeights, Tracker
-
-get, serialize, deserialize = CRITERIA.get, CRITERIA.serialize, CRITERIA.deserialize
 
 __all__ = [
     "CRITERIA",

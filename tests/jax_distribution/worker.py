@@ -46,6 +46,9 @@ CALLBACKS = {
     ),
     "PruneAtInit": lambda folder: callbacks.PruneAtInit("snip", 0.7, data=SNIP_BATCH, verbose=False),
     "EarlyBird": lambda folder: callbacks.EarlyBird(sparsity=0.7, patience=2, threshold=1.0, stop=False),
+    "DynamicSparseTraining": lambda folder: callbacks.DynamicSparseTraining(
+        "rigl", 0.7, frequency=5, stop=20, data=SNIP_BATCH
+    ),
     # Without a folder: TensorFlow, which writes for TensorBoard, cannot be imported here.
     "SparsityLogger": lambda folder: callbacks.SparsityLogger(),
     "TakeSnapshot": lambda folder: callbacks.TakeSnapshot(3),

@@ -114,6 +114,9 @@ CALLBACKS = {
     "EarlyBird": CallbackRow(
         lambda folder: kprune.callbacks.EarlyBird(sparsity=0.8, patience=2, threshold=1.0, stop=False), epochs=3
     ),
+    "DynamicSparseTraining": CallbackRow(
+        lambda folder: kprune.callbacks.DynamicSparseTraining("set", 0.8, frequency=2, stop=8), epochs=2
+    ),
     "TakeSnapshot": row_of_none(lambda folder: kprune.callbacks.TakeSnapshot(3)),
     "SparsityLogger": row_of_none(lambda folder: kprune.callbacks.SparsityLogger(folder)),
     "BackupAndRestore": row_of_none(lambda folder: kprune.callbacks.BackupAndRestore(f"{folder}/backup.npz")),

@@ -1,0 +1,38 @@
+"""Criteria by name, and as what JSON can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .base import CRITERIA
+
+
+def get(criterion: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The criterion of a name; a function is returned as it is. ValueError if there is none.
+
+    >>> import kprune
+    >>> kprune.criteria.get("magnitude") is kprune.criteria.magnitude
+    True
+    """
+    return CRITERIA.get(criterion)
+
+
+def serialize(criterion: str | Callable[..., Any]) -> str | dict[str, Any]:
+    """What JSON can hold of a criterion: its name, or name and options; ValueError if it is not registered.
+
+    >>> import functools, kprune
+    >>> kprune.criteria.serialize(functools.partial(kprune.criteria.snip, training=True))
+    {'name': 'snip', 'options': {'training': True}}
+    """
+    return CRITERIA.serialize(criterion)
+
+
+def deserialize(config: str | dict[str, Any]) -> Callable[..., Any]:
+    """The criterion of which `serialize` returned this; ValueError if there is none.
+
+    >>> import kprune
+    >>> kprune.criteria.deserialize("lamp") is kprune.criteria.lamp
+    True
+    """
+    return CRITERIA.deserialize(config)
