@@ -114,9 +114,10 @@ class MaskingCallback(Callback):
             logs["sparsity"] = sparsity
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self.prunes and is_chief() and self is [one for one in self._carrier.callbacks if one.prunes][-1]:
-            say = print if (self.params or {}).get("verbose") else logging.info
-            say(reached(self.model))
+        if self.prunes and self is [one for one in self._carrier.callbacks if one.prunes][-1]:
+            text = reached(self.model)  # by all processes: they gather together what lies in parts
+            if is_chief():
+                (print if (self.params or {}).get("verbose") else logging.info)(text)
         self._carrier.end()
 
     def say_once(self, what: str, cure: str) -> None:
