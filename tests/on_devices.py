@@ -1,6 +1,10 @@
 """The command line on several CPU devices: `python on_devices.py NUMBER words...`."""
 
+import os
 import sys
+
+# On a busy machine the threads of four devices may need more than the 40 s that XLA waits for them to meet.
+os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
 
 import keras
 
