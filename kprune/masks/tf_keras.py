@@ -202,17 +202,22 @@ def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
 
 
 def strip_model(model: Any) -> Any:
+    pruned = _pruned_by_wrappers(model)
+    stripped = _stripped(model)
+    _renew_functions(model, pruned)
+    return stripped
+
+
+def _stripped(model: Any) -> Any:
     if _wrappers(model) and not _clonable(model):
         raise ValueError(
             "tfmot's wrappers cannot be taken out of a subclassed tf_keras model: copy the weights into one that was "
             f"made without them. Received: model={model.name!r}"
         )
     shape = model.input_shape if _wrappers(model) else None
-    pruned = _pruned_by_wrappers(model)
-    for w in pruned:
+    for w in _pruned_by_wrappers(model):
         if isinstance(w.constraint, MaskConstraint):
             _constrain(w, w.constraint.constraint)
-    _renew_functions(model, pruned)
     with strategy_scope(model):
         stripped = tfmot.sparsity.keras.strip_pruning(model)
         if not stripped.built:
@@ -225,7 +230,7 @@ def plain(model: Any) -> Iterator[Any]:
     """Inside, a stripped clone, which shares the weights; afterwards the wrappers hold them at zero again."""
     constraints = [(w, w.constraint) for w in _pruned_by_wrappers(model)]
     try:
-        yield strip_model(model) if _wrappers(model) else model
+        yield _stripped(model) if _wrappers(model) else model
     finally:
         for w, constraint in constraints:
             _constrain(w, constraint)
