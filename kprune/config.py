@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -85,6 +86,8 @@ class PruningConfig:
     @classmethod
     def of(cls, criterion: str | Callable[..., Any] | PruningConfig, **fields: Any) -> PruningConfig:
         """The config that a user gave in place of a criterion, or that of a criterion and the other fields."""
+        if isinstance(criterion, numbers.Real):
+            raise ValueError(f"The criterion comes first, then the sparsity. Received: criterion={criterion!r}")
         if not isinstance(criterion, PruningConfig):
             return cls(criterion, **fields)
         if fields:

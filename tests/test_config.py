@@ -114,6 +114,12 @@ def test_all_take_a_config_or_its_fields(name):
         CALLBACKS[name](criterion="random", scoop="erk")
 
 
+@pytest.mark.parametrize("make", [EarlyBird, PruneAtInit, lambda sparsity: kprune.prune(mlp(), sparsity, 0.5)])
+def test_a_sparsity_in_the_place_of_the_criterion(make):
+    with pytest.raises(ValueError, match=r"^The criterion comes first, then the sparsity\. Received: criterion=0\.9$"):
+        make(0.9)
+
+
 def test_masks_within_others_may_grow():
     model = mlp()
     kprune.prune(model, "magnitude", 0.9)
