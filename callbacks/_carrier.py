@@ -112,8 +112,8 @@ class Carrier:
         pruning = [callback for callback in self.callbacks if callback.prunes_in_training]
         if pruning:
             warn_of_denser_best(pruning[0])
-        self.undo.hold()
         begin_fit(self.model)
+        self.undo.hold()
         # `set_weights`, between folds or from another network, may have brought values for pruned entries.
         if moved_weights(self.model):
             set_masks(self.model, current_masks(self.model))

@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, data, halve, mlp, steady
+from helpers import CHEAP, built, data, halve, mlp, steady
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
@@ -42,6 +42,7 @@ def one_weight(*values):
     """A model with one weight, and its snapshots at these values."""
     model = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False)])
     model.compile("sgd", "mse", metrics=["mse"], **CHEAP)
+    built(model)
     points = []
     for value in values:
         model.set_weights([np.array([[value]])])

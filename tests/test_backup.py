@@ -6,7 +6,7 @@ import resource
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, data, mlp
+from helpers import CHEAP, built, data, mlp
 from keras import layers
 from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, SynFlow
 
@@ -41,7 +41,7 @@ def network(units=12, dropout=0.2):
         ]
     )
     model.compile(keras.optimizers.Adam(1e-2), "mse", **CHEAP)
-    return model
+    return built(model)
 
 
 def fit(model, epochs, *callbacks):

@@ -7,7 +7,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, data, mlp
+from helpers import CHEAP, built, data, mlp
 from kprune.callbacks import BackupAndRestore, EarlyBird, GradualPruning, LotteryTicket, PruneAtInit
 from test_prune import zeros
 
@@ -183,7 +183,7 @@ def fit(model, *callbacks, epochs=1, **arguments):
 def compiled():
     model = mlp()
     model.compile("adam", "mse", **CHEAP)
-    return model
+    return built(model)
 
 
 def test_a_tracker_sees_each_step_of_a_fit_and_a_new_one_the_next():

@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, EachBatch, assert_zero, data, halve, mlp, steady
+from helpers import CHEAP, EachBatch, assert_zero, built, data, halve, mlp, steady
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -44,6 +44,7 @@ def fitted(half=True):
     """A masked mlp that Adam has trained for a few steps."""
     model = mlp()
     model.compile(keras.optimizers.Adam(0.01), "mse", **CHEAP)
+    built(model)
     kprune.mask(model)
     if half:
         halve(model)
@@ -153,6 +154,7 @@ def test_shuffled_gives_each_entry_the_same_chance():
 def test_shuffled_masks_on_the_initial_weights():
     model = mlp(units=40)
     model.compile(keras.optimizers.Adam(0.01), "mse", **CHEAP)
+    built(model)
     kprune.mask(model)
     initial, biases = values_of(model), [layer.bias for layer in model.layers]
     model.fit(*data(), batch_size=8, verbose=0)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, EachBatch, assert_zero, data, mlp
+from helpers import CHEAP, EachBatch, assert_zero, built, data, mlp
 from keras import layers
 from kprune.callbacks import GradualPruning, PruneAtInit
 from sklearn.datasets import load_digits
@@ -22,7 +22,7 @@ SAMPLE = data(n=16, seed=5)
 def compiled(**arguments):
     model = mlp()
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", **{**CHEAP, **arguments})
-    return model
+    return built(model)
 
 
 def fit(model, *callbacks, steps=8, **arguments):

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, assert_zero, data, mlp
+from helpers import CHEAP, assert_zero, built, data, mlp
 from kprune.callbacks import BackupAndRestore, DynamicSparseTraining
 from test_prune import zeros
 
@@ -43,7 +43,7 @@ def compiled(**arguments):
     keras.utils.set_random_seed(1)
     model = mlp()
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", **{**CHEAP, **arguments})
-    return model
+    return built(model)
 
 
 def fit(model, *callbacks, epochs=1, **arguments):

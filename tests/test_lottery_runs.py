@@ -10,7 +10,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP
+from helpers import CHEAP, built
 
 import kprune
 from kprune.experiments.lottery_runs import MODES, LotteryRun, LotteryRuns, run_lotteries
@@ -30,7 +30,7 @@ def build(seed):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     rate = keras.optimizers.schedules.PiecewiseConstantDecay([2 * STEPS - 1], RATE)
     model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"], **CHEAP)
-    return model
+    return built(model)
 
 
 def run(**arguments):

@@ -7,6 +7,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from helpers import built
 
 import kprune
 from kprune.experiments.sweep import Cell, Sweep, sweep
@@ -23,7 +24,7 @@ def build(seed):
     model = kprune.models.lenet_300_100((8, 8, 1), width=0.1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["accuracy"], jit_compile=keras.backend.backend() == "jax")
-    return model
+    return built(model)
 
 
 def run(**arguments):

@@ -61,12 +61,15 @@ class Undo:
     def __init__(self, model: Any, optimizer: Any = None):
         self.model, self._optimizer, self._values = model, optimizer, Values()
         check_leaks(model, masked_weights(model))  # ValueError for what is no model
-        self.hold()
+        self._values.add(model.variables)
         self._masked = [weight.variable for weight in masked_weights(model)]
         self.fresh = mask_for_pruning(model)
 
     def hold(self) -> None:
-        """Take variables in that have been made since, such as the slots of an optimizer that was not built."""
+        """Take in what the optimizers hold that train the model, and all that has been made since.
+
+        They are looked for here, not when the model is masked: that comes once per callback, and changes none of them.
+        """
         optimizer = self._optimizer if self._optimizer is not None else getattr(self.model, "optimizer", None)
         optimizers = trainers(self.model, self.model.trainable_variables)
         optimizers += [] if optimizer is None else [optimizer]
@@ -99,6 +102,7 @@ def masked(model: Any, optimizer: Any = None, keep: bool = True) -> Iterator[Non
     """
     undo = Undo(model, optimizer)
     try:
+        undo.hold()
         yield
     except BaseException:
         undo.back()
