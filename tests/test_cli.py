@@ -298,7 +298,7 @@ def test_lottery(run, tmp_path):
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == (
         "model,width,optimizer,weight_decay,decay,learning_rate,backend,dataset,batch_size,epochs,levels,rate,rewind_to,criterion,"
-        "scope,rounds,mode,masks_of,level,seed,density,accuracy,best,seconds"
+        "scope,rounds,mode,masks_of,level,seed,density,accuracy,best,seconds,early_stop,early_accuracy"
     )
     assert (rows[0]["decay"], rows[0]["rewind_to"], rows[0]["scope"]) == ("step", "epoch:1", "global")
     assert [(row["mode"], row["masks_of"], row["level"]) for row in rows] == [

@@ -14,6 +14,7 @@ from helpers import CHEAP
 
 import kprune
 from kprune.experiments.lottery_runs import MODES, LotteryRun, LotteryRuns, run_lotteries
+from kprune.experiments.runs import early_stop
 from kprune.lottery.rewind import restore, rewind
 
 DIGITS = kprune.data.load("digits")
@@ -120,6 +121,8 @@ def test_each_mode_is_a_training_by_hand():
         rewind(model, *to[cell.mode])
         _, accuracy = by_hand(3, initial_epoch=0 if cell.mode == "init" else 1, model=model)
         assert (cell.accuracy, cell.best) == (accuracy[-1], max(accuracy))
+        first = 3 - len(accuracy)
+        assert cell.early_accuracy == accuracy[cell.early_stop // STEPS - 1 - first]
         assert cell.seconds > 0
     assert report.chance == 0.1
 
@@ -178,6 +181,7 @@ def test_criteria_that_need_more(criterion):
 
 SETTINGS = ["dataset", "batch_size", "epochs", "levels", "rate", "rewind_to", "criterion", "scope", "rounds"]
 RESULTS = ["mode", "masks_of", "level", "seed", "density", "accuracy", "best", "seconds"]
+RESULTS += ["early_stop", "early_accuracy"]
 
 
 def test_the_file(tmp_path):
@@ -406,6 +410,33 @@ def test_the_figure(tmp_path):
         REPORT.plot("lottery.jpeg")
 
 
+def with_early_stops(report):
+    stops = [dataclasses.replace(c, early_stop=40 * (c.level + c.seed), early_accuracy=0.5) for c in report.cells]
+    return dataclasses.replace(report, cells=tuple(stops))
+
+
+def test_early_stops_have_a_table_and_two_panels_of_their_own():
+    report = with_early_stops(REPORT)
+    assert str(report).splitlines()[:7] == [*str(REPORT).splitlines(), ""]
+    assert str(report).splitlines()[7:] == [
+        " level   density        init     shuffle",
+        " ---------------------------------------",
+        "     0   100.00%    20 +- 20    20 +- 20",
+        "     1    10.00%    60 +- 20    60 +- 20",
+        "     2     1.00%   100 +- 20   100 +- 20",
+        "batches to the lowest test loss, mean +- half the range of 2 seeds",
+    ]
+    _, accuracy, stop = report.plot().axes
+    lines = {line.get_label(): line for line in stop.lines}
+    np.testing.assert_allclose(lines["init"].get_xydata(), [[1, 20], [0.1, 60], [0.01, 100]])
+    assert {line.get_ydata()[0] for line in accuracy.lines} == {0.5}
+
+
+def test_an_early_stop_is_the_epoch_of_the_lowest_test_loss():
+    history = {"val_loss": [3.0, np.nan, 1.0, 2.0], "val_accuracy": [0.1, 0.2, 0.3, 0.4]}
+    assert early_stop(history) == (3, 0.3)
+
+
 def lotteries_in_the_docs():
     """(lines of the command, file, rows of the table) for each table of docs/lottery.md."""
     text = (DOCS / "lottery.md").read_text()
@@ -417,9 +448,10 @@ def read_report(name):
     """The report of a file of the docs, and its rows."""
     read = rows(DOCS / "lottery" / f"{name}.csv")
     kinds = {
-        field.name: {"str": str, "int": int, "float": float}[field.type] for field in dataclasses.fields(LotteryRun)
+        field.name: {"str": str, "int": int, "float": float}[field.type.split()[0]]
+        for field in dataclasses.fields(LotteryRun)
     }
-    cells = tuple(LotteryRun(**{key: kind(row[key]) for key, kind in kinds.items()}) for row in read)
+    cells = tuple(LotteryRun(**{key: kind(row[key]) for key, kind in kinds.items() if key in row}) for row in read)
     return LotteryRuns(cells, tuple(dict.fromkeys(cell.mode for cell in cells if cell.level)), 0.1, {}), read
 
 

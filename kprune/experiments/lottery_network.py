@@ -19,7 +19,7 @@ from ..lottery.ticket import Ticket
 from ..masks import is_tf_keras, mask_for_pruning, masked_weights
 from ..runtime.files import pack, understanding, unpack, write
 from .find_ticket import Level, find_ticket
-from .runs import accuracies
+from .runs import accuracies, early_stop
 
 # mode -> what of the network is rewound; "init" to its initial state, the others to `rewind_to`.
 REWINDS = {"init": "weights", "rewind": "weights", "learning_rate": "learning_rate", "finetune": "none"}
@@ -110,7 +110,9 @@ class LotteryNetwork:
         accuracy, best = accuracies(fitted.history)
         seconds = round(time.perf_counter() - start, 2)
         kept = density(masked_weights(self.model))
-        return {"density": kept, "accuracy": accuracy, "best": best, "seconds": seconds}
+        epochs, early_accuracy = early_stop(fitted.history)
+        early = {"early_stop": (initial_epoch + epochs) * len(batches), "early_accuracy": early_accuracy}
+        return {"density": kept, "accuracy": accuracy, "best": best, "seconds": seconds, **early}
 
     def _batches(self) -> RewindableBatches:
         x, y = self.data.train

@@ -2,129 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from ..config import PruningConfig
 from ..criteria import CRITERIA
 from ..data import Dataset
 from ..lottery.levels import Lottery
 from ..pruning import Pruner
-from ..util.plotting import LINES, TEXT, new_axes, plain_axes
 from ..util.progress import check_verbose, progress
 from ..util.registry import trait
-from ..util.tables import new_table, table_lines
 from .lottery_network import CONTROLS, REWINDS, LotteryNetwork
-from .runs import RunsReport, RunTable, band, check_each_once, check_epochs, check_seeds, runs_drawn
+from .lottery_report import DENSE, LotteryRun, LotteryRuns
+from .runs import RunTable, check_each_once, check_epochs, check_seeds
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 MODES = (*REWINDS, *CONTROLS)
-DENSE = "dense"
-
-
-@dataclass(frozen=True)
-class LotteryRun:
-    """One training run: a level of a lottery, or of a control.
-
-    Attributes:
-        mode: one of `MODES`; "dense" at level 0.
-        masks_of: the mode whose masks it has: its own, but for a control; "dense" at level 0.
-        level: number of prunings before it.
-        seed: of the initial weights, the order of the examples and the control's draws.
-        density: fraction of nonzeros over all masked weights.
-        accuracy: on the test part after the last epoch, in [0, 1].
-        best: the highest accuracy of any epoch. It is chosen on the test part, so report it only beside others' best.
-        seconds: wall-clock time of the training.
-    """
-
-    mode: str
-    masks_of: str
-    level: int
-    seed: int
-    density: float
-    accuracy: float
-    best: float
-    seconds: float
-
-    @property
-    def key(self) -> tuple[str, str, int, int]:
-        """What tells it from the other runs."""
-        return self.mode, self.masks_of, self.level, self.seed
-
-
-@dataclass(frozen=True)
-class LotteryRuns(RunsReport[LotteryRun]):
-    """What `kprune.lottery_runs.run_lotteries` found; `print(report)` shows a table.
-
-    `plot` draws accuracy against density: for each mode the mean over the seeds in a band from least to most.
-
-    Attributes:
-        cells: one `LotteryRun` per training run: by seed, then mode, then level.
-        modes: the modes, in their order.
-        chance: the accuracy of guessing: 1 / classes.
-        settings: what the runs had in common, as in the columns of the file.
-    """
-
-    modes: tuple[str, ...]
-    chance: float
-    settings: dict[str, Any]
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """The levels, from 0."""
-        return tuple(sorted({cell.level for cell in self.cells}))
-
-    @property
-    def densities(self) -> tuple[float, ...]:
-        """The density of each level, descending."""
-        found = {cell.level: cell.density for cell in self.cells}
-        return tuple(found[level] for level in self.levels)
-
-    def of(self, mode: str, level: int) -> tuple[LotteryRun, ...]:
-        """The runs of a mode at a level, one for each seed; at level 0 those of the dense network."""
-        name = mode if level else DENSE
-        return tuple(cell for cell in self.cells if (cell.mode, cell.level) == (name, level))
-
-    def margin(self, mode: str, level: int, over: str = DENSE) -> tuple[float, float]:
-        """By how much a mode is more accurate than another (the dense network by default), seed by seed.
-
-        Args:
-            mode, level: of the one.
-            over: the other mode, at the same level; "dense" for the network before any pruning.
-
-        Returns:
-            The mean over the seeds of the difference of their accuracies, and its standard error (NaN for one seed).
-        """
-        ones, others = self.of(mode, level), self.of(over, level if over != DENSE else 0)
-        differences = [one.accuracy - other.accuracy for one, other in zip(ones, others, strict=True)]
-        error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
-        return fmean(differences), error
-
-    def _draw(self) -> Figure:
-        return _figure(self)
-
-    def __str__(self) -> str:
-        table = new_table()
-        for column in ("level", "density", *self.modes):
-            table.add_column(column, justify="right")
-        for level, share in zip(self.levels, self.densities, strict=True):
-            table.add_row(str(level), f"{share:.2%}", *(_shown(self.of(mode, level)) for mode in self.modes))
-        several = f"mean +- half the range of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
-        return "\n".join(
-            [*table_lines(table), f"test accuracy after the last epoch, in per cent, {several}; level 0 is dense"]
-        )
 
 
 def run_lotteries(
@@ -252,6 +152,8 @@ def run_lotteries(
             def keep(mode: str, masks_of: str, level: int, result: dict[str, Any], seed: int = seed) -> None:
                 names = (mode, masks_of) if level else (DENSE, DENSE)
                 numbers = {name: result[name] for name in ("density", "accuracy", "best", "seconds")}
+                if "early_stop" in result:  # the levels of kprune 0.1 lack it
+                    numbers |= {"early_stop": int(result["early_stop"]), "early_accuracy": result["early_accuracy"]}
                 cell = LotteryRun(*names, level, seed, **numbers)
                 if cell.key not in table.cells:  # each lottery trains the dense network anew
                     table.add(cell)
@@ -296,33 +198,6 @@ def _keys(modes: Sequence[str], base: str, levels: int, seed: int) -> list[tuple
         (DENSE, DENSE, 0, seed),
         *((mode, base if mode in CONTROLS else mode, level, seed) for mode in modes for level in range(1, levels + 1)),
     ]
-
-
-def _shown(cells: Sequence[LotteryRun]) -> str:
-    values = [100 * cell.accuracy for cell in cells]
-    spread = f" +- {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
-    return f"{sum(values) / len(values):.1f}{spread}"
-
-
-def _figure(report: LotteryRuns) -> Figure:
-    from matplotlib.ticker import PercentFormatter
-
-    figure, axes = new_axes(9, 5, dpi=100)
-    for mode, color in zip(report.modes, itertools.cycle(LINES[::-1]), strict=False):
-        columns = [report.of(mode, level) for level in report.levels]
-        band(axes, report.densities, columns, color=color, label=mode, marker="o", markersize=4)
-    dense = float(np.mean([cell.accuracy for cell in report.of("dense", 0)]))
-    axes.axhline(dense, color=TEXT, linewidth=1, linestyle=":", label="dense")
-    axes.set_xscale("log")
-    axes.invert_xaxis()
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axes.set_xlabel("density: weights left / weights")
-    axes.set_ylabel("test accuracy after the last epoch")
-    plain_axes(axes)
-    figure.suptitle(f"lottery tickets: {runs_drawn(report)}", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
-    return figure
 
 
 __all__ = ["MODES", "LotteryRun", "LotteryRuns", "run_lotteries"]
