@@ -346,9 +346,9 @@ def test_weight_decay_is_the_optimizers(run, tmp_path, monkeypatch, words, decay
 
 
 def test_fine_tuning_at_a_learning_rate_of_zero_is_refused(run, tmp_path):
-    words = [*LOTTERY, "--modes=init,finetune", f"--out_dir={tmp_path}"]
+    words = [*LOTTERY, "--modes=init,none", f"--out_dir={tmp_path}"]
     status, out, err = run(*words, "--decay=cosine")
-    assert (status, out) == (1, "") and "use --decay=step. Received: decay='cosine', modes='init,finetune'\n" in err
+    assert (status, out) == (1, "") and "use --decay=step. Received: decay='cosine', modes='init,none'\n" in err
     assert list(tmp_path.iterdir()) == []
 
 

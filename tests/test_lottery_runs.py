@@ -103,18 +103,18 @@ def by_hand(seed, epochs=3, initial_epoch=0, model=None, callbacks=()):
 
 
 def test_each_mode_is_a_training_by_hand():
-    report = run(modes=["init", "rewind", "learning_rate", "finetune"], seeds=[3])
+    report = run(modes=["init", "weights", "learning_rate", "none"], seeds=[3])
     assert [(c.mode, c.masks_of, c.level, c.seed, c.density) for c in report.cells] == [
         ("dense", "dense", 0, 3, 1.0),
-        *((mode, mode, 1, 3, 0.5) for mode in ("init", "rewind", "learning_rate", "finetune")),
+        *((mode, mode, 1, 3, 0.5) for mode in ("init", "weights", "learning_rate", "none")),
     ]
     model = build(3)
     start, early = kprune.snapshot(model), kprune.callbacks.TakeSnapshot("epoch:1")
     _, dense = by_hand(3, model=model, callbacks=[early])
     assert (report.cells[0].accuracy, report.cells[0].best) == (dense[-1], max(dense))
     trained, full = kprune.snapshot(model), {w.path: w.kept() for w in kprune.masked_weights(model)}
-    to = {"init": (start, "weights"), "rewind": (early.snapshot, "weights")}
-    to |= {"learning_rate": (early.snapshot, "learning_rate"), "finetune": (early.snapshot, "none")}
+    to = {"init": (start, "weights"), "weights": (early.snapshot, "weights")}
+    to |= {"learning_rate": (early.snapshot, "learning_rate"), "none": (early.snapshot, "none")}
     for cell in report.cells[1:]:
         restore(model, full, trained)
         kprune.prune(model, "magnitude", 0.5, verbose=False)
@@ -152,8 +152,8 @@ def test_where_each_fit_begins(record):
 
 
 def test_controls_of_a_rewound_ticket_begin_where_it_does(record):
-    report = run(modes=["rewind", "shuffle", "reinitialize"])
-    assert [cell.masks_of for cell in report.cells] == ["dense", "rewind", "rewind", "rewind"]
+    report = run(modes=["weights", "shuffle", "reinitialize"])
+    assert [cell.masks_of for cell in report.cells] == ["dense", "weights", "weights", "weights"]
     _, ticket, mixed, fresh = record.fits
     assert [fit["steps"] for fit in (ticket, mixed, fresh)] == [[4, 12], [4, 12], [0, 12]]
     for i, mask in enumerate(ticket["masks"]):
@@ -216,7 +216,7 @@ class Killed(BaseException):
     pass
 
 
-LARGE = dict(modes=["init", "rewind", "shuffle", "reinitialize"], levels=2, epochs=2)
+LARGE = dict(modes=["init", "weights", "shuffle", "reinitialize"], levels=2, epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -272,11 +272,9 @@ def test_a_finished_file_is_only_read_and_a_larger_comparison_goes_on_with_it(fi
     part = run(build=refuse_to_build, path=path, levels=2)
     assert part.cells == tuple(cell for cell in first.cells if cell.mode != "shuffle")
     assert path.read_bytes() == before
-    larger = run(path=path, levels=2, modes=["finetune", "init", "reinitialize"])
+    larger = run(path=path, levels=2, modes=["none", "init", "reinitialize"])
     assert path.read_bytes().startswith(before)
-    assert without_seconds(larger.cells) == without_seconds(
-        run(levels=2, modes=["finetune", "init", "reinitialize"]).cells
-    )
+    assert without_seconds(larger.cells) == without_seconds(run(levels=2, modes=["none", "init", "reinitialize"]).cells)
 
 
 def test_a_row_that_was_deleted_comes_back(finished):
@@ -321,17 +319,19 @@ def test_levels_without_their_file_are_refused(finished):
     [
         (dict(modes=["init", "shufle"]), r"Received: mode='shufle'$"),
         (dict(modes=["dense"]), r"Received: mode='dense'$"),
+        (dict(modes=["rewind"]), r"'rewind' is called 'weights' now\. Received: mode='rewind'$"),
+        (dict(modes=["finetune"]), r"'finetune' is called 'none' now\. Received: mode='finetune'$"),
         (dict(modes="init"), r"Received: modes='init'$"),
         (dict(modes=[]), r"Received: modes=\[\]$"),
         (dict(modes=["init", "init"]), r"Received: modes=\['init', 'init'\]$"),
         (
-            dict(modes=["shuffle", "finetune"]),
-            r"whose masks it takes. Received: modes=\['shuffle', 'finetune'\]$",
+            dict(modes=["shuffle", "none"]),
+            r"whose masks it takes. Received: modes=\['shuffle', 'none'\]$",
         ),
-        (dict(modes=["rewind", "init"], rewind_to="init"), r"Received: modes=.*, rewind_to='init'$"),
-        (dict(modes=["rewind", "init"], rewind_to=0.0), r"Received: modes=.*, rewind_to=0.0$"),
+        (dict(modes=["weights", "init"], rewind_to="init"), r"Received: modes=.*, rewind_to='init'$"),
+        (dict(modes=["weights", "init"], rewind_to=0.0), r"Received: modes=.*, rewind_to=0.0$"),
         (dict(rewind_to="begin"), r"Received: rewind_to='begin'$"),
-        (dict(modes=["finetune"], rewind_to="epoch:3"), r"before the end of a level \(12 batches\)"),
+        (dict(modes=["none"], rewind_to="epoch:3"), r"before the end of a level \(12 batches\)"),
         (dict(levels=0), r"Received: levels=0$"),
         (dict(rate=1.0), r"Received: rate=1.0$"),
         (dict(seeds=[0, 0]), r"Received: seeds=\[0, 0\]$"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..lottery.rewind import RENAMED
 from ..util.plotting import LINES, TEXT, plain_axes
 from ..util.tables import new_table, table_lines
 from .runs import RunsReport, band, runs_drawn
@@ -49,6 +50,10 @@ class LotteryRun:
     seconds: float
     early_stop: int | None = None
     early_accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("mode", "masks_of"):  # in a file of kprune 0.1 by its old name
+            object.__setattr__(self, name, RENAMED.get(getattr(self, name), getattr(self, name)))
 
     @property
     def key(self) -> tuple[str, str, int, int]:

@@ -33,14 +33,14 @@ class Run(Protocol):
         """What tells it from the other runs of its table."""
 
 
-Cell = TypeVar("Cell", bound=Run)
+AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 @dataclass(frozen=True)
-class RunsReport(Drawable, Generic[Cell]):
+class RunsReport(Drawable, Generic[AnyRun]):
     """What the reports of many training runs share; `cells` are the runs."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[AnyRun, ...]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -65,7 +65,7 @@ _RANGES = {
 _MOST_ROWS = 100_000
 
 
-class RunTable(Generic[Cell]):
+class RunTable(Generic[AnyRun]):
     """The finished runs, and the CSV file that holds them and the settings with which they were made.
 
     Args:
@@ -88,7 +88,7 @@ class RunTable(Generic[Cell]):
     def __init__(
         self,
         path: str | os.PathLike[str] | None,
-        kind: type[Cell],
+        kind: type[AnyRun],
         own: dict[str, Any],
         others: dict[str, Any] | None,
     ):
@@ -105,11 +105,11 @@ class RunTable(Generic[Cell]):
         self.settings = {**(others or {}), **own}
         self._written = {name: "" if value is None else str(value) for name, value in self.settings.items()}
         self.columns = [*self._written, *self._convert]
-        self.cells: dict[Hashable, Cell] = {}
+        self.cells: dict[Hashable, AnyRun] = {}
         self._lock = None if path is None else Lock(path)
         self._read()
 
-    def __enter__(self) -> RunTable[Cell]:
+    def __enter__(self) -> RunTable[AnyRun]:
         if self._lock is not None:
             self._lock.acquire()
             try:
@@ -123,7 +123,7 @@ class RunTable(Generic[Cell]):
         if self._lock is not None:
             self._lock.release()
 
-    def add(self, cell: Cell) -> None:
+    def add(self, cell: AnyRun) -> None:
         """Keep a finished run, in the file too: a process that is killed leaves the old file or the new one.
 
         Raises:
@@ -144,7 +144,7 @@ class RunTable(Generic[Cell]):
         if self.path is None or not self.path.exists():
             return
         received = f"Received: path={str(self.path)!r}"
-        cells: dict[Hashable, Cell] = {}
+        cells: dict[Hashable, AnyRun] = {}
         try:
             with open(self.path, newline="", encoding="utf-8") as file:
                 # Row by row: a file of a few MB may hold millions that are no runs.
@@ -170,7 +170,7 @@ class RunTable(Generic[Cell]):
                 f"Move it away, or write elsewhere. {received}"
             )
 
-    def _cell(self, number: int, row: dict[str, str], received: str) -> Cell:
+    def _cell(self, number: int, row: dict[str, str], received: str) -> AnyRun:
         other = [
             f"{name}={row[name]!s:.80} there, {now} now" for name, now in self._written.items() if row[name] != now
         ]
