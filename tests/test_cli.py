@@ -298,7 +298,7 @@ def test_lottery(run, tmp_path):
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == (
         "model,width,optimizer,weight_decay,decay,learning_rate,backend,dataset,batch_size,epochs,levels,rate,rewind_to,criterion,"
-        "scope,rounds,mode,masks_of,level,seed,density,accuracy,best,seconds"
+        "scope,rounds,mode,masks_of,level,seed,density,accuracy,best,seconds,early_stop,early_accuracy"
     )
     assert (rows[0]["decay"], rows[0]["rewind_to"], rows[0]["scope"]) == ("step", "epoch:1", "global")
     assert [(row["mode"], row["masks_of"], row["level"]) for row in rows] == [
@@ -346,9 +346,9 @@ def test_weight_decay_is_the_optimizers(run, tmp_path, monkeypatch, words, decay
 
 
 def test_fine_tuning_at_a_learning_rate_of_zero_is_refused(run, tmp_path):
-    words = [*LOTTERY, "--modes=init,finetune", f"--out_dir={tmp_path}"]
+    words = [*LOTTERY, "--modes=init,none", f"--out_dir={tmp_path}"]
     status, out, err = run(*words, "--decay=cosine")
-    assert (status, out) == (1, "") and "use --decay=step. Received: decay='cosine', modes='init,finetune'\n" in err
+    assert (status, out) == (1, "") and "use --decay=step. Received: decay='cosine', modes='init,none'\n" in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,7 +22,7 @@ from kprune.callbacks._carrier import release
 import kprune
 from kprune.experiments.lottery_runs import LotteryRun
 from kprune.experiments.runs import RunTable
-from kprune.experiments.sweep import Cell
+from kprune.experiments.sweep import SweepRun
 from kprune.runtime import files
 
 pytestmark = [pytest.mark.one_session, pytest.mark.filterwarnings("ignore:Duplicate name")]
@@ -232,10 +232,10 @@ def test_masks_in_several_files(tmp_path):
 # CSV
 
 
-SWEPT = Cell("snip", 10.0, 0, 0.5, 0.75, 0.9, 0, 1.5)
+SWEPT = SweepRun("snip", 10.0, 0, 0.5, 0.75, 0.9, 0, 1.5)
 RUNS = {
     "collapse.csv": [SWEPT, dataclasses.replace(SWEPT, seed=1), dataclasses.replace(SWEPT, method="random")],
-    "lottery.csv": [LotteryRun("init", "init", level, 0, 0.6**level, 0.9, 1.0, 2.5) for level in range(3)],
+    "lottery.csv": [LotteryRun("init", "init", level, 0, 0.6**level, 0.9, 1.0, 2.5, 8, 0.9) for level in range(3)],
 }
 
 
@@ -250,9 +250,9 @@ def test_tables_of_runs(tmp_path, name):
         (tmp_path / name).write_bytes(content)
         cells = RunTable(tmp_path / name, kind, own, others).cells
         for cell in map(dataclasses.asdict, cells.values()):
-            numbers = {key: value for key, value in cell.items() if not isinstance(value, str)}
+            numbers = {key: value for key, value in cell.items() if not isinstance(value, str | None)}
             assert all(0 <= value < math.inf for value in numbers.values()), cell
-            shares = {"accuracy", "best", "sparsity", "density"}
+            shares = {"accuracy", "best", "early_accuracy", "sparsity", "density"}
             assert all(numbers[key] <= 1 for key in shares & set(numbers)), cell
 
     survive(name, (tmp_path / name).read_bytes(), fuzz.hostile_csv, read)

@@ -10,7 +10,7 @@ import pytest
 from helpers import built
 
 import kprune
-from kprune.experiments.sweep import Cell, Sweep, sweep
+from kprune.experiments.sweep import Sweep, SweepRun, sweep
 
 DIGITS = kprune.data.load("digits")
 SMALL = dataclasses.replace(DIGITS, train=tuple(part[:128] for part in DIGITS.train))
@@ -272,7 +272,7 @@ def test_a_model_without_accuracy(tmp_path):
 
 
 def cell(method, compression, seed, accuracy, collapsed=0):
-    return Cell(method, compression, seed, accuracy, accuracy, 1 - 1 / compression, collapsed, 1.0)
+    return SweepRun(method, compression, seed, accuracy, accuracy, 1 - 1 / compression, collapsed, 1.0)
 
 
 REPORT = Sweep(

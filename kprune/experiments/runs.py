@@ -7,7 +7,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import Field, asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -33,14 +33,14 @@ class Run(Protocol):
         """What tells it from the other runs of its table."""
 
 
-Cell = TypeVar("Cell", bound=Run)
+AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 @dataclass(frozen=True)
-class RunsReport(Drawable, Generic[Cell]):
+class RunsReport(Drawable, Generic[AnyRun]):
     """What the reports of many training runs share; `cells` are the runs."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[AnyRun, ...]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -52,21 +52,25 @@ class RunsReport(Drawable, Generic[Cell]):
         return asdict(self)
 
 
-_CONVERT: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+_CONVERT: dict[str, Callable[[str], Any]] = {
+    **{"str": str, "int": int, "float": float},
+    "int | None": lambda text: int(text) if text else None,
+    "float | None": lambda text: float(text) if text else None,
+}
 # What a column's numbers lie between; those of the other columns are at least 0.
 _RANGES = {
-    **dict.fromkeys(("accuracy", "best", "sparsity", "density"), (0.0, 1.0)),
+    **dict.fromkeys(("accuracy", "best", "early_accuracy", "sparsity", "density"), (0.0, 1.0)),
     "compression": (1.0, math.inf),
 }
 _MOST_ROWS = 100_000
 
 
-class RunTable(Generic[Cell]):
+class RunTable(Generic[AnyRun]):
     """The finished runs, and the CSV file that holds them and the settings with which they were made.
 
     Args:
         path: the file, which is read if it is there; None for none. `with table:` this process owns it (`Lock`), and
-            what others have added until then is read.
+            what others have added until then is read. One of an earlier version may lack columns that have defaults.
         kind: the dataclass of a run.
         own: settings that all runs have in common, name -> value.
         others: further ones, of the user.
@@ -84,7 +88,7 @@ class RunTable(Generic[Cell]):
     def __init__(
         self,
         path: str | os.PathLike[str] | None,
-        kind: type[Cell],
+        kind: type[AnyRun],
         own: dict[str, Any],
         others: dict[str, Any] | None,
     ):
@@ -101,11 +105,11 @@ class RunTable(Generic[Cell]):
         self.settings = {**(others or {}), **own}
         self._written = {name: "" if value is None else str(value) for name, value in self.settings.items()}
         self.columns = [*self._written, *self._convert]
-        self.cells: dict[Hashable, Cell] = {}
+        self.cells: dict[Hashable, AnyRun] = {}
         self._lock = None if path is None else Lock(path)
         self._read()
 
-    def __enter__(self) -> RunTable[Cell]:
+    def __enter__(self) -> RunTable[AnyRun]:
         if self._lock is not None:
             self._lock.acquire()
             try:
@@ -119,14 +123,14 @@ class RunTable(Generic[Cell]):
         if self._lock is not None:
             self._lock.release()
 
-    def add(self, cell: Cell) -> None:
+    def add(self, cell: AnyRun) -> None:
         """Keep a finished run, in the file too: a process that is killed leaves the old file or the new one.
 
         Raises:
             ValueError: a number is one that no run has, such as an accuracy of 7.
         """
-        for name, convert in self._convert.items():
-            _number(name, convert(getattr(cell, name)))
+        for name in self._convert:
+            _number(name, getattr(cell, name))
         self.cells[cell.key] = cell
         if self.path is None:
             return
@@ -140,7 +144,7 @@ class RunTable(Generic[Cell]):
         if self.path is None or not self.path.exists():
             return
         received = f"Received: path={str(self.path)!r}"
-        cells: dict[Hashable, Cell] = {}
+        cells: dict[Hashable, AnyRun] = {}
         try:
             with open(self.path, newline="", encoding="utf-8") as file:
                 # Row by row: a file of a few MB may hold millions that are no runs.
@@ -159,13 +163,14 @@ class RunTable(Generic[Cell]):
         self.cells = cells
 
     def _check_columns(self, columns: list[str], received: str) -> None:
-        if columns != self.columns:
+        optional = {field.name for field in fields(self.kind) if field.default is not MISSING}
+        if [name for name in self.columns if name in columns or name not in optional] != columns:
             raise ValueError(
                 f"The file is not the table of such runs: its columns should be {', '.join(self.columns)}. "
                 f"Move it away, or write elsewhere. {received}"
             )
 
-    def _cell(self, number: int, row: dict[str, str], received: str) -> Cell:
+    def _cell(self, number: int, row: dict[str, str], received: str) -> AnyRun:
         other = [
             f"{name}={row[name]!s:.80} there, {now} now" for name, now in self._written.items() if row[name] != now
         ]
@@ -177,7 +182,8 @@ class RunTable(Generic[Cell]):
         try:
             if None in row:
                 raise ValueError("it has more cells than there are columns")
-            return self.kind(**{name: _number(name, convert(row[name])) for name, convert in self._convert.items()})
+            known = {name: convert for name, convert in self._convert.items() if name in row}
+            return self.kind(**{name: _number(name, convert(row[name])) for name, convert in known.items()})
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"Row {number} of the file is damaged ({error!s:.200}); delete it to train that run again. {received}"
@@ -187,7 +193,7 @@ class RunTable(Generic[Cell]):
 def _number(name: str, value: Any) -> Any:
     """The value; ValueError if it is a number that no run has in this column."""
     least, most = _RANGES.get(name, (0.0, math.inf))
-    if not isinstance(value, str) and not (math.isfinite(value) and least <= value <= most):
+    if isinstance(value, int | float) and not (math.isfinite(value) and least <= value <= most):
         between = f"be finite and at least {least:g}" if most == math.inf else f"be between {least:g} and {most:g}"
         raise ValueError(f"{name} must {between}, not {value}")
     return value
@@ -226,11 +232,19 @@ def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
     return round(float(found[-1]), 6), round(float(max(found)), 6)
 
 
-def band(axes: Any, at: Sequence[float], columns: Sequence[Sequence[Any]], **line: Any) -> list[float]:
-    """A line through the mean accuracies of columns of runs, in a band from least to most; the means."""
-    accuracies = [[run.accuracy for run in column] for column in columns]
-    means = [float(np.mean(column)) for column in accuracies]
-    axes.fill_between(at, list(map(min, accuracies)), list(map(max, accuracies)), color=line["color"], alpha=0.15, lw=0)
+def early_stop(history: dict[str, list[float]]) -> tuple[int, float]:
+    """After how many epochs of a fit its test loss was lowest, and the test accuracy then."""
+    losses = np.nan_to_num(history["val_loss"], nan=np.inf)
+    return int(np.argmin(losses)) + 1, round(float(history["val_accuracy"][np.argmin(losses)]), 6)
+
+
+def band(
+    axes: Any, at: Sequence[float], columns: Sequence[Sequence[Any]], name: str = "accuracy", **line: Any
+) -> list[float]:
+    """A line through the means of a field over columns of runs, in a band from least to most; the means."""
+    values = [[getattr(run, name) for run in column] for column in columns]
+    means = [float(np.mean(column)) for column in values]
+    axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=line["color"], alpha=0.15, lw=0)
     axes.plot(at, means, linewidth=1.8, **line)
     return means
 
