@@ -1,4 +1,4 @@
-"""TakeSnapshot: the model at one point of its training, to be rewound to later."""
+"""TakeSnapshot: the model at one point of its training, to rewind to later."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TakeSnapshot(MaskingCallback):
         self._counter.forget()
 
     def epochs(self) -> int:
-        """The number of epochs of which the point may name a share."""
+        """The number of epochs that a point given as a share refers to."""
         return (self.params or {}).get("epochs") or 1
 
     def first_epoch(self) -> int:
@@ -103,8 +103,8 @@ class TakeSnapshot(MaskingCallback):
     def _check_reached(self, epochs: int) -> None:
         if self._due and self._due >= epochs * (self.batches_per_epoch or 0):
             raise ValueError(
-                f"The fit begins at a later epoch and does not reach batch {self._due}, where the snapshot is due. "
-                f"Received: at={self.point}, with {epochs} epochs to train"
+                f"The fit begins at a later epoch and ends before batch {self._due}, where the snapshot is due: train "
+                f"longer, or choose an earlier point. Received: at={self.point}, epochs to train={epochs}"
             )
 
     def _take(self, taken: int | None) -> None:
@@ -114,7 +114,9 @@ class TakeSnapshot(MaskingCallback):
 
     def missed(self) -> None:
         """The fit has ended before the point was reached."""
-        logging.warning("TakeSnapshot: the fit ended before batch %d, where the snapshot was due.", self._due)
+        logging.warning(
+            "TakeSnapshot: the fit ended before batch %d, where the snapshot was due: train longer.", self._due
+        )
 
     def took(self) -> None:
         """The point is reached."""
@@ -123,8 +125,8 @@ class TakeSnapshot(MaskingCallback):
         """The snapshot; RuntimeError if the point was not reached."""
         if self.snapshot is None:
             raise RuntimeError(
-                "The training did not reach the point to rewind to: train at least that far, with this callback among "
-                f"those of fit. Received: {self.point}"
+                "Training did not reach the rewind point: train at least that far, and pass this callback to fit. "
+                f"Received: at={self.point}"
             )
         return self.snapshot
 
@@ -139,11 +141,11 @@ class TakeSnapshot(MaskingCallback):
         self.snapshot = Snapshot.from_arrays(arrays) if arrays else None
 
     def progress(self) -> dict[str, Any]:
-        """What is to be carried beside the snapshot; what JSON can hold."""
+        """What to carry besides the snapshot, as JSON can hold it."""
         return {"counter": self._counter.get_state()}
 
     def set_progress(self, progress: dict[str, Any]) -> None:
-        """Take it over."""
+        """Restore what `progress` returned."""
         # Backups of kprune 0.1 tell only where the fit began.
         begun = progress.get("begun_at")
         self._counter.set_state(progress.get("counter") or [-1 if begun is None else begun, 0, 0])
