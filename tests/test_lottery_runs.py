@@ -304,7 +304,7 @@ def test_a_file_of_another_comparison_is_refused(finished, arguments, message):
 def test_levels_without_their_file_are_refused(finished):
     path, _ = finished
     path.unlink()
-    with pytest.raises(ValueError, match=r"cells-levels has levels of runs .*Received: path='.*cells.csv'$"):
+    with pytest.raises(ValueError, match=r"cells-levels holds levels of runs .*Received: path='.*cells.csv'$"):
         run(build=refuse_to_build, path=path, levels=2, epochs=2)
     assert not path.exists()
 
@@ -322,7 +322,7 @@ def test_levels_without_their_file_are_refused(finished):
         (dict(modes=["init", "init"]), r"Received: modes=\['init', 'init'\]$"),
         (
             dict(modes=["shuffle", "finetune"]),
-            r"whose masks it takes. Received: modes=\['shuffle', 'finetune'\]$",
+            r"whose masks it uses. Received: modes=\['shuffle', 'finetune'\]$",
         ),
         (dict(modes=["rewind", "init"], rewind_to="init"), r"Received: modes=.*, rewind_to='init'$"),
         (dict(modes=["rewind", "init"], rewind_to=0.0), r"Received: modes=.*, rewind_to=0.0$"),

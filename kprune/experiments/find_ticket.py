@@ -187,7 +187,7 @@ class _Taker(TakeSnapshot):
 
 
 class _Watching(MaskingCallback):
-    """Lets what the criterion goes by watch the user's training."""
+    """Lets the criterion's tracker watch the user's training."""
 
     def __init__(self, pruner: Pruner):
         super().__init__()
@@ -226,7 +226,7 @@ class _Seeded(Callback):
 
 @dataclass
 class _State:
-    """What is known between two levels, and its file."""
+    """The state between two levels, and its file."""
 
     density: float
     to: Snapshot | None = None
@@ -247,7 +247,7 @@ class _State:
         arrays, about = unpack(data, str(Path(folder, _STATE)))
         if about.get("settings") != lottery.settings:
             raise ValueError(
-                f"The folder belongs to another lottery, with settings {about.get('settings')!s:.1000}: name "
+                f"The folder belongs to another lottery, with settings {about.get('settings')!s:.1000}: choose "
                 "another folder, or delete "
                 f"it. Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
             )
@@ -265,12 +265,12 @@ class _State:
     def _check(self) -> None:
         """ValueError unless it is what `save` writes."""
         if type(self.density) is not float or not 0 <= self.density <= 1:
-            raise ValueError(f"density={self.density!r}")
+            raise ValueError(f"its density must be a float from 0 to 1, not {self.density!r}")
         if type(self.initial_epoch) is not int or self.initial_epoch < 0:
-            raise ValueError(f"initial_epoch={self.initial_epoch!r}")
+            raise ValueError(f"its initial_epoch must be an integer >= 0, not {self.initial_epoch!r}")
         levels = list(range(len(self.results)))
         if not isinstance(self.results, list) or [result["level"] for result in self.results] != levels:
-            raise ValueError(f"results={self.results!r:.100}")
+            raise ValueError(f"its results must be a list with one entry per level, not {self.results!r:.100}")
 
     def ticket(self, lottery: Lottery, model: Any) -> Ticket:
         """The ticket of the masks that the model has."""
@@ -293,6 +293,6 @@ def _numbers(result: Any) -> dict[str, Any]:
     arrays = {name: np.asarray(v) for name, v in (result if isinstance(result, dict) else {"result": result}).items()}
     if any(array.dtype.kind not in "biuf" for array in arrays.values()):
         raise ValueError(
-            f"`train` must return a History, a dict of numbers, a number or None. Received: {type(result)}, {result!r}"
+            f"`train` must return a History, a dict of numbers, a number or None. Received: result={result!r}"
         )
     return {str(name): array.astype(float).tolist() for name, array in arrays.items()}

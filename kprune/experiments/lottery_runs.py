@@ -60,7 +60,7 @@ class LotteryRun:
 
     @property
     def key(self) -> tuple[str, str, int, int]:
-        """What tells it from the other runs."""
+        """What distinguishes it from the other runs."""
         return self.mode, self.masks_of, self.level, self.seed
 
 
@@ -203,7 +203,9 @@ def run_lotteries(
     check_seeds(seeds)
     check_epochs(epochs)
     if not isinstance(data.train, tuple):
-        raise ValueError(f"Only arrays can be rewound, not a stream of batches. Received: data={data.name!r}")
+        raise ValueError(
+            f"Only data held as arrays can be rewound, not a stream of batches. Received: data={data.name!r}"
+        )
     own = {
         **{"dataset": data.name, "batch_size": data.batch_size, "epochs": epochs, "levels": levels, "rate": rate},
         **{"rewind_to": rewind_to, "criterion": CRITERIA.name_of(criterion), "scope": scope, "rounds": rounds},
@@ -236,7 +238,7 @@ def run_lotteries(
         if not table.cells:
             if any(folder.glob("*/*/level-*.npz")):
                 raise ValueError(
-                    f"{folder} has levels of runs that the file lacks: delete the folder, or write elsewhere. "
+                    f"{folder} holds levels of runs that the file lacks: delete the folder, or choose another path. "
                     f"Received: path={str(table.path)!r}"
                 )
             # Killed in the very first level, of whose settings no row tells: a begin is drawn anew.
@@ -271,7 +273,7 @@ def run_lotteries(
 
 
 def _levels_beside(path: Path) -> Path:
-    """NAME-levels for NAME.csv, or a shorter name of its own where that has more than the 255 bytes that fit."""
+    """NAME-levels for NAME.csv, or a shorter unique name if that has more than 255 bytes."""
     name = f"{path.stem}-levels"
     if len(os.fsencode(name)) > 255:
         name = f"{zlib.crc32(os.fsencode(path.stem)):08x}-{path.stem[-40:]}-levels"
@@ -286,12 +288,12 @@ def _check_modes(modes: Sequence[str]) -> str:
         raise ValueError(f"A mode must be one of {', '.join(MODES)}. Received: mode={wrong[0]!r}")
     base = next((mode for mode in REWINDS if mode in modes), "")
     if set(CONTROLS) & set(modes) and base not in ("init", "rewind"):
-        raise ValueError(f"A control needs mode 'init' or 'rewind', whose masks it takes. Received: modes={modes!r}")
+        raise ValueError(f"A control needs mode 'init' or 'rewind', whose masks it uses. Received: modes={modes!r}")
     return base
 
 
 def _keys(modes: Sequence[str], base: str, levels: int, seed: int) -> list[tuple[str, str, int, int]]:
-    """What identifies each run of a seed, in their order."""
+    """The keys of a seed's runs, in order."""
     return [
         (DENSE, DENSE, 0, seed),
         *((mode, base if mode in CONTROLS else mode, level, seed) for mode in modes for level in range(1, levels + 1)),

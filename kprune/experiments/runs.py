@@ -26,11 +26,11 @@ class Run(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of its initial weights, among others."""
+        """The seed of its initial weights, among others."""
 
     @property
     def key(self) -> Hashable:
-        """What tells it from the other runs of its table."""
+        """What distinguishes it from the other runs of its table."""
 
 
 Cell = TypeVar("Cell", bound=Run)
@@ -97,7 +97,9 @@ class RunTable(Generic[Cell]):
         self._convert = {field.name: _CONVERT[str(field.type)] for field in fields(kind)}
         for name in others or ():
             if name in own or name in self._convert:
-                raise ValueError(f"The table already has a column with this name. Received: settings={name!r}")
+                raise ValueError(
+                    f"The table already has a column with this name: rename the setting. Received: settings={name!r}"
+                )
         self.settings = {**(others or {}), **own}
         self._written = {name: "" if value is None else str(value) for name, value in self.settings.items()}
         self.columns = [*self._written, *self._convert]
@@ -149,20 +151,20 @@ class RunTable(Generic[Cell]):
                 for number, row in enumerate(reader, start=1):
                     cell = self._cell(number, row, received)
                     if cell.key in cells or number > _MOST_ROWS:
-                        odd = "it is another one's run again" if cell.key in cells else f"more than {_MOST_ROWS:,} runs"
+                        odd = "it repeats an earlier run" if cell.key in cells else f"more than {_MOST_ROWS:,} runs"
                         raise ValueError(f"Row {number} of the file is damaged ({odd}); delete it. {received}")
                     cells[cell.key] = cell
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(
-                f"The file is not a CSV file: {error}. Move it away, or write elsewhere. {received}"
+                f"The file is not a CSV file: {error}. Move it, or choose another path. {received}"
             ) from error
         self.cells = cells
 
     def _check_columns(self, columns: list[str], received: str) -> None:
         if columns != self.columns:
             raise ValueError(
-                f"The file is not the table of such runs: its columns should be {', '.join(self.columns)}. "
-                f"Move it away, or write elsewhere. {received}"
+                f"The file is not a table of these runs: its columns must be {', '.join(self.columns)}. "
+                f"Move it, or choose another path. {received}"
             )
 
     def _cell(self, number: int, row: dict[str, str], received: str) -> Cell:
@@ -171,12 +173,12 @@ class RunTable(Generic[Cell]):
         ]
         if other:
             raise ValueError(
-                f"The file was made with other settings: {'; '.join(other)}. Move it away, or write elsewhere. "
+                f"The file was made with other settings: {'; '.join(other)}. Move it, or choose another path. "
                 f"{received}"
             )
         try:
             if None in row:
-                raise ValueError("it has more cells than there are columns")
+                raise ValueError("it has more cells than columns")
             return self.kind(**{name: _number(name, convert(row[name])) for name, convert in self._convert.items()})
         except (TypeError, ValueError) as error:
             raise ValueError(
@@ -194,9 +196,9 @@ def _number(name: str, value: Any) -> Any:
 
 
 def check_each_once(name: str, values: Sequence[Any]) -> None:
-    """ValueError unless there is at least one value, and each once."""
+    """Raise ValueError unless there is at least one value and no duplicate."""
     if isinstance(values, str) or not isinstance(values, Collection) or len(set(values)) < max(len(values), 1):
-        raise ValueError(f"`{name}` must hold at least one entry, each only once. Received: {name}={values!r}")
+        raise ValueError(f"`{name}` must hold at least one entry and no duplicates. Received: {name}={values!r}")
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -217,8 +219,7 @@ def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
     """The test accuracy of a fit after its last epoch, and the highest; ValueError if it has none."""
     if "val_accuracy" not in history:
         raise ValueError(
-            "`build` must compile the model with metrics=['accuracy']. Received: a model that reports "
-            f"{', '.join(history)}"
+            f"`build` must compile the model with metrics=['accuracy']. Received: reported metrics={', '.join(history)}"
         )
     found = history["val_accuracy"]
     if not all(0 <= value <= 1 for value in found):
@@ -236,7 +237,7 @@ def band(axes: Any, at: Sequence[float], columns: Sequence[Sequence[Any]], **lin
 
 
 def runs_drawn(report: Any) -> str:
-    """What was trained how long and how often."""
+    """What was trained, for how long and how often."""
     seeds = len(report.seeds)
     drawn = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
     trained = " on ".join(str(report.settings[name]) for name in ("model", "dataset") if name in report.settings)

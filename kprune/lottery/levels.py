@@ -42,7 +42,7 @@ class Lottery:
 
     @classmethod
     def of(cls, levels: int, rate: float, rewind_to: Any, rewind: str, pruner: Pruner) -> Lottery:
-        """The lottery of a user's words; ValueError if one makes no sense."""
+        """The lottery for a user's arguments; ValueError if one is invalid."""
         if not isinstance(levels, int) or isinstance(levels, bool) or levels < 1:
             raise ValueError(f"`levels` must be an integer >= 1. Received: levels={levels!r}")
         if not isinstance(rate, float) or not 0 < rate < 1:
@@ -52,7 +52,7 @@ class Lottery:
         return cls(levels, rate, RewindPoint.of(rewind_to), rewind, pruner)
 
     def begin_level(self, model: Any, level: int, density: float, to: Snapshot, optimizer: Any = None) -> None:
-        """Prune what level - 1 has trained, and rewind; doing it again changes nothing.
+        """Prune what level - 1 has trained, and rewind; repeating it changes nothing.
 
         Args:
             model: the trained model.
@@ -74,7 +74,7 @@ class Lottery:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes two lotteries the same."""
+        """The settings that identify a lottery."""
         config = self.pruner.config
         return {
             "levels": self.levels,
