@@ -192,7 +192,7 @@ def test_a_folder_that_is_none_is_logged_and_the_training_goes_on(tmp_path, capl
     (tmp_path / "file").write_text("no folder")
     with caplog.at_level(logging.ERROR, "absl"):
         assert fit(network(), 2, BackupAndRestore(tmp_path / "file" / "b.npz")).epoch == [0, 1]
-    assert caplog.text.count("The training goes on") == 2
+    assert caplog.text.count("The training continues") == 2
 
 
 def test_a_backup_that_is_refused_leaves_a_plain_model(tmp_path):

@@ -207,7 +207,10 @@ def test_a_bad_shuffle_changes_nothing():
     for arguments, message in [
         (dict(seed=-1), "Received: seed=-1$"),
         (dict(seed=1.5), "Received: seed=1.5$"),
-        (dict(values={path: values[path] for path in others}), r"an array for each masked weight.*Received: values="),
+        (
+            dict(values={path: values[path] for path in others}),
+            r"exactly one array per masked weight.*Received: values=",
+        ),
         (dict(values={**values, "z": values[first]}), r"Received: values=\[.*'z'\]$"),
         (dict(values=5), r"Received: values=5$"),
         (dict(values={**values, first: values[first].T}), r"of shape \(8, 12\). Received: shape=\(12, 8\)$"),
@@ -535,7 +538,7 @@ def test_no_matched_epochs():
         with pytest.raises(ValueError, match=f"Received: epochs={epochs}$"):
             matched_epochs(model, epochs)
     kprune.set_masks(model, {w.path: np.zeros(w.shape, bool) for w in kprune.masked_weights(model)})
-    with pytest.raises(ValueError, match=r"Received: multiply-adds=276, of these left=0, of kernels without a mask=0$"):
+    with pytest.raises(ValueError, match=r"Received: multiply-adds=276, remaining=0, of kernels without a mask=0$"):
         matched_epochs(model, 2)
     images = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3)])
     kprune.mask(images)

@@ -306,7 +306,7 @@ def test_a_file_of_another_comparison_is_refused(finished, arguments, message):
 def test_levels_without_their_file_are_refused(finished):
     path, _ = finished
     path.unlink()
-    with pytest.raises(ValueError, match=r"cells-levels has levels of runs .*Received: path='.*cells.csv'$"):
+    with pytest.raises(ValueError, match=r"cells-levels holds levels of runs .*Received: path='.*cells.csv'$"):
         run(build=refuse_to_build, path=path, levels=2, epochs=2)
     assert not path.exists()
 

@@ -1,4 +1,4 @@
-"""Masking a model in order to change it, and making it what it was if that fails."""
+"""Mask a model in order to change it, and restore it if that fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def mask_for_pruning(model: Any) -> bool:
             mask_unfrozen(model)
         if frozen := [weight.path for weight in weights if not weight.trainable]:
             logging.warning(
-                "kprune: these masked weights are frozen; their masks stay, and count towards no sparsity: %s",
+                "kprune: these masked weights are frozen; their masks stay, but do not count toward the sparsity: %s",
                 ", ".join(frozen[:4]) + (" ..." if len(frozen) > 4 else ""),
             )
         return False
@@ -76,7 +76,7 @@ class Undo:
         self._values.add([*self.model.variables, *(v for one in optimizers for v in all_variables(one))])
 
     def unmask(self) -> None:
-        """Take the masks away that the model did not have."""
+        """Remove the masks that the model did not have."""
         if self.fresh:
             self.fresh = False
             strip(self.model)
@@ -84,7 +84,7 @@ class Undo:
             narrow(self.model, self._masked)
 
     def back(self) -> None:
-        """Make the model what it was: masks, weights, statistics, seeds and the optimizer."""
+        """Restore the model: masks, weights, statistics, seeds and the optimizer."""
         self.unmask()
         self._values.put_back()
 
