@@ -292,7 +292,7 @@ def test_a_row_that_was_deleted_comes_back(finished):
         (dict(levels=1, rate=0.4), r"levels=2 there, 1 now; rate=0.5 there, 0.4 now"),
         (dict(rewind_to="epoch:2"), r"rewind_to=epoch:1 there, epoch:2 now"),
         (dict(criterion="random", scope="erk"), r"criterion=magnitude there, random now; scope= there, erk now"),
-        (dict(settings={"pace": 1}), r"its columns should be pace, dataset, .*Received: path='.*cells.csv'$"),
+        (dict(settings={"pace": 1}), r"its columns must be pace, dataset, .*Received: path='.*cells.csv'$"),
     ],
 )
 def test_a_file_of_another_comparison_is_refused(finished, arguments, message):
