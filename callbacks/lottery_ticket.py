@@ -105,7 +105,9 @@ class LotteryTicket(MaskingCallback):
         if path is not None:
             check_npz("path", path)
         if not isinstance(restart, Sequence) or not all(hasattr(one, "on_train_begin") for one in restart):
-            raise ValueError(f"`restart` must be a list of callbacks of the same fit. Received: restart={restart!r}")
+            raise ValueError(
+                f"`restart` must be a list of callbacks that are in the same fit. Received: restart={restart!r}"
+            )
         pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
         self.lottery = Lottery.of(levels, rate, rewind_to, rewind, pruner)
         self.optimizer, self.epochs_per_level, self.path = optimizer, epochs_per_level, path
@@ -127,7 +129,7 @@ class LotteryTicket(MaskingCallback):
         return [] if self._state is None else self._state.results
 
     def total_epochs(self, steps_per_epoch: float | None = None) -> int:
-        """The number of epochs that `fit` is to be given.
+        """The number of epochs to pass to `fit`.
 
         Args:
             steps_per_epoch: needed if `rewind_to` is a number of steps other than 0: batches of an epoch, divided by
@@ -139,7 +141,7 @@ class LotteryTicket(MaskingCallback):
         return self._total(self.lottery.point.in_epochs(self.epochs_per_level, steps_per_epoch))
 
     def fit_kwargs(self, steps_per_epoch: float | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-        """What `fit` is to be given beside the data: epochs, this callback, and batches in their own order.
+        """What to pass to `fit` besides the data: epochs, this callback, and batches in their own order.
 
         Args:
             steps_per_epoch: as in `total_epochs`.
@@ -152,7 +154,7 @@ class LotteryTicket(MaskingCallback):
         return {"epochs": self.total_epochs(steps_per_epoch), "shuffle": False, "callbacks": [self, *callbacks]}
 
     def within_level(self, schedule: Callable[..., float]) -> Callable[..., float]:
-        """A schedule for `LearningRateScheduler` that begins anew, at the rewind point, with each level.
+        """A schedule for `LearningRateScheduler` that restarts, at the rewind point, with each level.
 
         Args:
             schedule: epoch, or epoch and learning rate -> learning rate, as Keras takes it.
@@ -193,7 +195,7 @@ class LotteryTicket(MaskingCallback):
         self._begin_epoch(epoch)
 
     def _begin_epoch(self, epoch: int) -> None:
-        """Rewind if it is the first epoch of a level; once, whoever asks first."""
+        """Rewind once if it is the first epoch of a level, whoever asks first."""
         if self._begun == epoch:
             return
         self._begun = epoch
@@ -252,12 +254,12 @@ class LotteryTicket(MaskingCallback):
         self._note(epoch, {**(logs or {}), **reached})
 
     def _note(self, epoch: int, reached: dict[str, Any]) -> None:
-        """Note what an epoch that has ended has reached, as numbers and lists."""
+        """Record what a finished epoch has reached, as numbers and lists."""
         self.results[reached["level"] :] = [{key: np.asarray(value).tolist() for key, value in reached.items()}]
         self._ended = epoch + 1
 
     def _catch_up(self, epochs: int) -> None:
-        """Note an epoch whose end a backup has seen and this callback has not: the backup is listed before it."""
+        """Record an epoch whose end a backup has seen and this callback has not: the backup is listed before it."""
         if self._restored and self._ended < epochs:
             self._note(epochs - 1, {"level": self._place(epochs - 1)[0], "sparsity": self._sparsity()})
 
@@ -270,7 +272,7 @@ class LotteryTicket(MaskingCallback):
             raise RuntimeError(
                 f"The fit was stopped in level {self._place(self._ended - 1)[0]} of {self.lottery.levels}, after "
                 f"{self._ended} of {expected} epochs, by a callback that sets model.stop_training, such as "
-                "EarlyStopping or TerminateOnNaN. With EarlyStopping use kprune.find_ticket, which makes a fit of each "
+                "EarlyStopping or TerminateOnNaN. To stop early, use kprune.find_ticket, which runs a fit for each "
                 f"level. Received: epochs={self._ended}"
             )
         if self._state is not None:

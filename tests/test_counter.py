@@ -295,7 +295,7 @@ def test_what_is_raised_as_a_fit_begins_takes_the_optimizers_of_ones_own_back():
 
 @pytest.mark.parametrize("make", [GradualPruning, TakeSnapshot])
 def test_what_is_no_optimizer_is_refused(make):
-    with pytest.raises(ValueError, match=r"must be an optimizer.*Received: optimizer='adam'$"):
+    with pytest.raises(ValueError, match=r"must be a Keras optimizer.*Received: optimizer='adam'$"):
         make(0.5, optimizer="adam")
 
 

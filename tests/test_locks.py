@@ -178,7 +178,7 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplo
         monkeypatch.setattr(locks.fcntl, "lockf", fail)
     with caplog.at_level("WARNING", "absl"), Lock(tmp_path / "b.npz"):
         assert names(tmp_path) == []
-    assert "b.npz is not locked, as" in caplog.text and why in caplog.text
+    assert "b.npz is not locked, because" in caplog.text and why in caplog.text
 
 
 def test_only_the_chief_of_several_workers_asks(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP
+from helpers import CHEAP, built
 
 import kprune
 from kprune.experiments.lottery_runs import MODES, LotteryRun, LotteryRuns, run_lotteries
@@ -31,7 +31,7 @@ def build(seed):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     rate = keras.optimizers.schedules.PiecewiseConstantDecay([2 * STEPS - 1], RATE)
     model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"], **CHEAP)
-    return model
+    return built(model)
 
 
 def run(**arguments):
@@ -292,7 +292,7 @@ def test_a_row_that_was_deleted_comes_back(finished):
         (dict(levels=1, rate=0.4), r"levels=2 there, 1 now; rate=0.5 there, 0.4 now"),
         (dict(rewind_to="epoch:2"), r"rewind_to=epoch:1 there, epoch:2 now"),
         (dict(criterion="random", scope="erk"), r"criterion=magnitude there, random now; scope= there, erk now"),
-        (dict(settings={"pace": 1}), r"its columns should be pace, dataset, .*Received: path='.*cells.csv'$"),
+        (dict(settings={"pace": 1}), r"its columns must be pace, dataset, .*Received: path='.*cells.csv'$"),
     ],
 )
 def test_a_file_of_another_comparison_is_refused(finished, arguments, message):
@@ -306,7 +306,7 @@ def test_a_file_of_another_comparison_is_refused(finished, arguments, message):
 def test_levels_without_their_file_are_refused(finished):
     path, _ = finished
     path.unlink()
-    with pytest.raises(ValueError, match=r"cells-levels has levels of runs .*Received: path='.*cells.csv'$"):
+    with pytest.raises(ValueError, match=r"cells-levels holds levels of runs .*Received: path='.*cells.csv'$"):
         run(build=refuse_to_build, path=path, levels=2, epochs=2)
     assert not path.exists()
 

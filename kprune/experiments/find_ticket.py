@@ -142,7 +142,7 @@ class _Taker(TakeSnapshot):
 
 
 class _Watching(MaskingCallback):
-    """Lets what the criterion goes by watch the user's training."""
+    """Lets the criterion's tracker watch the user's training."""
 
     def __init__(self, pruner: Pruner):
         super().__init__()
@@ -188,6 +188,6 @@ def _numbers(result: Any) -> dict[str, Any]:
     arrays = {name: np.asarray(v) for name, v in (result if isinstance(result, dict) else {"result": result}).items()}
     if any(array.dtype.kind not in "biuf" for array in arrays.values()):
         raise ValueError(
-            f"`train` must return a History, a dict of numbers, a number or None. Received: {type(result)}, {result!r}"
+            f"`train` must return a History, a dict of numbers, a number or None. Received: result={result!r}"
         )
     return {str(name): array.astype(float).tolist() for name, array in arrays.items()}

@@ -31,7 +31,7 @@ def statistics(model: Any) -> list[Any]:
 
 
 def draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[int]) -> np.ndarray:
-    """A fresh value of a weight from its layer's initializer, cloned with a seed of its own."""
+    """A fresh value of a weight from its layer's initializer, cloned with its own seed."""
     layer, name = owner or (None, "")
     # A separable layer's "pointwise_kernel" is drawn by its `pointwise_initializer`, a depthwise layer's "kernel" by
     # its `depthwise_initializer`.

@@ -104,7 +104,9 @@ def run_lotteries(
     check_seeds(seeds)
     check_epochs(epochs)
     if not isinstance(data.train, tuple):
-        raise ValueError(f"Only arrays can be rewound, not a stream of batches. Received: data={data.name!r}")
+        raise ValueError(
+            f"Only data held as arrays can be rewound, not a stream of batches. Received: data={data.name!r}"
+        )
     own = {
         **{"dataset": data.name, "batch_size": data.batch_size, "epochs": epochs, "levels": levels, "rate": rate},
         **{"rewind_to": rewind_to, "criterion": CRITERIA.name_of(criterion), "scope": scope, "rounds": rounds},
@@ -137,7 +139,7 @@ def run_lotteries(
         if not table.cells:
             if any(folder.glob("*/*/level-*.npz")):
                 raise ValueError(
-                    f"{folder} has levels of runs that the file lacks: delete the folder, or write elsewhere. "
+                    f"{folder} holds levels of runs that the file lacks: delete the folder, or choose another path. "
                     f"Received: path={str(table.path)!r}"
                 )
             # Killed in the very first level, of whose settings no row tells: a begin is drawn anew.
@@ -176,7 +178,7 @@ def run_lotteries(
 
 
 def _levels_beside(path: Path) -> Path:
-    """NAME-levels for NAME.csv, or a shorter name of its own where that has more than the 255 bytes that fit."""
+    """NAME-levels for NAME.csv, or a shorter unique name if that has more than 255 bytes."""
     name = f"{path.stem}-levels"
     if len(os.fsencode(name)) > 255:
         name = f"{zlib.crc32(os.fsencode(path.stem)):08x}-{path.stem[-40:]}-levels"
@@ -195,7 +197,7 @@ def _check_modes(modes: Sequence[str]) -> str:
 
 
 def _keys(modes: Sequence[str], base: str, levels: int, seed: int) -> list[tuple[str, str, int, int]]:
-    """What identifies each run of a seed, in their order."""
+    """The keys of a seed's runs, in order."""
     return [
         (DENSE, DENSE, 0, seed),
         *((mode, base if mode in CONTROLS else mode, level, seed) for mode in modes for level in range(1, levels + 1)),

@@ -26,11 +26,11 @@ class Run(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of its initial weights, among others."""
+        """The seed of its initial weights, among others."""
 
     @property
     def key(self) -> Hashable:
-        """What tells it from the other runs of its table."""
+        """What distinguishes it from the other runs of its table."""
 
 
 AnyRun = TypeVar("AnyRun", bound=Run)
@@ -101,7 +101,9 @@ class RunTable(Generic[AnyRun]):
         self._convert = {field.name: _CONVERT[str(field.type)] for field in fields(kind)}
         for name in others or ():
             if name in own or name in self._convert:
-                raise ValueError(f"The table already has a column with this name. Received: settings={name!r}")
+                raise ValueError(
+                    f"The table already has a column with this name: rename the setting. Received: settings={name!r}"
+                )
         self.settings = {**(others or {}), **own}
         self._written = {name: "" if value is None else str(value) for name, value in self.settings.items()}
         self.columns = [*self._written, *self._convert]
@@ -153,12 +155,12 @@ class RunTable(Generic[AnyRun]):
                 for number, row in enumerate(reader, start=1):
                     cell = self._cell(number, row, received)
                     if cell.key in cells or number > _MOST_ROWS:
-                        odd = "it is another one's run again" if cell.key in cells else f"more than {_MOST_ROWS:,} runs"
+                        odd = "it repeats an earlier run" if cell.key in cells else f"more than {_MOST_ROWS:,} runs"
                         raise ValueError(f"Row {number} of the file is damaged ({odd}); delete it. {received}")
                     cells[cell.key] = cell
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(
-                f"The file is not a CSV file: {error}. Move it away, or write elsewhere. {received}"
+                f"The file is not a CSV file: {error}. Move it, or choose another path. {received}"
             ) from error
         self.cells = cells
 
@@ -166,8 +168,8 @@ class RunTable(Generic[AnyRun]):
         optional = {field.name for field in fields(self.kind) if field.default is not MISSING}
         if [name for name in self.columns if name in columns or name not in optional] != columns:
             raise ValueError(
-                f"The file is not the table of such runs: its columns should be {', '.join(self.columns)}. "
-                f"Move it away, or write elsewhere. {received}"
+                f"The file is not a table of these runs: its columns must be {', '.join(self.columns)}. "
+                f"Move it, or choose another path. {received}"
             )
 
     def _cell(self, number: int, row: dict[str, str], received: str) -> AnyRun:
@@ -176,7 +178,7 @@ class RunTable(Generic[AnyRun]):
         ]
         if other:
             raise ValueError(
-                f"The file was made with other settings: {'; '.join(other)}. Move it away, or write elsewhere. "
+                f"The file was made with other settings: {'; '.join(other)}. Move it, or choose another path. "
                 f"{received}"
             )
         try:
@@ -200,9 +202,9 @@ def _number(name: str, value: Any) -> Any:
 
 
 def check_each_once(name: str, values: Sequence[Any]) -> None:
-    """ValueError unless there is at least one value, and each once."""
+    """Raise ValueError unless there is at least one value and no duplicate."""
     if isinstance(values, str) or not isinstance(values, Collection) or len(set(values)) < max(len(values), 1):
-        raise ValueError(f"`{name}` must hold at least one entry, each only once. Received: {name}={values!r}")
+        raise ValueError(f"`{name}` must hold at least one entry and no duplicates. Received: {name}={values!r}")
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -223,8 +225,7 @@ def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
     """The test accuracy of a fit after its last epoch, and the highest; ValueError if it has none."""
     if "val_accuracy" not in history:
         raise ValueError(
-            "`build` must compile the model with metrics=['accuracy']. Received: a model that reports "
-            f"{', '.join(history)}"
+            f"`build` must compile the model with metrics=['accuracy']. Received: reported metrics={', '.join(history)}"
         )
     found = history["val_accuracy"]
     if not all(0 <= value <= 1 for value in found):
@@ -250,7 +251,7 @@ def band(
 
 
 def runs_drawn(report: Any) -> str:
-    """What was trained how long and how often."""
+    """What was trained, for how long and how often."""
     seeds = len(report.seeds)
     drawn = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
     trained = " on ".join(str(report.settings[name]) for name in ("model", "dataset") if name in report.settings)

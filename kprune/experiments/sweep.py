@@ -1,4 +1,4 @@
-"""The sweep behind the picture of layer collapse: accuracy against compression, for several criteria and seeds."""
+"""The sweep behind the plot of layer collapse: accuracy against compression for several criteria and seeds."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SweepRun:
 
     @property
     def key(self) -> tuple[str, float, int]:
-        """What tells it from the other cells."""
+        """What distinguishes it from the other cells."""
         return self.method, self.compression, self.seed
 
 
@@ -208,14 +208,14 @@ def _train(
 
 
 def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence[int]) -> list[tuple[str, float, int]]:
-    """What identifies each cell, in the order of the sweep: a killed one has whole seeds."""
+    """The keys of the cells, in the order of the sweep: a killed sweep has whole seeds."""
     check_each_once("methods", methods)
     check_each_once("compressions", compressions)
     check_seeds(seeds)
     for method in methods:
         if trait(CRITERIA.get(method), "tracker", None) is not None:
             raise ValueError(
-                "A sweep prunes before training, so there are no earlier weights to compare with. Received: "
+                "A sweep prunes before training, so criteria that compare with earlier weights do not work. Received: "
                 f"method={method!r}"
             )
     for compression in compressions:

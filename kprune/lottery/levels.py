@@ -103,7 +103,7 @@ class Lottery:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes two lotteries the same."""
+        """The settings that identify a lottery."""
         config = self.pruner.config
         return {
             "levels": self.levels,

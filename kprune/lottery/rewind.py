@@ -27,7 +27,7 @@ _OTHER = "other "  # before the names of what optimizers beside the compiled one
 
 @dataclass(frozen=True)
 class RewindPoint:
-    """A point of the first training: `step` optimizer steps after its begin, or a share of its epochs.
+    """A point of the first training: `step` optimizer steps after its start, or a share of its epochs.
 
     Attributes:
         steps: number of optimizer steps, or None.
@@ -41,7 +41,7 @@ class RewindPoint:
 
     @classmethod
     def of(cls, rewind_to: Any) -> RewindPoint:
-        """The point that a user's words mean.
+        """The point for a user's argument.
 
         Args:
             rewind_to: "init"; an int, "100" or "step:100", a number of optimizer steps; a float in [0, 1), "0.1" or
@@ -71,8 +71,8 @@ class RewindPoint:
             if kind == "fraction" and number < 1:
                 return cls(share=float(number))
         raise ValueError(
-            '`rewind_to` is "init", a step (an int or "step:100"), "epoch:2", or a share of a level\'s training in '
-            f'[0, 1) (a float or "fraction:0.1"). Received: rewind_to={rewind_to!r}'
+            '`rewind_to` must be "init", a step (an int or "step:100"), "epoch:2", or a share of a level\'s training '
+            f'in [0, 1) (a float or "fraction:0.1"). Received: rewind_to={rewind_to!r}'
         )
 
     def in_epochs(self, epochs: int, batches_per_epoch: float | None, batches_per_step: int = 1) -> int:
@@ -92,7 +92,7 @@ class RewindPoint:
             found = int(self.in_batches(epochs, batches_per_epoch, batches_per_step) // (batches_per_epoch or 1))
         if found >= epochs:
             raise ValueError(
-                f"The rewind point must fall before the end of a level ({epochs} epochs). Received: {self}"
+                f"The rewind point must fall before the end of a level ({epochs} epochs). Received: point={self}"
             )
         return found
 
@@ -102,7 +102,7 @@ class RewindPoint:
             return 0
         if batches_per_epoch is None:
             raise ValueError(
-                f"This rewind point needs the number of steps in an epoch: pass steps_per_epoch. Received: {self}"
+                f"This rewind point needs the number of steps in an epoch: pass steps_per_epoch. Received: point={self}"
             )
         if self.steps is not None:
             found = self.steps * batches_per_step
@@ -111,7 +111,7 @@ class RewindPoint:
         if found >= epochs * batches_per_epoch:
             raise ValueError(
                 f"The rewind point, batch {found}, must fall before the end of a level "
-                f"({epochs * batches_per_epoch:g} batches). Received: {self}"
+                f"({epochs * batches_per_epoch:g} batches). Received: point={self}"
             )
         return found
 
@@ -139,7 +139,7 @@ class Snapshot:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Snapshot:
-        """The snapshot of which `to_arrays` made this dict."""
+        """The snapshot that `to_arrays` turned into this dict."""
         return cls(**split(arrays, "weights", "optimizer"))
 
 
@@ -192,7 +192,7 @@ def snapshot(model: Any, optimizer: Any = None) -> Snapshot:
 
 
 def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = None) -> None:
-    """Take the model back to a snapshot; masks stay, and pruned weights stay 0.
+    """Restore the model to a snapshot; masks stay, and pruned weights stay 0.
 
     - "weights": weights, normalization statistics, seed generators and the whole optimizer (arXiv:1803.03635,
       1903.01611).
@@ -243,8 +243,8 @@ def _others_due(others: dict[str, tuple[Any, float]], then: Arrays) -> list[tupl
         return []
     if missing := sorted(set(then) - set(others)):
         raise ValueError(
-            "The snapshot holds slots of an optimizer beside the compiled one that has none yet: build it first, by "
-            f"optimizer.build(variables), and keep it as an attribute of the model. Received: {missing[0]}"
+            "The snapshot holds slots of a second optimizer, which has none yet: build it first, with "
+            f"optimizer.build(variables), and keep it as an attribute of the model. Received: slot={missing[0]!r}"
         )
     return [(v, then.get(name, np.full(tuple(v.shape), initial))) for name, (v, initial) in others.items()]
 
@@ -258,7 +258,7 @@ def check_restore(model: Any, masks: Masks, to: Snapshot) -> Masks:
 
 
 def restore(model: Any, masks: Masks, to: Snapshot) -> None:
-    """Bring back masks and a snapshot of one moment.
+    """Restore masks and a snapshot of one moment.
 
     Raises:
         ValueError: one of them is of another model or optimizer. Nothing has been changed then.
@@ -272,7 +272,7 @@ def warn_of_nan(name: str, weights: Mapping[str, np.ndarray]) -> None:
     diverged = [path for path, value in weights.items() if value.dtype.kind != "b" and np.isnan(np.sum(value))]
     if diverged:
         logging.warning(
-            "kprune: %s holds NaN in %s: that training had diverged before. Begin anew, with a lower learning rate.",
+            "kprune: %s holds NaN in %s, because its training had diverged. Start again with a lower learning rate.",
             name,
             ", ".join(diverged[:4]) + (" ..." if len(diverged) > 4 else ""),
         )

@@ -19,7 +19,7 @@ _SETTINGS = ("model", "width", "optimizer", "weight_decay", "decay")
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune lottery`: accuracy against density, as a CSV file, a figure and a table of a row for each level.
+    """`kprune lottery`: accuracy against density, as a CSV file, a figure and a table with a row per level.
 
     Args:
         values: the flags of the command, as attributes.
@@ -31,7 +31,7 @@ def run(values: Any, arguments: list[str]) -> None:
     """
     if "none" in values.modes and values.decay == "cosine":
         raise ValueError(
-            "Fine-tuning continues at the last learning rate, which is 0 after a cosine: use --decay=step. "
+            "Fine-tuning continues at the last learning rate, which is 0 after a cosine decay: use --decay=step. "
             f"Received: decay={values.decay!r}, modes={','.join(values.modes)!r}"
         )
     # None leaves the optimizer's own: AdamW has one.
@@ -75,7 +75,7 @@ _RENAMED = ", ".join(f'"{then}" is called "{now}" now' for then, now in RENAMED.
 _MODES = (common.each(MODES)[0], f"{common.each(MODES)[1]} ({_RENAMED})")
 _CRITERIA = common.criteria("data", "training")
 _RATE = (lambda value: 0 < value < 1, "must be above 0 and below 1")
-_DECAY = "share of each weight that a step takes, times the learning rate"
+_DECAY = "share of each weight to subtract per step, times the learning rate"
 # The order of data is rewound, too, which is known of arrays alone.
 _ARRAYS = tuple(name for name in data.NAMES if name != "imagenet")
 _CHANGED: dict[str, dict[str, Any]] = {"dataset": {"kind": _ARRAYS}, "decay": {"default": "step"}}
@@ -100,12 +100,12 @@ LOTTERY = Command(
         Option("levels", 8, "how often to prune", int, common.at_least(1)),
         Option("rate", 0.4, "fraction of what is left that is pruned each time", float, _RATE),
         Option("rewind_to", "epoch:1", "a share of the training (0.1), an epoch, or a step", str, _POINT, "POINT"),
-        Option("criterion", "magnitude", "what to prune by; the names are below", _CRITERIA),
-        Option("seeds", 3, "how many trainings of each, from seed 0 on", int, common.at_least(1)),
+        Option("criterion", "magnitude", "what to prune by, listed below", _CRITERIA),
+        Option("seeds", 3, "number of trainings of each, with seeds from 0", int, common.at_least(1)),
         *_training_options(),
         Option("weight_decay", None, f"{_DECAY} [0; for adamw 0.004]", float, common.at_least(0)),
         common.LIBRARY,
-        Option("out_dir", "out", "folder for lottery.csv, which a second run goes on with, and lottery-levels/"),
+        Option("out_dir", "out", "folder for lottery.csv, which a second run continues, and lottery-levels/"),
         Option("plot", None, "file for the figure [OUT_DIR/lottery.png]", str, common.FIGURE),
         *common.LOGGING,
     ),
