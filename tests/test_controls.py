@@ -505,7 +505,7 @@ def test_bad_signs_change_nothing():
     before = snapshot(model)
     for given_signs, message in [
         ([1.0], r"such as ticket\.weights\. Received: signs=\[1\.0\]$"),
-        ({}, r"such as ticket\.weights.*0 arrays.*Received: .*signs=\[\]$"),
+        ({}, r"such as ticket\.weights.*0 for 2 variables.*Received: .*signs=\[\]$"),
         ({weight.path: signs[weight.path].T}, r"has shape \(2, 4\). Received: shape=\(4, 2\), signs=\['"),
     ]:
         with pytest.raises(ValueError, match=message):
