@@ -17,7 +17,7 @@ FLOORS = (
     ("deploy", "report"),
     ("lottery",),
     ("callbacks",),
-    ("analysis", "controls", "experiments"),
+    ("analysis", "controls", "experiments", "tickets"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
