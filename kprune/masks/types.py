@@ -126,19 +126,22 @@ def unique_paths(paths: Iterable[str]) -> list[str]:
     return unique
 
 
+def matches(filters: Filters, layer: Any, path: str) -> bool:
+    """Whether the filters choose a weight of this layer and path."""
+    if callable(filters):
+        return bool(filters(layer))
+    patterns = [filters] if isinstance(filters, str) else filters
+    return patterns is None or any(re.search(pattern, path) for pattern in patterns)
+
+
 def skip_reason(
     name: str, weight: Any, path: str, layer: Any, filters: Filters, weights: Sequence[str], unfit: str = ""
 ) -> str:
     """Why a weight should not be masked, or "" if it should; `unfit` is what its own kind has to say."""
     if name not in weights:
         return f"{name!r} is not among weights={tuple(weights)}"
-    if callable(filters):
-        if not filters(layer):
-            return "the filter function says no"
-    elif filters is not None:
-        patterns = [filters] if isinstance(filters, str) else filters
-        if not any(re.search(pattern, path) for pattern in patterns):
-            return f"its path matches none of filters={filters!r}"
+    if not matches(filters, layer, path):
+        return "the filter function says no" if callable(filters) else f"its path matches none of filters={filters!r}"
     if unfit:
         return unfit
     return "" if weight.trainable else FROZEN

@@ -75,3 +75,16 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
     else:
         unknown = [weight for weight in weights if not was_given_values(weight.variable)]
         check_zeros(unknown, getattr(model, "optimizer", None))
+
+
+def warn_of_zeros(weights: list[MaskedWeight]) -> None:
+    """Say that weights which got masks look pruned: those of a sparse model's file, for example."""
+    sparse = [weight.path for weight in weights if 0.1 <= np.mean(weight.value() == 0) < 1]
+    if sparse:
+        logging.warning(
+            "kprune.mask: %d weights (%s first) hold many exact zeros, as pruned weights do. Their new masks keep all "
+            "entries, so the zeros will be trained. To keep them pruned, call kprune.adopt, which makes masks of them, "
+            "or call kprune.mask before the weights are loaded.",
+            len(sparse),
+            sparse[0],
+        )
