@@ -55,6 +55,8 @@ def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]
     def negative(context: Context) -> Scores:
         return {path: np.multiply(values, -1.0) for path, values in score(context).items()}
 
+    for forms in ("loop", "entrywise"):  # of the other's scores, not of these
+        vars(negative).pop(forms, None)
     negative.__name__ = f"inverted {CRITERIA.name_of(criterion)}"
     return negative
 
@@ -281,7 +283,7 @@ def _begin(model: Any, optimizer: Any, variable: Any, value: np.ndarray) -> None
     variable.assign(value.astype(to_numpy(variable).dtype))
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     if optimizer is not None:
-        reset_slots(optimizer, variable, np.ones(tuple(variable.shape), bool))
+        reset_slots(optimizer, variable)
 
 
 def _masked(model: Any) -> list[Any]:

@@ -46,7 +46,6 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
         else:
             skipped[path] = reason
     if any(id(v) not in already for v in chosen):
-        _warn_of_zeros([v for v in chosen if id(v) not in already])
         with strategy_scope(model):
             attach(model, chosen)
         renew_functions(model, _masked(model))
@@ -85,20 +84,7 @@ def _attach_again(model: Any, kept: list[tuple[Any, np.ndarray]]) -> None:
     for path, layer, v, mask in find_masked(model):
         if id(v) in masks:
             weight = MaskedWeight(path, layer, v, mask)
-            weight.write(masks[id(v)], weight.value())
-
-
-def _warn_of_zeros(weights: list[Any]) -> None:
-    """Warn that weights look pruned, such as those of a masked model's file loaded before masking."""
-    sparse = [v.path for v in weights if 0.1 <= np.mean(to_numpy(v) == 0) < 1]
-    if sparse:
-        logging.warning(
-            "kprune.mask: %d weights (%s first) hold many exact zeros, as pruned weights do. Their new masks keep all "
-            "entries, so the zeros will be trained. To keep them pruned, call kprune.mask before the weights are "
-            "loaded, or kprune.set_masks with {path: value != 0}.",
-            len(sparse),
-            sparse[0],
-        )
+            weight.write(masks[id(v)])
 
 
 def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
