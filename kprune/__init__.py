@@ -25,10 +25,11 @@ from .deploy.export import export  # noqa: E402
 from .deploy.exported import Export  # noqa: E402
 from .deploy.recalibrate import recalibrate  # noqa: E402
 from .deploy.shrink import shrink  # noqa: E402
-from .experiments.find_ticket import Level, find_ticket  # noqa: E402
+from .experiments.find_ticket import find_ticket  # noqa: E402
 from .experiments.lottery_runs import LotteryRuns, run_lotteries  # noqa: E402
 from .experiments.sensitivity import Sensitivity, sensitivity  # noqa: E402
 from .experiments.sweep import Sweep, sweep  # noqa: E402
+from .lottery.levels import Level  # noqa: E402
 from .lottery.rewind import RewindPoint, Snapshot, rewind, snapshot  # noqa: E402
 from .lottery.ticket import Ticket  # noqa: E402
 from .masks import MaskedWeight, MaskReport, adopt, mask, masked_weights, set_masks, strip  # noqa: E402

@@ -152,7 +152,9 @@ def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], flo
             relative = _by_expression(densities, scores, None, received)
             unmatched = [path for path, density in relative.items() if density is None]
             if unmatched:
-                raise ValueError(f"No expression matches {', '.join(unmatched)}. Received: {received}")
+                raise ValueError(
+                    f"No expression matches {', '.join(unmatched)}: add a density for each. Received: {received}"
+                )
         else:
             relative = {path: densities(path, score.shape) for path, score in scores.items()}
             check(relative.values())
@@ -194,7 +196,7 @@ def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
 
 @SCOPES.maker
 def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
-    """A scope in which no weight keeps more than a ceiling; what it loses, the others gain.
+    """A scope in which no weight keeps more than a ceiling; the others gain what it loses.
 
     The total that is kept stays that of `scope`. So a sparsity lower than the ceilings imply is refused, be it only
     the first of several rounds or of a schedule.
@@ -245,7 +247,9 @@ def kept_out(
         check_flag(name, flag)
     received = f"first={first}, last={last}, paths={paths!r}"
     if not (first or last or expressions):
-        raise ValueError(f"At least one weight to keep dense must be named. Received: {received}")
+        raise ValueError(
+            f"`first`, `last` or `paths` must name at least one weight to keep dense. Received: {received}"
+        )
 
     def outside(scores: Scores, sparsity: float) -> dict[str, int]:
         dense = _by_expression(dict.fromkeys(expressions, True), scores, False, received)
@@ -258,7 +262,7 @@ def kept_out(
 
 
 def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:
-    """What a scope answers: path -> number of entries to keep; ValueError if it answers anything else."""
+    """A scope's answer: path -> number of entries to keep; ValueError if it is anything else."""
     shares, name = scope(scores, sparsity), SCOPES.name_of(scope)
     if not isinstance(shares, dict):
         raise ValueError(
@@ -284,7 +288,7 @@ def _bounded(
     what: str,
     received: str,
 ) -> dict[str, int]:
-    """clip(base(scores, s), low, high), with the s at which as many entries are kept as the scope keeps of its own.
+    """clip(base(scores, s), low, high), with the s at which as many entries are kept as the scope alone would keep.
 
     The scope is always asked about all weights: it may go by their order or by their names.
     """
@@ -292,12 +296,12 @@ def _bounded(
     budget, size = sum(n_keep.values()), sum(score.size for score in scores.values())
     if sum(low.values()) > budget:
         raise ValueError(
-            f"{what} need {sum(low.values())} entries, sparsity {sparsity} leaves {budget}. Received: {received}"
+            f"{what} need {sum(low.values())} entries, but sparsity {sparsity} leaves {budget}. Received: {received}"
         )
     high = {path: score.size for path, score in scores.items()} if high is None else high
     if sum(high.values()) < budget:
         raise ValueError(
-            f"{what} hold {sum(high.values())} entries, sparsity {sparsity} keeps {budget}. Received: {received}"
+            f"{what} hold {sum(high.values())} entries, but sparsity {sparsity} keeps {budget}. Received: {received}"
         )
 
     def clipped(n_keep: dict[str, int]) -> dict[str, int]:
@@ -337,12 +341,14 @@ def _by_expression(values: dict[str, Any], paths: Iterable[str], default: Any, r
     for expression in values:
         check_expression(expression)
         if not any(re.search(expression, path) for path in paths):
-            raise ValueError(f"{expression!r} matches none of {', '.join(paths)}. Received: {received}")
+            raise ValueError(
+                f"Regular expression {expression!r} matches none of {', '.join(paths)}. Received: {received}"
+            )
     return {path: next((v for e, v in values.items() if re.search(e, path)), default) for path in paths}
 
 
 def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[Scores], dict[str, float]]:
-    """What the bound comes to in entries (densities unrounded) of each weight; ValueError if it is none."""
+    """The bound in entries (densities unrounded) of each weight; ValueError if it is not a bound."""
 
     def entries(value: Any, size: int) -> float:
         count = isinstance(value, Integral)

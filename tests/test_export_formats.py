@@ -163,7 +163,7 @@ def test_8_bit_integers_keep_the_zeros(tmp_path, rng):
     first, last = model.layers
     first.kernel.assign(np.asarray(first.kernel) * np.where(np.arange(256) == 1, 1e5, 1.0))
     last.kernel.assign(np.asarray(last.kernel) * np.where(np.arange(256) == 1, 1e-5, 1.0)[:, None])
-    with pytest.raises(RuntimeError, match=r"8-bit LiteRT file does not predict.*`representative`"):
+    with pytest.raises(RuntimeError, match=r"8-bit LiteRT file and the masked .*`representative`"):
         kprune.export(model, tmp_path / "n", "litert_int8", representative=x, verbose=0)
 
 
@@ -184,7 +184,7 @@ def test_representative_examples_go_with_8_bit_integers(format, given, tmp_path)
 )
 def test_a_missing_package_is_one_clear_line(format, package, cure, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=f"^format='{format}' takes {package}, on every backend.*{cure}[^\n]*$"):
+    with pytest.raises(ImportError, match=f"^format='{format}' needs {package} on every backend.*{cure}[^\n]*$"):
         kprune.export(mlp(), tmp_path / "m", format)
     assert list(tmp_path.iterdir()) == []
 

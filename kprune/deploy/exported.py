@@ -52,7 +52,7 @@ class Export:
         return self.card.entry("saved_model").zipped
 
     def to_dict(self) -> dict[str, Any]:
-        """Files, difference and card as what JSON can hold."""
+        """Files, difference and card in a form that JSON can hold."""
         known = None if np.isnan(self.difference) else self.difference
         return {"files": {f: str(p) for f, p in self.files.items()}, "difference": known, "card": self.card.to_dict()}
 
@@ -69,5 +69,7 @@ class Export:
 
     def _file(self, format: str) -> pathlib.Path:
         if format not in self.files:
-            raise ValueError(f"This export holds {', '.join(self.files)}. Received: format={format!r}")
+            raise ValueError(
+                f"The export has no file of this format, only {', '.join(self.files)}. Received: format={format!r}"
+            )
         return self.files[format]

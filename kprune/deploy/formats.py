@@ -86,14 +86,14 @@ class Format:
     hint: str = f"If that is due to the random inputs, {HINT}."
 
     def check(self, name: str, model: Any) -> None:
-        """Raises unless this model can be written: ImportError, in one line, where a package cannot be imported."""
+        """Raise unless this model can be written: ImportError, in one line, where a package cannot be imported."""
         for package in self.needs:
             try:
                 importlib.import_module(package)
             except ImportError as error:
                 install = f"'kprune[{self.extra}]'" if self.extra and package != "tensorflow" else package
                 raise ImportError(
-                    f"format={name!r} takes {package}, on every backend, and {package} is not installed: "
+                    f"format={name!r} needs {package} on every backend, and it is not installed: "
                     f"pip install {install}, or export format='keras' and convert that file on another machine "
                     "(kprune export MODEL.keras --format=...)."
                 ) from error

@@ -58,7 +58,7 @@ def fits(model: Any) -> bool:
 
 
 def end_fit(model: Any) -> None:
-    """Look at all live optimizers again from here on."""
+    """Look at all live optimizers again."""
     _IN_FIT.pop(model, None)
 
 

@@ -30,7 +30,7 @@ def weight_names(model: Any) -> set[str]:
 def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
     if keras.backend.backend() not in BACKENDS:
         raise ValueError(
-            f"Masks need Keras on one of the backends {', '.join(BACKENDS)}: on others a layer would train without its "
+            f"Masks need one of the Keras backends {', '.join(BACKENDS)}: on others a layer would train without its "
             f"mask. Set KERAS_BACKEND before keras is imported. Received: backend={keras.backend.backend()!r}"
         )
     owned = _owned(model)
@@ -53,7 +53,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
 
 
 def mask_unfrozen(model: Any) -> None:
-    """Mask what was left out of a masked model because it was frozen, and trains now."""
+    """Mask weights that were skipped because they were frozen, and that train now."""
     waiting = [v for _, v in _owned(model) if v.trainable and getattr(v, WAITS, False)]
     if waiting:
         with strategy_scope(model):
@@ -62,13 +62,13 @@ def mask_unfrozen(model: Any) -> None:
             setattr(v, WAITS, False)
         renew_functions(model, _masked(model))
         logging.warning(
-            "kprune: these weights were frozen when the model was masked; they train now, and are masked now: %s",
+            "kprune: these weights were frozen when the model was masked; they train now, so they are now masked: %s",
             ", ".join(v.path for v in waiting[:4]) + (" ..." if len(waiting) > 4 else ""),
         )
 
 
 def narrow(model: Any, variables: list[Any]) -> None:
-    """Take the masks of all weights but these away."""
+    """Remove the masks of all weights but these."""
     wanted = {id(v) for v in variables}
     kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model) if id(v) in wanted]
     masked = _masked(model)

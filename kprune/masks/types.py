@@ -1,4 +1,4 @@
-"""The words of the masks, which both Kerases share: a masked weight, a report, filters, paths."""
+"""Types shared by the masks of Keras 3 and tf_keras: masked weights, reports, filters, paths."""
 
 from __future__ import annotations
 

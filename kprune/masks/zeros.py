@@ -1,4 +1,4 @@
-"""Pruned entries that are not 0 any more: what is said of them, wherever kprune is called next."""
+"""Pruned entries that are no longer 0, and how they are reported the next time kprune is called."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .variables import was_given_values
 
 _CHANGES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 _CAUSE = (
-    "A function that was compiled before the model was masked goes on without the masks: a tf.function or jax.jit step "
+    "A function compiled before the model was masked still runs without the masks: a tf.function or jax.jit step "
     "of your own, or one that a layer or model keeps. Mask before the first trace (call kprune.mask once the model is "
-    "built), or make the function anew."
+    "built), or recompile the function."
 )
 
 
@@ -42,8 +42,8 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
         )
     if moved:
         raise RuntimeError(
-            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {_CAUSE} If there is none: a layer that reads "
-            "another layer's kernel, a constraint that moves zeros, weights loaded in mid-training, or an optimizer "
+            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {_CAUSE} Other causes: a layer that reads "
+            "another layer's kernel, a constraint that moves zeros, weights loaded during training, or an optimizer "
             "that updates weights without a gradient. `model.set_weights(model.get_weights())` makes pruned entries 0. "
             f"Received: optimizer={type(optimizer).__name__}"
         )
@@ -52,7 +52,7 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
 
 
 def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
-    """Outside of a fit: RuntimeError if training, not the user, gave pruned entries values.
+    """Outside a fit: RuntimeError if training, not the user, gave pruned entries values.
 
     tf_keras does not say who did, so there it is a warning.
     """
@@ -60,7 +60,7 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
         moved = [weight.path for weight in weights if np.any(weight.value()[~weight.kept()] != 0)]
         if moved:
             logging.warning(
-                "kprune: pruned entries of %s were no longer 0. If you have not set weights yourself: %s",
+                "kprune: pruned entries of %s were no longer 0. Unless you set weights yourself: %s",
                 ", ".join(moved[:4]),
                 _CAUSE,
             )
@@ -70,7 +70,7 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
 
 
 def warn_of_zeros(weights: list[MaskedWeight]) -> None:
-    """Say that weights which got masks look pruned: those of a sparse model's file, for example."""
+    """Warn that weights which got masks look pruned, such as those of a sparse model's file."""
     sparse = [weight.path for weight in weights if 0.1 <= np.mean(weight.value() == 0) < 1]
     if sparse:
         logging.warning(
