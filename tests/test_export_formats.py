@@ -74,11 +74,11 @@ def test_each_file_runs_in_its_own_runtime_and_holds_the_zeros(format, tmp_path)
     assert len(kprune.masked_weights(model)) == 2
 
 
-@pytest.mark.parametrize("format", EACH)
+@pytest.mark.parametrize("format", [EACH[0], *EACH[2:]])
 def test_several_inputs_and_outputs_keep_their_order(format, tmp_path):
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
-    outputs = [layers.Dense(2, name=f"to{i}")(layers.Dense(3)(a) - layers.Dense(3)(b)) for i in range(11)]
-    model = keras.Model({"b": b, "a": a}, outputs)
+    x = layers.Dense(3)(a) - layers.Dense(3)(b)
+    model = keras.Model({"b": b, "a": a}, [x * (i + 1) for i in range(11)])  # "output_10" sorts before "output_2"
     assert kprune.export(model, tmp_path / "m", format, verbose=0).difference < 1e-5
 
 
@@ -134,6 +134,7 @@ def test_blocks_along_the_inputs_make_a_small_file(tmp_path):
 
 
 @LITERT
+@ONCE
 def test_a_file_without_weights_is_refused(tmp_path, monkeypatch):
     import tensorflow as tf
 
@@ -150,6 +151,7 @@ def test_a_file_without_weights_is_refused(tmp_path, monkeypatch):
 
 
 @LITERT
+@ONCE
 def test_8_bit_integers_keep_the_zeros(tmp_path, rng):
     model, x = wide(), rng.normal(size=(40, 64))
     labels = model.predict(x, verbose=0).argmax(-1)
@@ -190,6 +192,7 @@ def test_a_missing_package_is_one_clear_line(format, package, cure, tmp_path, mo
 
 
 @LITERT
+@ONCE
 def test_what_a_converter_cannot_write_is_refused(tmp_path):
     model = keras.Sequential([keras.Input((4, 4)), layers.Lambda(keras.ops.linalg.det)])
     with pytest.raises(RuntimeError, match="LiteRT's converter cannot write this model, so nothing was written"):
