@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from kprune.config import PruningConfig
-from kprune.masks import masked_weights, set_masks
+from kprune.masks import masked_weights
 from kprune.masks.optimizers import check_is_optimizer
 from kprune.pruning import Pruner
 from kprune.runtime.files import joined, split
@@ -174,7 +174,7 @@ class GradualPruning(MaskingCallback):
         # Also right after a resumed start: pruning again to a sparsity that the masks have already changes nothing.
         step = self.schedule.last_due(taken)
         if step is not None and step != self._updated_at:
-            set_masks(self.model, self.pruner.masks(self.model, self.schedule.applied(step)), self.optimizer)
+            self.pruner.update(self.model, self.schedule.applied(step), self.optimizer)
             self._updated_at = step
 
     def _warn_of_a_short_fit(self, taken: int, epoch: int) -> bool:

@@ -15,7 +15,7 @@ _root = pathlib.Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
     __path__.append(str(_root))
 
-from . import analysis, callbacks, controls, criteria, data, growth, models, patterns, schedules, scopes  # noqa: E402
+from . import analysis, callbacks, controls, criteria, data, growth, models, patterns, schedules, scopes, tickets  # noqa: E402
 from ._version import __version__  # noqa: E402
 from .callbacks.after_pruning import AfterPruning  # noqa: E402
 from .config import PruningConfig  # noqa: E402
@@ -85,4 +85,5 @@ __all__ = [
     "strip",
     "summary",
     "sweep",
+    "tickets",
 ]

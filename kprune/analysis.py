@@ -295,7 +295,7 @@ def _put(model: Any, weights: Arrays, masks: Masks | None = None) -> None:
     for path, value in weights.items():
         variables[path].assign(value)
     for weight in masked_weights(model):
-        weight.write(weight.kept() if masks is None else masks[weight.path], weight.value())
+        weight.write(weight.kept() if masks is None else masks[weight.path])
 
 
 def _figure(path: LinearPath) -> Figure:

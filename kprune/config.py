@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 
 from .channels import ChannelGroups, divisor_of
-from .criteria import CRITERIA, Context, Scores
+from .criteria import CRITERIA, Context
 from .criteria.trackers import Tracker
+from .cutting import cut_by_counts, cut_by_pattern
 from .data.batches import Batch, check_batches, take_batches
 from .masks import MaskedWeight, Masks, masked_weights
-from .masks.layout import Layout, layout_of
-from .patterns import PATTERNS, pooled, unstructured
+from .masks.layout import layout_of
+from .patterns import PATTERNS, unstructured
 from .runtime.distribution import outside_strategies
-from .scopes import SCOPES, global_scope, shares_of
+from .scopes import SCOPES, global_scope
 from .selection import keep_highest
 from .sparsities import by_group, check_sparsities
 from .util.checks import check_integer
 from .util.progress import check_verbose, progress
-from .util.ranking import alive, zeros_for
+from .util.ranking import zeros_for
 from .util.registry import trait
 from .util.threads import side_by_side
 
@@ -196,7 +197,9 @@ class PruningConfig:
                 f"All masked weights are frozen, so there is nothing to prune. Received: model={model.name!r}"
             )
         groups = by_group(trained, sparsity)
-        current = {weight.path: weight.kept() for weight in weights} if within is None else _checked(weights, within)
+        current = (
+            {weight.path: weight.seen_mask() for weight in weights} if within is None else _checked(weights, within)
+        )
         context = Context(model, weights, current, self.seed, data, tracker)
         revives = trait(CRITERIA.get(self.criterion), "revives", False)
         goal = "its sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
@@ -211,9 +214,13 @@ class PruningConfig:
                     due = [(paths, 1 - (1 - final) ** (r / self.rounds)) for paths, final in groups]
                     context.masks = self._cut(context, due, current if revives else context.masks)
                     bar.update()
-        context.masks |= {path: mask for path, mask in current.items() if path not in trained}
-        cuts = any(np.any(current[path] & ~mask) for path, mask in context.masks.items())
-        if cuts and tracker is not None and not tracker.ready():
+        untouched = [path for path, mask in current.items() if path not in trained or context.masks[path] is mask]
+        context.masks |= {path: current[path].copy() for path in untouched}
+        if (
+            tracker is not None
+            and not tracker.ready()
+            and any(np.any(current[path] & ~mask) for path, mask in context.masks.items())
+        ):
             raise ValueError(
                 f"The criterion {self.name!r} scores how weights moved since training began, and none has moved: "
                 f"train for a few hundred steps before pruning. Received: sparsity={sparsity!r}"
@@ -234,14 +241,21 @@ class PruningConfig:
         )  # not of a `functools.partial`, whose options it would not see
         if loop is None or not self._together(groups, context.weights):
             return None
-        size = sum(weight.size for weight in context.weights)
+        size = context.size
         final = 1 - groups[0][1]
         n_keep = [size - zeros_for(size, 1 - final ** (r / self.rounds)) for r in range(1, self.rounds + 1)]
         return loop(context, n_keep, advance)
 
     def _cut(self, context: Context, groups: list[tuple[list[str], float]], masks: Masks) -> Masks:
         """The masks of a round, which keep nothing that `masks` does not."""
-        scores = CRITERIA.get(self.criterion)(context)
+        scope, pattern = SCOPES.get(self.scope), PATTERNS.get(self.pattern)
+        plain = self.groups is None and pattern is unstructured and trait(scope, "counts", False)
+        entrywise = trait(CRITERIA.get(self.criterion), "entrywise", None) if plain else None
+        if entrywise is None:
+            scores = CRITERIA.get(self.criterion)(context)
+        else:
+            scores = {weight.path: weight.seen() for weight in context.weights}
+        of = entrywise or np.positive
         if not isinstance(scores, dict):
             raise ValueError(f"A criterion must return a dict of path -> scores. Received: criterion={self.name!r}")
 
@@ -261,11 +275,11 @@ class PruningConfig:
             return score
 
         paths = [weight.path for weight in context.weights]
-        checked = side_by_side(finite, context.weights)
+        entries = context.size
+        checked = side_by_side(finite, context.weights, entries)
         if self._together(groups, context.weights):
-            size = sum(score.size for score in checked)
-            n_keep_all = size - zeros_for(size, groups[0][1])
-            return dict(zip(paths, keep_highest(checked, [masks[path] for path in paths], n_keep_all), strict=True))
+            n_keep_all = entries - zeros_for(entries, groups[0][1])
+            return dict(zip(paths, keep_highest(checked, [masks[path] for path in paths], n_keep_all, of), strict=True))
 
         if self.groups is not None:
             channels = context.once("channels", lambda: ChannelGroups(context.model))
@@ -275,44 +289,11 @@ class PruningConfig:
                 masks = channels.cut(dict(zip(paths, checked, strict=True)), masks, group, zeros, divisor)
             return masks
 
-        def survivor(pair: tuple[str, np.ndarray]) -> np.ndarray:
-            path, score = pair
-            return score if masks[path].all() else np.where(masks[path], score, -np.inf)
-
-        survivors = dict(zip(paths, side_by_side(survivor, zip(paths, checked, strict=True)), strict=True))
-        pattern = PATTERNS.get(self.pattern)
+        named = dict(zip(paths, checked, strict=True))
+        if plain:
+            return cut_by_counts(scope, named, groups, masks, of)
         layouts = context.once("layouts", lambda: {weight.path: layout_of(weight) for weight in context.weights})
-        n_keep = {path: survivors[path].size for path in paths}
-        for group, sparsity in groups:
-            n_keep.update(self._share({path: survivors[path] for path in group}, layouts, sparsity))
-
-        def cut(path: str) -> np.ndarray:
-            score = layouts[path].canonical(survivors[path])
-            kept = np.asarray(pattern(score, min(n_keep[path], int(np.count_nonzero(masks[path])))))
-            if kept.shape != score.shape or kept.dtype != np.bool_:
-                raise ValueError(
-                    f"A pattern must return a bool array of the scores' shape {score.shape}. "
-                    f"Received: shape={kept.shape}, dtype={kept.dtype}"
-                )
-            return layouts[path].original(kept)
-
-        return dict(zip(paths, side_by_side(cut, paths), strict=True))
-
-    def _share(self, survivors: Scores, layouts: dict[str, Layout], sparsity: float) -> dict[str, int]:
-        """path -> number of entries to keep of a group's weights."""
-        scope, blocks = SCOPES.get(self.scope), trait(PATTERNS.get(self.pattern), "blocks", None)
-        if blocks is None:
-            return shares_of(scope, survivors, sparsity)
-        paths = list(survivors)
-        pools = side_by_side(lambda path: pooled(layouts[path].canonical(survivors[path]), blocks), paths)
-        ranked = {path: layouts[path].original(score) for path, (score, _) in zip(paths, pools, strict=True)}
-        shares = shares_of(scope, ranked, sparsity)
-        # Blocks rarely come out even, so some entries stay that were to go. Were they taken in the next update, then
-        # a fit that is resumed, where the same update comes once more, would end with other masks.
-        over = sum(max(alive(ranked[path]) - shares[path], 0) for path in paths)
-        if over < max(largest for _, largest in pools):
-            return {path: ranked[path].size for path in paths}
-        return shares
+        return cut_by_pattern(scope, pattern, layouts, named, groups, masks)
 
 
 def _checked(weights: list[MaskedWeight], within: Masks) -> Masks:

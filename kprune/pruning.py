@@ -12,6 +12,7 @@ from .config import PruningConfig
 from .criteria.trackers import Tracker
 from .masks import Masks, masked, set_masks
 from .sparsities import check_sparsities
+from .updates import update_on_device
 from .util.progress import check_verbose
 
 
@@ -70,7 +71,7 @@ def prune(
     with masked(model, optimizer):
         masks = config.masks(model, sparsity, data=taken, batches=None, trackers=trackers, verbose=verbose)
         set_masks(model, masks, optimizer)
-    _warn_of_collapse(masks)
+    _warn_of_collapse(_emptied(masks), len(masks))
     return masks
 
 
@@ -116,8 +117,16 @@ class Pruner:
     def masks(self, model: Any, sparsity: float | dict[str, float], **options: Any) -> Masks:
         """As `PruningConfig.masks`; of weights that are pruned to nothing a fit says so once."""
         masks = self.config.masks(model, sparsity, data=self.data, batches=None, trackers=self.tracker, **options)
-        self._warned = self._warned or _warn_of_collapse(masks)
+        self._warned = self._warned or _warn_of_collapse(_emptied(masks), len(masks))
         return masks
+
+    def update(self, model: Any, sparsity: float | dict[str, float], optimizer: Any = None) -> None:
+        """Prune the model, in the middle of a fit: on the device that it trains on, where that can be."""
+        kept = update_on_device(model, self.config, sparsity, optimizer)
+        if kept is None:
+            set_masks(model, self.masks(model, sparsity), optimizer)
+        else:
+            self._warned = self._warned or _warn_of_collapse([path for path, n in kept.items() if n == 0], len(kept))
 
     def get_state(self) -> dict[str, np.ndarray]:
         """What the tracker knows, for a backup."""
@@ -131,15 +140,18 @@ class Pruner:
             self.tracker.begin(model)
 
 
-def _warn_of_collapse(masks: Masks) -> bool:
-    """Whether weights are pruned to nothing, which a warning says."""
-    empty = [path for path, mask in masks.items() if not mask.any()]
+def _emptied(masks: Masks) -> list[str]:
+    return [path for path, mask in masks.items() if not mask.any()]
+
+
+def _warn_of_collapse(empty: list[str], of: int) -> bool:
+    """Whether weights, of so many, are pruned to nothing, which a warning says."""
     if empty:
         logging.warning(
             "kprune: %d of %d weights were pruned to nothing (%s): unless a shortcut bypasses them, no signal passes "
             "through. Set a floor: scope=kprune.scopes.with_floor('global', 0.01).",
             len(empty),
-            len(masks),
+            of,
             ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),
         )
     return bool(empty)

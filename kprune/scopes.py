@@ -1,4 +1,8 @@
-"""Scopes: how a sparsity is shared among the weights. A scope turns scores into the number that each weight keeps."""
+"""Scopes: how a sparsity is shared among the weights. A scope turns scores into the number that each weight keeps.
+
+Where scores lie on an accelerator, the scopes of this file are given `Counted` in their place (the trait `counts`);
+a function of the user's own always gets arrays.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,8 @@ import numpy as np
 
 from .patterns import nth_highest
 from .util.checks import check_expression, check_flag, check_strings
-from .util.ranking import alive, in_proportion, zeros_for
-from .util.registry import Registry
+from .util.ranking import Counted, alive, in_proportion, zeros_for
+from .util.registry import Registry, trait
 
 Scores = dict[str, np.ndarray]
 Scope = Callable[[Scores, float], dict[str, int]]
@@ -22,7 +26,7 @@ Bound = int | float | dict[str, int | float] | Callable[[str], int | float]
 SCOPES = Registry("scope")
 
 
-@SCOPES.register("global")
+@SCOPES.register("global", counts=True)
 def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     """One ranking over all weights together; each keeps what it has above the common cut.
 
@@ -38,12 +42,15 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     >>> global_scope({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
     {'a': 2, 'b': 0}
     """
-    flats = [score.reshape(-1) for score in scores.values()]
-    size = sum(flat.size for flat in flats)
+    size = sum(score.size for score in scores.values())
     n_keep = size - zeros_for(size, sparsity)
     if n_keep == 0:
         return dict.fromkeys(scores, 0)
-    _, counts = nth_highest(flats, n_keep)
+    first = next(iter(scores.values()))
+    if isinstance(first, Counted):
+        counts = first.counts(n_keep)
+    else:
+        _, counts = nth_highest([score.reshape(-1) for score in scores.values()], n_keep)
     ties = n_keep - sum(above for above, _ in counts)
     shares = {}
     for path, (above, equal) in zip(scores, counts, strict=True):
@@ -52,7 +59,7 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     return shares
 
 
-@SCOPES.register("layerwise")
+@SCOPES.register("layerwise", counts=True)
 def layerwise(scores: Scores, sparsity: float) -> dict[str, int]:
     """The same sparsity in each weight: n_keep = size - floor(sparsity * size).
 
@@ -62,7 +69,7 @@ def layerwise(scores: Scores, sparsity: float) -> dict[str, int]:
     return {path: score.size - zeros_for(score.size, sparsity) for path, score in scores.items()}
 
 
-@SCOPES.register("uniform")
+@SCOPES.register("uniform", counts=True)
 def uniform(scores: Scores, sparsity: float) -> dict[str, int]:
     """The same density in each weight, and the exact total: sum(n_keep) = N - floor(sparsity * N).
 
@@ -75,7 +82,7 @@ def uniform(scores: Scores, sparsity: float) -> dict[str, int]:
     return in_proportion(scores, sparsity, dict.fromkeys(scores, 1.0))
 
 
-@SCOPES.register("erk")
+@SCOPES.register("erk", counts=True)
 def erk(scores: Scores, sparsity: float) -> dict[str, int]:
     """Erdos-Renyi-Kernel densities (arXiv:1911.11134): small weights stay denser than large ones.
 
@@ -88,7 +95,7 @@ def erk(scores: Scores, sparsity: float) -> dict[str, int]:
     return in_proportion(scores, sparsity, {path: sum(s.shape) / max(s.size, 1) for path, s in scores.items()})
 
 
-@SCOPES.register("uniform_plus")
+@SCOPES.register("uniform_plus", counts=True)
 def uniform_plus(scores: Scores, sparsity: float) -> dict[str, int]:
     """The first weight dense, the last at least 20 % dense, else uniform (arXiv:1902.09574, named in 2010.07611).
 
@@ -160,7 +167,7 @@ def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], flo
             check(relative.values())
         return in_proportion(scores, sparsity, relative)
 
-    return scope
+    return _like(global_scope, scope)
 
 
 @SCOPES.maker
@@ -191,7 +198,7 @@ def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
         low = {path: min(alive(scores[path]), math.ceil(least)) for path, least in entries(scores).items()}
         return _bounded(base, scores, sparsity, low, None, "The floors", f"floor={floor}")
 
-    return floored
+    return _like(base, floored)
 
 
 @SCOPES.maker
@@ -219,7 +226,7 @@ def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
         high = {path: math.floor(most) for path, most in entries(scores).items()}
         return _bounded(base, scores, sparsity, dict.fromkeys(scores, 0), high, "The ceilings", f"ceiling={ceiling}")
 
-    return capped
+    return _like(base, capped)
 
 
 @SCOPES.maker
@@ -258,7 +265,13 @@ def kept_out(
         low = {path: alive(score) if dense[path] else 0 for path, score in scores.items()}
         return _bounded(base, scores, sparsity, low, None, "The weights that stay dense", received)
 
-    return outside
+    return _like(base, outside)
+
+
+def _like(base: Scope, scope: Scope) -> Scope:
+    """The scope, which asks no more of the scores than another does."""
+    scope.counts = trait(base, "counts", False)  # type: ignore[attr-defined]
+    return scope
 
 
 def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:

@@ -270,6 +270,22 @@ def test_masked_weights_are_drawn_anew():
     assert_zero(model)
 
 
+def test_pruned_entries_come_back_with_the_values_of_a_fresh_draw():
+    model = fitted()
+    old, kept = values_of(model), masks_of(model)
+    reinitialize(model, seed=4, entries="pruned")
+    now = values_of(model)
+    assert all(mask.all() for mask in masks_of(model).values())
+    assert all(not slot.any() for found in slots(model).values() for slot in found)
+    reinitialize(model, seed=4)  # of the network that is dense now
+    fresh = values_of(model)
+    for path, mask in kept.items():
+        np.testing.assert_array_equal(now[path], np.where(mask, old[path], fresh[path]))
+        assert 0 < mask.sum() < mask.size and (fresh[path] != old[path])[~mask].all()
+    model.fit(*data(seed=1), batch_size=8, verbose=0)
+    assert all((value != fresh[path]).any() for path, value in values_of(model).items())
+
+
 def test_each_layers_own_initializer_draws():
     model = mlp(units=300)
     for layer, initializer in zip(
@@ -399,6 +415,8 @@ def test_a_bad_reinitialization_changes_nothing():
         (dict(seed=-1), "Received: seed=-1$"),
         (dict(seed=True), "Received: seed=True$"),
         (dict(weights="kernel"), "Received: weights='kernel'$"),
+        (dict(entries="all"), "Received: entries='all', weights='masked'$"),
+        (dict(entries="pruned", weights="all"), "Received: entries='pruned', weights='all'$"),
     ]:
         with pytest.raises(ValueError, match=message):
             reinitialize(model, **arguments)
@@ -487,7 +505,7 @@ def test_bad_signs_change_nothing():
     before = snapshot(model)
     for given_signs, message in [
         ([1.0], r"such as ticket\.weights\. Received: signs=\[1\.0\]$"),
-        ({}, r"such as ticket\.weights.*0 arrays.*Received: .*signs=\[\]$"),
+        ({}, r"such as ticket\.weights.*0 for 2 variables.*Received: .*signs=\[\]$"),
         ({weight.path: signs[weight.path].T}, r"has shape \(2, 4\). Received: shape=\(4, 2\), signs=\['"),
     ]:
         with pytest.raises(ValueError, match=message):

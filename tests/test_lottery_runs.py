@@ -437,10 +437,12 @@ def test_an_early_stop_is_the_epoch_of_the_lowest_test_loss():
     assert early_stop(history) == (3, 0.3)
 
 
+PAGE = (DOCS / "lottery.md").read_text()
+
+
 def lotteries_in_the_docs():
     """(lines of the command, file, rows of the table) for each table of docs/lottery.md."""
-    text = (DOCS / "lottery.md").read_text()
-    found = re.findall(r"    kprune lottery (.*?)\n\n(\|.*?)\n\n.*?\((?:lottery/)([\w-]+)\.(?:png|csv)\)", text, re.S)
+    found = re.findall(r"    kprune lottery (.*?)\n\n(\|.*?)\n\n.*?\((?:lottery/)([\w-]+)\.(?:png|csv)\)", PAGE, re.S)
     return [pytest.param(*parts, id=parts[2]) for parts in found]
 
 
@@ -458,7 +460,11 @@ def read_report(name):
 @pytest.mark.parametrize(("command", "table", "name"), lotteries_in_the_docs())
 def test_the_docs_show_what_their_files_hold(command, table, name):
     report, read = read_report(name)
-    printed = str(report).replace("+-", "±").splitlines()
+    printed, *early = (block.splitlines() for block in str(report).replace("+-", "±").split("\n\n"))
+    for block in early:  # the table of early stops
+        cells = [re.split(r"  +", line.strip()) for line in (block[0], *block[2:-1])]
+        rows_of = ["| " + " | ".join(row) + " |" for row in cells]
+        assert "\n".join([rows_of[0], "| " + " | ".join(["---:"] * len(cells[0])) + " |", *rows_of[1:]]) in PAGE
     shown = [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()]
     assert [shown[0], *shown[2:]] == [re.split(r"  +", line.strip()) for line in (printed[0], *printed[2:-1])]
     # And the command is the one that made the file.

@@ -164,7 +164,7 @@ def sensitivity(
 def _pruned(weight: MaskedWeight, mask: np.ndarray) -> Iterator[None]:
     """Inside, the weight has this mask. Unlike `set_masks`, this leaves the optimizer's slots alone."""
     before = Values([weight.mask, weight.variable])
-    weight.write(mask, weight.value())
+    weight.write(mask)
     try:
         yield
     finally:

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 from absl import logging
 
-from ..runtime.optimizers import reset_slots
+from ..runtime.optimizers import slots
+from ..runtime.writing import keep_where
 from ..util.checks import check_expression, check_strings
 from .built import check_built
 from .holders import fits, trainers
@@ -26,7 +27,7 @@ from .types import (
     matches,
     unique_paths,
 )
-from .zeros import check_leaks, note_change, warn_of_zeros
+from .zeros import check_leaks, moved_paths, note_change, warn_of_zeros
 
 
 def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_WEIGHTS) -> MaskReport:
@@ -156,18 +157,22 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
         RuntimeError: training has given pruned entries values since the masks were set.
     """
     by_path = check_masks(model, masks)
-    if not fits(model):  # whose callbacks look after each step
+    # A fit's callbacks look after each step themselves, and its steps donate their arrays, too.
+    donate = fits(model)
+    if not donate:
         check_leaks(model, list(by_path.values()))
-    optimizers = trainers(model, [weight.variable for weight in by_path.values()])
-    optimizers += [] if optimizer is None or any(optimizer is known for known in optimizers) else [optimizer]
+    optimizers = trainers(model, [weight.variable for weight in by_path.values()], optimizer)
     for path, new in masks.items():
-        weight = by_path[path]
-        new = np.asarray(new)
-        changed = ~new | (new != weight.kept())
-        weight.write(new, weight.value())
-        if changed.any():
-            for trainer in optimizers:
-                reset_slots(trainer, weight.variable, changed)
+        weight, new = by_path[path], np.asarray(new)
+        stays = new & weight.seen_mask()
+        if stays.all():
+            continue
+        held = [pair for trainer in optimizers for pair in slots(trainer, weight.variable)]
+        if np.array_equal(stays, new):
+            weight.write(new, held, donate)
+        else:
+            weight.write(new, donate=donate)
+            keep_where(stays, held, donate)
     note_change(model)
 
 
@@ -224,7 +229,7 @@ def plain(model: Any) -> Iterator[Any]:
 
 def moved_weights(model: Any) -> list[str]:
     """Paths of the masked weights with a pruned entry that is not exactly 0; empty if there is none."""
-    return [weight.path for weight in masked_weights(model) if np.any(weight.value()[~weight.kept()] != 0)]
+    return moved_paths(masked_weights(model))
 
 
 def _backend(model: Any) -> ModuleType:

@@ -84,7 +84,7 @@ def _attach_again(model: Any, kept: list[tuple[Any, np.ndarray]]) -> None:
     for path, layer, v, mask in find_masked(model):
         if id(v) in masks:
             weight = MaskedWeight(path, layer, v, mask)
-            weight.write(masks[id(v)], weight.value())
+            weight.write(masks[id(v)])
 
 
 def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:

@@ -13,8 +13,10 @@ import keras
 import numpy as np
 from absl import logging
 
-from ..runtime.distribution import to_numpy
+from ..runtime.distribution import as_numpy, to_numpy
+from ..runtime.writing import keep_where
 from ..util.tables import Printed
+from .variables import forget_given
 
 Masks = dict[str, np.ndarray]
 Filters = str | Sequence[str] | Callable[[Any], bool] | None
@@ -66,10 +68,25 @@ class MaskedWeight:
         """The mask as a bool array, True = kept."""
         return to_numpy(self.mask).astype(bool)
 
-    def write(self, kept: np.ndarray, value: np.ndarray) -> None:
-        """Give the weight a mask (bool, True = kept) and where(kept, value, 0); optimizers are not told."""
-        self.mask.assign(kept.astype(keras.backend.standardize_dtype(self.mask.dtype)))
-        self.variable.assign(np.where(kept, value, np.zeros((), value.dtype)))
+    def seen(self) -> np.ndarray:
+        """As `value`, to be read at once and not to be changed: see `as_numpy`."""
+        return as_numpy(self.variable)
+
+    def seen_mask(self) -> np.ndarray:
+        """As `kept`, to be read at once and not to be changed."""
+        return as_numpy(self.mask).astype(bool, copy=False)
+
+    def write(self, kept: np.ndarray, slots: list[tuple[Any, float]] | None = None, donate: bool = False) -> None:
+        """Give the weight a mask (bool, True = kept), and 0 where it prunes; slots, their initial value.
+
+        Args:
+            kept: the mask.
+            slots: (slot, initial value) of optimizers; those not given are not told.
+            donate: as of `keep_where`.
+        """
+        self.mask.assign(kept.astype(keras.backend.standardize_dtype(self.mask.dtype), copy=False))
+        keep_where(kept, [(self.variable, 0.0), *(slots or ())], donate)
+        forget_given(self.variable)
 
 
 @dataclass(frozen=True)

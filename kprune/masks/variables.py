@@ -44,6 +44,12 @@ def was_given_values(variable: Any) -> bool:
     return getattr(variable, _GIVEN, False)
 
 
+def forget_given(variable: Any) -> None:
+    """Note that its pruned entries are 0 again, whoever gave it values before."""
+    if type(variable) in _CLASSES.values():
+        setattr(variable, _GIVEN, False)
+
+
 def _protected(cls: type) -> type:
     if cls not in _CLASSES:
 

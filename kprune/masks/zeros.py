@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from ..runtime.writing import pruned_entries
 from .types import MaskedWeight, is_tf_keras
 from .variables import was_given_values
 
@@ -31,9 +32,10 @@ def note_change(model: Any) -> None:
 
 def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
     """The fraction of pruned entries; RuntimeError, naming the weights, if one of them is not exactly 0."""
-    found = {weight.path: weight.value()[~weight.kept()] for weight in weights}
-    moved = [path for path, pruned in found.items() if np.any(pruned != 0)]
-    diverged = [path for path in moved if np.any(np.isnan(found[path]))]
+    counts = pruned_entries([(weight.variable, weight.mask) for weight in weights])
+    wrong = [weight for weight, (_, moved) in zip(weights, counts, strict=True) if moved]
+    moved = [weight.path for weight in wrong]
+    diverged = [weight.path for weight in wrong if np.any(np.isnan(weight.value()[~weight.kept()]))]
     if diverged:
         raise RuntimeError(
             f"{', '.join(diverged[:4])} became NaN: the training has diverged, and NaN times the zero of a pruned "
@@ -48,7 +50,13 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
             f"Received: optimizer={type(optimizer).__name__}"
         )
     size = sum(weight.size for weight in weights)
-    return sum(pruned.size for pruned in found.values()) / size if size else 0.0
+    return sum(pruned for pruned, _ in counts) / size if size else 0.0
+
+
+def moved_paths(weights: list[MaskedWeight]) -> list[str]:
+    """Paths of the weights with a pruned entry that is not exactly 0."""
+    counts = pruned_entries([(weight.variable, weight.mask) for weight in weights])
+    return [weight.path for weight, (_, moved) in zip(weights, counts, strict=True) if moved]
 
 
 def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
@@ -57,7 +65,7 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
     tf_keras does not say who did, so there it is a warning.
     """
     if is_tf_keras(model):
-        moved = [weight.path for weight in weights if np.any(weight.value()[~weight.kept()] != 0)]
+        moved = moved_paths(weights)
         if moved:
             logging.warning(
                 "kprune: pruned entries of %s were no longer 0. Unless you set weights yourself: %s",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -66,6 +66,38 @@ def to_numpy(value: Any) -> np.ndarray:
                 tensor = process_allgather(tensor, tiled=True)
             return np.array(tensor)
     return np.array(value.numpy())
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """As `to_numpy`, to be read at once: not a copy of what lies in this host's memory, and not to be changed or held.
+
+    While it is held, neither backend writes into that memory: a step that would have done so copies it first.
+    """
+    tensor = value.value if isinstance(value, keras.Variable) else value
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if isinstance(tensor, jax.Array):
+            one_here = len(tensor.sharding.device_set) == 1 and tensor.is_fully_addressable and on_host([value])
+            return np.asarray(tensor) if one_here else to_numpy(tensor)
+    return np.asarray(sys.modules["tensorflow"].convert_to_tensor(tensor))
+
+
+def on_host(variables: Iterable[Any]) -> bool:
+    """Whether all of these variables, of either Keras, lie in the memory of hosts and not of accelerators.
+
+    >>> on_host([keras.Variable([1.0])])
+    True
+    """
+    for v in variables:
+        tensor = v.value if isinstance(v, keras.Variable) else v
+        if hasattr(tensor, "sharding"):
+            platforms = {device.platform for device in tensor.sharding.device_set}
+        else:
+            platforms = {str(tensor.device).rpartition("device:")[2].partition(":")[0].lower() or "cpu"}
+        if platforms != {"cpu"}:
+            return False
+    return True
 
 
 def device_layout(variable: Any) -> Any:

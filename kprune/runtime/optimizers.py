@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .distribution import strategy_scope, to_numpy
+from .writing import keep_where
 
 # Muon orthogonalizes the whole update of a kernel, so it moves weights whose gradient is exactly zero.
 DENSE_UPDATES = ("Muon",)
@@ -62,15 +63,17 @@ def check_optimizer(optimizer: Any) -> None:
             )
 
 
-def reset_slots(optimizer: Any, variable: Any, where: np.ndarray) -> None:
-    """Give the optimizer's slots of `variable` their initial value where `where` (bool, the variable's shape) is True.
+def slots(optimizer: Any, variable: Any) -> list[tuple[Any, float]]:
+    """The optimizer's slots of `variable` that have its shape, each with its initial value.
 
     That value is 0, but for the accumulators of Adagrad and Ftrl, which start at `initial_accumulator_value`.
     """
-    for inner in inner_optimizers(optimizer):
-        for slot, initial in _slots(inner, variable):
-            value = to_numpy(slot)
-            slot.assign(np.where(where, np.asarray(initial, value.dtype), value))
+    return [pair for inner in inner_optimizers(optimizer) for pair in _slots(inner, variable)]
+
+
+def reset_slots(optimizer: Any, variable: Any) -> None:
+    """Give the optimizer's slots of `variable` their initial value."""
+    keep_where(np.zeros(tuple(variable.shape), bool), slots(optimizer, variable))
 
 
 def trains(optimizer: Any, variables: list[Any]) -> bool:
