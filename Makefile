@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo quick test test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
-	strategies bench bench-shrink test-formats run-formats clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow \
+	strategies bench bench-shrink bench-export test-formats run-formats clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow \
 	test-jax test-jax-distribution test-tf-keras test-tf-distribute install-demo install-test install-gpu install-tpu install-docs install-formats
 
 PYTHON ?= python3
@@ -31,6 +31,7 @@ help:
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
 	@echo "make bench  time an update, a fit under callbacks and SynFlow beside np.partition, a plain fit and PyTorch"
 	@echo "make bench-shrink   prune the channels of three networks, shrink them, print the table of docs/shrink.md"
+	@echo "make bench-export   export sparse networks in every format, print the table of docs/export.md"
 	@echo "make docs   build the documentation into out/site; any warning is an error"
 	@echo "make dist   build sdist and wheel into dist/, install each in a fresh environment and train with it"
 	@echo "make clean  remove what these leave behind"
@@ -41,6 +42,11 @@ demo: install-demo
 
 bench-shrink: install-demo
 	$(BIN)/python benchmarks/shrink.py
+
+# In an environment of its own, as test-formats is: OpenVINO alone is larger than all that kprune needs.
+bench-export:
+	$(MAKE) VENV=.venv-formats install-formats
+	KERAS_BACKEND=tensorflow .venv-formats/bin/python benchmarks/export.py
 
 bench: install-demo
 	$(BIN)/python benchmarks/update.py

@@ -107,6 +107,35 @@ def test_sparse_blocks_of_a_quantized_model_are_right_or_refused(block, tmp_path
     assert_right_or_refused(model, tmp_path, must=False)
 
 
+@LITERT
+@ONCE
+@pytest.mark.parametrize(("block", "types"), [((4, 1), ["float16"]), ((16, 1), [])])
+def test_blocks_of_which_litert_computes_garbage_are_refused(block, types, tmp_path, monkeypatch):
+    """NaN from kernels stored in float16, garbage where they are quantized and activations are not; never asked for."""
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter
+    make = converter.from_saved_model
+
+    def from_saved_model(*args, **kwargs):
+        made = make(*args, **kwargs)
+        convert = made.convert
+
+        def shorter():
+            if made.optimizations:  # not the dense one
+                made.optimizations = [*made.optimizations, tf.lite.Optimize.DEFAULT]
+                made.target_spec.supported_types = [tf.as_dtype(name) for name in types]
+            return convert()
+
+        made.convert = shorter
+        return made
+
+    monkeypatch.setattr(converter, "from_saved_model", from_saved_model)
+    with pytest.raises(RuntimeError, match=r"sparse LiteRT file .*nothing was written.*garbage"):
+        kprune.export(in_blocks(wide(0), block), tmp_path / "m", "litert_sparse", verbose=0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def assert_right_or_refused(model, folder, must):
     """Export either raises and writes nothing, or its file, run by itself on other inputs, is right."""
     from ai_edge_litert.interpreter import Interpreter

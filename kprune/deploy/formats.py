@@ -210,7 +210,7 @@ _LITERT = ("tensorflow", "ai_edge_litert")
 _ONNX = ("tensorflow", "tf2onnx", "onnx", "onnxruntime")
 _SPARSE = (
     "LiteRT's sparse kernels have been seen to compute garbage, without an error, where a Dense layer's inputs are no "
-    "multiple of 4, in float16, and in blocks of 16: export format='litert', or prune in other shapes."
+    "multiple of 4, and in float16: export format='litert', or leave such a layer less sparse than 0.9."
 )
 _INT8 = "The ranges of 8-bit integers come from `representative`: it must hold inputs such as the model will see."
 
