@@ -11,8 +11,7 @@ from absl import logging
 
 from kprune.config import PruningConfig
 from kprune.growth import METHODS, drop_and_grow
-from kprune.masks import masked_weights, set_masks
-from kprune.masks.optimizers import check_is_optimizer
+from kprune.masks import check_is_optimizer, masked_weights, set_masks
 from kprune.runtime.files import joined, split
 from kprune.schedules import Schedule, as_schedule, check_sparsity
 from kprune.scopes import SCOPES, shares_of

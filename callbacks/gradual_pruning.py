@@ -10,8 +10,7 @@ import numpy as np
 from absl import logging
 
 from kprune.config import PruningConfig
-from kprune.masks import masked_weights, set_masks
-from kprune.masks.optimizers import check_is_optimizer
+from kprune.masks import check_is_optimizer, masked_weights, set_masks
 from kprune.pruning import Pruner
 from kprune.runtime.files import joined, split
 from kprune.schedules import Schedule, as_schedule

@@ -16,8 +16,7 @@ import numpy as np
 
 from .criteria import CRITERIA, Context, Scores
 from .lottery.rewind import Arrays, matched, model_weights
-from .masks import Masks, is_tf_keras, masked_weights, set_masks
-from .masks.below import all_layers
+from .masks import Masks, library_of, masked_weights, set_masks
 from .report.summary import summary
 from .runtime.distribution import to_numpy
 from .runtime.optimizers import reset_slots
@@ -307,8 +306,7 @@ def _check_seed(seed: int) -> None:
 
 def _attributes(model: Any) -> Iterator[tuple[Any, str, Any]]:
     """(layer, attribute without leading underscores, value) of all layers; those of Keras name their weights so."""
-    below = model.submodules if is_tf_keras(model) else all_layers(model)
-    for layer in [model, *below]:
+    for layer in library_of(model).all_layers(model):
         for name, value in vars(layer).items():
             yield layer, name.lstrip("_"), value
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import is_tf_keras
-from ..masks.keras3 import seed_states
+from ..masks import library_of
 from ..report.saved_variables import SavedVariables
 from ..report.summary import weight_paths
 from ..runtime.distribution import to_numpy
@@ -98,12 +97,11 @@ def _write_keras(model: Any, file: Path, batch: Sample) -> None:
 
 
 def _open_keras(file: Path, model: Any) -> Opened:
-    library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
-    loaded = library.models.load_model(str(file), compile=False)
-    if not is_tf_keras(model):
-        # A layer of the user's own may make its seed anew when it is loaded; to be compared, both draw from one.
-        for mine, theirs in zip(seed_states(model), seed_states(loaded), strict=False):
-            theirs.assign(mine)
+    library = library_of(model)
+    loaded = library.package.models.load_model(str(file), compile=False)
+    # A layer of the user's own may make its seed anew when it is loaded; to be compared, both draw from one.
+    for mine, theirs in zip(library.seed_states(model), library.seed_states(loaded), strict=False):
+        theirs.assign(mine)
     zeros, size = count_zeros([to_numpy(v) for _, v in weight_paths(loaded)])
     return Opened(lambda batch: predict(loaded, batch), zeros, size)
 

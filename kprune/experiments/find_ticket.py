@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from ..config import PruningConfig
 from ..lottery.levels import Lottery, density
 from ..lottery.rewind import Snapshot, restore, snapshot
 from ..lottery.ticket import Ticket
-from ..masks import current_masks, is_tf_keras, masked, masked_weights
+from ..masks import current_masks, library_of, masked, masked_weights
 from ..pruning import Pruner
 from ..runtime.files import joined, pack, read, split, understanding, unpack, write
 from ..runtime.locks import Lock
@@ -150,7 +149,7 @@ def _levels(
         if lottery.pruner.config.tracker() is not None:
             watching.insert(0, _Watching(lottery.pruner))  # first: the step that ends at the point is before it
         if shuffle_seed is not None:
-            importlib.import_module("tf_keras" if is_tf_keras(model) else "keras").utils.set_random_seed(shuffle_seed)
+            library_of(model).package.utils.set_random_seed(shuffle_seed)
             watching.append(_Seeded(shuffle_seed))
         own = None if folder is None else Path(folder, f"level-{number}")
         if own is not None:

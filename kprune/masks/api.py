@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
-import keras
 import numpy as np
 
 from ..runtime.optimizers import reset_slots
 from ..util.checks import check_expression, check_strings
 from .built import check_built
-from .holders import fits, trainers
+from .libraries import library_of
+from .optimizers import fits, trainers
 from .types import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Filters, MaskedWeight, MaskReport, Masks, is_tf_keras, unique_paths
-from .zeros import check_leaks, note_change
+from .zeros import note_change
 
 
 def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_WEIGHTS) -> MaskReport:
@@ -48,10 +47,10 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
     >>> report.masked
     ('sequential/hidden/kernel',)
     """
-    backend = _backend(model)
+    library = library_of(model)
     check_built(model)
     check_leaks(model, masked_weights(model))
-    return backend.mask_model(model, *_checked(backend.weight_names(model), filters, weights))
+    return library.mask_model(model, *_checked(library.weight_names(model), filters, weights))
 
 
 def masked_weights(model: Any) -> list[MaskedWeight]:
@@ -65,7 +64,7 @@ def masked_weights(model: Any) -> list[MaskedWeight]:
     >>> [(weight.shape, int(weight.kept().sum())) for weight in kprune.masked_weights(model)]
     [((4, 3), 12)]
     """
-    found = _backend(model).find_masked(model)
+    found = library_of(model).find_masked(model)
     paths = unique_paths([path for path, *_ in found])
     return [MaskedWeight(path, *rest) for path, (_, *rest) in zip(paths, found, strict=True)]
 
@@ -148,33 +147,28 @@ def strip(model: Any) -> Any:
     for weight in weights:
         value = weight.value()
         weight.variable.assign(np.where(weight.kept(), value, np.zeros((), value.dtype)))
-    return _backend(model).strip_model(model)
+    return library_of(model).strip_model(model)
 
 
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
     """Inside, the stripped model; afterwards the model is masked again as it was."""
     check_leaks(model, masked_weights(model))
-    with _backend(model).plain(model) as stripped:
+    with library_of(model).plain(model) as stripped:
         yield stripped
+
+
+def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
+    """Outside of a fit: RuntimeError if training, not the user, gave pruned entries values.
+
+    tf_keras does not say who did, so there it is a warning.
+    """
+    library_of(model).check_leaks(model, weights)
 
 
 def moved_weights(model: Any) -> list[str]:
     """Paths of the masked weights with a pruned entry that is not exactly 0; empty when all is well."""
     return [weight.path for weight in masked_weights(model) if np.any(weight.value()[~weight.kept()] != 0)]
-
-
-def _backend(model: Any) -> ModuleType:
-    """The module that masks this kind of model: `kprune.masks.keras3`, or `kprune.masks.tf_keras` for tf_keras."""
-    if isinstance(model, keras.layers.Layer):
-        from . import keras3
-
-        return keras3
-    if is_tf_keras(model):
-        from . import tf_keras as wrappers
-
-        return wrappers
-    raise ValueError(f"Expected a keras.Model (Keras 3) or a tf_keras.Model. Received: model={type(model)!r}")
 
 
 def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tuple[Filters, tuple[str, ...]]:

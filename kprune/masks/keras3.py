@@ -1,4 +1,4 @@
-"""Masks in Keras 3 models: the in-place half of `kprune.mask` and `kprune.strip`."""
+"""What kprune asks of Keras 3 (see libraries.py): layers are masked in place."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ from .below import all_layers
 from .holders import live, renew
 from .masked_layers import attach, detach, is_masked, own_weights
 from .merged import factors, merge
-from .types import FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, skip_reason, unique_paths
+from .store import CARRIER
+from .types import FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, is_a, skip_reason, unique_paths
+from .variables import was_given_values
+from .zeros import check_zeros
 
+package = keras
+OPTIMIZERS = (keras.optimizers.Optimizer,)
+IN_PLACE = True
+ops = keras.ops
 BACKENDS = ("tensorflow", "jax")
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 
+def backend() -> str:
+    return str(keras.backend.backend())
+
+
 def weight_names(model: Any) -> set[str]:
-    """The names by which `mask(weights=...)` knows the model's weights."""
     return {weight_name(layer, v) for layer, v in _owned(model)}
 
 
@@ -53,8 +63,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
     return finish_report(model, masked, skipped)
 
 
-def mask_unfrozen(model: Any) -> None:
-    """Mask what was left out of a masked model because it was frozen, and trains now."""
+def take_over(model: Any) -> None:
     waiting = [v for _, v in _owned(model) if v.trainable and getattr(v, WAITS, False)]
     if waiting:
         with strategy_scope(model):
@@ -125,7 +134,6 @@ def _masked(model: Any) -> list[Any]:
 
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
-    """Inside, the model is stripped in place; afterwards its masks are back."""
     kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model)]
     layers = _masked(model)
     unmerged = Values(v for layer in layers if factors(layer) for v in (*layer.mask_store.masked, *factors(layer)))
@@ -155,8 +163,16 @@ def renew_functions(model: Any, layers: list[Any]) -> None:
             renew(owner, below)
 
 
+def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
+    unknown = [weight for weight in weights if not was_given_values(weight.variable)]
+    check_zeros(unknown, getattr(model, "optimizer", None))
+
+
+def plain_variables(model: Any) -> list[Any]:
+    return list(model.weights)
+
+
 def seed_states(layer: Any) -> list[Any]:
-    """The states of the seed generators at and below the layer (dropout ...), which Keras counts as no weights."""
     weights = {id(v) for v in layer.weights}
     return [v for v in layer.variables if id(v) not in weights and v.name == "seed_generator_state"]
 
@@ -170,8 +186,40 @@ def _owned(model: Any) -> list[tuple[Any, Any]]:
     return list(found.values())
 
 
+def owned_weights(model: Any) -> list[tuple[Any, Any]]:
+    layers = all_layers(model)
+    in_rnn = {id(sub) for layer in layers if is_a(layer, "RNN") for sub in all_layers(layer)[1:]}
+    return [(layer, v) for layer in layers if id(layer) not in in_rnn for v in own_weights(layer)]
+
+
+def owner(layer: Any, v: Any) -> Any:
+    return layer
+
+
+def weight_path(v: Any) -> str:
+    return str(v.path)
+
+
+def holds_kernel(layer: Any, v: Any) -> bool:
+    # Floats, int8 and float8 are a value each; int4 packs two into one.
+    return len(v.shape) > 1 and layer.quantization_mode in (None, "int8", "float8")
+
+
+def carry(model: Any, carrier: Any) -> None:
+    # By the first masked weight, whose store saves it beside the masks.
+    _, _, variable, _ = find_masked(model)[0]
+    if carrier is None:
+        delattr(variable, CARRIER)
+    else:
+        setattr(variable, CARRIER, carrier)
+
+
+def carried(model: Any) -> Any:
+    found = find_masked(model)
+    return getattr(found[0][2], CARRIER, None) if found else None
+
+
 def weight_name(layer: Any, v: Any) -> str:
-    """The name by which `mask(weights=...)` knows a weight of this layer."""
     # A depthwise layer calls its only weight "kernel", where a separable one says "depthwise_kernel".
     return "depthwise_kernel" if v.name == "kernel" and is_depthwise(layer, v) else v.name
 

@@ -54,9 +54,8 @@ class MaskedWeight:
     @property
     def trainable(self) -> bool:
         """Whether the weight trains now; one that is frozen keeps its mask as it is."""
-        if is_tf_keras(self.layer):  # where layers are frozen, not variables
-            return any(w is self.variable for w in self.layer.trainable_weights)
-        return bool(self.variable.trainable)
+        # tf_keras freezes layers, not variables; in Keras 3 a layer that is frozen lists no trainable weights either.
+        return any(w is self.variable for w in self.layer.trainable_weights)
 
     def value(self) -> np.ndarray:
         """The weight's value as an array of its own dtype."""
@@ -97,6 +96,11 @@ def is_tf_keras(model: Any) -> bool:
     """Whether the model or layer belongs to tf_keras (Keras 2); never imports it."""
     tf_keras = sys.modules.get("tf_keras")
     return tf_keras is not None and isinstance(model, tf_keras.layers.Layer)
+
+
+def is_a(layer: Any, *names: str) -> bool:
+    """Whether a layer's class, or one that it derives from, has one of these names, which both Kerases share."""
+    return any(cls.__name__ in names for cls in type(layer).__mro__)
 
 
 def unique_paths(paths: Iterable[str]) -> list[str]:

@@ -10,27 +10,23 @@ from absl import logging
 
 from ..runtime.optimizers import all_variables
 from ..runtime.values import Values
-from .api import mask, masked_weights, strip
-from .holders import trainers
-from .keras3 import mask_unfrozen, narrow
-from .types import is_tf_keras
-from .zeros import check_leaks
+from .api import check_leaks, mask, masked_weights, strip
+from .keras3 import narrow
+from .libraries import library_of
+from .optimizers import trainers
 
 
 def mask_for_pruning(model: Any) -> bool:
     """Mask an unmasked Keras 3 model in place (True), or adopt one that tfmot wrapped; ValueError if neither can be."""
     if weights := masked_weights(model):
-        if is_tf_keras(model):
-            mask(model)
-        else:
-            mask_unfrozen(model)
+        library_of(model).take_over(model)
         if frozen := [weight.path for weight in weights if not weight.trainable]:
             logging.warning(
                 "kprune: these masked weights are frozen; their masks stay, and count towards no sparsity: %s",
                 ", ".join(frozen[:4]) + (" ..." if len(frozen) > 4 else ""),
             )
         return False
-    if is_tf_keras(model):
+    if not library_of(model).IN_PLACE:
         raise ValueError(
             "A tf_keras model cannot be masked in place: use `model = kprune.mask(model).model`, then compile it. "
             f"Received: model={model.name!r}, which has no masks"
@@ -77,7 +73,7 @@ class Undo:
         if self.fresh:
             self.fresh = False
             strip(self.model)
-        elif not is_tf_keras(self.model) and len(masked_weights(self.model)) > len(self._masked):
+        elif len(masked_weights(self.model)) > len(self._masked):  # of a Keras 3 model: what was frozen before
             narrow(self.model, self._masked)
 
     def back(self) -> None:

@@ -6,13 +6,11 @@ import weakref
 from typing import Any
 
 import numpy as np
-from absl import logging
 
-from .types import MaskedWeight, is_tf_keras
-from .variables import was_given_values
+from .types import MaskedWeight
 
 _CHANGES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-_CAUSE = (
+CAUSE = (
     "A function that was compiled before the model was masked goes on without the masks: a tf.function or jax.jit step "
     "of your own, or one that a layer or model keeps. Mask before the first trace (call kprune.mask once the model is "
     "built), or make the function anew."
@@ -42,28 +40,10 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
         )
     if moved:
         raise RuntimeError(
-            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {_CAUSE} If there is none: a layer that reads "
+            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {CAUSE} If there is none: a layer that reads "
             "another layer's kernel, a constraint that moves zeros, weights loaded in mid-training, or an optimizer "
             "that updates weights without a gradient. `model.set_weights(model.get_weights())` makes pruned entries 0. "
             f"Received: optimizer={type(optimizer).__name__}"
         )
     size = sum(weight.size for weight in weights)
     return sum(pruned.size for pruned in found.values()) / size if size else 0.0
-
-
-def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
-    """Outside of a fit: RuntimeError if training, not the user, gave pruned entries values.
-
-    tf_keras does not say who did, so there it is a warning.
-    """
-    if is_tf_keras(model):
-        moved = [weight.path for weight in weights if np.any(weight.value()[~weight.kept()] != 0)]
-        if moved:
-            logging.warning(
-                "kprune: pruned entries of %s were no longer 0. If you have not set weights yourself: %s",
-                ", ".join(moved[:4]),
-                _CAUSE,
-            )
-    else:
-        unknown = [weight for weight in weights if not was_given_values(weight.variable)]
-        check_zeros(unknown, getattr(model, "optimizer", None))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, check_leaks, is_tf_keras, masked_weights, unique_paths
+from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Library, check_leaks, library_of, masked_weights, unique_paths
 from ..masks.built import check_built
 from ..masks.layout import layout_in
 from ..runtime.distribution import to_numpy
 from ..util.tables import Printed, new_table, table_lines
-from .flops import kernel_uses, owned_weights
+from .flops import kernel_uses
 
 
 @dataclass(frozen=True)
@@ -193,14 +193,14 @@ def summary(model: Any) -> Summary:
     check_leaks(model, masked)
     uses, note = kernel_uses(model)
     owned: dict[int, tuple[Any, Any]] = {}
-    for layer, v in owned_weights(model):
+    library = library_of(model)
+    for layer, v in library.owned_weights(model):
         owned.setdefault(id(v), (layer, v))
-    named = naming(model)
     if masked:
         listed = [(w.path, w.variable, w.kept()) for w in masked]
     else:
-        kernels = [v for layer, v in owned.values() if named.default(layer, v)]
-        paths = unique_paths([named.path(v) for v in kernels])
+        kernels = [v for layer, v in owned.values() if is_default(library, layer, v)]
+        paths = unique_paths([library.weight_path(v) for v in kernels])
         listed = [(path, v, to_numpy(v) != 0) for path, v in zip(paths, kernels, strict=True)]
     rows = []
     for path, v, kept in listed:
@@ -211,7 +211,7 @@ def summary(model: Any) -> Summary:
     other_flops = _sum_known(
         None if (times := uses.get(id(v))) is None else times * size_of(v)
         for layer, v in others
-        if named.name(layer, v) in KNOWN_WEIGHTS and len(v.shape) > 1
+        if library.weight_name(layer, v) in KNOWN_WEIGHTS and len(v.shape) > 1
     )
     if not note and (unknown := sorted({row.layer for row in rows if row.flops is None})):
         note = f"kprune cannot tell how often a kernel of {', '.join(unknown)} is used"
@@ -220,37 +220,15 @@ def summary(model: Any) -> Summary:
 
 def weight_paths(model: Any) -> list[tuple[str, Any]]:
     """(path, variable) for each weight of a built model, once, with the path that `summary` gives it."""
-    owned = {id(v): v for _, v in owned_weights(model)}
-    return [(naming(model).path(v), v) for v in owned.values()]
+    library = library_of(model)
+    owned = {id(v): v for _, v in library.owned_weights(model)}
+    return [(library.weight_path(v), v) for v in owned.values()]
 
 
-@dataclass(frozen=True)
-class _Naming:
-    """How `kprune.mask` sees the weights of one Keras."""
-
-    name: Callable[[Any, Any], str]
-    path: Callable[[Any], str]
-    fit: Callable[[Any, Any], bool]
-
-    def default(self, layer: Any, v: Any) -> bool:
-        # Frozen kernels are listed too: whether a weight trains says nothing about its zeros.
-        return self.name(layer, v) in DEFAULT_WEIGHTS and self.fit(layer, v)
-
-
-def naming(model: Any) -> _Naming:
-    """How `kprune.mask` sees the weights of this model's Keras."""
-    if is_tf_keras(model):
-        from ..masks import tf_keras as wrappers
-
-        return _Naming(lambda layer, w: wrappers._name(w), wrappers._path, lambda layer, w: len(w.shape) > 1)
-    from ..masks import keras3
-
-    return _Naming(keras3.weight_name, lambda v: str(v.path), _whole)
-
-
-def _whole(layer: Any, v: Any) -> bool:
-    """Whether a variable of Keras 3 holds a kernel's values one by one, floats or int8; int4 packs two into one."""
-    return len(v.shape) > 1 and layer.quantization_mode in (None, "int8", "float8")
+def is_default(library: Library, layer: Any, v: Any) -> bool:
+    """Whether `kprune.mask` would mask a weight by its name and shape, also where it is frozen."""
+    # Whether a weight trains says nothing about its zeros.
+    return library.weight_name(layer, v) in DEFAULT_WEIGHTS and library.holds_kernel(layer, v)
 
 
 def _row(path: str, layer: Any, variable: Any, kept: np.ndarray, uses: int | None) -> Row:
