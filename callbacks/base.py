@@ -52,6 +52,9 @@ class MaskingCallback(Callback):
     at the end of a fit the last of them says what was reached.
     """
 
+    store: str | None = None
+    """What the masks must do with the values of pruned entries, as in `kprune.mask`; None leaves it to the model."""
+
     prunes = False
     prunes_in_training = False
     """Whether masks may change after the fit's first step, so that an earlier epoch's network is a denser one."""
@@ -67,7 +70,14 @@ class MaskingCallback(Callback):
         super().set_model(model)
         if getattr(model, "optimizer", None) is not None:
             check_optimizer(model.optimizer)
-        self._carrier = Carrier(model, None, Undo(model))  # of a loop that gives its callbacks no params
+        other = next((weight for weight in masked_weights(model) if weight.store != (self.store or weight.store)), None)
+        if other is not None:
+            raise ValueError(
+                f"{type(self).__name__} needs masks with store={self.store!r}: call kprune.strip(model), then "
+                f"kprune.mask(model, store={self.store!r}). Received: {other.path} with store={other.store!r}"
+            )
+        undo = Undo(model, store=self.store)
+        self._carrier = Carrier(model, None, undo)  # of a loop that gives its callbacks no params
         self._carrier.callbacks.append(self)
 
     def set_params(self, params: Any) -> None:

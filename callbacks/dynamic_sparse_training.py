@@ -59,6 +59,7 @@ class DynamicSparseTraining(MaskingCallback):
     (0.75, 3)
     """
 
+    store = "zero"
     prunes = True
     prunes_in_training = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from kprune.pruning import Pruner
 from kprune.runtime.files import joined, split
 from kprune.schedules import Schedule, as_schedule
 from kprune.schedules.planned import Planned
+from kprune.util.checks import check_number
 
 from ._counter import Counter
 from .base import MaskingCallback
@@ -42,6 +44,11 @@ class GradualPruning(MaskingCallback):
         begin, end: with a sparsity, its first and its last update, counted from where the fit starts: a float in
             [0, 1] is a share of the steps that the fit plans, an int a number of steps.
         frequency: with a sparsity, steps between two updates; by default about a hundredth of those from begin to end.
+        margin: lets pruned weights return (dynamic network surgery, arXiv:1608.04493; Keras 3 only). They keep their
+            value behind the mask and train on, with the gradient that they would have if they were kept; at an update
+            one returns if its score is `margin` times that of a kept one, at least 1, whose place it takes (the paper:
+            1.1 / 0.9; with 1 it is straight-through magnitude pruning). An unmasked model is given masks with
+            `store="latent"`, one that is masked must have them: see `kprune.mask`.
         optimizer: the one whose steps count, where a `train_step` has its own; the compiled one by default.
         data, batches: as in `kprune.prune`.
         config_fields: scope, pattern, rounds (here 1 by default) and seed, as in `kprune.PruningConfig`.
@@ -75,6 +82,7 @@ class GradualPruning(MaskingCallback):
         begin: float | int = 0.1,
         end: float | int = 0.7,
         frequency: int | None = None,
+        margin: float | None = None,
         optimizer: Any = None,
         data: Any = None,
         batches: int | None = 1,
@@ -91,9 +99,12 @@ class GradualPruning(MaskingCallback):
             )
         self.schedule: Schedule | None = as_schedule(schedule) if self._planned is None else None
         check_is_optimizer("optimizer", optimizer)
+        if margin is not None:
+            check_number("margin", margin, ">= 1", lambda value: 1 <= value < math.inf)
+            self.store = "latent"
         if not isinstance(criterion, PruningConfig):
             config_fields = {"rounds": 1, **config_fields}
-        self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
+        self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches, margin)
         self.optimizer = optimizer
         self._counter = Counter(self, optimizer)
         self._begin()
@@ -123,15 +134,21 @@ class GradualPruning(MaskingCallback):
 
     def get_state(self) -> dict[str, np.ndarray]:
         at = [self.schedule.begin_step, self.schedule.end_step, self.schedule.frequency] if self.schedule else []
-        kept = {"counter": {"0": np.array(self._counter.get_state(), "float64")}, "steps": {"0": np.array(at, "int64")}}
-        return joined(tracker=self.pruner.get_state(), **kept)
+        return joined(
+            tracker=self.pruner.get_state(),
+            counter={"0": np.array(self._counter.get_state(), "float64")},
+            steps={"0": np.array(at, "int64")},
+            updated={"0": np.array([] if self._updated_at is None else [self._updated_at], "int64")},
+        )
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         super().set_state(state)
         self._begin()
-        # Backups of kprune 0.1 name the tracker by its criterion, and hold neither of the others.
-        held = split(state, "tracker", "initial", "movement", "counter", "steps")
-        counter, steps = held.pop("counter"), held.pop("steps")
+        # Backups of kprune 0.1 name the tracker by its criterion, and hold none of the others.
+        held = split(state, "tracker", "initial", "movement", "counter", "steps", "updated")
+        counter, steps, updated = held.pop("counter"), held.pop("steps"), held.pop("updated")
+        if updated and updated["0"].size:
+            self._updated_at = int(updated["0"][0])
         if counter:
             self._counter.set_state(counter["0"].tolist())
         if self._planned is not None and steps and steps["0"].size:

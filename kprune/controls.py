@@ -54,6 +54,7 @@ def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]
     def negative(context: Context) -> Scores:
         return {path: np.multiply(values, -1.0) for path, values in score(context).items()}
 
+    negative.loop = None  # type: ignore[attr-defined]  # which would go by the scores as they are
     negative.__name__ = f"inverted {CRITERIA.name_of(criterion)}"
     return negative
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..runtime.optimizers import reset_slots
 from ..util.checks import check_expression, check_strings
+from .behind import Behind
 from .built import check_built
 from .libraries import library_of
 from .optimizers import fits, trainers
@@ -17,7 +19,14 @@ from .types import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Filters, MaskedWeight, MaskRe
 from .zeros import note_change
 
 
-def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_WEIGHTS) -> MaskReport:
+def mask(
+    model: Any,
+    filters: Filters = None,
+    weights: Sequence[str] = DEFAULT_WEIGHTS,
+    *,
+    store: str | None = None,
+    gradient: str | None = None,
+) -> MaskReport:
     """Give the weights of a built model masks, all True at first: the model predicts exactly as before.
 
     A Keras 3 model is masked in place. A tf_keras model comes back as `report.model`, a clone under tfmot's
@@ -32,13 +41,19 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
         weights: names of the weights to mask, among "kernel", "recurrent_kernel", "pointwise_kernel" (the default),
             "depthwise_kernel", "embeddings" and names that the model's own layers use. On tf_keras, tfmot's registry
             says which weights of a layer can be masked.
+        store: "zero" (the default): pruned entries are exactly 0 in the weight itself. "latent" (Keras 3 only): they
+            keep values behind the mask, and return with them; the layer reads where(mask, w, 0) all the same, and so do
+            `kprune.summary`, `strip`, `export` and `shrink`. What a model has already, it keeps by default.
+        gradient: of the loss by an entry behind the mask, with store="latent": "straight_through" (the default there),
+            as if it were kept, or "masked", which is 0.
 
     Returns:
         `MaskReport`: the model, the masked paths, and why each other weight was skipped.
 
     Raises:
         ValueError: the model is not built, Keras runs on another backend than TensorFlow or JAX, a name in `weights`
-            is not known, or `filters` is of another type.
+            is not known, `filters` is of another type, or `store` is none that the model's library can have, or not
+            the one that it has.
         RuntimeError: the model has masks, and training has given pruned entries values.
 
     >>> import keras, kprune
@@ -50,7 +65,8 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
     library = library_of(model)
     check_built(model)
     check_leaks(model, masked_weights(model))
-    return library.mask_model(model, *_checked(library.weight_names(model), filters, weights))
+    behind = Behind.of(store, gradient, library.behind(model))
+    return library.mask_model(model, *_checked(library.weight_names(model), filters, weights), behind)
 
 
 def masked_weights(model: Any) -> list[MaskedWeight]:
@@ -65,8 +81,8 @@ def masked_weights(model: Any) -> list[MaskedWeight]:
     [((4, 3), 12)]
     """
     found = library_of(model).find_masked(model)
-    paths = unique_paths([path for path, *_ in found])
-    return [MaskedWeight(path, *rest) for path, (_, *rest) in zip(paths, found, strict=True)]
+    paths = unique_paths([weight.path for weight in found])
+    return [replace(weight, path=path) for weight, path in zip(found, paths, strict=True)]
 
 
 def current_masks(model: Any) -> Masks:
@@ -80,7 +96,8 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     w <- where(mask, w, 0); each optimizer slot of w (momentum, averages, accumulated gradients) takes its initial
     value wherever the new mask is False or differs from the old one. That goes for every optimizer of this process that
     trains w: the model's own, that of another model that shares the layer, those of a `train_step` or a custom training
-    loop. Nothing is retraced or recompiled.
+    loop. Nothing is retraced or recompiled. Where values stay behind the mask (`kprune.mask(store="latent")`), neither
+    weight nor slots change.
 
     Args:
         model: a masked model.
@@ -101,7 +118,7 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
         new = np.asarray(new)
         changed = ~new | (new != weight.kept())
         weight.write(new, weight.value())
-        if changed.any():
+        if changed.any() and weight.store == "zero":
             for trainer in optimizers:
                 reset_slots(trainer, weight.variable, changed)
     note_change(model)
@@ -145,8 +162,7 @@ def strip(model: Any) -> Any:
     weights = masked_weights(model)
     check_leaks(model, weights)
     for weight in weights:
-        value = weight.value()
-        weight.variable.assign(np.where(weight.kept(), value, np.zeros((), value.dtype)))
+        weight.variable.assign(weight.read())
     return library_of(model).strip_model(model)
 
 
@@ -167,8 +183,8 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
 
 
 def moved_weights(model: Any) -> list[str]:
-    """Paths of the masked weights with a pruned entry that is not exactly 0; empty when all is well."""
-    return [weight.path for weight in masked_weights(model) if np.any(weight.value()[~weight.kept()] != 0)]
+    """Paths of the masked weights with a pruned entry that should be 0 and is not; empty when all is well."""
+    return [weight.path for weight in masked_weights(model) if weight.moved().size]
 
 
 def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tuple[Filters, tuple[str, ...]]:

@@ -12,6 +12,7 @@ from absl import logging
 
 from ..runtime.distribution import strategy_scope, to_numpy
 from ..runtime.values import Values
+from .behind import Behind
 from .below import all_layers
 from .holders import live, renew
 from .masked_layers import attach, detach, is_masked, own_weights
@@ -37,7 +38,7 @@ def weight_names(model: Any) -> set[str]:
     return {weight_name(layer, v) for layer, v in _owned(model)}
 
 
-def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
+def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Behind) -> MaskReport:
     if keras.backend.backend() not in BACKENDS:
         raise ValueError(
             f"Masks need Keras on one of the backends {', '.join(BACKENDS)}: on others a layer would train without its "
@@ -58,7 +59,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
     if any(id(v) not in already for v in chosen):
         _warn_of_zeros([v for v in chosen if id(v) not in already])
         with strategy_scope(model):
-            attach(model, chosen)
+            attach(model, chosen, behind)
         renew_functions(model, _masked(model))
     return finish_report(model, masked, skipped)
 
@@ -67,7 +68,7 @@ def take_over(model: Any) -> None:
     waiting = [v for _, v in _owned(model) if v.trainable and getattr(v, WAITS, False)]
     if waiting:
         with strategy_scope(model):
-            attach(model, waiting)
+            attach(model, waiting, behind(model) or Behind())
         for v in waiting:
             setattr(v, WAITS, False)
         renew_functions(model, _masked(model))
@@ -80,21 +81,25 @@ def take_over(model: Any) -> None:
 def narrow(model: Any, variables: list[Any]) -> None:
     """Take the masks of all weights but these away."""
     wanted = {id(v) for v in variables}
-    kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model) if id(v) in wanted]
-    masked = _masked(model)
+    kept, masked = [one for one in _kept(model) if id(one[0].variable) in wanted], _masked(model)
     detach(model)
     _attach_again(model, kept)
     renew_functions(model, masked)
 
 
-def _attach_again(model: Any, kept: list[tuple[Any, np.ndarray]]) -> None:
+def _kept(model: Any) -> list[tuple[MaskedWeight, np.ndarray, Behind]]:
+    """The masked weights, the values of their masks, and what becomes of pruned ones."""
+    return [(weight, weight.kept(), weight.layer.mask_store.behind) for weight in find_masked(model)]
+
+
+def _attach_again(model: Any, kept: list[tuple[MaskedWeight, np.ndarray, Behind]]) -> None:
     with strategy_scope(model):
-        attach(model, [v for v, _ in kept])
-    masks = {id(v): mask for v, mask in kept}
-    for path, layer, v, mask in find_masked(model):
-        if id(v) in masks:
-            weight = MaskedWeight(path, layer, v, mask)
-            weight.write(masks[id(v)], weight.value())
+        for kind in dict.fromkeys(kind for _, _, kind in kept):
+            attach(model, [weight.variable for weight, _, one in kept if one == kind], kind)
+    masks = {id(weight.variable): mask for weight, mask, _ in kept}
+    for weight in find_masked(model):
+        if id(weight.variable) in masks:
+            weight.write(masks[id(weight.variable)], weight.value())
 
 
 def _warn_of_zeros(weights: list[Any]) -> None:
@@ -110,12 +115,16 @@ def _warn_of_zeros(weights: list[Any]) -> None:
         )
 
 
-def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
-    found: dict[int, tuple[str, Any, Any, Any]] = {}
-    for layer in all_layers(model):
-        if is_masked(layer):
-            for v, mask in zip(layer.mask_store.masked, layer.mask_store.masks, strict=True):
-                found.setdefault(id(v), (v.path, layer, v, mask))
+def behind(model: Any) -> Behind | None:
+    return next((layer.mask_store.behind for layer in all_layers(model) if is_masked(layer)), None)
+
+
+def find_masked(model: Any) -> list[MaskedWeight]:
+    found: dict[int, MaskedWeight] = {}
+    for layer in _masked(model):
+        store = layer.mask_store
+        for v, mask in zip(store.masked, store.masks, strict=True):
+            found.setdefault(id(v), MaskedWeight(v.path, layer, v, mask, store.behind.store))
     return list(found.values())
 
 
@@ -134,18 +143,19 @@ def _masked(model: Any) -> list[Any]:
 
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
-    kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model)]
-    layers = _masked(model)
-    unmerged = Values(v for layer in layers if factors(layer) for v in (*layer.mask_store.masked, *factors(layer)))
-    for layer in layers:
+    kept, layers = _kept(model), _masked(model)
+    changed = [layer for layer in layers if layer.mask_store.behind.latent or factors(layer)]
+    stored = Values(v for layer in changed for v in (*layer.mask_store.masked, *factors(layer)))
+    for layer in changed:
+        layer.mask_store.enforce()
         merge(layer, layer.mask_store.masked)
     detach(model)
     try:
         yield model
     finally:
-        unmerged.put_back()
+        stored.put_back()
         _attach_again(model, kept)
-        renew_functions(model, _masked(model))
+        renew_functions(model, layers)
 
 
 def renew_functions(model: Any, layers: list[Any]) -> None:
@@ -207,7 +217,7 @@ def holds_kernel(layer: Any, v: Any) -> bool:
 
 def carry(model: Any, carrier: Any) -> None:
     # By the first masked weight, whose store saves it beside the masks.
-    _, _, variable, _ = find_masked(model)[0]
+    variable = find_masked(model)[0].variable
     if carrier is None:
         delattr(variable, CARRIER)
     else:
@@ -216,7 +226,7 @@ def carry(model: Any, carrier: Any) -> None:
 
 def carried(model: Any) -> Any:
     found = find_masked(model)
-    return getattr(found[0][2], CARRIER, None) if found else None
+    return getattr(found[0].variable, CARRIER, None) if found else None
 
 
 def weight_name(layer: Any, v: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import keras
 
+from .behind import Behind
 from .types import Filters, MaskedWeight, MaskReport, is_tf_keras
 
 
@@ -40,14 +41,17 @@ class Library(Protocol):
     def weight_names(self, model: Any) -> set[str]:
         """The names by which `mask(weights=...)` knows the model's weights."""
 
-    def mask_model(self, model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
+    def mask_model(self, model: Any, filters: Filters, weights: Sequence[str], behind: Behind) -> MaskReport:
         """Mask a built model: see `kprune.mask`."""
 
     def take_over(self, model: Any) -> None:
         """Take charge of the masks of a masked model before they are changed; see to what was frozen and trains now."""
 
-    def find_masked(self, model: Any) -> list[tuple[str, Any, Any, Any]]:
-        """(path, layer, variable, mask) of each masked weight, in model order."""
+    def find_masked(self, model: Any) -> list[MaskedWeight]:
+        """The masked weights in model order, by paths that need not be unique."""
+
+    def behind(self, model: Any) -> Behind | None:
+        """What becomes of the values of pruned entries; None of a model without masks, or if there is no choice."""
 
     def strip_model(self, model: Any) -> Any:
         """The model without masks: see `kprune.strip`."""

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
@@ -19,6 +18,7 @@ from absl import logging
 from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
 
 from ..runtime.distribution import strategy_scope
+from .behind import Behind
 from .holders import live, renew
 from .types import FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, is_a, skip_reason, unique_paths
 from .wrappers import MaskConstraint, PruneLowMagnitude, constrain, is_never, never, own_name, weight_path
@@ -62,10 +62,15 @@ def weight_names(model: Any) -> set[str]:
     return {own_name(w) for w in model.weights}
 
 
-def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
+def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Behind) -> MaskReport:
+    if behind != Behind():
+        raise ValueError(
+            "A tf_keras model cannot keep values behind its masks: tfmot's wrappers set pruned weights to 0. "
+            f"Received: store={behind.store!r}"
+        )
     if _wrappers(model):
         take_over(model)
-        ruled = {id(w) for _, _, w, _ in find_masked(model)}
+        ruled = {id(weight.variable) for weight in find_masked(model)}
         wrapped = {id(w) for wrapper in _wrappers(model) for w in wrapper.layer.weights}
         skipped = []
         for w in plain_variables(model):
@@ -123,12 +128,16 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
 
 def take_over(model: Any) -> None:
     _adopt(model)
-    _warn_of_unfrozen(model, {id(w) for _, _, w, _ in find_masked(model)})
+    _warn_of_unfrozen(model, {id(weight.variable) for weight in find_masked(model)})
 
 
-def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
+def behind(model: Any) -> Behind | None:
+    return None
+
+
+def find_masked(model: Any) -> list[MaskedWeight]:
     return [
-        (weight_path(w, wrapper.layer), wrapper, w, mask)
+        MaskedWeight(weight_path(w, wrapper.layer), wrapper, w, mask)
         for wrapper in _wrappers(model)
         for w, mask, threshold in wrapper.pruning_vars
         if float(threshold.numpy()) != _NOT_RULED
@@ -172,7 +181,7 @@ def plain(model: Any) -> Iterator[Any]:
 
 def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
     # tf_keras does not say who gave a weight its values.
-    moved = [weight.path for weight in weights if np.any(weight.value()[~weight.kept()] != 0)]
+    moved = [weight.path for weight in weights if weight.moved().size]
     if moved:
         logging.warning(
             "kprune: pruned entries of %s were no longer 0. If you have not set weights yourself: %s",
@@ -285,7 +294,7 @@ def _renew_functions(model: Any, weights: list[Any]) -> None:
 def _report(model: Any, skipped: list[tuple[Any, str]]) -> MaskReport:
     paths = unique_paths([weight_path(w) for w, _ in skipped])
     reasons = dict(zip(paths, (reason for _, reason in skipped), strict=True))
-    return finish_report(model, unique_paths([path for path, *_ in find_masked(model)]), reasons)
+    return finish_report(model, unique_paths([weight.path for weight in find_masked(model)]), reasons)
 
 
 def _wrappers(model: Any) -> list[Any]:

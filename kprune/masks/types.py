@@ -34,12 +34,14 @@ class MaskedWeight:
         layer: the layer (Keras 3) or the tfmot wrapper (tf_keras) that owns it.
         variable: the weight itself, float, of any shape (Keras's: kernels HWIO, dense in x out).
         mask: the mask variable of the same shape; True (or 1.0 in a tfmot wrapper) = kept.
+        store: "zero": pruned entries of the variable are 0; "latent": they keep values behind the mask.
     """
 
     path: str
     layer: Any = field(repr=False)
     variable: Any = field(repr=False)
     mask: Any = field(repr=False)
+    store: str = "zero"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,17 +60,30 @@ class MaskedWeight:
         return any(w is self.variable for w in self.layer.trainable_weights)
 
     def value(self) -> np.ndarray:
-        """The weight's value as an array of its own dtype."""
+        """The weight's value as it is stored, an array of its own dtype."""
         return to_numpy(self.variable)
+
+    def read(self) -> np.ndarray:
+        """What the layer computes with: where(kept, value, 0)."""
+        value = self.value()
+        return np.where(self.kept(), value, np.zeros((), value.dtype))
+
+    def moved(self) -> np.ndarray:
+        """The pruned entries that are not 0 and should be; none where values stay behind the mask."""
+        pruned = self.value()[~self.kept()]
+        return pruned[pruned != 0] if self.store == "zero" else pruned[:0]
 
     def kept(self) -> np.ndarray:
         """The mask as a bool array, True = kept."""
         return to_numpy(self.mask).astype(bool)
 
     def write(self, kept: np.ndarray, value: np.ndarray) -> None:
-        """Give the weight a mask (bool, True = kept) and where(kept, value, 0); optimizers are not told."""
+        """Give the weight a mask (bool, True = kept) and a value, 0 where it is pruned unless values stay there.
+
+        Optimizers are not told.
+        """
         self.mask.assign(kept.astype(keras.backend.standardize_dtype(self.mask.dtype)))
-        self.variable.assign(np.where(kept, value, np.zeros((), value.dtype)))
+        self.variable.assign(value if self.store == "latent" else np.where(kept, value, np.zeros((), value.dtype)))
 
 
 @dataclass(frozen=True)

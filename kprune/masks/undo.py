@@ -16,8 +16,13 @@ from .libraries import library_of
 from .optimizers import trainers
 
 
-def mask_for_pruning(model: Any) -> bool:
-    """Mask an unmasked Keras 3 model in place (True), or adopt one that tfmot wrapped; ValueError if neither can be."""
+def mask_for_pruning(model: Any, store: str | None = None) -> bool:
+    """Mask an unmasked Keras 3 model in place (True), or adopt one that tfmot wrapped; ValueError if neither can be.
+
+    Args:
+        model: a built model of either Keras.
+        store: as in `kprune.mask`, of masks that are made.
+    """
     if weights := masked_weights(model):
         library_of(model).take_over(model)
         if frozen := [weight.path for weight in weights if not weight.trainable]:
@@ -31,7 +36,7 @@ def mask_for_pruning(model: Any) -> bool:
             "A tf_keras model cannot be masked in place: use `model = kprune.mask(model).model`, then compile it. "
             f"Received: model={model.name!r}, which has no masks"
         )
-    report = mask(model)
+    report = mask(model, store=store)
     if not report.masked:
         raise ValueError(
             f"The model has no weight that can be masked: {report.skipped}. Received: model={model.name!r}"
@@ -45,6 +50,7 @@ class Undo:
     Args:
         model: a built model of either Keras.
         optimizer: of a custom training loop, beside the compiled one and those that the model holds.
+        store: as in `kprune.mask`, of masks that are made.
 
     Attributes:
         fresh: whether the model had no masks before.
@@ -54,12 +60,12 @@ class Undo:
         RuntimeError: training has given pruned entries values.
     """
 
-    def __init__(self, model: Any, optimizer: Any = None):
+    def __init__(self, model: Any, optimizer: Any = None, store: str | None = None):
         self.model, self._optimizer, self._values = model, optimizer, Values()
         check_leaks(model, masked_weights(model))  # ValueError for what is no model
         self.hold()
         self._masked = [weight.variable for weight in masked_weights(model)]
-        self.fresh = mask_for_pruning(model)
+        self.fresh = mask_for_pruning(model, store)
 
     def hold(self) -> None:
         """Take variables in that have been made since, such as the slots of an optimizer that was not built."""

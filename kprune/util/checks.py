@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,19 @@ def check_number(name: str, value: Any, says: str, holds: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not holds(value):
         raise ValueError(f"`{name}` must be a number {says}. Received: {name}={value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises ValueError unless the value is one of these strings.
+
+    >>> check_choice("store", "disk", ("zero", "latent"))
+    Traceback (most recent call last):
+    ...
+    ValueError: `store` must be one of 'zero', 'latent'. Received: store='disk'
+    """
+    if not isinstance(value, str) or value not in choices:
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r:.200}")
 
 
 def check_function(name: str, value: Any, of: str) -> None:
