@@ -107,7 +107,7 @@ class Carrier:
         self.undo = self.undo or Undo(self.model)
         for callback in self.callbacks:
             callback.check_fit()
-        pruning = [callback for callback in self.callbacks if callback.prunes_in_training]
+        pruning = [callback for callback in self.callbacks if callback.prunes == "during"]
         if pruning:
             warn_of_denser_best(pruning[0])
         self.undo.hold()

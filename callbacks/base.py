@@ -55,9 +55,8 @@ class MaskingCallback(Callback):
     store: str | None = None
     """What the masks must do with the values of pruned entries, as in `kprune.mask`; None leaves it to the model."""
 
-    prunes = False
-    prunes_in_training = False
-    """Whether masks may change after the fit's first step, so that an earlier epoch's network is a denser one."""
+    prunes: str = ""
+    """When it prunes: never (""), "before" the first step, or "during" the fit, whose earlier networks are denser."""
 
     _restored: bool = False
     _carrier: Carrier

@@ -11,18 +11,17 @@ import numpy as np
 from absl import logging
 
 from kprune.config import PruningConfig
-from kprune.masks import check_is_optimizer, masked_weights, set_masks
+from kprune.masks import masked_weights, set_masks
 from kprune.pruning import Pruner
 from kprune.runtime.files import joined, split
 from kprune.schedules import Schedule, as_schedule
 from kprune.schedules.planned import Planned
 from kprune.util.checks import check_number
 
-from ._counter import Counter
-from .base import MaskingCallback
+from ._updating import UpdatingCallback
 
 
-class GradualPruning(MaskingCallback):
+class GradualPruning(UpdatingCallback):
     """Raise the sparsity step by step while the model trains (arXiv:1710.01878).
 
     Masks are updated when `optimizer.iterations` reaches an update step of the schedule, at the first batch end from
@@ -71,9 +70,6 @@ class GradualPruning(MaskingCallback):
     (0.75, 1, 11)
     """
 
-    prunes = True
-    prunes_in_training = True
-
     def __init__(
         self,
         schedule: float | Mapping[str, float] | Schedule | Any,
@@ -88,7 +84,7 @@ class GradualPruning(MaskingCallback):
         batches: int | None = 1,
         **config_fields: Any,
     ):
-        super().__init__()
+        super().__init__(optimizer)
         self._planned: Planned | None = None
         if isinstance(schedule, Mapping) or (isinstance(schedule, numbers.Real) and not isinstance(schedule, bool)):
             self._planned = Planned(schedule, begin, end, frequency)
@@ -98,15 +94,12 @@ class GradualPruning(MaskingCallback):
                 f"Received: schedule={schedule!r:.200}, begin={begin!r}, end={end!r}, frequency={frequency!r}"
             )
         self.schedule: Schedule | None = as_schedule(schedule) if self._planned is None else None
-        check_is_optimizer("optimizer", optimizer)
         if margin is not None:
             check_number("margin", margin, ">= 1", lambda value: 1 <= value < math.inf)
             self.store = "latent"
         if not isinstance(criterion, PruningConfig):
             config_fields = {"rounds": 1, **config_fields}
         self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches, margin)
-        self.optimizer = optimizer
-        self._counter = Counter(self, optimizer)
         self._begin()
 
     def _begin(self) -> None:
@@ -130,7 +123,7 @@ class GradualPruning(MaskingCallback):
                 self._begin()
                 self.pruner.forget()
                 self.pruner.begin(self.model)
-            self._update(self._counter.now())
+            self.update(self._counter.now())
 
     def get_state(self) -> dict[str, np.ndarray]:
         at = [self.schedule.begin_step, self.schedule.end_step, self.schedule.frequency] if self.schedule else []
@@ -156,34 +149,29 @@ class GradualPruning(MaskingCallback):
         self.pruner.set_state(self.model, next(filter(None, held.values()), {}))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        with self.undone():
-            taken = self._counter.begin_epoch()
-            if self.schedule is None and self._planned is not None:
-                self.schedule = self._planned.schedule(taken, self._counter.planned(epoch))
-            if self._warned is None:
-                self._warned = self._warn_of_a_short_fit(taken, epoch)
-            # Also what an epoch's end has brought after its backup was written.
-            self._update(taken)
         super().on_epoch_begin(epoch)
         self.pruner.resume(self.model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        taken = self._counter.after_batch(batch, self._next)
         if self.pruner.watches:
             self.pruner.after_step(self.model)
-        if taken is not None:
-            self._update(taken)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._update(self._counter.end_epoch())
-        super().on_epoch_end(epoch, logs)
+        super().on_train_batch_end(batch)
 
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)
         if self._taken is not None and not self._warned:
             self._warn_of_steps_not_reached(self._taken, f"this fit ended at step {self._taken}")
 
-    def _update(self, taken: int) -> None:
+    def plan(self, taken: int, epoch: int) -> None:
+        if self.schedule is None and self._planned is not None:
+            self.schedule = self._planned.schedule(taken, self._counter.planned(epoch))
+        if self._warned is None:
+            self._warned = self._warn_of_a_short_fit(taken, epoch)
+
+    def next_due(self) -> int | None:
+        return self._next
+
+    def update(self, taken: int) -> None:
         if self.schedule is None:
             return
         self._taken, self._next = taken, self.schedule.next_due(taken)

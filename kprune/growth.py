@@ -77,6 +77,15 @@ def drop_and_grow(
     return _cut(model, scores, n_keep, pattern, within=open_masks(weights), data=batched, batches=None, seed=seed)
 
 
+def share_at(method: Callable[..., Any], share: float, progress: float) -> float:
+    """The share that an update drops, at a progress from 0 to 1: half a cosine to 0 for methods that anneal it.
+
+    >>> round(share_at(METHODS.get("rigl"), 0.3, 0.5), 6), share_at(METHODS.get("set"), 0.3, 0.5)
+    (0.15, 0.3)
+    """
+    return share * (1 + math.cos(math.pi * progress)) / 2 if trait(method, "anneals", False) else share
+
+
 def splice(
     config: PruningConfig, model: Any, sparsity: float | dict[str, float], margin: float, **options: Any
 ) -> Masks:
@@ -130,4 +139,4 @@ def _cut(model: Any, criterion: Any, n_keep: dict[str, int], pattern: Any, seed:
     return config.masks(model, 0.0, **options)
 
 
-__all__ = ["METHODS", "drop_and_grow", "open_masks", "splice"]
+__all__ = ["METHODS", "drop_and_grow", "open_masks", "share_at", "splice"]
