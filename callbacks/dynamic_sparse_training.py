@@ -14,7 +14,8 @@ from kprune.masks import masked_weights, set_masks
 from kprune.runtime.files import joined, split
 from kprune.schedules import Constant, Schedule, as_schedule, check_sparsity
 from kprune.schedules.planned import check_share, steps_of
-from kprune.scopes import SCOPES, shares_of
+from kprune.scopes import SCOPES
+from kprune.scopes.base import shares_of
 from kprune.util.checks import check_integer, check_number
 from kprune.util.ranking import zeros_for
 
@@ -80,10 +81,9 @@ class DynamicSparseTraining(UpdatingCallback):
         check_number("share", share, "above 0 and below 1", lambda value: 0 < value < 1)
         check_integer("frequency", frequency, 1)
         check_share("stop", stop)
-        self.method = METHODS.get(method)
         self.schedule = as_schedule(sparsity if callable(sparsity) else Constant(sparsity))
         self.start = PruningConfig("random", scope=scope, pattern=pattern, seed=seed)
-        self.share, self.frequency, self.stop = share, frequency, stop
+        self.method, self.share, self.frequency, self.stop = METHODS.get(method), share, frequency, stop
         self.data = PruningConfig(self.method).take(data, batches) or None
         self._begin()
 

@@ -17,7 +17,8 @@ from .masks import MaskedWeight, Masks, masked_weights
 from .masks.layout import Layout, layout_of
 from .patterns import PATTERNS, pooled, unstructured
 from .runtime.distribution import outside_strategies
-from .scopes import SCOPES, global_scope, shares_of
+from .scopes import SCOPES, global_scope
+from .scopes.base import shares_of
 from .selection import keep_highest
 from .sparsities import by_group, check_sparsities
 from .util.checks import check_integer

@@ -15,7 +15,7 @@ from kprune.callbacks._counter import Counter
 
 import kprune
 from kprune.schedules import Linear, PolynomialDecay
-from kprune.scopes import zeros_for
+from kprune.util.ranking import zeros_for
 
 JAX = keras.backend.backend() == "jax"
 TOTAL = 8 * 12 + 12 * 12 + 12 * 3
