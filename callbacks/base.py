@@ -17,9 +17,10 @@ from kprune.runtime.distribution import is_chief, warn_of_keras_fit
 from kprune.runtime.optimizers import check_optimizer
 
 from ._carrier import Carrier, carry
+from ._config import Configured
 
 
-class Callback(keras.callbacks.Callback):
+class Callback(Configured, keras.callbacks.Callback):
     """A Keras 3 callback that tf_keras's `fit` takes too.
 
     tf_keras asks its callbacks a few questions by private names (checked with tf_keras 2.21): which batch hooks they

@@ -63,7 +63,7 @@ class Masked:
     @classmethod
     def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
         layer, pending = plain_layer(config)
-        _mask_once_built(layer, pending, masked_class if "format" in config[SPEC] else _masked_class_of_0_1_0)
+        _mask_once_built(layer, pending, masked_class if config[SPEC].get("format", 1) > 1 else _masked_class_of_0_1_0)
         return layer
 
     def load_own_variables(self, store: Any) -> None:

@@ -445,3 +445,13 @@ def test_both_libraries_answer_the_same_questions(model):
         if callable(question):
             arguments = list(inspect.signature(question).parameters)[1:]
             assert len(inspect.signature(answer).parameters) >= len(arguments), name
+
+
+def test_values_behind_the_mask_are_refused():
+    with pytest.raises(ValueError, match=r"cannot keep values behind its masks.*Received: store='latent'$"):
+        kprune.mask(mlp(), store="latent")
+    model = kprune.mask(mlp()).model
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"needs masks with store='latent'.*Received: .* with store='zero'$"):
+        model.fit(*data(), verbose=0, callbacks=[kprune.callbacks.GradualPruning(0.5, margin=1.2)])
+    assert not any(np.any(weight.value() == 0) for weight in kprune.masked_weights(model))
