@@ -1,4 +1,4 @@
-"""DynamicSparseTraining: sparse from the start, with weights that move to better places while training."""
+"""DynamicSparseTraining: sparse from the start, with weights that move to better places during training."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class DynamicSparseTraining(UpdatingCallback):
         if self.updates == 0:
             what = f"the first update is due at step {self.frequency} and the last at step {self._end}"
             cure = "Lower `frequency`, raise `stop`, or train longer."
-            logging.warning("DynamicSparseTraining: no weight has moved, since %s. %s", what, cure)
+            logging.warning("DynamicSparseTraining: no weight has moved, because %s. %s", what, cure)
 
     def get_state(self) -> dict[str, np.ndarray]:
         own = np.array([self.updates, -1 if self._end is None else self._end], "int64")

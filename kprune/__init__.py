@@ -23,10 +23,11 @@ from .data.batches import balanced_sample  # noqa: E402
 from .data.rewindable import RewindableBatches  # noqa: E402
 from .deploy.export import Export, export  # noqa: E402
 from .deploy.shrink import shrink  # noqa: E402
-from .experiments.find_ticket import Level, find_ticket  # noqa: E402
+from .experiments.find_ticket import find_ticket  # noqa: E402
 from .experiments.lottery_runs import LotteryRuns, run_lotteries  # noqa: E402
 from .experiments.sensitivity import Sensitivity, sensitivity  # noqa: E402
 from .experiments.sweep import Sweep, sweep  # noqa: E402
+from .lottery.levels import Level  # noqa: E402
 from .lottery.rewind import RewindPoint, Snapshot, rewind, snapshot  # noqa: E402
 from .lottery.ticket import Ticket  # noqa: E402
 from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, strip  # noqa: E402

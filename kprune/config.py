@@ -1,4 +1,4 @@
-"""What to prune by: score, share the budget, cut; in one round or many."""
+"""How to prune: score, share the budget, cut; in one round or many."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .util.threads import side_by_side
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """What to prune by: criterion, scope, pattern, rounds and seed; every callback and `kprune.prune` take one.
+    """How to prune: criterion, scope, pattern, rounds and seed; accepted by every callback and `kprune.prune`.
 
     Args:
         criterion: a name from `kprune.criteria.CRITERIA` ("magnitude", "random", "synflow" ...) or a function of a
@@ -76,7 +76,7 @@ class PruningConfig:
         rounds = trait(criterion, "default_rounds", 1) if self.rounds is None else self.rounds
         if divisor_of(self.groups) and not (SCOPES.get(scope) is global_scope and pattern is unstructured):
             raise ValueError(
-                "`groups` needs the scope 'global' and the pattern 'unstructured', as a group spans weights. "
+                "`groups` needs the scope 'global' and the pattern 'unstructured', because a group spans weights. "
                 f"Received: groups={self.groups!r}, scope={scope!r}, pattern={self.pattern!r}"
             )
         check_integer("rounds", rounds, 1)
@@ -94,7 +94,7 @@ class PruningConfig:
             return cls(criterion, **given)
         if given:
             raise ValueError(
-                "A PruningConfig holds all fields already: change it with dataclasses.replace(config, ...). "
+                "A PruningConfig already holds all fields: change it with dataclasses.replace(config, ...). "
                 f"Received: {', '.join(f'{name}={value!r:.100}' for name, value in given.items())}"
             )
         return criterion
@@ -117,7 +117,7 @@ class PruningConfig:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PruningConfig:
-        """The config of which `get_config` returned this; ValueError if it has other fields."""
+        """The config that `get_config` described; ValueError if it has other fields."""
         check_fields("PruningConfig", config, _FIELDS)
         registries = {"criterion": CRITERIA, "scope": SCOPES, "pattern": PATTERNS}
         made = {name: registry.deserialize(config[name]) for name, registry in registries.items() if name in config}
@@ -157,19 +157,19 @@ class PruningConfig:
         return outside_strategies(lambda: self._masks(model, sparsity, within, taken, watched, verbose))
 
     def take(self, data: Any, batches: int | None = 1) -> list[Batch]:
-        """The batches of the data that the criterion scores by; ValueError if it needs some and there are none."""
+        """The batches of data that the criterion uses; ValueError if it needs data and there are none."""
         check_batches(batches)
         if data is None and "data" in trait(CRITERIA.get(self.criterion), "needs", ()):
             raise ValueError(f"The criterion {self.name!r} needs the loss: pass data=(x, y). Received: data=None")
         return [] if data is None else take_batches(data, batches)
 
     def tracker(self) -> Tracker | None:
-        """A new tracker, if the criterion goes by one."""
+        """A new tracker, if the criterion needs one."""
         cls = trait(CRITERIA.get(self.criterion), "tracker", None)
         return None if cls is None else cls()
 
     def _tracker(self, trackers: Any) -> Tracker | None:
-        """The one of those given that the criterion goes by; ValueError if it needs one and it is not there."""
+        """The one of those given that the criterion needs; ValueError if it needs one and there is none."""
         cls = trait(CRITERIA.get(self.criterion), "tracker", None)
         if cls is None:
             return None
@@ -177,7 +177,7 @@ class PruningConfig:
         found = next((one for one in listed if isinstance(one, cls)), None)
         if found is None:
             raise ValueError(
-                f"The criterion {self.name!r} goes by how training went: callbacks such as GradualPruning watch it "
+                f"The criterion {self.name!r} depends on how training went: callbacks such as GradualPruning watch it "
                 f"themselves; elsewhere pass trackers=tracker, a {cls.__name__} that has watched it. "
                 f"Received: trackers={trackers!r:.200}"
             )
@@ -218,13 +218,13 @@ class PruningConfig:
         cuts = any(np.any(current[path] & ~mask) for path, mask in context.masks.items())
         if cuts and tracker is not None and not tracker.ready():
             raise ValueError(
-                f"The criterion {self.name!r} goes by how weights moved since the training began, and none has: "
-                f"prune nothing before some hundred steps are taken. Received: sparsity={sparsity!r}"
+                f"The criterion {self.name!r} scores how weights moved since training began, and none has moved: "
+                f"train for a few hundred steps before pruning. Received: sparsity={sparsity!r}"
             )
         return context.masks
 
     def _together(self, groups: list[tuple[list[str], float]], weights: list[MaskedWeight]) -> bool:
-        """Whether all weights are cut at one score, so that only how many entries are kept in all has to be known."""
+        """Whether all weights are cut at one score, so that only the total number of kept entries matters."""
         plain = SCOPES.get(self.scope) is global_scope and PATTERNS.get(self.pattern) is unstructured
         return plain and self.groups is None and len(groups[0][0]) == len(weights)
 
@@ -258,7 +258,7 @@ class PruningConfig:
             # The extremes show any NaN or infinity without a copy; only then does it matter whose they are.
             if not (np.isfinite(score.min()) and np.isfinite(score.max())) and not np.isfinite(score[kept]).all():
                 raise ValueError(
-                    f"The scores of {weight.path} are infinite or NaN; check whether its weights are. "
+                    f"The scores of {weight.path} are infinite or NaN: check whether its weights are, too. "
                     f"Received: criterion={self.name!r}"
                 )
             return score

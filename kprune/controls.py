@@ -1,4 +1,4 @@
-"""Controls: what a pruning result is to be compared with before anything is claimed for the method.
+"""Controls: what to compare a pruning result with before claiming anything for the method.
 
 Does the ranking matter? `inverted` keeps the least salient weights. Does it matter which weights of a layer are kept,
 or only how many? `shuffle_masks`. Do their initial values matter, or only their signs? `reinitialize`. Does the method
@@ -60,7 +60,7 @@ def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]
 
 
 def shuffled(masks: Masks, seed: int = 0) -> Masks:
-    """Each mask's entries in a random order: as many are kept of each weight, but others (arXiv:2009.08576).
+    """Each mask's entries in a random order: each weight keeps as many entries, but others (arXiv:2009.08576).
 
     The shape of the zeros is lost: shuffled 2:4, block or channel masks have none. The control of a pattern is
     `kprune.prune(model, "random", sparsity, pattern=...)`.
@@ -125,7 +125,7 @@ def shuffle_masks(
     if values is not None:
         if not isinstance(values, Mapping) or set(values) != set(masks):
             raise ValueError(
-                f"`values` must have an array for each masked weight, {', '.join(masks)}, and no other. "
+                f"`values` must hold exactly one array per masked weight ({', '.join(masks)}). "
                 f"Received: values={sorted(values) if isinstance(values, Mapping) else values!r}"
             )
         for weight in weights:
@@ -149,7 +149,7 @@ def reinitialize(
     signs: Mapping[str, np.ndarray] | None = None,
     constant: bool = False,
 ) -> None:
-    """Draw the weights anew from each layer's own initializer; the masks stay (arXiv:1803.03635, 2009.08576).
+    """Redraw the weights from each layer's own initializer; the masks stay (arXiv:1803.03635, 2009.08576).
 
     w <- where(mask, fresh draw, 0); with `signs` and `constant` the variants of arXiv:1905.01067:
 
@@ -252,15 +252,15 @@ def matched_epochs(model: Any, epochs: int) -> int:
     dense, left, other = report.flops, report.effective_flops, report.other_flops
     if dense is None or left is None or other is None or left + other == 0:
         raise ValueError(
-            f"The number of multiply-adds left must be known and above 0. {report.note} Received: "
+            f"The number of remaining multiply-adds must be known and above 0. {report.note} Received: "
             f"multiply-adds={dense}, "
-            f"of these left={left}, of kernels without a mask={other}"
+            f"remaining={left}, of kernels without a mask={other}"
         )
     return epochs * (dense + other) // (left + other)
 
 
 def _begin(model: Any, optimizer: Any, variable: Any, value: np.ndarray) -> None:
-    """Give a weight a value to start from, with no trace of the old one in the optimizer."""
+    """Give a weight a starting value, with no trace of the old one in the optimizer."""
     variable.assign(value.astype(to_numpy(variable).dtype))
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     if optimizer is not None:
@@ -277,7 +277,7 @@ def _masked(model: Any) -> list[Any]:
 def _signs(model: Any, signs: Mapping[str, np.ndarray]) -> Arrays:
     """path -> array of the masked weights' shapes: of a dict of theirs, or of one of all weights of the model."""
     masked = {weight.path: weight for weight in _masked(model)}
-    wrong = "`signs` has an array for every masked weight, such as ticket.weights."
+    wrong = "`signs` must have an array for every masked weight, such as ticket.weights."
     if not isinstance(signs, Mapping):
         raise ValueError(f"{wrong} Received: signs={signs!r}")
     arrays = {path: np.asarray(array) for path, array in signs.items()}
@@ -294,8 +294,8 @@ def _deviation(path: str, drawn: np.ndarray) -> float:
     deviation = float(np.std(drawn.astype(np.float64)))
     if deviation == 0:
         raise ValueError(
-            f"The initializer of {path} draws the same value for all entries: its standard deviation, which `constant` "
-            "sets them to, is 0. Received: constant=True"
+            f"The initializer of {path} draws the same value for all entries, so its standard deviation, which "
+            "`constant` uses, is 0: pass constant=False. Received: constant=True"
         )
     return deviation
 
@@ -324,7 +324,7 @@ def _statistics(model: Any) -> list[Any]:
 
 
 def _draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[int]) -> np.ndarray:
-    """A fresh value of a weight from its layer's initializer, cloned with a seed of its own."""
+    """A fresh value of a weight from its layer's initializer, cloned with its own seed."""
     layer, name = owner or (None, "")
     # A separable layer's "pointwise_kernel" is drawn by its `pointwise_initializer`, a depthwise layer's "kernel" by
     # its `depthwise_initializer`.

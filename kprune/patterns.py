@@ -29,7 +29,7 @@ Blocks = Callable[[tuple[int, ...]], np.ndarray]
 
 @PATTERNS.register("unstructured")
 def unstructured(score: np.ndarray, n_keep: int) -> np.ndarray:
-    """Keep the `n_keep` entries of the highest score, of equal ones those of the lowest index (C order).
+    """Keep the `n_keep` entries with the highest scores; ties go to the lowest index (C order).
 
     Args:
         score: float array of any shape; higher = keep; -inf = pruned already.

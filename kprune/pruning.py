@@ -1,4 +1,4 @@
-"""Prune a model outside of `fit`; and what prunes it inside, again and again."""
+"""Prune a model outside `fit`, and the pruner that callbacks use inside it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def prune(
 
 
 class Pruner:
-    """A config at work over a training: with its data, and with what watches the training for its criterion.
+    """A config in use during training: with its data, and with its criterion's tracker.
 
     Args:
         config: what to prune by.
@@ -92,7 +92,7 @@ class Pruner:
         self._warned = False
 
     def forget(self) -> None:
-        """What an earlier training has shown counts no more."""
+        """Forget what an earlier training has shown."""
         self.tracker, self._warned = None, False
 
     def begin(self, model: Any) -> None:
@@ -101,7 +101,7 @@ class Pruner:
         self.resume(model)
 
     def resume(self, model: Any) -> None:
-        """The training goes on, from weights that may have been set by something else."""
+        """The training continues, from weights that something else may have set."""
         if self.tracker is not None:
             self.tracker.begin(model)
 
@@ -112,7 +112,7 @@ class Pruner:
 
     @property
     def watches(self) -> bool:
-        """Whether each step is to be told; on JAX the weights have to be brought up to date for it."""
+        """Whether each step must be reported; on JAX, the weights must be brought up to date for that."""
         return self.tracker is not None and type(self.tracker).after_step is not Tracker.after_step
 
     def masks(self, model: Any, sparsity: float | dict[str, float], **options: Any) -> Masks:
@@ -130,7 +130,7 @@ class Pruner:
         return {} if self.tracker is None else self.tracker.get_state()
 
     def set_state(self, model: Any, state: dict[str, np.ndarray]) -> None:
-        """Take over what `get_state` gave to a backup."""
+        """Restore what `get_state` returned for a backup."""
         self.tracker = self.config.tracker()
         if self.tracker is not None and state:
             self.tracker.set_state(state)
@@ -142,8 +142,8 @@ def _warn_of_collapse(masks: Masks) -> bool:
     empty = [path for path, mask in masks.items() if not mask.any()]
     if empty:
         logging.warning(
-            "kprune: %d of %d weights were pruned to nothing (%s): unless a shortcut leads past them, nothing flows "
-            "through any more. A floor helps: scope=kprune.scopes.with_floor('global', 0.01).",
+            "kprune: %d of %d weights were pruned to nothing (%s): unless a shortcut bypasses them, no signal passes "
+            "through. Set a floor: scope=kprune.scopes.with_floor('global', 0.01).",
             len(empty),
             len(masks),
             ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),

@@ -28,7 +28,7 @@ CRITERIA = Registry("criterion")
 
 @dataclass
 class Context:
-    """What a criterion may look at. It changes nothing in the model.
+    """What a criterion may read. It changes nothing in the model.
 
     Attributes:
         model: the masked model.

@@ -1,4 +1,4 @@
-"""Magnitude: the size of a weight, alone or beside the others of its layer."""
+"""Magnitude: the size of a weight, alone or relative to the others of its layer."""
 
 import numpy as np
 

@@ -91,7 +91,7 @@ def current_masks(model: Any) -> Masks:
 
 
 def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
-    """Change masks; the pruned weights become exactly 0 and the optimizer forgets what changed.
+    """Change masks; pruned weights become exactly 0, and the optimizer's slots of what changed are reset.
 
     w <- where(mask, w, 0); each optimizer slot of w (momentum, averages, accumulated gradients) takes its initial
     value wherever the new mask is False or differs from the old one. That goes for every optimizer of this process that
@@ -145,7 +145,7 @@ def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
 
 
 def strip(model: Any) -> Any:
-    """The plain model: every pruned weight stored as 0, no kprune or tfmot class left in it.
+    """Return the plain model: every pruned weight stored as 0, no kprune or tfmot class left in it.
 
     A Keras 3 model is stripped in place and returned; of a tf_keras model a clone without wrappers is returned.
     Predictions are those of the masked model, bit for bit.
@@ -183,7 +183,7 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
 
 
 def moved_weights(model: Any) -> list[str]:
-    """Paths of the masked weights with a pruned entry that should be 0 and is not; empty when all is well."""
+    """Paths of the masked weights with a pruned entry that should be 0 and is not; empty if there is none."""
     return [weight.path for weight in masked_weights(model) if weight.moved().size]
 
 

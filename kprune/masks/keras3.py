@@ -41,7 +41,7 @@ def weight_names(model: Any) -> set[str]:
 def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Behind) -> MaskReport:
     if keras.backend.backend() not in BACKENDS:
         raise ValueError(
-            f"Masks need Keras on one of the backends {', '.join(BACKENDS)}: on others a layer would train without its "
+            f"Masks need one of the Keras backends {', '.join(BACKENDS)}: on others a layer would train without its "
             f"mask. Set KERAS_BACKEND before keras is imported. Received: backend={keras.backend.backend()!r}"
         )
     owned = _owned(model)
@@ -73,13 +73,13 @@ def take_over(model: Any) -> None:
             setattr(v, WAITS, False)
         renew_functions(model, _masked(model))
         logging.warning(
-            "kprune: these weights were frozen when the model was masked; they train now, and are masked now: %s",
+            "kprune: these weights were frozen when the model was masked; they train now, so they are now masked: %s",
             ", ".join(v.path for v in waiting[:4]) + (" ..." if len(waiting) > 4 else ""),
         )
 
 
 def narrow(model: Any, variables: list[Any]) -> None:
-    """Take the masks of all weights but these away."""
+    """Remove the masks of all weights but these."""
     wanted = {id(v) for v in variables}
     kept, masked = [one for one in _kept(model) if id(one[0].variable) in wanted], _masked(model)
     detach(model)
@@ -103,7 +103,7 @@ def _attach_again(model: Any, kept: list[tuple[MaskedWeight, np.ndarray, Behind]
 
 
 def _warn_of_zeros(weights: list[Any]) -> None:
-    """Say that weights look pruned: those of a masked model's file, for example, loaded before masking."""
+    """Warn that weights look pruned, such as those of a masked model's file loaded before masking."""
     sparse = [v.path for v in weights if 0.1 <= np.mean(to_numpy(v) == 0) < 1]
     if sparse:
         logging.warning(

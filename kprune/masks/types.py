@@ -1,4 +1,4 @@
-"""The words of the masks, which both Kerases share: a masked weight, a report, filters, paths."""
+"""Types shared by the masks of Keras 3 and tf_keras: masked weights, reports, filters, paths."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def is_tf_keras(model: Any) -> bool:
 
 
 def is_a(layer: Any, *names: str) -> bool:
-    """Whether a layer's class, or one that it derives from, has one of these names, which both Kerases share."""
+    """Whether a layer's class, or a base class, has one of these names, which Keras 3 and tf_keras share."""
     return any(cls.__name__ in names for cls in type(layer).__mro__)
 
 

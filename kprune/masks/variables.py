@@ -1,4 +1,4 @@
-"""Masked weights that know who gives them values where they are pruned.
+"""Masked weights that record who assigns values to their pruned entries.
 
 `set_weights` of any model that holds the layer (between folds, from another network, an average, the best epoch of
 EarlyStopping) assigns to the variables themselves, one by one. A masked one is an instance of a subclass of its own

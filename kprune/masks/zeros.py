@@ -1,4 +1,4 @@
-"""Pruned entries that are not 0 any more: what is said of them, wherever kprune is called next."""
+"""Pruned entries that are no longer 0, and how they are reported the next time kprune is called."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .types import MaskedWeight
 
 _CHANGES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 CAUSE = (
-    "A function that was compiled before the model was masked goes on without the masks: a tf.function or jax.jit step "
+    "A function compiled before the model was masked still runs without the masks: a tf.function or jax.jit step "
     "of your own, or one that a layer or model keeps. Mask before the first trace (call kprune.mask once the model is "
-    "built), or make the function anew."
+    "built), or recompile the function."
 )
 
 
@@ -40,8 +40,8 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
         )
     if moved:
         raise RuntimeError(
-            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {CAUSE} If there is none: a layer that reads "
-            "another layer's kernel, a constraint that moves zeros, weights loaded in mid-training, or an optimizer "
+            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {CAUSE} Other causes: a layer that reads "
+            "another layer's kernel, a constraint that moves zeros, weights loaded during training, or an optimizer "
             "that updates weights without a gradient. `model.set_weights(model.get_weights())` makes pruned entries 0. "
             f"Received: optimizer={type(optimizer).__name__}"
         )

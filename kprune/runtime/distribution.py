@@ -1,4 +1,4 @@
-"""Models that several devices or processes train together: what each of them reads, writes and is given.
+"""Models that several devices or processes train together: what each of them reads, writes and receives.
 
 Under `tf.distribute` each replica has a copy of each variable. Under `keras.distribution` on JAX a variable lies on all
 devices, whole or in parts, and every process runs the same program on its own part of each batch. The masks are
@@ -22,8 +22,8 @@ from absl import logging
 
 Result = TypeVar("Result")
 KERAS_FIT_FAILS = (
-    "Under MultiWorkerMirroredStrategy the `fit` of Keras 3 fails, with or without kprune: it cannot convert a "
-    "PerReplica value. What works: a tf_keras model; a loop of your own that calls kprune.prune or the callbacks; "
+    "The `fit` of Keras 3 fails under MultiWorkerMirroredStrategy, with or without kprune: it cannot convert a "
+    "PerReplica value. Use a tf_keras model, a custom loop that calls kprune.prune or the callbacks, or "
     "Keras on JAX (KERAS_BACKEND=jax) with keras.distribution."
 )
 
@@ -78,7 +78,7 @@ def device_layout(variable: Any) -> Any:
 
 
 def from_chief(data: bytes | None) -> bytes | None:
-    """What the chief was given, in every process; all have to call this."""
+    """The chief's value, in every process; all of them must call this."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -94,7 +94,7 @@ def from_chief(data: bytes | None) -> bytes | None:
 
 
 def replicas() -> int:
-    """Among how many devices JAX divides each batch, so that its size must be a multiple of it.
+    """The number of devices among which JAX divides each batch, whose size must be a multiple of it.
 
     >>> replicas()
     1
@@ -155,7 +155,7 @@ def strategy_scope(model: Any) -> AbstractContextManager[Any]:
 
 
 def outside_strategies(function: Callable[[], Result]) -> Result:
-    """What the function returns, called where no `tf.distribute` strategy is in force.
+    """The result of the function, called where no `tf.distribute` strategy is active.
 
     Its variables lie on one device then, its losses are not divided by the number of replicas, and it waits for no
     other process.
@@ -179,6 +179,6 @@ def _cluster() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _strategy() -> Any:
-    """The `tf.distribute` strategy that is in force, or None."""
+    """The active `tf.distribute` strategy, or None."""
     tf = sys.modules.get("tensorflow")
     return tf.distribute.get_strategy() if tf is not None and tf.distribute.has_strategy() else None

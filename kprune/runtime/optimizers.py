@@ -1,4 +1,4 @@
-"""Optimizer state: what has to be forgotten when a mask changes, and which optimizers cannot keep a weight at zero."""
+"""Optimizer state: what to reset when a mask changes, and which optimizers cannot keep a weight at zero."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def batches_per_step(optimizer: Any) -> int:
 
 
 def batches_taken(optimizer: Any) -> int:
-    """The number of batches that the optimizer was given, those of a step that is not complete included.
+    """The number of batches that the optimizer has received, including those of an incomplete step.
 
     An epoch need not end with a step where gradients are accumulated, so this tells where in the data a model is.
     """
@@ -118,7 +118,7 @@ def build(optimizer: Any, model: Any) -> None:
     """Make the optimizer's slots of the model's trainable variables if it has none yet."""
     if hasattr(optimizer, "get_slot_names"):
         raise ValueError(
-            "A legacy optimizer keeps its learning rate outside of its variables and cannot be rewound: use one of "
+            "A legacy optimizer keeps its learning rate outside its variables and cannot be rewound: use one of "
             f"tf_keras.optimizers. Received: optimizer={type(optimizer).__name__} (legacy)"
         )
     if not getattr(optimizer, "built", getattr(optimizer, "_built", False)):

@@ -49,7 +49,7 @@ class Planned:
         for name in ("begin", "end"):
             check_share(name, getattr(self, name))
         if type(self.begin) is type(self.end) and self.end < self.begin:
-            raise ValueError(f"`end` must not lie before `begin`. Received: begin={self.begin!r}, end={self.end!r}")
+            raise ValueError(f"`end` must not come before `begin`. Received: begin={self.begin!r}, end={self.end!r}")
         if self.frequency is not None:
             check_integer("frequency", self.frequency, 1)
 
@@ -58,7 +58,7 @@ class Planned:
         first, last = (start + steps_of(name, getattr(self, name), steps) for name in ("begin", "end"))
         if last < first:
             raise ValueError(
-                f"`end` must not lie before `begin`: in this fit of {steps} steps they are steps {first - start} and "
+                f"`end` must not come before `begin`: in this fit of {steps} steps they are steps {first - start} and "
                 f"{last - start}. Received: begin={self.begin!r}, end={self.end!r}"
             )
         return self.at(first, last, self.frequency or max(1, math.ceil((last - first) / _UPDATES)))
@@ -88,7 +88,7 @@ def steps_of(name: str, value: float | int, steps: int | None) -> int:
         return int(value)
     if steps is None:
         raise ValueError(
-            f"`{name}` is a share of the fit's steps, which are not known: give fit steps_per_epoch, or `{name}` "
+            f"`{name}` is a share of the fit's steps, which are unknown: pass steps_per_epoch to fit, or `{name}` "
             f"as a number of steps. Received: {name}={value!r}"
         )
     return math.floor(round(value * steps, 6))

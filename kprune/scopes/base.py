@@ -19,7 +19,7 @@ SCOPES = Registry("scope")
 
 
 def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:
-    """What a scope answers: path -> number of entries to keep; ValueError if it answers anything else."""
+    """A scope's answer: path -> number of entries to keep; ValueError if it is anything else."""
     shares, name = scope(scores, sparsity), SCOPES.name_of(scope)
     if not isinstance(shares, dict):
         raise ValueError(
@@ -42,5 +42,7 @@ def by_expression(values: dict[str, Any], paths: Iterable[str], default: Any, re
     for expression in values:
         check_expression(expression)
         if not any(re.search(expression, path) for path in paths):
-            raise ValueError(f"{expression!r} matches none of {', '.join(paths)}. Received: {received}")
+            raise ValueError(
+                f"Regular expression {expression!r} matches none of {', '.join(paths)}. Received: {received}"
+            )
     return {path: next((v for e, v in values.items() if re.search(e, path)), default) for path in paths}

@@ -79,7 +79,7 @@ def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
 
 @SCOPES.maker
 def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
-    """A scope in which no weight keeps more than a ceiling; what it loses, the others gain.
+    """A scope in which no weight keeps more than a ceiling; the others gain what it loses.
 
     The total that is kept stays that of `scope`. So a sparsity lower than the ceilings imply is refused, be it only
     the first of several rounds or of a schedule.
@@ -132,7 +132,9 @@ def kept_out(
         check_flag(name, flag)
     received = f"first={first}, last={last}, paths={paths!r}"
     if not (first or last or expressions):
-        raise ValueError(f"At least one weight to keep dense must be named. Received: {received}")
+        raise ValueError(
+            f"`first`, `last` or `paths` must name at least one weight to keep dense. Received: {received}"
+        )
 
     def outside(scores: Scores, sparsity: float) -> dict[str, int]:
         dense = by_expression(dict.fromkeys(expressions, True), scores, False, received)
@@ -153,7 +155,7 @@ def _bounded(
     what: str,
     received: str,
 ) -> dict[str, int]:
-    """clip(base(scores, s), low, high), with the s at which as many entries are kept as the scope keeps of its own.
+    """clip(base(scores, s), low, high), with the s at which as many entries are kept as the scope alone would keep.
 
     The scope is always asked about all weights: it may go by their order or by their names.
     """
@@ -161,12 +163,12 @@ def _bounded(
     budget, size = sum(n_keep.values()), sum(score.size for score in scores.values())
     if sum(low.values()) > budget:
         raise ValueError(
-            f"{what} need {sum(low.values())} entries, sparsity {sparsity} leaves {budget}. Received: {received}"
+            f"{what} need {sum(low.values())} entries, but sparsity {sparsity} leaves {budget}. Received: {received}"
         )
     high = {path: score.size for path, score in scores.items()} if high is None else high
     if sum(high.values()) < budget:
         raise ValueError(
-            f"{what} hold {sum(high.values())} entries, sparsity {sparsity} keeps {budget}. Received: {received}"
+            f"{what} hold {sum(high.values())} entries, but sparsity {sparsity} keeps {budget}. Received: {received}"
         )
 
     def clipped(n_keep: dict[str, int]) -> dict[str, int]:
@@ -201,7 +203,7 @@ def _bounded(
 
 
 def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[Scores], dict[str, float]]:
-    """What the bound comes to in entries (densities unrounded) of each weight; ValueError if it is none."""
+    """The bound in entries (densities unrounded) of each weight; ValueError if it is not a bound."""
 
     def entries(value: Any, size: int) -> float:
         count = isinstance(value, Integral)

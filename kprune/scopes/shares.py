@@ -115,7 +115,9 @@ def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], flo
             relative = by_expression(densities, scores, None, received)
             unmatched = [path for path, density in relative.items() if density is None]
             if unmatched:
-                raise ValueError(f"No expression matches {', '.join(unmatched)}. Received: {received}")
+                raise ValueError(
+                    f"No expression matches {', '.join(unmatched)}: add a density for each. Received: {received}"
+                )
         else:
             relative = {path: densities(path, score.shape) for path, score in scores.items()}
             check(relative.values())

@@ -1,4 +1,4 @@
-"""Work on large arrays side by side: NumPy leaves the interpreter free while it goes through one."""
+"""Work on large arrays in parallel: NumPy releases the interpreter while it processes one."""
 
 from __future__ import annotations
 
