@@ -15,7 +15,7 @@ from helpers import mlp
 from keras import layers
 
 import kprune
-from kprune.report.flops import owned_weights
+from kprune.masks import library_of
 from kprune.report.summary import Row, Summary
 from kprune.util.plotting import short_paths
 
@@ -243,7 +243,7 @@ def test_nothing_in_the_model_changes_also_when_it_raises():
     model.head.add(layers.Dense(3, activity_regularizer="l2"))
     model(np.ones((1, 5, 5, 2), "float32"))
     kprune.prune(model, "magnitude", sparsity=0.5, verbose=False)
-    everything = [layer for layer, _ in owned_weights(model)]
+    everything = [layer for layer, _ in library_of(model).owned_weights(model)]
 
     def state():
         values = [v.numpy().tobytes() for v in model.variables]

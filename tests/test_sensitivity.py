@@ -12,7 +12,7 @@ from test_prune import assert_unchanged, snapshot, trained
 
 import kprune
 from kprune.experiments.sensitivity import Sensitivity, SensitivityRow
-from kprune.scopes import zeros_for
+from kprune.util.ranking import zeros_for
 
 CHEAP = dict(jit_compile=keras.backend.backend() == "jax")
 SPARSITIES = (0.0, 0.5, 0.9, 0.99)
