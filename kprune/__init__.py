@@ -25,6 +25,8 @@ from .deploy.export import Export, export  # noqa: E402
 from .deploy.shrink import shrink  # noqa: E402
 from .experiments.find_ticket import Level, find_ticket  # noqa: E402
 from .experiments.lottery_runs import LotteryRuns, run_lotteries  # noqa: E402
+from .experiments.search import Trial, search  # noqa: E402
+from .experiments.search_report import SearchResult, SearchRow  # noqa: E402
 from .experiments.sensitivity import Sensitivity, sensitivity  # noqa: E402
 from .experiments.sweep import Sweep, sweep  # noqa: E402
 from .lottery.rewind import RewindPoint, Snapshot, rewind, snapshot  # noqa: E402
@@ -46,11 +48,14 @@ __all__ = [
     "PruningConfig",
     "RewindPoint",
     "RewindableBatches",
+    "SearchResult",
+    "SearchRow",
     "Sensitivity",
     "Snapshot",
     "Summary",
     "Sweep",
     "Ticket",
+    "Trial",
     "__version__",
     "analysis",
     "auto_strategy",
@@ -73,6 +78,7 @@ __all__ = [
     "run_lotteries",
     "schedules",
     "scopes",
+    "search",
     "sensitivity",
     "set_masks",
     "shrink",

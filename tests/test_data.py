@@ -98,7 +98,7 @@ def test_digits_is_a_fixed_stratified_split():
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install kprune\[demo\]"):
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
         data.load("digits")
 
 

@@ -57,6 +57,7 @@ _CONVERT: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": fl
 _RANGES = {
     **dict.fromkeys(("accuracy", "best", "sparsity", "density"), (0.0, 1.0)),
     "compression": (1.0, math.inf),
+    "value": (-math.inf, math.inf),
 }
 _MOST_ROWS = 100_000
 
