@@ -201,7 +201,7 @@ def summary(model: Any) -> Summary:
     else:
         kernels = [v for layer, v in owned.values() if named.default(layer, v)]
         paths = unique_paths([named.path(v) for v in kernels])
-        listed = [(path, v, to_numpy(v) != 0) for path, v in zip(paths, kernels, strict=True)]
+        listed = [(path, v, _nonzeros(owned[id(v)][0], v)) for path, v in zip(paths, kernels, strict=True)]
     rows = []
     for path, v, kept in listed:
         layer, _ = owned[id(v)]
@@ -249,13 +249,26 @@ def naming(model: Any) -> _Naming:
 
 
 def _whole(layer: Any, v: Any) -> bool:
-    """Whether a variable of Keras 3 holds a kernel's values one by one, floats or int8; int4 packs two into one."""
-    return len(v.shape) > 1 and layer.quantization_mode in (None, "int8", "float8")
+    """Whether the values of a kernel of Keras 3 can be told: floats, int8 or int4."""
+    return len(v.shape) > 1 and layer.quantization_mode in (None, "int8", "int4", "float8")
+
+
+def _nonzeros(layer: Any, v: Any) -> np.ndarray:
+    """Which entries of a kernel are not 0; of int4, two of which are stored as one, as the layer reads them."""
+    if getattr(layer, "quantization_mode", None) != "int4":
+        return to_numpy(v) != 0
+    read = to_numpy(getattr(layer, v.name))
+    zero = getattr(layer, f"{v.name}_zero", None)  # of each block of rows, since Keras 3.15
+    if zero is None:
+        return read != 0
+    rows = np.take(to_numpy(zero), to_numpy(layer.g_idx).astype(int), axis=0)
+    return (read.reshape(rows.shape) != rows).reshape(read.shape)
 
 
 def _row(path: str, layer: Any, variable: Any, kept: np.ndarray, uses: int | None) -> Row:
     n_kept = int(np.count_nonzero(kept))
-    outputs = layout_in(layer, variable).canonical(kept)
+    stored = tuple(variable.shape) == kept.shape
+    outputs = layout_in(layer, variable if stored else kept).canonical(kept)
     return Row(
         path=path,
         layer=type(layer).__name__.removeprefix("Masked"),
