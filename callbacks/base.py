@@ -86,6 +86,10 @@ class MaskingCallback(Callback):
     def check_fit(self) -> None:
         """Raise what speaks against this fit; the model is not to be changed here."""
 
+    def prunes_after(self, epoch: int) -> bool:
+        """Whether the fit is known to change masks after this epoch."""
+        return False
+
     def cancel_fit(self) -> None:
         """Give back what `check_fit` and `on_train_begin` took, other than the model: the fit does not take place."""
 
