@@ -15,23 +15,26 @@ _root = pathlib.Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
     __path__.append(str(_root))
 
-from . import analysis, callbacks, controls, criteria, data, growth, models, patterns, schedules, scopes  # noqa: E402
+from . import analysis, callbacks, controls, criteria, data, growth, models, patterns, schedules, scopes, tickets  # noqa: E402
 from ._version import __version__  # noqa: E402
 from .callbacks.after_pruning import AfterPruning  # noqa: E402
 from .config import PruningConfig  # noqa: E402
 from .data.batches import balanced_sample  # noqa: E402
 from .data.rewindable import RewindableBatches  # noqa: E402
-from .deploy.export import Export, export  # noqa: E402
+from .deploy.export import export  # noqa: E402
+from .deploy.exported import Export  # noqa: E402
+from .deploy.recalibrate import recalibrate  # noqa: E402
 from .deploy.shrink import shrink  # noqa: E402
-from .experiments.find_ticket import Level, find_ticket  # noqa: E402
+from .experiments.find_ticket import find_ticket  # noqa: E402
 from .experiments.lottery_runs import LotteryRuns, run_lotteries  # noqa: E402
 from .experiments.search import Trial, search  # noqa: E402
 from .experiments.search_report import SearchResult, SearchRow  # noqa: E402
 from .experiments.sensitivity import Sensitivity, sensitivity  # noqa: E402
 from .experiments.sweep import Sweep, sweep  # noqa: E402
+from .lottery.levels import Level  # noqa: E402
 from .lottery.rewind import RewindPoint, Snapshot, rewind, snapshot  # noqa: E402
 from .lottery.ticket import Ticket  # noqa: E402
-from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, strip  # noqa: E402
+from .masks import MaskedWeight, MaskReport, adopt, mask, masked_weights, set_masks, strip  # noqa: E402
 from .pruning import prune  # noqa: E402
 from .report.plot import plot_sparsity  # noqa: E402
 from .report.summary import Summary, summary  # noqa: E402
@@ -57,6 +60,7 @@ __all__ = [
     "Ticket",
     "Trial",
     "__version__",
+    "adopt",
     "analysis",
     "auto_strategy",
     "balanced_sample",
@@ -74,6 +78,7 @@ __all__ = [
     "plot_schedule",
     "plot_sparsity",
     "prune",
+    "recalibrate",
     "rewind",
     "run_lotteries",
     "schedules",
@@ -86,4 +91,5 @@ __all__ = [
     "strip",
     "summary",
     "sweep",
+    "tickets",
 ]

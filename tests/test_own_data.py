@@ -64,7 +64,7 @@ def test_a_file_that_is_none(tmp_path):
         data.load("gone.csv", target="y")
     with pytest.raises(ValueError, match=r"folder of images; did you mean 'fashion_mnist'\? Received"):
         data.load("fashion-mnist")
-    with pytest.raises(ValueError, match=r"`target` belongs to a .csv file alone. Received: target='y'"):
+    with pytest.raises(ValueError, match=r"`target` is only for a .csv file. Received: target='y'"):
         data.load(saved(tmp_path), target="y")
 
 
@@ -129,7 +129,7 @@ def test_a_folder_without_a_split_has_one(tmp_path, capsys):
     assert everything == sorted(20 * i + 100 * number for i in range(5) for number in range(2))
     again = data.load(tmp_path, image_size=(4, 4), seed=2)
     assert pixels(again.test) == pixels(found.test)
-    with pytest.raises(ValueError, match=r"needs \(height, width\) in pixels"):
+    with pytest.raises(ValueError, match=r"needs `image_size`, \(height, width\) in pixels"):
         data.load(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="must hold one folder for each class"):

@@ -82,16 +82,24 @@ class Dataset:
         if devices == 1:
             return self
         if not isinstance(self.train, tuple) or not isinstance(self.test, tuple):
-            raise ValueError(f"Only arrays can be divided among {devices} devices. Received: data={self.name!r}")
+            raise ValueError(
+                f"Only arrays can be divided among {devices} devices, not folders. Received: data={self.name!r}"
+            )
         if self.batch_size % devices:
             raise ValueError(
-                f"A batch must divide evenly among {devices} devices. Received: batch_size={self.batch_size}"
+                f"`batch_size` must be a multiple of the {devices} devices. Received: batch_size={self.batch_size}"
             )
 
         def cut(x: np.ndarray, y: np.ndarray) -> Arrays:
             left = len(x) % devices
             if left:
-                logging.warning("%s: %d of %d examples left out, for %d devices", self.name, left, len(x), devices)
+                logging.warning(
+                    "%s: left out %d of %d examples to divide the rest evenly among %d devices.",
+                    self.name,
+                    left,
+                    len(x),
+                    devices,
+                )
             return x[: len(x) - left], y[: len(x) - left]
 
         return replace(self, train=cut(*self.train), test=cut(*self.test))

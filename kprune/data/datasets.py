@@ -92,7 +92,7 @@ def load(
         ((8, 8, 1), 10)
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}")
+        raise ValueError(f"`batch_size` must be >= 1. Received: batch_size={batch_size!r}")
     kind = kind_of(name)
     for argument, value, kinds in (
         ("directory", directory, ("imagenet",)),
@@ -100,7 +100,7 @@ def load(
         ("target", target, (".csv",)),
     ):
         if value is not None and kind not in kinds:
-            raise ValueError(f"`{argument}` belongs to {_WORDS[kinds[-1]]} alone. Received: {argument}={value!r}")
+            raise ValueError(f"`{argument}` is only for {_WORDS[kinds[-1]]}. Received: {argument}={value!r}")
     if kind == "imagenet":
         return from_folder(directory, name, image_size, batch_size, seed)
     if kind == "folder":
@@ -113,7 +113,7 @@ def load(
     return Dataset(name, train, test, train[0].shape[1:], classes, batch_size)
 
 
-_WORDS = {"imagenet": "'imagenet'", "folder": "folders of images", ".csv": "a .csv file"}
+_WORDS = {"imagenet": "'imagenet'", "folder": "'imagenet' and folders of images", ".csv": "a .csv file"}
 
 
 def kind_of(name: str) -> str:
@@ -138,7 +138,7 @@ def kind_of(name: str) -> str:
         if Path(name).is_dir():
             return "folder"
     raise ValueError(
-        f"`name` must be one of {', '.join(NAMES)}, or the path of a .npz file, a .csv file or a folder of images"
+        f"`name` must be one of {', '.join(map(repr, NAMES))}, or the path of a .npz file, a .csv file or a folder of images"
         f"{did_you_mean(name, NAMES)} Received: name={name!r}"
     )
 
@@ -148,7 +148,7 @@ def _digits() -> tuple[Arrays, Arrays, int]:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        message = "The data set 'digits' comes with scikit-learn, which is missing: pip install scikit-learn"
+        message = "The data set 'digits' comes with scikit-learn, which is not installed: pip install scikit-learn"
         raise ImportError(message) from error
     images, labels = load_digits(return_X_y=True)
     x = scaled(images.reshape(-1, 8, 8), 16)

@@ -152,17 +152,19 @@ def from_folder(
 ) -> Dataset:
     """The images in a folder, as `kprune.data.load` says; without a name it goes by its own."""
     if directory is None:
-        raise ValueError(f"{name!r} needs the folder that holds train/ and val/. Received: directory=None")
+        raise ValueError(f"{name!r} needs `directory`, a folder that holds train/ and val/. Received: directory=None")
     root = Path(directory)
     if image_size is None or len(image_size) != 2 or min(image_size) < 1:
-        raise ValueError(f"{name or root.name!r} needs (height, width) in pixels. Received: image_size={image_size!r}")
+        raise ValueError(
+            f"{name or root.name!r} needs `image_size`, (height, width) in pixels. Received: image_size={image_size!r}"
+        )
     train_folder = root / "train"
     test_folder = root / "val" if (root / "val").is_dir() else root / "test"
     split = name is None and not train_folder.is_dir()
     if split:
         train_folder = test_folder = root
     if not (train_folder.is_dir() and test_folder.is_dir()):
-        raise ValueError(f"The folder must hold train/ and val/ or test/. Received: directory='{root}'")
+        raise ValueError(f"`directory` must hold train/, and val/ or test/. Received: directory='{root}'")
     classes = _class_names(train_folder)
     # A class folder missing on one side would shift the class ids of the other.
     if not classes or _class_names(test_folder) != classes:

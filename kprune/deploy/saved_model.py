@@ -38,14 +38,25 @@ def write(model: Any, folder: Path, batch: Sample) -> None:
         archive = _traced(model, fixed)
         size = len(fixed.arrays[0])
         logging.warning(
-            "kprune: the model cannot be traced for a batch of any size, so the SavedModel takes batches of %d, as "
-            "`inputs=` has. The cause: %s",
+            "kprune: the model cannot be traced with an open batch size, so the SavedModel takes batches of %d, the "
+            "size of `inputs=`. Cause: %s",
             size,
             str(error).strip().partition("\n")[0][:300],
         )
     with contextlib.redirect_stdout(io.StringIO()):  # where tf_keras lists the endpoints
         archive.write_out(str(folder))
     write_paths(folder, [(path, to_numpy(v)) for path, v in weight_paths(model)])
+
+
+def written(model: Any, file: Path, batch: Sample) -> Path:
+    """The SavedModel from which `file` is converted, in its folder, by its stem: written once for all formats."""
+    stem = file.name.partition(".")[0]
+    own, folder = file.with_name(stem), file.with_name(f"traced-{stem}")
+    if own.is_dir():
+        return own
+    if not folder.is_dir():
+        write(model, folder, batch)
+    return folder
 
 
 def load(folder: Path) -> Any:

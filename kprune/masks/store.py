@@ -1,4 +1,4 @@
-"""Where the masks of a Keras 3 layer live: state of the layer that is none of its weights.
+"""Where the masks of a Keras 3 layer are stored: in state of the layer that is not among its weights.
 
 Keras keeps the states of seed generators in `layer.variables` and not in `layer.weights`; a mask goes the same way. So
 `get_weights`, parameter counts, weight files and TensorBoard see the dense model, while trainers, distributions and
@@ -65,12 +65,12 @@ class MaskStore(keras.Operation):
             )
 
     def take(self, other: MaskStore) -> None:
-        """Take over the masks of the store of a layer of the same kind."""
+        """Copy the masks from the store of a layer of the same kind."""
         for mask, original in zip(self.masks, other.masks, strict=True):
             mask.assign(to_numpy(original))
 
     def enforce(self) -> None:
-        """Set the pruned entries of the weights to 0, whatever was written into them."""
+        """Set the pruned entries of the weights to 0, regardless of what was written into them."""
         for weight, mask in zip(self.masked, self.masks, strict=True):
             value, kept = to_numpy(weight), to_numpy(mask)
             if np.any(value[~kept] != 0):
@@ -91,8 +91,8 @@ class MaskStore(keras.Operation):
         stored = [key for key in keys if key != _CARRIED]
         if sorted(stored) != sorted(map(str, range(len(self.masks)))):
             raise ValueError(
-                f"The file holds masks for {len(stored)} weights of a layer, the model has {len(self.masks)}: mask it "
-                f"with the same filters and weights before loading. Received: {stored}"
+                f"The file holds masks for {len(stored)} weights of a layer, but the model has {len(self.masks)}: mask "
+                f"it with the same filters and weights before loading. Received: masks={stored}"
             )
         sizes = [int(np.prod(mask.shape)) for mask in self.masks]
         bits = [read_bytes(store, str(i), f"mask {i}", (size + 7) // 8) for i, size in enumerate(sizes)]

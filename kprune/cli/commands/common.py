@@ -1,4 +1,4 @@
-"""What several commands share: the flags of a training, and the network and the data that they stand for."""
+"""What several commands share: the flags of a training, and the network and data that they select."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ Check = tuple[Callable[[Any], bool], str | Callable[[Any], str]]
 
 
 def at_least(least: int) -> Check:
-    """The check of a flag that must not be below a number."""
+    """Check of a flag: it must not be below a number."""
     return lambda value: value >= least, f"must be at least {least}"
 
 
 def each(words: Iterable[str]) -> Check:
-    """The check of a list flag that holds some of these words, each once."""
+    """Check of a list flag: it must hold one or more of these words, each once."""
     known = tuple(words)
 
     def says(value: list[str]) -> str:
         unknown = [word for word in value if word not in known]
         hint = did_you_mean(unknown[0], known).rstrip(".") if unknown else ""
-        return f"must be some of {', '.join(known)}, each once{hint}"
+        return f"must be one or more of {', '.join(known)}, each once{hint}"
 
     return lambda value: 0 < len(value) == len(set(value)) and set(value) <= set(known), says
 
@@ -113,7 +113,7 @@ MODEL = (
 )
 LOGGING = (
     Option("verbose", False, "log more", bool),
-    Option("debug", False, "after an error, show where it came from", bool),
+    Option("debug", False, "show the traceback of an error", bool),
 )
 
 
@@ -169,13 +169,13 @@ def training_options(
     usual = "" if rate else " [0.001; for sgd 0.05]"
     return (
         Option("model", model, "network: a name, a .keras file or module:function; see below", str, MODEL, "MODEL"),
-        Option("width", width, "multiplies the network's channels and units", float, POSITIVE),
+        Option("width", width, "factor on the network's channels and units", float, POSITIVE),
         *DATA,
         Option("epochs", epochs, "passes over the training images", int, at_least(1)),
         Option("optimizer", "adam", "adam, adamw, or sgd (with momentum 0.9)", tuple(_RATES)),
         Option("learning_rate", rate, f"learning rate{usual}", float, POSITIVE),
-        Option("decay", "cosine", f"how the learning rate falls: {_DECAYS}", ("cosine", "step", "none")),
-        Option("rounds", None, "rounds of scoring and pruning [the method's own: 100 or 1]", int, at_least(1)),
+        Option("decay", "cosine", f"how the learning rate decays: {_DECAYS}", ("cosine", "step", "none")),
+        Option("rounds", None, "rounds of scoring and pruning [the method's default: 100 or 1]", int, at_least(1)),
         Option("scope", scope, f"how the layers share the sparsity: {', '.join(SCOPES)}", tuple(SCOPES)),
     )
 
@@ -203,7 +203,7 @@ def new_network(
     model: str | None = None,
     **optimizer: Any,
 ) -> Any:
-    """The network that the flags name, compiled; if it is to be masked and of tf_keras, in tfmot's wrappers.
+    """The network that the flags name, compiled; in tfmot's wrappers if it is from tf_keras and will be masked.
 
     `model` stands for the flag of that name where a command has none. Further arguments are the optimizer's, beside
     those that the flags name.
