@@ -137,8 +137,9 @@ def kind_of(name: str) -> str:
             return suffix
         if Path(name).is_dir():
             return "folder"
+    known = ", ".join(map(repr, NAMES))
     raise ValueError(
-        f"`name` must be one of {', '.join(map(repr, NAMES))}, or the path of a .npz file, a .csv file or a folder of images"
+        f"`name` must be one of {known}, or the path of a .npz file, a .csv file or a folder of images"
         f"{did_you_mean(name, NAMES)} Received: name={name!r}"
     )
 
