@@ -96,6 +96,10 @@ class MaskingCallback(Callback):
     def check_fit(self) -> None:
         """Raise if this fit is not possible; the model must not be changed here."""
 
+    def prunes_after(self, epoch: int) -> bool:
+        """Whether the fit is known to change masks after this epoch."""
+        return False
+
     def cancel_fit(self) -> None:
         """Undo what `check_fit` and `on_train_begin` did outside the model: the fit does not take place."""
 

@@ -117,6 +117,10 @@ class GradualPruning(UpdatingCallback):
         if schedule is not None:
             schedule.check(weight.path for weight in masked_weights(self.model))
 
+    def prunes_after(self, epoch: int) -> bool:
+        left = self._counter.planned(epoch + 1)
+        return None not in (self._next, self._taken, left) and self._next <= self._taken + left  # type: ignore[operator]
+
     def on_train_begin(self, logs: Any = None) -> None:
         with self.undone():
             if not self._restored:

@@ -387,3 +387,14 @@ def test_reports_show_their_tables_in_a_notebook():
         assert shown == f"<pre>{html.escape(str(report))}</pre>" and len(shown) > 100
     for kind in (kprune.Sensitivity, kprune.Sweep, kprune.LotteryRuns, kprune.analysis.LinearPath):
         assert kind._repr_html_ is type(report)._repr_html_
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras takes strings on TensorFlow alone")
+def test_multiply_adds_of_a_model_that_takes_strings():
+    """What is cut into words has lost the size of the batch."""
+    words = layers.TextVectorization(max_tokens=50, output_sequence_length=8)
+    words.adapt(["the cat sat on the mat", "a dog ate the cat"])
+    pooled = [layers.Embedding(50, 8), layers.GlobalAveragePooling1D(), layers.Dense(16, "relu"), layers.Dense(1)]
+    model = keras.Sequential([keras.Input((), dtype="string"), words, *pooled])
+    report = kprune.summary(model)
+    assert (report.flops, report.note) == (8 * 16 + 16, "")

@@ -116,6 +116,8 @@ def _make_masked_class(cls: type, class_name: str) -> type:
     untraced = getattr(cls.call, "python_function", None)  # type: ignore[attr-defined]
 
     class MaskedLayer(Masked, cls):
+        load_own_variables = Masked.load_own_variables  # HGQ2 0.2.0 refuses a class that only inherits it
+
         @functools.wraps(cls.call)  # type: ignore[attr-defined]  # Keras reads the signature of `call`
         def call(self, *args: Any, **kwargs: Any) -> Any:
             store = self.mask_store

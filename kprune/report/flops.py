@@ -106,6 +106,7 @@ def _positions(layer: Any, shape: Shape) -> int:
 def _recording(model: Any, owned: list[tuple[Any, Any, Rule]], uses: dict[int, int | None]) -> Iterator[None]:
     """Inside, each call of these layers adds to `uses`; the layers are left as they were."""
     patched: list[tuple[Any, str, Any]] = []
+    strings = any(x.dtype == "string" for x in getattr(model, "inputs", None) or ())
 
     def patch(layer: Any, name: str, value: Any) -> None:
         # Into the dict: both Kerases would track what is set as an attribute.
@@ -118,7 +119,7 @@ def _recording(model: Any, owned: list[tuple[Any, Any, Rule]], uses: dict[int, i
         @functools.wraps(call)
         def call_and_record(*args: Any, **kwargs: Any) -> Any:
             output = call(*args, **kwargs)
-            given, made = _first_shape((args, kwargs)), _first_shape(output)
+            given, made = (_first_shape(structure, strings) for structure in ((args, kwargs), output))
             count = None if None in (*given, *made) else rule(layer, given, made)
             for key in ids:
                 known = uses[key]
@@ -150,8 +151,10 @@ def _recording(model: Any, owned: list[tuple[Any, Any, Rule]], uses: dict[int, i
 _ABSENT = object()
 
 
-def _first_shape(structure: Any) -> Shape:
-    return tuple(keras.tree.flatten(structure)[0].shape)
+def _first_shape(structure: Any, strings: bool) -> Shape:
+    """The shape of the first tensor. What is cut into words comes without the batch's size, which is 1."""
+    shape = tuple(keras.tree.flatten(structure)[0].shape)
+    return (1, *shape[1:]) if strings and shape and shape[0] is None else shape
 
 
 class _Run(keras.layers.Layer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
@@ -145,3 +146,13 @@ def check_expression(expression: Any, name: str = "expression") -> None:
         raise ValueError(
             f"`{name}` must be a regular expression, to search for in weight paths. Received: {name}={expression!r}"
         ) from None
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """How an error goes on that lists what is known: "; did you mean 'vgg-11'?", or "." where nothing is near.
+
+    >>> did_you_mean("vgg11", ["vgg-11", "lenet-5"]), did_you_mean("xyz", ["vgg-11"])
+    ("; did you mean 'vgg-11'?", '.')
+    """
+    near = difflib.get_close_matches(str(word).lower(), list(known), 1, 0.6)
+    return f"; did you mean {near[0]!r}?" if near else "."
