@@ -11,6 +11,7 @@ import numpy as np
 
 from .channels import ChannelGroups, divisor_of
 from .criteria import CRITERIA, Context
+from .criteria.base import fast_form
 from .criteria.trackers import Tracker
 from .cutting import cut_by_counts, cut_by_pattern
 from .data.batches import Batch, check_batches, take_batches
@@ -238,9 +239,7 @@ class PruningConfig:
         self, context: Context, groups: list[tuple[list[str], float]], advance: Callable[[int], Any]
     ) -> Masks | None:
         """The masks after all rounds, where the criterion can run them in one loop on a device; else None."""
-        loop = getattr(
-            CRITERIA.get(self.criterion), "loop", None
-        )  # not of a `functools.partial`, whose options it would not see
+        loop = fast_form(CRITERIA.get(self.criterion), "loop")
         if loop is None or not self._together(groups, context.weights):
             return None
         size = context.size
@@ -252,7 +251,7 @@ class PruningConfig:
         """The masks of a round, which keep nothing that `masks` does not."""
         scope, pattern = SCOPES.get(self.scope), PATTERNS.get(self.pattern)
         plain = self.groups is None and pattern is unstructured and trait(scope, "counts", False)
-        entrywise = trait(CRITERIA.get(self.criterion), "entrywise", None) if plain else None
+        entrywise = fast_form(CRITERIA.get(self.criterion), "entrywise") if plain else None
         if entrywise is None:
             scores = CRITERIA.get(self.criterion)(context)
         else:

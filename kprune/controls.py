@@ -55,8 +55,6 @@ def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]
     def negative(context: Context) -> Scores:
         return {path: np.multiply(values, -1.0) for path, values in score(context).items()}
 
-    for forms in ("loop", "entrywise"):  # of the other's scores, not of these
-        vars(negative).pop(forms, None)
     negative.__name__ = f"inverted {CRITERIA.name_of(criterion)}"
     return negative
 

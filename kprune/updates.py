@@ -23,6 +23,7 @@ from keras import ops
 
 from .config import PruningConfig
 from .criteria import CRITERIA
+from .criteria.base import fast_form
 from .cutting import shares_by_counts
 from .masks import MaskedWeight, library_of, masked_weights
 from .masks.layout import Layout, layout_of
@@ -79,7 +80,7 @@ def update_on_device(
 
 def device_scores(config: PruningConfig, weights: list[MaskedWeight]) -> Callable[[Any], Any] | None:
     """The criterion's scores as a function of a weight's tensor, if an update by this config goes on the device."""
-    entrywise = trait(CRITERIA.get(config.criterion), "entrywise", None)
+    entrywise = fast_form(CRITERIA.get(config.criterion), "entrywise")
     dtypes = {keras.backend.standardize_dtype(weight.variable.dtype) for weight in weights}
     pattern = PATTERNS.get(config.pattern)
     plain = config.rounds == 1 and config.groups is None

@@ -1,26 +1,30 @@
 """An update by compiled programs, as on an accelerator, is the one that NumPy makes, bit for bit."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 
 import kprune
 import kprune.updates
+from kprune.config import PruningConfig
+from kprune.criteria.base import fast_form
 from kprune.masks import current_masks, masked_weights
 from kprune.pruning import Pruner
 from kprune.scopes import kept_out, per_layer, with_ceiling, with_floor
 
 CONFIGS = {
-    "global": kprune.PruningConfig("magnitude"),
-    "layerwise": kprune.PruningConfig("magnitude", scope="layerwise"),
-    "uniform": kprune.PruningConfig("large_final", scope="uniform"),
-    "erk": kprune.PruningConfig("magnitude", scope="erk"),
-    "per_layer": kprune.PruningConfig("magnitude", scope=per_layer({"conv": 0.9, "": 0.3})),
-    "floor": kprune.PruningConfig("magnitude", scope=with_floor("global", 0.2)),
-    "ceiling": kprune.PruningConfig("magnitude", scope=with_ceiling("global", {"conv": 0.5})),
-    "2:4": kprune.PruningConfig("magnitude", pattern="2:4"),
-    "1:3 global": kprune.PruningConfig("magnitude", pattern="1:3", scope="global"),
-    "kept_out": kprune.PruningConfig("magnitude", scope=kept_out("uniform", first=True)),
+    "global": PruningConfig("magnitude"),
+    "layerwise": PruningConfig("magnitude", scope="layerwise"),
+    "uniform": PruningConfig("large_final", scope="uniform"),
+    "erk": PruningConfig("magnitude", scope="erk"),
+    "per_layer": PruningConfig("magnitude", scope=per_layer({"conv": 0.9, "": 0.3})),
+    "floor": PruningConfig("magnitude", scope=with_floor("global", 0.2)),
+    "ceiling": PruningConfig("magnitude", scope=with_ceiling("global", {"conv": 0.5})),
+    "2:4": PruningConfig("magnitude", pattern="2:4"),
+    "1:3 global": PruningConfig("magnitude", pattern="1:3", scope="global"),
+    "kept_out": PruningConfig("magnitude", scope=kept_out("uniform", first=True)),
 }
 
 
@@ -96,7 +100,7 @@ def test_is_what_numpy_makes_to_the_bit(model, elsewhere, name, values):
 
 
 def test_uniform_plus_whose_first_weight_stays_dense(model, elsewhere):
-    config = kprune.PruningConfig("magnitude", scope="uniform_plus")
+    config = PruningConfig("magnitude", scope="uniform_plus")
     host, device = both_ways(model, config, ties, [0.2, 0.6])
     for one, other in zip(host, device, strict=True):
         for a, b in zip(one, other, strict=True):
@@ -157,7 +161,7 @@ def test_a_pruner_updates_so(model, elsewhere):
 def test_what_has_no_form_for_a_device_is_left_to_the_host(model, elsewhere, criterion, fields):
     dense(model, normal)
     before = state(model)
-    assert kprune.updates.update_on_device(model, kprune.PruningConfig(criterion, **fields), 0.5) is None
+    assert kprune.updates.update_on_device(model, PruningConfig(criterion, **fields), 0.5) is None
     for one, other in zip(before, state(model), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -189,6 +193,19 @@ def test_an_entrywise_criterion_is_its_function_of_each_entry(model):
 
 
 @pytest.mark.parametrize(("name", "form"), [("magnitude", "entrywise"), ("synflow", "loop")])
-def test_an_inverted_criterion_has_no_faster_form_of_the_plain_one(name, form):
-    assert hasattr(kprune.criteria.get(name), form)
-    assert not hasattr(kprune.controls.inverted(name), form)
+def test_a_criterion_that_wraps_another_has_none_of_its_faster_forms(name, form):
+    assert fast_form(kprune.criteria.get(name), form) is not None
+    assert fast_form(kprune.controls.inverted(name), form) is None
+    assert fast_form(functools.partial(kprune.criteria.get(name)), form) is None
+
+
+def test_a_wrapped_magnitude_is_asked(model):
+    @functools.wraps(kprune.criteria.magnitude)
+    def least(context):
+        return {path: -score for path, score in kprune.criteria.magnitude(context).items()}
+
+    dense(model, normal)
+    masks = PruningConfig(least, scope="layerwise").masks(model, 0.5)
+    for weight in masked_weights(model):
+        size = np.abs(weight.value())
+        assert size[masks[weight.path]].max() < size[~masks[weight.path]].min()

@@ -28,6 +28,18 @@ Derivative = Callable[[list[np.ndarray], list[np.ndarray], Batch], list[np.ndarr
 CRITERIA = Registry("criterion")
 
 
+def fast_form(criterion: Callable[..., Any], name: str) -> Any:
+    """The trait `name` ("loop", "entrywise") by which a criterion's scores are had without calling it; None without.
+
+    A function that wraps a criterion (`functools.wraps`, `functools.partial`) may change its scores, so it has none,
+    although `functools.wraps` copies all traits.
+
+    >>> fast_form(CRITERIA.get("magnitude"), "entrywise")
+    <ufunc 'absolute'>
+    """
+    return None if hasattr(criterion, "__wrapped__") else getattr(criterion, name, None)
+
+
 @dataclass
 class Context:
     """What a criterion may read. It changes nothing in the model.
