@@ -211,11 +211,14 @@ class LotteryTicket(MaskingCallback):
         self._taker.begin_epoch(epoch)
         super().on_epoch_begin(epoch)
         self.lottery.pruner.resume(self.model)
+        begins = level > 0 and within == self._taker.first_epoch()
         if self._levels is None:
+            if begins:
+                del self.results[level:]  # of a backup of Keras's that was torn and is an epoch ahead
             self._levels = self.lottery.run(self.model, self._state, self.optimizer)
             if not self.results:
                 next(self._levels)  # the dense network, as it is
-        if level > 0 and within == self._taker.first_epoch():
+        if begins:
             next(self._levels)
             self._rewound = {} if self.lottery.rewind == "none" else self._values()
             for callback in self.restart:

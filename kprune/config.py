@@ -203,6 +203,8 @@ class PruningConfig:
         current = (
             {weight.path: weight.seen_mask() for weight in weights} if within is None else _checked(weights, within)
         )
+        if tracker is not None and not tracker.ready() and not any(final for _, final in groups):
+            return {path: mask.copy() for path, mask in current.items()}  # nothing is asked for, and nothing is known
         context = Context(model, weights, current, self.seed, data, tracker)
         revives = trait(CRITERIA.get(self.criterion), "revives", False)
         goal = "its sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
@@ -225,8 +227,9 @@ class PruningConfig:
             and any(np.any(current[path] & ~mask) for path, mask in context.masks.items())
         ):
             raise ValueError(
-                f"The criterion {self.name!r} scores how weights moved since training began, and none has moved: "
-                f"train for a few hundred steps before pruning. Received: sparsity={sparsity!r}"
+                f"The criterion {self.name!r} scores what its {type(tracker).__name__} tracker saw of the training, "
+                "and that is nothing yet: train for a few hundred steps before pruning. "
+                f"Received: sparsity={sparsity!r}"
             )
         return context.masks
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data import Dataset
 from ..experiments.evaluation import unchanged
-from ..masks import is_tf_keras
+from ..masks import library_of
 from ..report.saved import load
 
 EXPECTED = "a name, a .keras file, or module:function"
@@ -45,7 +45,7 @@ def build(model: str, dataset: Dataset, seed: int, width: float, library: Any) -
         function = _function(model, received)
         made = function(**_arguments(function, dataset, seed, width, library, received))
     if not isinstance(made, library.Model):
-        kind = "tf_keras" if is_tf_keras(made) else "keras" if hasattr(made, "fit") else None
+        kind = library_of(made).package.__name__ if hasattr(made, "fit") else None
         cure = f": add --library={kind}" if kind else f", it is a {type(made).__name__}"
         raise ValueError(f"This is not a model of {library.__name__}{cure}. {received}")
     return made

@@ -25,6 +25,7 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     Returns:
         path -> number of entries to keep.
 
+    >>> import numpy as np
     >>> global_scope({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
     {'a': 2, 'b': 0}
     """
@@ -49,6 +50,7 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
 def layerwise(scores: Scores, sparsity: float) -> dict[str, int]:
     """The same sparsity in each weight: n_keep = size - floor(sparsity * size).
 
+    >>> import numpy as np
     >>> layerwise({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
     {'a': 1, 'b': 1}
     """
@@ -61,6 +63,7 @@ def uniform(scores: Scores, sparsity: float) -> dict[str, int]:
 
     "layerwise" rounds each weight up, so it keeps up to an entry per weight more. See `in_proportion`.
 
+    >>> import numpy as np
     >>> scores = {"a": np.ones(5), "b": np.ones(5)}
     >>> uniform(scores, 0.5), layerwise(scores, 0.5)
     ({'a': 3, 'b': 2}, {'a': 3, 'b': 3})
@@ -75,6 +78,7 @@ def erk(scores: Scores, sparsity: float) -> dict[str, int]:
     density[p] = min(1, c * sum(shape[p]) / prod(shape[p])), with the c of the exact total N - floor(sparsity * N). See
     `in_proportion`.
 
+    >>> import numpy as np
     >>> erk({"a": np.ones((2, 2)), "b": np.ones((8, 8))}, 0.75)  # densities min(1, 1.0 c) and 0.25 c, c = 0.85
     {'a': 3, 'b': 14}
     """
@@ -96,6 +100,7 @@ def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], flo
     Raises:
         ValueError: a density is none; or, when called, no expression matches a weight, or one matches no weight.
 
+    >>> import numpy as np
     >>> scope = per_layer({"logits": 0.5, "dense": 0.1})
     >>> scope({"dense_1/kernel": np.ones(90), "logits/kernel": np.ones(10)}, 0.86)
     {'dense_1/kernel': 9, 'logits/kernel': 5}
