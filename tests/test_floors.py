@@ -10,7 +10,7 @@ FLOORS = (
     ("_version", "util", "models"),
     ("runtime",),
     ("masks",),
-    ("channels", "data"),
+    ("channels", "data", "flops"),
     ("criteria", "patterns", "schedules", "scopes", "selection", "sparsities"),
     ("config",),
     ("growth", "pruning"),

@@ -15,7 +15,7 @@ from helpers import mlp
 from keras import layers
 
 import kprune
-from kprune.report.flops import owned_weights
+from kprune.flops import owned_weights
 from kprune.report.summary import Row, Summary
 from kprune.util.plotting import short_paths
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from ..flops import owned_weights
 from ..masks import DEFAULT_WEIGHTS, masked_weights
-from .flops import owned_weights
 from .summary import naming, percentage, size_of
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from ..flops import kernel_uses, owned_weights
 from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, check_leaks, is_tf_keras, masked_weights, unique_paths
 from ..masks.built import check_built
 from ..masks.layout import layout_in
 from ..runtime.distribution import to_numpy
 from ..util.tables import Printed, new_table, table_lines
-from .flops import kernel_uses, owned_weights
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def summary(model: Any) -> Summary:
     sparsity = zeros / size; density = 1 - sparsity; compression = 1 / density.
     flops = uses x size and effective_flops = uses x kept entries, where `uses` is how often an entry is multiplied for
     one example: positions of a dense layer's output, pixels of a convolution's, time steps of a recurrent layer; see
-    `kprune.report.flops`. Products of activations, as in attention, have no weights and are not counted. The model runs
+    `kprune.flops`. Products of activations, as in attention, have no weights and are not counted. The model runs
     once on shapes only; nothing in it changes.
 
     Args:

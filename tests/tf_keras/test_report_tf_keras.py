@@ -9,7 +9,7 @@ import tf_keras
 from tf_keras import layers
 
 import kprune
-from kprune.report.flops import owned_weights
+from kprune.flops import owned_weights
 
 
 def sequential(shape, *stack, dtype="float32"):

@@ -18,11 +18,11 @@ from typing import Any
 
 import keras
 
-from ..masks import is_tf_keras
-from ..masks.below import all_layers
-from ..masks.layout import TRANSPOSED, einsum_labels, is_a
-from ..masks.masked_layers import own_weights
-from ..runtime.inputs import call_with, input_like
+from .masks import is_tf_keras
+from .masks.below import all_layers
+from .masks.layout import TRANSPOSED, einsum_labels, is_a
+from .masks.masked_layers import own_weights
+from .runtime.inputs import call_with, input_like
 
 Shape = tuple[int, ...]
 
@@ -208,7 +208,7 @@ def _layers_tf_keras(model: Any) -> list[Any]:
 
 
 def _owned_tf_keras(model: Any) -> list[tuple[Any, Any]]:
-    from ..masks.tf_keras import _weights
+    from .masks.tf_keras import _weights
 
     layers = _layers_tf_keras(model)
     in_rnn = {id(sub) for layer in layers if is_a(layer, "RNN") for sub in _layers_tf_keras(layer)[1:]}
