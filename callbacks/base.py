@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 import kprune.masks
+from kprune.channels import add_followers
 from kprune.masks import Undo, masked_weights
 from kprune.report.reached import reached
 from kprune.runtime.distribution import is_chief, warn_of_keras_fit
@@ -59,6 +60,12 @@ class MaskingCallback(Callback):
     _restored: bool = False
     _carrier: Carrier
 
+    @property
+    def prunes_channels(self) -> bool:
+        """Whether channels are pruned whole, so that what follows them needs masks as well."""
+        pruner = getattr(self, "pruner", None)
+        return pruner is not None and pruner.config.channels
+
     def __init__(self) -> None:
         super().__init__()
         warn_of_keras_fit()
@@ -67,7 +74,14 @@ class MaskingCallback(Callback):
         super().set_model(model)
         if getattr(model, "optimizer", None) is not None:
             check_optimizer(model.optimizer)
-        self._carrier = Carrier(model, None, Undo(model))  # of a loop that gives its callbacks no params
+        undo = Undo(model)
+        try:
+            if self.prunes_channels:
+                add_followers(model)
+        except BaseException:
+            undo.back()
+            raise
+        self._carrier = Carrier(model, None, undo)  # of a loop that gives its callbacks no params
         self._carrier.callbacks.append(self)
 
     def set_params(self, params: Any) -> None:

@@ -98,6 +98,10 @@ class DynamicSparseTraining(MaskingCallback):
         self._counter = Counter(self, optimizer)
         self._begin()
 
+    @property
+    def prunes_channels(self) -> bool:
+        return self.start.channels
+
     def _begin(self) -> None:
         """Forget an earlier fit."""
         self._counter.forget()

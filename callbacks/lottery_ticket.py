@@ -126,6 +126,10 @@ class LotteryTicket(TakeSnapshot):
         self._density: float | None = None
         self._ended = 0
 
+    @property
+    def prunes_channels(self) -> bool:
+        return self.lottery.pruner.config.channels
+
     def epochs(self) -> int:
         return self.epochs_per_level
 

@@ -15,7 +15,7 @@ from .criteria.trackers import Tracker
 from .data.batches import Batch, check_batches, take_batches
 from .masks import MaskedWeight, Masks, masked_weights
 from .masks.layout import Layout, layout_of
-from .patterns import PATTERNS, pooled, unstructured
+from .patterns import PATTERNS, channel, pooled, unstructured
 from .runtime.distribution import outside_strategies
 from .scopes import SCOPES, global_scope, shares_of
 from .selection import keep_highest
@@ -101,6 +101,11 @@ class PruningConfig:
     def name(self) -> str:
         """The criterion's name for messages."""
         return CRITERIA.name_of(self.criterion)
+
+    @property
+    def channels(self) -> bool:
+        """Whether channels are pruned whole, with what follows them."""
+        return self.groups is not None or PATTERNS.get(self.pattern) is channel
 
     def get_config(self) -> dict[str, Any]:
         """The fields as JSON can hold them; ValueError for a function of your own that is not registered."""

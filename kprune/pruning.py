@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from .channels import add_followers
 from .config import PruningConfig
 from .criteria.trackers import Tracker
 from .masks import Masks, masked, set_masks
@@ -68,6 +69,8 @@ def prune(
     check_verbose(verbose)
     taken = config.take(data, batches) or None
     with masked(model, optimizer):
+        if config.channels:
+            add_followers(model)
         masks = config.masks(model, sparsity, data=taken, batches=None, trackers=trackers, verbose=verbose)
         set_masks(model, masks, optimizer)
     _warn_of_collapse(masks)

@@ -1,6 +1,7 @@
 """Channels: which entries of which weights belong to one channel of a model, and what a dead one is worth."""
 
 from .constants import constants
+from .followers import add_followers
 from .graph import ChannelGraph, Mixer, Slot, Tensor
 from .groups import ChannelGroup, ChannelGroups, divisor_of, groups_of
 from .trace import channel_graph
@@ -12,6 +13,7 @@ __all__ = [
     "Mixer",
     "Slot",
     "Tensor",
+    "add_followers",
     "channel_graph",
     "constants",
     "divisor_of",

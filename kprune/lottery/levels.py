@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from .._version import __version__
+from ..channels import add_followers
 from ..masks import MaskedWeight, current_masks, set_masks
 from ..patterns import PATTERNS
 from ..pruning import Pruner
@@ -62,6 +63,8 @@ class Lottery:
             optimizer: with which it was taken, if not the compiled one.
         """
         sparsity = 1 - density * (1 - self.rate) ** level
+        if self.pruner.config.channels:
+            add_followers(model)
         set_masks(model, self.pruner.masks(model, sparsity), optimizer)
         rewind(model, to, self.rewind, optimizer)
         if self.rewind == "weights":

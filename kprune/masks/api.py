@@ -13,6 +13,7 @@ import numpy as np
 from ..runtime.optimizers import reset_slots
 from ..util.checks import check_expression, check_strings
 from .built import check_built
+from .following import follow, held_by
 from .holders import fits, trainers
 from .types import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Filters, MaskedWeight, MaskReport, Masks, is_tf_keras, unique_paths
 from .zeros import check_leaks, note_change
@@ -70,6 +71,26 @@ def masked_weights(model: Any) -> list[MaskedWeight]:
     return [MaskedWeight(path, *rest) for path, (_, *rest) in zip(paths, found, strict=True)]
 
 
+def followers(model: Any) -> list[MaskedWeight]:
+    """The biases, gammas and betas that are masked with their channels; empty if no channels are pruned.
+
+    They are no part of any sparsity, and `kprune.masked_weights` does not list them.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+    >>> _ = kprune.prune(model, "magnitude", 0.5, groups="channels", verbose=0)
+    >>> [(weight.shape, int(weight.kept().sum())) for weight in followers(model)]
+    [((4,), 2), ((2,), 2)]
+    """
+    return held_by(_backend(model), model)
+
+
+def mask_followers(model: Any, variables: list[Any]) -> None:
+    """Give these weights masks that follow those of the kernels: see kprune/masks/following.py."""
+    _backend(model).mask_followers(model, variables)
+    set_masks(model, {})
+
+
 def current_masks(model: Any) -> Masks:
     """path -> bool array of the weight's shape, True = kept; in model order."""
     return {weight.path: weight.kept() for weight in masked_weights(model)}
@@ -81,7 +102,8 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     w <- where(mask, w, 0); each optimizer slot of w (momentum, averages, accumulated gradients) takes its initial
     value wherever the new mask is False or differs from the old one. That goes for every optimizer of this process that
     trains w: the model's own, that of another model that shares the layer, those of a `train_step` or a custom training
-    loop. Nothing is retraced or recompiled.
+    loop. Biases and normalization that follow a channel (`kprune.masks.followers`) come along. Nothing is retraced or
+    recompiled.
 
     Args:
         model: a masked model.
@@ -95,7 +117,8 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     by_path = check_masks(model, masks)
     if not fits(model):  # whose callbacks look after each step
         check_leaks(model, list(by_path.values()))
-    optimizers = trainers(model, [weight.variable for weight in by_path.values()])
+    held = followers(model)
+    optimizers = trainers(model, [weight.variable for weight in (*by_path.values(), *held)])
     optimizers += [] if optimizer is None or any(optimizer is known for known in optimizers) else [optimizer]
     for path, new in masks.items():
         weight = by_path[path]
@@ -105,6 +128,7 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
         if changed.any():
             for trainer in optimizers:
                 reset_slots(trainer, weight.variable, changed)
+    follow(model, held, optimizers)
     note_change(model)
 
 
@@ -145,7 +169,7 @@ def strip(model: Any) -> Any:
     """
     weights = masked_weights(model)
     check_leaks(model, weights)
-    for weight in weights:
+    for weight in (*weights, *followers(model)):
         value = weight.value()
         weight.variable.assign(np.where(weight.kept(), value, np.zeros((), value.dtype)))
     return _backend(model).strip_model(model)
@@ -200,6 +224,7 @@ __all__ = [
     "MaskedWeight",
     "Masks",
     "current_masks",
+    "followers",
     "is_tf_keras",
     "mask",
     "masked_weights",

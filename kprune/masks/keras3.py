@@ -16,7 +16,7 @@ from .below import all_layers
 from .holders import live, renew
 from .masked_layers import attach, detach, is_masked, own_weights
 from .merged import factors, merge
-from .types import FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, skip_reason, unique_paths
+from .types import FOLLOWS, FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, skip_reason, unique_paths
 
 BACKENDS = ("tensorflow", "jax")
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
@@ -36,13 +36,14 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
     owned = _owned(model)
     paths = unique_paths([v.path for _, v in owned])
     chosen, masked, skipped = [], [], {}
-    already = {id(v) for layer in all_layers(model) if is_masked(layer) for v in layer.mask_store.masked}
+    already = {id(v) for _, _, v, _ in find_masked(model)}
     for (layer, v), path in zip(owned, paths, strict=True):
         reason = skip_reason(weight_name(layer, v), v, path, layer, filters, weights, unfit(layer, v))
         setattr(v, WAITS, reason == FROZEN and id(v) not in already)
         if id(v) in already or not reason:
             masked.append(path)
             chosen.append(v)
+            setattr(v, FOLLOWS, False)
         else:
             skipped[path] = reason
     if any(id(v) not in already for v in chosen):
@@ -68,10 +69,22 @@ def mask_unfrozen(model: Any) -> None:
         )
 
 
+def mask_followers(model: Any, variables: list[Any]) -> None:
+    """Mask weights that are pruned only with a channel; those that have masks stay as they are."""
+    already = {id(v) for _, _, v, _ in _find(model)}
+    new = [v for v in variables if id(v) not in already and "float" in v.dtype]
+    if new:
+        with strategy_scope(model):
+            attach(model, new)
+        for v in new:
+            setattr(v, FOLLOWS, True)
+        renew_functions(model, _masked(model))
+
+
 def narrow(model: Any, variables: list[Any]) -> None:
     """Take the masks of all weights but these away."""
     wanted = {id(v) for v in variables}
-    kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model) if id(v) in wanted]
+    kept = [(v, to_numpy(mask)) for _, _, v, mask in _find(model) if id(v) in wanted]
     masked = _masked(model)
     detach(model)
     _attach_again(model, kept)
@@ -82,7 +95,7 @@ def _attach_again(model: Any, kept: list[tuple[Any, np.ndarray]]) -> None:
     with strategy_scope(model):
         attach(model, [v for v, _ in kept])
     masks = {id(v): mask for v, mask in kept}
-    for path, layer, v, mask in find_masked(model):
+    for path, layer, v, mask in _find(model):
         if id(v) in masks:
             weight = MaskedWeight(path, layer, v, mask)
             weight.write(masks[id(v)], weight.value())
@@ -102,6 +115,14 @@ def _warn_of_zeros(weights: list[Any]) -> None:
 
 
 def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
+    return [found for found in _find(model) if not getattr(found[2], FOLLOWS, False)]
+
+
+def find_followers(model: Any) -> list[tuple[str, Any, Any, Any]]:
+    return [found for found in _find(model) if getattr(found[2], FOLLOWS, False)]
+
+
+def _find(model: Any) -> list[tuple[str, Any, Any, Any]]:
     found: dict[int, tuple[str, Any, Any, Any]] = {}
     for layer in all_layers(model):
         if is_masked(layer):
@@ -126,7 +147,7 @@ def _masked(model: Any) -> list[Any]:
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
     """Inside, the model is stripped in place; afterwards its masks are back."""
-    kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model)]
+    kept = [(v, to_numpy(mask)) for _, _, v, mask in _find(model)]
     layers = _masked(model)
     unmerged = Values(v for layer in layers if factors(layer) for v in (*layer.mask_store.masked, *factors(layer)))
     for layer in layers:

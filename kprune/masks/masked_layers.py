@@ -26,6 +26,7 @@ from .below import all_layers, states, sublayers
 from .merged import merge, merged_properties, quantize_unmasked
 from .spec import FORMAT, SPEC, plain_layer, registered_while_alive
 from .store import MaskStore, check_names, source_of, token_of
+from .types import FOLLOWS
 from .variables import protect, release
 
 
@@ -55,7 +56,8 @@ class Masked:
         spec = {key: plain[key] for key in ("module", "class_name", "registered_name")}
         masked, weights = _masked_ids(self), self.weights  # type: ignore[attr-defined]
         positions = [i for i, v in enumerate(weights) if id(v) in masked]
-        known = {"masked": positions, "weights": len(weights)}
+        followers = [i for i in positions if getattr(weights[i], FOLLOWS, False)]
+        known = {"masked": positions, "weights": len(weights)} | ({"followers": followers} if followers else {})
         if type(self).__name__ == _plain(type(self)).__name__:
             known |= {"format": FORMAT, "source": token_of(self.mask_store)}
         registered_while_alive(self, Masked)
@@ -300,7 +302,9 @@ def _masked_ids(layer: Any) -> set[int]:
     return {id(v) for sub in all_layers(layer) if is_masked(sub) for v in sub.mask_store.masked}
 
 
-def _mask_once_built(layer: Any, pending: tuple[list[int], int, str | None], named: Callable[[type], type]) -> None:
+def _mask_once_built(
+    layer: Any, pending: tuple[list[int], int, list[int], str | None], named: Callable[[type], type]
+) -> None:
     """Mask the weights at these positions of `layer.weights` as soon as the layer has that many weights."""
     layer.__class__ = named(type(layer))
     build = layer.build
@@ -320,11 +324,13 @@ def attach_pending(layer: Any) -> None:
     without a `build` of its own, whose sublayers are built by it."""
     if "_pending_masks" not in vars(layer):
         return
-    positions, expected, source, build = vars(layer)["_pending_masks"]
+    positions, expected, followers, source, build = vars(layer)["_pending_masks"]
     weights = layer.weights
     if len(weights) == expected:
         object.__delattr__(layer, "_pending_masks")
         object.__setattr__(layer, "build", build)
         attach(layer, [weights[i] for i in positions])
+        for i in followers:
+            setattr(weights[i], FOLLOWS, True)
         if layer.mask_store is not None and (original := source_of(source)) is not None:
             layer.mask_store.take(original)

@@ -14,8 +14,8 @@ _CLASS = ("module", "class_name", "registered_name")
 _saved: weakref.WeakKeyDictionary[type, set[int]] = weakref.WeakKeyDictionary()  # masked class -> ids of its layers
 
 
-def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int]]:
-    """The layer without masks, which positions of its weights are masked, and how many weights it has.
+def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int, list[int]]]:
+    """The layer without masks, which positions of its weights are masked, how many weights it has, and which follow.
 
     Raises:
         ValueError: the config does not say so, or what it says cannot be.
@@ -36,11 +36,18 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int]]:
             "The config of this masked layer has a format that this version of kprune does not know: install a newer "
             f"one. Received: format={spec['format']!r:.80}"
         )
-    masked, weights = spec.get("masked"), spec.get("weights")
-    if not (isinstance(masked, list) and isinstance(weights, int) and _are_positions(masked, weights)):
+    masked, weights, followers = spec.get("masked"), spec.get("weights"), spec.get("followers", [])
+    if not (
+        isinstance(masked, list)
+        and isinstance(weights, int)
+        and isinstance(followers, list)
+        and _are_positions(masked, weights)
+        and all(i in masked for i in followers)
+    ):
         raise ValueError(
             f"The config of a masked layer must name weights that the layer has. "
             f"Received: masked={masked!r:.80}, weights={weights!r:.80}"
+            + (f", followers={followers!r:.80}" if followers else "")
         )
     layer = keras.saving.deserialize_keras_object({**{key: spec.get(key) for key in _CLASS}, "config": config})
     if not isinstance(layer, keras.layers.Layer):
@@ -48,7 +55,7 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int]]:
             f"The config of a masked layer must name the class of a layer. "
             f"Received: class_name={spec.get('class_name')!r:.80}"
         )
-    return layer, (masked, weights)
+    return layer, (masked, weights, followers)
 
 
 def _are_positions(masked: list[Any], weights: int) -> bool:

@@ -24,6 +24,7 @@ from absl import logging
 from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
 
 from ..runtime.distribution import strategy_scope
+from .constraints_tf_keras import FollowerConstraint, MaskConstraint
 from .holders import live, renew
 from .types import FROZEN, WAITS, Filters, MaskReport, finish_report, skip_reason, unique_paths
 
@@ -96,17 +97,6 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
 
 # So that files of masked models load without tfmot's `prune_scope`; inside it tf_keras takes this one, too.
 tf_keras.utils.get_custom_objects().setdefault("PruneLowMagnitude", PruneLowMagnitude)
-
-
-class MaskConstraint:
-    """w -> where(mask, c(w), 0), where c is the constraint that the weight had."""
-
-    def __init__(self, mask: Any, constraint: Any):
-        self.mask, self.constraint = mask, constraint
-
-    def __call__(self, weight: Any) -> Any:
-        weight = weight if self.constraint is None else self.constraint(weight)
-        return tf.where(tf.cast(self.mask, tf.bool), weight, tf.zeros_like(weight))
 
 
 class CarriedState(tf.train.experimental.PythonState):
@@ -201,6 +191,21 @@ def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
     ]
 
 
+def find_followers(model: Any) -> list[tuple[str, Any, Any, Any]]:
+    held = [w for w in _weights(model) if isinstance(w.constraint, FollowerConstraint)]
+    return [(_path(w), model, w, w.constraint.mask) for w in held]
+
+
+def mask_followers(model: Any, variables: list[Any]) -> None:
+    new = [w for w in variables if not isinstance(w.constraint, FollowerConstraint)]
+    for w in new:
+        with strategy_scope(model):
+            mask = tf.Variable(tf.ones(w.shape, tf.bool), trainable=False, name=f"{_name(w)}_mask")
+        _constrain(w, FollowerConstraint(mask, w.constraint))
+    if new:
+        _renew_functions(model, new)
+
+
 def strip_model(model: Any) -> Any:
     pruned = _pruned_by_wrappers(model)
     stripped = _stripped(model)
@@ -215,7 +220,7 @@ def _stripped(model: Any) -> Any:
             f"made without them. Received: model={model.name!r}"
         )
     shape = model.input_shape if _wrappers(model) else None
-    for w in _pruned_by_wrappers(model):
+    for w in [*_pruned_by_wrappers(model), *(w for _, _, w, _ in find_followers(model))]:
         if isinstance(w.constraint, MaskConstraint):
             _constrain(w, w.constraint.constraint)
     with strategy_scope(model):
@@ -228,7 +233,8 @@ def _stripped(model: Any) -> Any:
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
     """Inside, a stripped clone, which shares the weights; afterwards the wrappers hold them at zero again."""
-    constraints = [(w, w.constraint) for w in _pruned_by_wrappers(model)]
+    held = [*_pruned_by_wrappers(model), *(w for _, _, w, _ in find_followers(model))]
+    constraints = [(w, w.constraint) for w in held]
     try:
         yield _stripped(model) if _wrappers(model) else model
     finally:

@@ -10,7 +10,7 @@ from absl import logging
 
 from ..runtime.optimizers import all_variables
 from ..runtime.values import Values
-from .api import mask, masked_weights, strip
+from .api import followers, mask, masked_weights, strip
 from .holders import trainers
 from .keras3 import mask_unfrozen, narrow
 from .types import is_tf_keras
@@ -62,7 +62,7 @@ class Undo:
         self.model, self._optimizer, self._values = model, optimizer, Values()
         check_leaks(model, masked_weights(model))  # ValueError for what is no model
         self.hold()
-        self._masked = [weight.variable for weight in masked_weights(model)]
+        self._masked = [weight.variable for weight in (*masked_weights(model), *followers(model))]
         self.fresh = mask_for_pruning(model)
 
     def hold(self) -> None:
@@ -77,7 +77,9 @@ class Undo:
         if self.fresh:
             self.fresh = False
             strip(self.model)
-        elif not is_tf_keras(self.model) and len(masked_weights(self.model)) > len(self._masked):
+        elif not is_tf_keras(self.model) and len([*masked_weights(self.model), *followers(self.model)]) > len(
+            self._masked
+        ):
             narrow(self.model, self._masked)
 
     def back(self) -> None:

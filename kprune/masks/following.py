@@ -1,0 +1,51 @@
+"""Followers: what is pruned with a channel, never for itself: its bias, gamma and beta.
+
+A follower has a mask as a kernel has; it is in no budget and not among `kprune.masked_weights`. What its mask is
+follows from those of the kernels, by a rule that the model's graph gives (kprune/channels/followers.py, which registers
+it here, as it lies above): whoever sets masks, the followers come along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..runtime.optimizers import reset_slots
+from .types import MaskedWeight, unique_paths
+
+Rule = Callable[[Any], dict[int, np.ndarray]]
+_RULES: list[Rule] = []
+
+
+def follow_by(rule: Rule) -> Rule:
+    """Register the rule: a function of a masked model that returns id of a follower -> bool array, True = kept."""
+    _RULES.append(rule)
+    return rule
+
+
+def held_by(backend: ModuleType, model: Any) -> list[MaskedWeight]:
+    """The followers of a model of this backend."""
+    found = backend.find_followers(model)
+    paths = unique_paths([path for path, *_ in found])
+    return [MaskedWeight(path, *rest) for path, (_, *rest) in zip(paths, found, strict=True)]
+
+
+def follow(model: Any, followers: list[MaskedWeight], optimizers: list[Any]) -> None:
+    """Mask the followers as the kernels' masks say; a gamma whose channel returns begins at 1, all else at 0."""
+    kept = {key: mask for rule in _RULES if followers for key, mask in rule(model).items()}
+    for follower in followers:
+        old, value = follower.kept(), follower.value()
+        new = kept.get(id(follower.variable), np.ones(follower.shape, bool))
+        # Both the kernel and gamma at 0 would have no gradient ever again.
+        begin = np.ones((), value.dtype) if follower.path.split("/")[-1].startswith("gamma") else 0 * value
+        changed = ~new | (new != old)
+        follower.write(new, np.where(new & ~old, begin, value))
+        if changed.any():
+            for optimizer in optimizers:
+                reset_slots(optimizer, follower.variable, changed)
+
+
+__all__ = ["follow", "follow_by", "held_by"]
