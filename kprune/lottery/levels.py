@@ -18,6 +18,7 @@ from ..masks import MaskedWeight, current_masks, set_masks
 from ..patterns import PATTERNS
 from ..pruning import Pruner
 from ..scopes import SCOPES
+from ..sparsities import check_no_budget
 from .rewind import REWINDS, RewindPoint, Snapshot, rewind
 from .ticket import Ticket
 
@@ -50,6 +51,7 @@ class Lottery:
             raise ValueError(f"`rate` must be above 0 and below 1. Received: rate={rate!r}")
         if not isinstance(rewind, str) or rewind not in REWINDS:
             raise ValueError(f"`rewind` must be one of {', '.join(REWINDS)}. Received: rewind={rewind!r}")
+        check_no_budget("A lottery", pruner.config.budget)
         return cls(levels, rate, RewindPoint.of(rewind_to), rewind, pruner)
 
     def begin_level(self, model: Any, level: int, density: float, to: Snapshot, optimizer: Any = None) -> None:
