@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers import CHEAP, data
 from keras import layers
-from kprune.callbacks import DynamicSparseTraining, GradualPruning
+from kprune.callbacks import DynamicSparseTraining, GradualPruning, PruneAtInit
 
 import kprune
 from kprune.masks import followers
@@ -177,6 +177,25 @@ def test_evaluate_leaves_no_followers_behind():
     evaluated = GradualPruning(0.5, pattern="channel")
     model.evaluate(*data((4, 4, 2), outputs=(2,)), verbose=0, callbacks=[evaluated])
     assert followers(model) == [] and len(kprune.masked_weights(model)) == 3
+
+
+def test_a_fit_that_does_not_begin_leaves_masks_and_biases_as_they_were():
+    class Fails(PruneAtInit):
+        def on_train_begin(self, logs=None):
+            with self.undone():
+                raise RuntimeError("this fit does not begin")
+
+    model = net()
+    kprune.prune(model, "magnitude", 0.2, verbose=0)
+    model.compile("adam", "mse", **CHEAP)
+    masks = {w.path: w.kept() for w in kprune.masked_weights(model)}
+    weights = [np.array(w) for w in model.get_weights()]
+    with pytest.raises(RuntimeError, match="does not begin"):
+        callbacks = [PruneAtInit("magnitude", 0.8, pattern="channel"), Fails("magnitude", 0.5)]
+        model.fit(*data((4, 4, 2), outputs=(2,)), verbose=0, callbacks=callbacks)
+    assert followers(model) == []
+    assert all(np.array_equal(w.kept(), masks[w.path]) for w in kprune.masked_weights(model))
+    assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
 
 
 def test_without_a_graph_a_warning_says_that_biases_stay(caplog):

@@ -70,20 +70,24 @@ class Undo:
         optimizer = self._optimizer if self._optimizer is not None else getattr(self.model, "optimizer", None)
         optimizers = trainers(self.model, self.model.trainable_variables)
         optimizers += [] if optimizer is None else [optimizer]
-        self._values.add([*self.model.variables, *(v for one in optimizers for v in all_variables(one))])
+        masks = (weight.mask for weight in followers(self.model))  # which tf_keras does not list
+        self._values.add([*self.model.variables, *masks, *(v for one in optimizers for v in all_variables(one))])
 
     def unmask(self) -> None:
         """Take the masks away that the model did not have."""
         if self.fresh:
             self.fresh = False
             strip(self.model)
-        elif not is_tf_keras(self.model) and len([*masked_weights(self.model), *followers(self.model)]) > len(
-            self._masked
-        ):
+        elif not is_tf_keras(self.model) and self._held_now() > len(self._masked):
             narrow(self.model, self._masked)
+
+    def _held_now(self) -> int:
+        return len(masked_weights(self.model)) + len(followers(self.model))
 
     def back(self) -> None:
         """Make the model what it was: masks, weights, statistics, seeds and the optimizer."""
+        if not self.fresh:
+            self._values.put_back()  # masks, too, before the last of them are made anew
         self.unmask()
         self._values.put_back()
 
