@@ -15,7 +15,19 @@ _root = pathlib.Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
     __path__.append(str(_root))
 
-from . import analysis, callbacks, controls, criteria, data, growth, models, patterns, schedules, scopes  # noqa: E402
+from . import (  # noqa: E402
+    analysis,
+    callbacks,
+    controls,
+    criteria,
+    data,
+    growth,
+    models,
+    patterns,
+    schedules,
+    scopes,
+    targets,
+)
 from ._version import __version__  # noqa: E402
 from .callbacks.after_pruning import AfterPruning  # noqa: E402
 from .config import PruningConfig  # noqa: E402
@@ -35,8 +47,10 @@ from .report.plot import plot_sparsity  # noqa: E402
 from .report.summary import Summary, summary  # noqa: E402
 from .runtime.strategy import auto_strategy  # noqa: E402
 from .schedules import plot_schedule  # noqa: E402
+from .targets import Advice, advise  # noqa: E402
 
 __all__ = [
+    "Advice",
     "AfterPruning",
     "Export",
     "Level",
@@ -52,6 +66,7 @@ __all__ = [
     "Sweep",
     "Ticket",
     "__version__",
+    "advise",
     "analysis",
     "auto_strategy",
     "balanced_sample",
@@ -80,4 +95,5 @@ __all__ = [
     "strip",
     "summary",
     "sweep",
+    "targets",
 ]

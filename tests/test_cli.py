@@ -442,7 +442,7 @@ def test_the_examples_in_the_help_are_right():
         (
             ["prune"],
             "kprune: unknown command 'prune'; "
-            "there are train, inspect, export, sensitivity, sweep, lottery (see kprune --help)",
+            "there are train, inspect, export, advise, sensitivity, sweep, lottery (see kprune --help)",
         ),
         (["train", "--sparsty=0.9"], "kprune train: Unknown command line flag 'sparsty'.*"),
         (["train", "--model=vgg-12"], "kprune train: flag --model=vgg-12: value should be one of .*vgg-11.*"),

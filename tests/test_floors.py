@@ -14,7 +14,7 @@ FLOORS = (
     ("criteria", "patterns", "schedules", "scopes", "selection", "sparsities"),
     ("config",),
     ("growth", "pruning"),
-    ("deploy", "report"),
+    ("deploy", "report", "targets"),
     ("lottery",),
     ("callbacks",),
     ("analysis", "controls", "experiments"),
