@@ -28,7 +28,7 @@ help:
 	@echo "make test-gpu   run the tests on an NVIDIA GPU, under JAX (3 GB)"
 	@echo "make test-like-gpu   the same on a CPU whose float32 is rounded as a GPU rounds it"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
-	@echo "make bench  time an update and SynFlow beside np.partition and PyTorch"
+	@echo "make bench  time an update, a fit under callbacks and SynFlow beside np.partition, a plain fit and PyTorch"
 	@echo "make bench-shrink   prune the channels of three networks, shrink them, print the table of docs/shrink.md"
 	@echo "make docs   build the documentation into out/site; any warning is an error"
 	@echo "make dist   build sdist and wheel into dist/, install each in a fresh environment and train with it"
@@ -43,6 +43,7 @@ bench-shrink: install-demo
 
 bench: install-demo
 	$(BIN)/python benchmarks/update.py
+	$(BIN)/python benchmarks/waiting.py
 	$(BIN)/python benchmarks/synflow.py
 	$(BIN)/python benchmarks/applications.py
 

@@ -46,7 +46,7 @@ def main() -> None:
     names = parser.parse_args().names
     if unknown := set(names) - set(NETWORKS):
         parser.error(f"unknown networks: {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
-    print("| network | SynFlow | what is left, or what it cannot see through |\n| --- | --- | --- |", flush=True)
+    print("| network | SynFlow | what is left, or what is not supported |\n| --- | --- | --- |", flush=True)
     for name in names:
         print(row(name), flush=True)
 

@@ -1,8 +1,10 @@
-"""How long one magnitude update takes, beside np.partition of the same numbers: `python benchmarks/update.py`.
+"""How long one magnitude update takes, and how much memory, beside np.partition: `python benchmarks/update.py`.
 
 An update scores all weights, finds the cut of all of them together, makes the masks, writes masks and weights, and
-zeroes the slots of Adam where masks change: what GradualPruning does between two steps. np.partition only finds the
-cut, of all magnitudes in one array that lies there already. The two take turns; medians, and one line of JSON per size.
+gives the slots of Adam their initial value where it prunes: what GradualPruning does between two steps. np.partition
+only finds the cut, of all magnitudes in one array that lies there already. The two take turns; every run and the
+medians are printed, and one line of JSON per size. Memory is what the process holds at most during an update, beyond
+what it held before (Linux).
 """
 
 import json
@@ -17,6 +19,8 @@ import numpy as np
 from absl import app, flags, logging
 
 import kprune
+from kprune.masks import begin_fit, end_fit
+from kprune.pruning import Pruner
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("repeats", 5, "Updates of each size, in turns with np.partition.")
@@ -34,30 +38,56 @@ def network(weights):
     return model
 
 
+def wait(model):
+    """Until what JAX was asked for is there."""
+    if keras.backend.backend() == "jax":
+        for v in [*model.variables, *model.optimizer.variables]:
+            v.value.block_until_ready()
+
+
+def resident(peak=False):
+    """Bytes of this process in memory: now, or the most since `forget_peak`."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmHWM" if peak else "VmRSS"))
+    return 1024 * int(line.split()[1])
+
+
+def forget_peak():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
 def measure(millions):
     keras.utils.set_random_seed(0)
     model = network(float(millions) * 1e6)
-    config, sparsity = kprune.PruningConfig("magnitude"), 0.5
+    pruner, sparsity = Pruner(kprune.PruningConfig("magnitude")), 0.5
     size = sum(weight.size for weight in kprune.masked_weights(model))
-    ours, plain = [], []
+    ours, plain, memory = [], [], []
+    begin_fit(model)
     for _ in range(FLAGS.repeats + 1):  # the first compiles what there is to compile
         magnitudes = np.concatenate([np.abs(w.value()).ravel() for w in kprune.masked_weights(model)])
         start = time.perf_counter()
         np.partition(magnitudes, int(sparsity * size))
         plain.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        kprune.set_masks(model, config.masks(model, sparsity))
+        del magnitudes
+        forget_peak()
+        before, start = resident(), time.perf_counter()
+        pruner.update(model, sparsity)
+        wait(model)
         ours.append(time.perf_counter() - start)
+        memory.append((resident(peak=True) - before) / size)
         sparsity += 0.4 / FLAGS.repeats
+    end_fit(model)
     ours, plain = ours[1:], plain[1:]
     ratio = statistics.median(ours) / statistics.median(plain)
     print(
-        f"{size / 1e6:.1f} M weights, {keras.backend.backend()}: update {1e3 * statistics.median(ours):.0f} ms, "
-        f"np.partition {1e3 * statistics.median(plain):.0f} ms, ratio {ratio:.2f}"
+        f"{size / 1e6:.1f} M weights, {keras.backend.backend()}: update {1e3 * statistics.median(ours):.1f} ms, "
+        f"np.partition {1e3 * statistics.median(plain):.1f} ms, ratio {ratio:.2f}, {max(memory):.1f} bytes a weight"
     )
     versions = {"keras": keras.__version__, "numpy": np.__version__, "kprune": kprune.__version__}
     row = {"weights": size, "backend": keras.backend.backend(), "threads": len(os.sched_getaffinity(0))}
-    print(json.dumps({**row, "versions": versions, "update_s": ours, "partition_s": plain, "ratio": ratio}), flush=True)
+    runs = {"update_s": ours, "partition_s": plain, "bytes_a_weight": memory}
+    print(json.dumps({**row, "versions": versions, **runs, "ratio": ratio}), flush=True)
 
 
 def main(argv):

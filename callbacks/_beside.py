@@ -1,4 +1,4 @@
-"""What a fit's other callbacks may undo: those that keep the network of an epoch before the pruning."""
+"""Other callbacks of a fit that may undo the pruning: those that keep the network of an earlier epoch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from absl import logging
 
 
 def warn_of_denser_best(pruning: Any) -> None:
-    """Warns, as a fit begins, of callbacks beside this one that may keep the network of an epoch before the pruning."""
+    """Warn, as a fit begins, about other callbacks that may keep the network of an epoch before the pruning."""
     for callback in _beside(pruning):
         names = {cls.__name__ for cls in type(callback).__mro__}
         saves = "ModelCheckpoint" in names and getattr(callback, "save_best_only", False)
         restores = "EarlyStopping" in names and getattr(callback, "restore_best_weights", False)
         if saves or (restores and not getattr(callback, "start_from_epoch", 0)):
             logging.warning(
-                "kprune: %s keeps the best epoch, and that may be one from before the last pruning, whose network is "
-                "denser. kprune.AfterPruning(...) around it counts from the last pruning on.",
+                "kprune: %s keeps the best epoch, which may come before the last pruning, when the network is denser. "
+                "Wrap it in kprune.AfterPruning(...) to count only epochs from the last pruning on.",
                 type(callback).__name__,
             )
 

@@ -1,4 +1,4 @@
-"""What callbacks know beside weights and masks, carried in the model's own checkpoints through a fit.
+"""What callbacks know besides weights and masks, carried in the model's own checkpoints through a fit.
 
 A callback that keeps state (`get_state`, `set_state`) registers here when a fit begins. From then on the state is in
 whatever is saved of the model: with its masks in the `.weights.h5` of Keras 3, as a Python state in the checkpoints of
@@ -34,21 +34,21 @@ from ._beside import warn_of_denser_best
 
 
 class Zeros:
-    """When to look whether pruned entries are still 0: 1, 2, 4, 8 ... steps after a fit first has some."""
+    """When to check that pruned entries are still 0: 1, 2, 4, 8 ... steps after a fit first has some."""
 
     def __init__(self, model: Any):
         self.model, self.steps, self.seen = model, 0, -1
         self.some = False
 
     def due(self) -> bool:
-        """Count that a step begins; whether to look before it."""
+        """Count the start of a step; return whether to check before it."""
         if not self.some and self.seen != changes(self.model):
             self.seen, self.steps, self.some = changes(self.model), -1, True
         self.steps += 1
         return self.some and self.steps > 0 and self.steps & (self.steps - 1) == 0
 
     def checked(self) -> None:
-        """Say that they are; where none is pruned yet, count anew from the next change of the masks."""
+        """Note that they are 0; if none is pruned yet, restart the count at the next change of the masks."""
         self.some = self.steps > 1 or any(not weight.kept().all() for weight in masked_weights(self.model))
 
 
@@ -93,7 +93,7 @@ class Carrier:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Inside, a callback begins; what is raised cancels the fit, as long as it has not begun its first epoch."""
+        """Inside, a callback begins; an exception cancels the fit, as long as it has not begun its first epoch."""
         try:
             self._start()
             yield
@@ -102,7 +102,7 @@ class Carrier:
             raise
 
     def _start(self) -> None:
-        """Ask all callbacks whether the fit can be, once, before any of them changes the model."""
+        """Ask all callbacks once whether the fit is possible, before any of them changes the model."""
         if self.runs:
             return
         self.runs = True
@@ -112,8 +112,8 @@ class Carrier:
         pruning = [callback for callback in self.callbacks if callback.prunes_in_training]
         if pruning:
             warn_of_denser_best(pruning[0])
-        self.undo.hold()
         begin_fit(self.model)
+        self.undo.hold()
         # `set_weights`, between folds or from another network, may have brought values for pruned entries.
         if moved_weights(self.model):
             set_masks(self.model, current_masks(self.model))
@@ -127,13 +127,13 @@ class Carrier:
             undo.back()
 
     def end(self) -> None:
-        """Say that the fit has ended."""
+        """Note that the fit has ended."""
         self.runs, self.undo = False, None
         end_fit(self.model)
         release(self.model)
 
     def leave(self) -> None:
-        """Leave a model that is only evaluated, or asked to predict, without masks if it had none."""
+        """Remove the masks of a model that had none and is only evaluated or asked to predict."""
         if not self.runs:
             undo, self.undo = self.undo, None
             release(self.model)
@@ -173,20 +173,20 @@ class Carrier:
         if about["holders"] != list(self.holders):
             raise ValueError(
                 f"The backup was made by a fit with the callbacks {about['holders']}: pass the same ones, in the "
-                f"same order. Received: {list(self.holders)}"
+                f"same order. Received: callbacks={list(self.holders)}"
             )
 
     def begin(self, epoch: int, callback: Any) -> None:
-        """Say that a callback begins an epoch; warns once if it is not the one after that of the backup."""
+        """Note that a callback begins an epoch; warn once if it does not follow that of the backup."""
         self.starts, self.epoch, self.runs = False, epoch, True
         if callback is self.callbacks[-1]:
             self.undo = None
         if self.loaded_epoch is not None and epoch != self.loaded_epoch + 1:
             logging.warning(
-                "kprune: the backup holds weights of epoch %d, but the fit goes on with epoch %d. It was saved in the "
+                "kprune: the backup holds weights of epoch %d, but the fit continues at epoch %d. It was saved in the "
                 "middle of an epoch, or the process was killed between the two files that keras.callbacks."
                 "BackupAndRestore writes; the result will differ from that of a run that was never killed. "
-                "kprune.callbacks.BackupAndRestore writes one file, whole or not at all.",
+                "Use kprune.callbacks.BackupAndRestore, which writes one file, whole or not at all.",
                 self.loaded_epoch,
                 epoch,
             )
@@ -224,7 +224,7 @@ def carrier_of(model: Any) -> Carrier | None:
 
 
 def release(model: Any) -> None:
-    """Carry nothing any more."""
+    """Stop carrying state."""
     if is_tf_keras(model):
         if getattr(model, "_kprune_state", None) is not None:
             model._kprune_state = None

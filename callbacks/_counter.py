@@ -1,4 +1,4 @@
-"""How far a fit has come: the one counter of all callbacks."""
+"""How far a fit has progressed: the single counter of all callbacks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Counter:
         self.forget()
 
     def forget(self) -> None:
-        """A fit begins that goes on with nothing."""
+        """A fit begins that does not continue an earlier one."""
         self.begun: int | None = None
         self._batches = 0  # of the fit
         self._own = False  # whether batches are counted here, since the optimizer does nothing
@@ -48,7 +48,7 @@ class Counter:
         self._place, self._first = -1, True
 
     def now(self) -> int:
-        """The number, as it is now."""
+        """The current number."""
         optimizer = None if self._own else self._optimizer()
         if optimizer is None:
             return (self.begun or 0) + self._batches
@@ -106,11 +106,11 @@ class Counter:
         return self.now()
 
     def get_state(self) -> list[float]:
-        """What a backup is to keep: numbers."""
+        """The numbers for a backup to keep."""
         return [-1 if self.begun is None else self.begun, self._batches, self._own, *self._acted]
 
     def set_state(self, state: Any) -> None:
-        """Take over what `get_state` gave to a backup, before the fit begins an epoch."""
+        """Restore what `get_state` returned, before the fit begins an epoch."""
         self.forget()
         begun, self._batches, own = map(int, state[:3])
         self.begun, self._own = None if begun < 0 else begun, bool(own)

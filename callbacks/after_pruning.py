@@ -12,7 +12,7 @@ from .base import Callback
 
 
 class AfterPruning(Callback):
-    """Has a callback that looks for the best epoch count from the last pruning on.
+    """Make a callback that tracks the best epoch count only from the last pruning on.
 
     The best of a fit that prunes is often an epoch from before, with a denser network: that is what
     `ModelCheckpoint(save_best_only=True)` saves and `EarlyStopping(restore_best_weights=True)` brings back. Inside of
@@ -43,12 +43,12 @@ class AfterPruning(Callback):
             callback, "on_epoch_end"
         ):
             raise ValueError(
-                "`callback` must look for the best epoch, as EarlyStopping and ModelCheckpoint do. "
+                "`callback` must track the best epoch, as EarlyStopping and ModelCheckpoint do. "
                 f"Received: callback={callback!r}"
             )
         if getattr(callback, "save_freq", "epoch") != "epoch":
             raise ValueError(
-                "`callback` must look at epochs: leave its save_freq at 'epoch'. "
+                "`callback` must save at the end of an epoch: leave its save_freq at 'epoch'. "
                 f"Received: save_freq={callback.save_freq!r}"
             )
         self.callback = callback
@@ -82,7 +82,7 @@ class AfterPruning(Callback):
     def on_train_end(self, logs: Any = None) -> None:
         if not self._zeros:
             logging.warning(
-                "kprune: this fit pruned nothing, so %s inside of AfterPruning has seen no epoch.",
+                "kprune: this fit pruned nothing, so %s inside AfterPruning saw no epoch. Add a pruning callback.",
                 type(self.callback).__name__,
             )
         self.callback.on_train_end(logs)

@@ -1,4 +1,4 @@
-"""BackupAndRestore: a backup of a fit that a kill at any moment leaves whole."""
+"""BackupAndRestore: a backup of a fit that survives a kill at any moment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .base import MaskingCallback
 
 
 class BackupAndRestore(MaskingCallback):
-    """Save at the end of each epoch all that a fit needs to go on, and go on with it when the fit is started again.
+    """Save at the end of each epoch all that a fit needs to resume, and resume from it when the fit is started again.
 
     What `keras.callbacks.BackupAndRestore` is for Keras 3, but in one file, written whole or not at all: weights,
     optimizer, seed generators, masks, and the state of kprune's callbacks in this fit. (Keras's writes weights and
@@ -68,12 +68,12 @@ class BackupAndRestore(MaskingCallback):
         super().__init__()
         if (path is None) == (backup_dir is None):
             raise ValueError(
-                "The backup's place must be named once, as `path` (an .npz file) or as `backup_dir` (a folder). "
+                "Exactly one of `path` (an .npz file) and `backup_dir` (a folder) must be given. "
                 f"Received: path={path!r}, backup_dir={backup_dir!r}"
             )
         if save_freq != "epoch":
             raise ValueError(
-                '`save_freq` must be "epoch": a backup in the middle of an epoch could not go on with the same batch. '
+                '`save_freq` must be "epoch": a backup in the middle of an epoch could not resume with the same batch. '
                 f"Received: save_freq={save_freq!r}"
             )
         if backup_dir is not None:
@@ -89,8 +89,8 @@ class BackupAndRestore(MaskingCallback):
     def set_model(self, model: Any) -> None:
         if is_tf_keras(model):
             raise ValueError(
-                "For a tf_keras model use tf_keras.callbacks.BackupAndRestore: its backup holds the state of kprune's "
-                f"callbacks, too. Received: model={model.name!r}"
+                "For a tf_keras model, use tf_keras.callbacks.BackupAndRestore: its backup also holds the state of "
+                f"kprune's callbacks. Received: model={model.name!r}"
             )
         super().set_model(model)
 
@@ -122,7 +122,7 @@ class BackupAndRestore(MaskingCallback):
             now = Snapshot.from_arrays(parts["now"])
             found = _Backup(parts["mask"], now, about["epoch"], parts["callbacks"], about["callbacks"])
             if type(found.epoch) is not int or found.epoch < 0:
-                raise ValueError(f"its epoch is {found.epoch!r}")
+                raise ValueError(f"its epoch must be an integer >= 0, not {found.epoch!r}")
         with self._of_this_fit():
             check_restore(self.model, found.masks, found.now)
             self._carrier.check(found.known)
@@ -135,11 +135,11 @@ class BackupAndRestore(MaskingCallback):
             self._carrier.restore(found.states, found.known)
         # Keras has no public way to begin later once `fit` has begun; its own BackupAndRestore does the same (3.15.1).
         self.model._initial_epoch = found.epoch + 1
-        logging.info("BackupAndRestore: epoch %d follows, from %s.", found.epoch + 2, self.path)
+        logging.info("BackupAndRestore: resuming with epoch %d from %s.", found.epoch + 2, self.path)
 
     @contextmanager
     def _of_this_fit(self) -> Iterator[None]:
-        """Inside, whatever the backup's contents are refused by is a ValueError that names the file."""
+        """Inside, an error about the backup's contents becomes a ValueError that names the file."""
         try:
             yield
         except Exception as error:
@@ -156,7 +156,7 @@ class BackupAndRestore(MaskingCallback):
         try:
             write(self.path, pack(arrays, {"kind": "kprune backup 1", "epoch": epoch, "callbacks": known}))
         except OSError as error:
-            logging.error("BackupAndRestore: epoch %d is not backed up: %s. The training goes on.", epoch + 1, error)
+            logging.error("BackupAndRestore: epoch %d was not backed up: %s. The training continues.", epoch + 1, error)
 
     def on_train_end(self, logs: Any = None) -> None:
         self.model._initial_epoch = None
@@ -164,7 +164,7 @@ class BackupAndRestore(MaskingCallback):
             try:
                 self.path.unlink(missing_ok=True)
             except OSError as error:
-                logging.error("BackupAndRestore: the backup is not deleted: %s.", error)
+                logging.error("BackupAndRestore: the backup was not deleted: %s.", error)
         self._lock.release()
         super().on_train_end(logs)
 

@@ -21,7 +21,7 @@ from ._carrier import Carrier, carry
 
 
 class Callback(keras.callbacks.Callback):
-    """A Keras 3 callback that tf_keras's `fit` takes too.
+    """A Keras 3 callback that tf_keras's `fit` accepts, too.
 
     tf_keras asks its callbacks a few questions by private names (checked with tf_keras 2.21): which batch hooks they
     have, and whether they want logs as tensors.
@@ -94,14 +94,14 @@ class MaskingCallback(Callback):
         return {}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Take over what `get_state` gave to a backup. It comes before or after `on_train_begin`."""
+        """Restore what `get_state` returned for a backup. It comes before or after `on_train_begin`."""
         self._restored = True
 
     def check_fit(self) -> None:
-        """Raise what speaks against this fit; the model is not to be changed here."""
+        """Raise if this fit is not possible; the model must not be changed here."""
 
     def cancel_fit(self) -> None:
-        """Give back what `check_fit` and `on_train_begin` took, other than the model: the fit does not take place."""
+        """Undo what `check_fit` and `on_train_begin` did outside the model: the fit does not take place."""
 
     @contextmanager
     def undone(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""DynamicSparseTraining: sparse from the start, with weights that move to better places while training."""
+"""DynamicSparseTraining: sparse from the start, with weights that move to better places during training."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class DynamicSparseTraining(MaskingCallback):
         super().on_train_end(logs)
         if self.updates == 0:
             logging.warning(
-                "DynamicSparseTraining: no weight has moved, since the first update is due at step %d and the last "
+                "DynamicSparseTraining: no weight has moved, because the first update is due at step %d and the last "
                 "at step %s. Lower `frequency`, raise `stop`, or train longer.",
                 self.frequency,
                 None if self._end is None else self._end - (self._counter.begun or 0),
@@ -162,7 +162,7 @@ class DynamicSparseTraining(MaskingCallback):
         return (self._counter.begun or 0) + update * self.frequency
 
     def _update(self, taken: int) -> None:
-        """Move weights if an update has come due; the last one of several that passed at once."""
+        """Move weights if an update is due; of several that passed at once, only the last."""
         last = (min(taken, self._end or 0) - (self._counter.begun or 0)) // self.frequency
         if last <= self.updates:
             return
@@ -203,7 +203,7 @@ class DynamicSparseTraining(MaskingCallback):
         planned = self._counter.planned(epoch)
         if planned is None:
             raise ValueError(
-                "`stop` is a share of the fit's steps, which are not known: give fit steps_per_epoch, or `stop` as a "
+                "`stop` is a share of the fit's steps, which are unknown: pass steps_per_epoch to fit, or `stop` as a "
                 f"number of steps. Received: stop={self.stop!r}"
             )
         return math.floor(round(self.stop * planned, 6))

@@ -23,7 +23,7 @@ from .base import MaskingCallback
 
 
 class EarlyBird(MaskingCallback):
-    """Draw at each epoch's end the masks that pruning now would give; prune when they settle (arXiv:1909.11957).
+    """At each epoch's end, draw the masks that pruning would give; prune when they settle (arXiv:1909.11957).
 
     Of the last `patience` masks, the newest is compared with each other one: when there are so many and the largest
     distance (`kprune.analysis.mask_distance`: the fraction of entries that differ) is below `threshold`, the newest
@@ -103,8 +103,8 @@ class EarlyBird(MaskingCallback):
         largest = 2 * min(self.sparsity, 1 - self.sparsity)
         if largest < self.threshold:
             logging.warning(
-                "EarlyBird: masks of sparsity %.4g never differ in more than %.4g of their entries, so any settle "
-                "below threshold=%.4g: set a smaller one.",
+                "EarlyBird: masks of sparsity %.4g can differ in at most %.4g of their entries, so any masks settle "
+                "below threshold=%.4g: set a lower threshold.",
                 self.sparsity,
                 largest,
                 self.threshold,
@@ -151,7 +151,7 @@ class EarlyBird(MaskingCallback):
         if len(self._masks) == self.patience and self._distance < self.threshold:
             set_masks(self.model, newest)
             self.settled_at, self._masks = epoch, []
-            logging.info("EarlyBird: the masks have settled in epoch %d, at %.4f.", epoch + 1, self._distance)
+            logging.info("EarlyBird: the masks settled in epoch %d, at distance %.4f.", epoch + 1, self._distance)
 
     def get_state(self) -> dict[str, np.ndarray]:
         settled_at = -1 if self.settled_at is None else self.settled_at

@@ -1,4 +1,4 @@
-"""GradualPruning: prune during training, as a schedule says."""
+"""GradualPruning: prune during training, following a schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from kprune.config import PruningConfig
-from kprune.masks import masked_weights, set_masks
+from kprune.masks import masked_weights
 from kprune.masks.optimizers import check_is_optimizer
 from kprune.pruning import Pruner
 from kprune.runtime.files import joined, split
@@ -96,7 +96,7 @@ class GradualPruning(MaskingCallback):
             self._planned = Planned(schedule, begin, end, frequency)
         elif (begin, end, frequency) != (0.1, 0.7, None):
             raise ValueError(
-                "A schedule has its own steps: give begin, end and frequency beside a sparsity only. "
+                "A schedule has its own steps: `begin`, `end` and `frequency` must be None unless a sparsity is given. "
                 f"Received: schedule={schedule!r:.200}, begin={begin!r}, end={end!r}, frequency={frequency!r}"
             )
         self.schedule: Schedule | None = as_schedule(schedule) if self._planned is None else None
@@ -181,25 +181,25 @@ class GradualPruning(MaskingCallback):
         # Also right after a resumed start: pruning again to a sparsity that the masks have already changes nothing.
         step = self.schedule.last_due(taken)
         if step is not None and step != self._updated_at:
-            set_masks(self.model, self.pruner.masks(self.model, self.schedule.applied(step)), self.optimizer)
+            self.pruner.update(self.model, self.schedule.applied(step), self.optimizer)
             self._updated_at = step
 
     def _warn_of_a_short_fit(self, taken: int, epoch: int) -> bool:
-        """Whether the fit ends before the schedule, as far as that can be known."""
+        """Warn if the fit ends before the schedule, as far as that can be known."""
         steps = self._counter.planned(epoch)
         if steps is not None:
             epochs = f"({(self.params or {})['steps']} steps x {(self.params or {})['epochs'] - epoch} epochs)"
             return self._warn_of_steps_not_reached(taken + steps, f"this fit ends at step {taken + steps} {epochs}")
         if self.schedule is not None:
             logging.warning(
-                "GradualPruning: the number of steps of this fit is not known, so it cannot be checked that it reaches "
+                "GradualPruning: the number of steps in this fit is unknown, so kprune cannot check that it reaches "
                 "step %d, where the schedule ends; pass steps_per_epoch.",
                 self.schedule.end_step,
             )
         return False
 
     def _warn_of_steps_not_reached(self, end: int, how: str) -> bool:
-        """Whether the schedule goes on after the fit's last step, of which a warning is logged."""
+        """Whether the schedule continues after the fit's last step; if so, log a warning."""
         short = {} if self.schedule is None else self.schedule.members()
         short = {expression: schedule for expression, schedule in short.items() if end < schedule.end_step}
         for expression, schedule in short.items():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
 from kprune.config import PruningConfig
-from kprune.lottery.levels import Lottery, density
+from kprune.lottery.levels import Level, Lottery, State, density
 from kprune.lottery.rewind import Arrays
 from kprune.lottery.ticket import Ticket
 from kprune.masks import masked_weights
@@ -18,12 +18,13 @@ from kprune.pruning import Pruner
 from kprune.runtime.distribution import to_numpy
 from kprune.runtime.files import joined, split
 from kprune.runtime.locks import Lock
-from kprune.util.checks import check_npz
+from kprune.util.checks import check_integer, check_npz
 
-from .take_snapshot import TakeSnapshot
+from ._taker import SnapshotTaker, progress_of
+from .base import MaskingCallback
 
 
-class LotteryTicket(TakeSnapshot):
+class LotteryTicket(MaskingCallback):
     """Train, prune a share of what is left, rewind, train again: `levels` times, in one `model.fit`.
 
     Level 0 trains the model as it is for `epochs_per_level` epochs. A later level begins where the rewind point lies:
@@ -45,11 +46,10 @@ class LotteryTicket(TakeSnapshot):
         levels: number of prunings, at least 1.
         epochs_per_level: epochs of level 0.
         rate: fraction of the surviving weights that each pruning takes.
-        rewind_to: "init"; a number of optimizer steps (100 or "step:100"); "epoch:2"; or a share of `epochs_per_level`
-            (0.1 or "fraction:0.1"). A step within an epoch is rewound to exactly; the level then begins with that
-            epoch and trains it whole. With `steps_per_execution` = n, up to n - 1 batches later.
-        rewind: "weights"; "learning_rate", which leaves the weights as trained; or "none", which leaves all as it is
-            (fine-tuning).
+        rewind_to: as in `kprune.RewindPoint.of`; a share is one of `epochs_per_level`. A step within an epoch is
+            rewound to exactly; the level then begins with that epoch and trains it whole. With `steps_per_execution` =
+            n, up to n - 1 batches later.
+        rewind: "weights", "learning_rate" or "none", as in `kprune.rewind`.
         criterion: a name or function, as in `kprune.PruningConfig`; or a `PruningConfig`. What goes by how training
             went ("movement", "large_init" ...) is watched from the rewind point on.
         data, batches: as in `kprune.prune`.
@@ -100,41 +100,40 @@ class LotteryTicket(TakeSnapshot):
         restart: Sequence[Any] = (),
         **config_fields: Any,
     ):
-        if not isinstance(epochs_per_level, int) or isinstance(epochs_per_level, bool) or epochs_per_level < 1:
-            raise ValueError(
-                f"`epochs_per_level` must be an integer >= 1. Received: epochs_per_level={epochs_per_level!r}"
-            )
+        super().__init__()
+        check_integer("epochs_per_level", epochs_per_level, 1)
         if path is not None:
             check_npz("path", path)
         if not isinstance(restart, Sequence) or not all(hasattr(one, "on_train_begin") for one in restart):
-            raise ValueError(f"`restart` must be a list of callbacks of the same fit. Received: restart={restart!r}")
+            raise ValueError(
+                f"`restart` must be a list of callbacks that are in the same fit. Received: restart={restart!r}"
+            )
         pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
         self.lottery = Lottery.of(levels, rate, rewind_to, rewind, pruner)
-        self.epochs_per_level = epochs_per_level
-        self.path = path
+        self.optimizer, self.epochs_per_level, self.path = optimizer, epochs_per_level, path
+        self._taker = SnapshotTaker(self, self.lottery.point, optimizer, epochs_per_level, self._took)
         self._lock = None if path is None else Lock(path)
         self.restart = tuple(restart)
-        self._begun: int | None = None  # the epoch that was begun last
-        self._rewound: Arrays = {}  # what a level begins with, until its first batch
-        super().__init__(rewind_to, optimizer=optimizer)
+        self._begin()
 
-    def begin(self) -> None:
-        super().begin()
+    def _begin(self) -> None:
+        """Forget an earlier fit."""
+        self._taker.forget()
         self.lottery.pruner.forget()
         self.ticket: Ticket | None = None
-        self.results: list[dict[str, Any]] = []
-        self._density: float | None = None
+        self._state: State | None = None
         self._ended = 0
 
     @property
     def prunes_channels(self) -> bool:
         return self.lottery.pruner.config.channels
 
-    def epochs(self) -> int:
-        return self.epochs_per_level
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        return [] if self._state is None else self._state.results
 
     def total_epochs(self, steps_per_epoch: float | None = None) -> int:
-        """The number of epochs that `fit` is to be given.
+        """The number of epochs to pass to `fit`.
 
         Args:
             steps_per_epoch: needed if `rewind_to` is a number of steps other than 0: batches of an epoch, divided by
@@ -143,10 +142,10 @@ class LotteryTicket(TakeSnapshot):
         Raises:
             ValueError: it is needed, or the rewind point is not within a level.
         """
-        return self._total(self.point.in_epochs(self.epochs_per_level, steps_per_epoch))
+        return self._total(self.lottery.point.in_epochs(self.epochs_per_level, steps_per_epoch))
 
     def fit_kwargs(self, steps_per_epoch: float | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-        """What `fit` is to be given beside the data: epochs, this callback, and batches in their own order.
+        """What to pass to `fit` besides the data: epochs, this callback, and batches in their own order.
 
         Args:
             steps_per_epoch: as in `total_epochs`.
@@ -159,7 +158,7 @@ class LotteryTicket(TakeSnapshot):
         return {"epochs": self.total_epochs(steps_per_epoch), "shuffle": False, "callbacks": [self, *callbacks]}
 
     def within_level(self, schedule: Callable[..., float]) -> Callable[..., float]:
-        """A schedule for `LearningRateScheduler` that begins anew, at the rewind point, with each level.
+        """A schedule for `LearningRateScheduler` that restarts, at the rewind point, with each level.
 
         Args:
             schedule: epoch, or epoch and learning rate -> learning rate, as Keras takes it.
@@ -174,8 +173,8 @@ class LotteryTicket(TakeSnapshot):
         return scheduled
 
     def check_fit(self) -> None:
-        super().check_fit()
-        expected, epochs = self._total(self.first_epoch()), (self.params or {}).get("epochs")
+        self._taker.check_fit()
+        expected, epochs = self._total(self._taker.first_epoch()), (self.params or {}).get("epochs")
         if epochs != expected:
             raise ValueError(
                 f"{self.lottery.levels + 1} trainings take {expected} epochs in all: call fit with epochs={expected}. "
@@ -190,31 +189,39 @@ class LotteryTicket(TakeSnapshot):
 
     def on_train_begin(self, logs: Any = None) -> None:
         super().on_train_begin(logs)
-        self._begun, self._rewound = None, {}
+        if not self._restored:
+            self._begin()
+        self._begun: int | None = None  # the epoch that was begun last
+        self._rewound: Arrays = {}  # what a level begins with, until its first batch
+        self._levels: Iterator[Level] | None = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._begin_epoch(epoch)
 
     def _begin_epoch(self, epoch: int) -> None:
-        """Rewind if it is the first epoch of a level; once, whoever asks first."""
+        """Rewind once if it is the first epoch of a level, whoever asks first."""
         if self._begun == epoch:
             return
         self._begun = epoch
         level, within = self._place(epoch)
-        if self._density is None:
+        if self._state is None:
             if level > 0:
                 with self.undone():
                     raise ValueError(
-                        "`initial_epoch` is in the middle of a lottery, but no lottery state was restored: start "
-                        "at epoch 0, "
-                        f"or restore a backup. Received: initial_epoch={epoch}"
+                        "`initial_epoch` is in the middle of a lottery, but no lottery state was restored: start at "
+                        f"epoch 0, or restore a backup. Received: initial_epoch={epoch}"
                     )
-            self._density = density(masked_weights(self.model))
+            self._state = State(density(masked_weights(self.model)))
         self._catch_up(epoch)
+        self._taker.begin_epoch(epoch)
         super().on_epoch_begin(epoch)
         self.lottery.pruner.resume(self.model)
-        if level > 0 and within == self.first_epoch():
-            self.lottery.begin_level(self.model, level, self._density, self.taken(), self.optimizer)
+        if self._levels is None:
+            self._levels = self.lottery.run(self.model, self._state, self.optimizer)
+            if not self.results:
+                next(self._levels)  # the dense network, as it is
+        if level > 0 and within == self._taker.first_epoch():
+            next(self._levels)
             self._rewound = {} if self.lottery.rewind == "none" else self._values()
             for callback in self.restart:
                 callback.on_train_begin()
@@ -235,28 +242,28 @@ class LotteryTicket(TakeSnapshot):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.lottery.pruner.watches:
             self.lottery.pruner.after_step(self.model)
-        super().on_train_batch_end(batch, logs)
+        self._taker.after_batch(batch)
 
-    def missed(self) -> None:
-        """The end of the fit is an error then."""
-
-    def took(self) -> None:
+    def _took(self) -> None:
+        if self._state is not None:
+            self._state.to = self._taker.snapshot
         self.lottery.pruner.begin(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
+        self._taker.end_epoch()
         reached = {"level": self._place(epoch)[0], "sparsity": self._sparsity()}
         if logs is not None:
             logs.update(reached)
         self._note(epoch, {**(logs or {}), **reached})
 
     def _note(self, epoch: int, reached: dict[str, Any]) -> None:
-        """Note what an epoch that has ended has reached, as numbers and lists."""
+        """Record what a finished epoch has reached, as numbers and lists."""
         self.results[reached["level"] :] = [{key: np.asarray(value).tolist() for key, value in reached.items()}]
         self._ended = epoch + 1
 
     def _catch_up(self, epochs: int) -> None:
-        """Note an epoch whose end a backup has seen and this callback has not: the backup is listed before it."""
+        """Record an epoch whose end a backup has seen and this callback has not: the backup is listed before it."""
         if self._restored and self._ended < epochs:
             self._note(epochs - 1, {"level": self._place(epochs - 1)[0], "sparsity": self._sparsity()})
 
@@ -264,39 +271,38 @@ class LotteryTicket(TakeSnapshot):
         if self._carrier.loaded_epoch is not None:  # there was no epoch left to begin
             self._catch_up(self._carrier.loaded_epoch + 1)
         super().on_train_end(logs)
-        expected = self._total(self.first_epoch())
+        expected = self._total(self._taker.first_epoch())
         if self._ended < expected:
             raise RuntimeError(
                 f"The fit was stopped in level {self._place(self._ended - 1)[0]} of {self.lottery.levels}, after "
                 f"{self._ended} of {expected} epochs, by a callback that sets model.stop_training, such as "
-                "EarlyStopping or TerminateOnNaN. With EarlyStopping use kprune.find_ticket, which makes a fit of each "
+                "EarlyStopping or TerminateOnNaN. To stop early, use kprune.find_ticket, which runs a fit for each "
                 f"level. Received: epochs={self._ended}"
             )
-        self.ticket = self.lottery.ticket(self.model, self.taken(), self.results)
-        if self.path is not None and self._lock is not None:
-            self.ticket.save(self.path)
-            self._lock.release()
+        if self._state is not None:
+            self.ticket = self._state.ticket(self.lottery, self.model)
+            if self.path is not None and self._lock is not None:
+                self.ticket.save(self.path)
+                self._lock.release()
 
     def get_state(self) -> dict[str, np.ndarray]:
-        return {**super().get_state(), **joined(tracker=self.lottery.pruner.get_state())}
+        began = None if self._state is None else self._state.density
+        known = {"density": began, "results": self.results, "ended": self._ended, "settings": self._settings()}
+        return {**self._taker.get_state(**known), **joined(tracker=self.lottery.pruner.get_state())}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
-        tracked = {key: array for key, array in state.items() if key.startswith("tracker/")}
-        super().set_state({key: array for key, array in state.items() if key not in tracked})
-        self.lottery.pruner.set_state(self.model, split(tracked, "tracker")["tracker"])
-
-    def progress(self) -> dict[str, Any]:
-        known = {"density": self._density, "results": self.results, "ended": self._ended}
-        return {**super().progress(), **known, "settings": self._settings()}
-
-    def set_progress(self, progress: dict[str, Any]) -> None:
+        progress = progress_of(state)
         if progress["settings"] != self._settings():
             raise ValueError(
                 f"The backup belongs to another lottery, with settings {progress['settings']}. Received: "
                 f"settings={self._settings()}"
             )
-        super().set_progress(progress)
-        self._density, self.results, self._ended = (progress[key] for key in ("density", "results", "ended"))
+        super().set_state(state)
+        tracked = {key: array for key, array in state.items() if key.startswith("tracker/")}
+        self._taker.set_state({key: array for key, array in state.items() if key not in tracked})
+        self.lottery.pruner.set_state(self.model, split(tracked, "tracker")["tracker"])
+        began, results, self._ended = (progress[key] for key in ("density", "results", "ended"))
+        self._state = None if began is None else State(began, self._taker.snapshot, results=results)
 
     def _settings(self) -> dict[str, Any]:
         return {**self.lottery.settings, "epochs_per_level": self.epochs_per_level}
@@ -314,6 +320,6 @@ class LotteryTicket(TakeSnapshot):
         """The level to which an epoch of the fit belongs, and which epoch it is of the level's training."""
         if epoch < self.epochs_per_level:
             return 0, epoch
-        first = self.first_epoch()
+        first = self._taker.first_epoch()
         level, within = divmod(epoch - self.epochs_per_level, self.epochs_per_level - first)
         return level + 1, first + within

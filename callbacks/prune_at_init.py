@@ -74,7 +74,7 @@ class PruneAtInit(MaskingCallback):
             zeros = sum(int((~weight.kept()).sum()) for weight in weights)
             size = sum(weight.size for weight in weights)
             if self.sparsity is not None and zeros >= zeros_for(size, self.sparsity):
-                logging.info("%s: the model has %d of %d weights pruned already.", type(self).__name__, zeros, size)
+                logging.info("%s: %d of the model's %d weights are already pruned.", type(self).__name__, zeros, size)
             else:
                 self.pruner.forget()
                 self.pruner.begin(self.model)

@@ -1,4 +1,4 @@
-"""SparsityLogger: what the masks look like, epoch by epoch."""
+"""SparsityLogger: the state of the masks, epoch by epoch."""
 
 from __future__ import annotations
 

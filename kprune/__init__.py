@@ -27,6 +27,7 @@ from . import (  # noqa: E402
     schedules,
     scopes,
     targets,
+    tickets,
 )
 from ._version import __version__  # noqa: E402
 from .callbacks.after_pruning import AfterPruning  # noqa: E402
@@ -34,14 +35,16 @@ from .config import PruningConfig  # noqa: E402
 from .data.batches import balanced_sample  # noqa: E402
 from .data.rewindable import RewindableBatches  # noqa: E402
 from .deploy.export import Export, export  # noqa: E402
+from .deploy.recalibrate import recalibrate  # noqa: E402
 from .deploy.shrink import shrink  # noqa: E402
-from .experiments.find_ticket import Level, find_ticket  # noqa: E402
+from .experiments.find_ticket import find_ticket  # noqa: E402
 from .experiments.lottery_runs import LotteryRuns, run_lotteries  # noqa: E402
 from .experiments.sensitivity import Sensitivity, sensitivity  # noqa: E402
 from .experiments.sweep import Sweep, sweep  # noqa: E402
+from .lottery.levels import Level  # noqa: E402
 from .lottery.rewind import RewindPoint, Snapshot, rewind, snapshot  # noqa: E402
 from .lottery.ticket import Ticket  # noqa: E402
-from .masks import MaskedWeight, MaskReport, mask, masked_weights, set_masks, strip  # noqa: E402
+from .masks import MaskedWeight, MaskReport, adopt, mask, masked_weights, set_masks, strip  # noqa: E402
 from .pruning import prune  # noqa: E402
 from .report.plot import plot_sparsity  # noqa: E402
 from .report.summary import Summary, summary  # noqa: E402
@@ -66,6 +69,7 @@ __all__ = [
     "Sweep",
     "Ticket",
     "__version__",
+    "adopt",
     "advise",
     "analysis",
     "auto_strategy",
@@ -84,6 +88,7 @@ __all__ = [
     "plot_schedule",
     "plot_sparsity",
     "prune",
+    "recalibrate",
     "rewind",
     "run_lotteries",
     "schedules",
@@ -96,4 +101,5 @@ __all__ = [
     "summary",
     "sweep",
     "targets",
+    "tickets",
 ]

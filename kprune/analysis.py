@@ -1,4 +1,4 @@
-"""What a ticket is worth untrained, how far two masks are apart, and whether two trainings end in one valley."""
+"""What a ticket is worth untrained, how far apart two masks are, and whether two trainings end in one valley."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def linear_path(
         check_function("prepare", prepare, "a model")
     for name, end in (("one", one), ("other", other)):
         if not isinstance(end, Snapshot | Ticket):
-            raise ValueError(f"`{name}` must be a kprune.Snapshot, or a kprune.Ticket. Received: {name}={end!r:.200}")
+            raise ValueError(f"`{name}` must be a kprune.Snapshot or a kprune.Ticket. Received: {name}={end!r:.200}")
     measure = measure_by(model, evaluate)
     ends = [_matched(model, end.weights, name) for name, end in (("one", one), ("other", other))]
     places, values = [i / (points - 1) for i in range(points)], []
@@ -279,7 +279,7 @@ def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arra
     try:
         return matched(mine, arrays, "model")
     except ValueError as error:
-        raise ValueError(f"`{name}` does not match. {error}, {name}") from error
+        raise ValueError(f"`{name}` does not fit the model. {error}") from error
 
 
 def _between(one: np.ndarray, other: np.ndarray, place: float) -> np.ndarray:
@@ -290,12 +290,12 @@ def _between(one: np.ndarray, other: np.ndarray, place: float) -> np.ndarray:
 
 
 def _put(model: Any, weights: Arrays, masks: Masks | None = None) -> None:
-    """Give a model weights, and masks if there are some; unlike `set_masks`, this leaves the optimizer alone."""
+    """Give a model weights, and masks if there are any; unlike `set_masks`, this leaves the optimizer alone."""
     variables = model_weights(model)
     for path, value in weights.items():
         variables[path].assign(value)
     for weight in masked_weights(model):
-        weight.write(weight.kept() if masks is None else masks[weight.path], weight.value())
+        weight.write(weight.kept() if masks is None else masks[weight.path])
 
 
 def _figure(path: LinearPath) -> Figure:

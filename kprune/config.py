@@ -1,4 +1,4 @@
-"""What to prune by: score, share the budget, cut; in one round or many."""
+"""How to prune: score, share the budget, cut; in one round or many."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any
 import numpy as np
 
 from .channels import ChannelCut, check_budget, divisor_of
-from .criteria import CRITERIA, Context, Scores
+from .criteria import CRITERIA, Context
 from .criteria.trackers import Tracker
+from .cutting import cut_by_counts, cut_by_pattern
 from .data.batches import Batch, check_batches, take_batches
 from .masks import MaskedWeight, Masks, masked_weights
-from .masks.layout import Layout, layout_of
-from .patterns import PATTERNS, channel, pooled, unstructured
+from .masks.layout import layout_of
+from .patterns import PATTERNS, channel, unstructured
 from .runtime.distribution import outside_strategies
-from .scopes import SCOPES, global_scope, shares_of
+from .scopes import SCOPES, global_scope
 from .selection import keep_highest
 from .sparsities import by_group, goal_of
 from .util.checks import check_integer
 from .util.progress import check_verbose, progress
-from .util.ranking import alive, zeros_for
+from .util.ranking import zeros_for
 from .util.registry import trait
 from .util.threads import side_by_side
 
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """What to prune by: criterion, scope, pattern, rounds and seed; every callback and `kprune.prune` take one.
+    """How to prune: criterion, scope, pattern, rounds and seed; accepted by every callback and `kprune.prune`.
 
     Args:
         criterion: a name from `kprune.criteria.CRITERIA` ("magnitude", "random", "synflow" ...) or a function of a
@@ -79,7 +80,7 @@ class PruningConfig:
         rounds = trait(criterion, "default_rounds", 1) if self.rounds is None else self.rounds
         if divisor_of(self.groups) and not (SCOPES.get(scope) is global_scope and pattern is unstructured):
             raise ValueError(
-                "`groups` needs the scope 'global' and the pattern 'unstructured', as a group spans weights. "
+                "`groups` needs the scope 'global' and the pattern 'unstructured', because a group spans weights. "
                 f"Received: groups={self.groups!r}, scope={scope!r}, pattern={self.pattern!r}"
             )
         if self.budget is not None:
@@ -103,7 +104,7 @@ class PruningConfig:
             return cls(criterion, **fields)
         if fields:
             raise ValueError(
-                "A PruningConfig holds all fields already: change it with dataclasses.replace(config, ...). "
+                "A PruningConfig already holds all fields: change it with dataclasses.replace(config, ...). "
                 f"Received: {', '.join(f'{name}={value!r:.100}' for name, value in fields.items())}"
             )
         return criterion
@@ -132,7 +133,7 @@ class PruningConfig:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PruningConfig:
-        """The config of which `get_config` returned this."""
+        """The config that `get_config` described."""
         registries = {"criterion": CRITERIA, "scope": SCOPES, "pattern": PATTERNS}
         made = {name: registry.deserialize(config[name]) for name, registry in registries.items() if name in config}
         fields: dict[str, Any] = {n: one if isinstance(one, str) else made.get(n, one) for n, one in config.items()}
@@ -172,19 +173,19 @@ class PruningConfig:
         return outside_strategies(lambda: self._masks(model, sparsity, within, taken, watched, verbose))
 
     def take(self, data: Any, batches: int | None = 1) -> list[Batch]:
-        """The batches of the data that the criterion scores by; ValueError if it needs some and there are none."""
+        """The batches of data that the criterion uses; ValueError if it needs data and there are none."""
         check_batches(batches)
         if data is None and "data" in trait(CRITERIA.get(self.criterion), "needs", ()):
             raise ValueError(f"The criterion {self.name!r} needs the loss: pass data=(x, y). Received: data=None")
         return [] if data is None else take_batches(data, batches)
 
     def tracker(self) -> Tracker | None:
-        """A new tracker, if the criterion goes by one."""
+        """A new tracker, if the criterion needs one."""
         cls = trait(CRITERIA.get(self.criterion), "tracker", None)
         return None if cls is None else cls()
 
     def _tracker(self, trackers: Any) -> Tracker | None:
-        """The one of those given that the criterion goes by; ValueError if it needs one and it is not there."""
+        """The one of those given that the criterion needs; ValueError if it needs one and there is none."""
         cls = trait(CRITERIA.get(self.criterion), "tracker", None)
         if cls is None:
             return None
@@ -192,7 +193,7 @@ class PruningConfig:
         found = next((one for one in listed if isinstance(one, cls)), None)
         if found is None:
             raise ValueError(
-                f"The criterion {self.name!r} goes by how training went: callbacks such as GradualPruning watch it "
+                f"The criterion {self.name!r} depends on how training went: callbacks such as GradualPruning watch it "
                 f"themselves; elsewhere pass trackers=tracker, a {cls.__name__} that has watched it. "
                 f"Received: trackers={trackers!r:.200}"
             )
@@ -214,7 +215,9 @@ class PruningConfig:
                 f"All masked weights are frozen, so there is nothing to prune. Received: model={model.name!r}"
             )
         groups = by_group(trained, sparsity)
-        current = {weight.path: weight.kept() for weight in weights} if within is None else _checked(weights, within)
+        current = (
+            {weight.path: weight.seen_mask() for weight in weights} if within is None else _checked(weights, within)
+        )
         context = Context(model, weights, current, self.seed, data, tracker)
         revives = trait(CRITERIA.get(self.criterion), "revives", False)
         goal = "its sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
@@ -229,17 +232,21 @@ class PruningConfig:
                     due = [(paths, 1 - (1 - final) ** (r / self.rounds)) for paths, final in groups]
                     context.masks = self._cut(context, due, current if revives else context.masks)
                     bar.update()
-        context.masks |= {path: mask for path, mask in current.items() if path not in trained}
-        cuts = any(np.any(current[path] & ~mask) for path, mask in context.masks.items())
-        if cuts and tracker is not None and not tracker.ready():
+        untouched = [path for path, mask in current.items() if path not in trained or context.masks[path] is mask]
+        context.masks |= {path: current[path].copy() for path in untouched}
+        if (
+            tracker is not None
+            and not tracker.ready()
+            and any(np.any(current[path] & ~mask) for path, mask in context.masks.items())
+        ):
             raise ValueError(
-                f"The criterion {self.name!r} goes by how weights moved since the training began, and none has: "
-                f"prune nothing before some hundred steps are taken. Received: sparsity={sparsity!r}"
+                f"The criterion {self.name!r} scores how weights moved since training began, and none has moved: "
+                f"train for a few hundred steps before pruning. Received: sparsity={sparsity!r}"
             )
         return context.masks
 
     def _together(self, groups: list[tuple[list[str], float]], weights: list[MaskedWeight]) -> bool:
-        """Whether all weights are cut at one score, so that only how many entries are kept in all has to be known."""
+        """Whether all weights are cut at one score, so that only the total number of kept entries matters."""
         plain = SCOPES.get(self.scope) is global_scope and PATTERNS.get(self.pattern) is unstructured
         return plain and self.groups is None and len(groups[0][0]) == len(weights)
 
@@ -252,14 +259,21 @@ class PruningConfig:
         )  # not of a `functools.partial`, whose options it would not see
         if loop is None or not self._together(groups, context.weights):
             return None
-        size = sum(weight.size for weight in context.weights)
+        size = context.size
         final = 1 - groups[0][1]
         n_keep = [size - zeros_for(size, 1 - final ** (r / self.rounds)) for r in range(1, self.rounds + 1)]
         return loop(context, n_keep, advance)
 
     def _cut(self, context: Context, groups: list[tuple[list[str], float]], masks: Masks) -> Masks:
         """The masks of a round, which keep nothing that `masks` does not."""
-        scores = CRITERIA.get(self.criterion)(context)
+        scope, pattern = SCOPES.get(self.scope), PATTERNS.get(self.pattern)
+        plain = self.groups is None and pattern is unstructured and trait(scope, "counts", False)
+        entrywise = trait(CRITERIA.get(self.criterion), "entrywise", None) if plain else None
+        if entrywise is None:
+            scores = CRITERIA.get(self.criterion)(context)
+        else:
+            scores = {weight.path: weight.seen() for weight in context.weights}
+        of = entrywise or np.positive
         if not isinstance(scores, dict):
             raise ValueError(f"A criterion must return a dict of path -> scores. Received: criterion={self.name!r}")
 
@@ -273,60 +287,27 @@ class PruningConfig:
             # The extremes show any NaN or infinity without a copy; only then does it matter whose they are.
             if not (np.isfinite(score.min()) and np.isfinite(score.max())) and not np.isfinite(score[kept]).all():
                 raise ValueError(
-                    f"The scores of {weight.path} are infinite or NaN; check whether its weights are. "
+                    f"The scores of {weight.path} are infinite or NaN: check whether its weights are, too. "
                     f"Received: criterion={self.name!r}"
                 )
             return score
 
         paths = [weight.path for weight in context.weights]
-        checked = side_by_side(finite, context.weights)
+        entries = context.size
+        checked = side_by_side(finite, context.weights, entries)
         if self._together(groups, context.weights):
-            size = sum(score.size for score in checked)
-            n_keep_all = size - zeros_for(size, groups[0][1])
-            return dict(zip(paths, keep_highest(checked, [masks[path] for path in paths], n_keep_all), strict=True))
+            n_keep_all = entries - zeros_for(entries, groups[0][1])
+            return dict(zip(paths, keep_highest(checked, [masks[path] for path in paths], n_keep_all, of), strict=True))
 
         if self.groups is not None:
             cut_channels = context.once("channels", lambda: ChannelCut(context.model, self.groups, self.budget))
             return cut_channels(dict(zip(paths, checked, strict=True)), masks, groups)
 
-        def survivor(pair: tuple[str, np.ndarray]) -> np.ndarray:
-            path, score = pair
-            return score if masks[path].all() else np.where(masks[path], score, -np.inf)
-
-        survivors = dict(zip(paths, side_by_side(survivor, zip(paths, checked, strict=True)), strict=True))
-        pattern = PATTERNS.get(self.pattern)
+        named = dict(zip(paths, checked, strict=True))
+        if plain:
+            return cut_by_counts(scope, named, groups, masks, of)
         layouts = context.once("layouts", lambda: {weight.path: layout_of(weight) for weight in context.weights})
-        n_keep = {path: survivors[path].size for path in paths}
-        for group, sparsity in groups:
-            n_keep.update(self._share({path: survivors[path] for path in group}, layouts, sparsity))
-
-        def cut(path: str) -> np.ndarray:
-            score = layouts[path].canonical(survivors[path])
-            kept = np.asarray(pattern(score, min(n_keep[path], int(np.count_nonzero(masks[path])))))
-            if kept.shape != score.shape or kept.dtype != np.bool_:
-                raise ValueError(
-                    f"A pattern must return a bool array of the scores' shape {score.shape}. "
-                    f"Received: shape={kept.shape}, dtype={kept.dtype}"
-                )
-            return layouts[path].original(kept)
-
-        return dict(zip(paths, side_by_side(cut, paths), strict=True))
-
-    def _share(self, survivors: Scores, layouts: dict[str, Layout], sparsity: float) -> dict[str, int]:
-        """path -> number of entries to keep of a group's weights."""
-        scope, blocks = SCOPES.get(self.scope), trait(PATTERNS.get(self.pattern), "blocks", None)
-        if blocks is None:
-            return shares_of(scope, survivors, sparsity)
-        paths = list(survivors)
-        pools = side_by_side(lambda path: pooled(layouts[path].canonical(survivors[path]), blocks), paths)
-        ranked = {path: layouts[path].original(score) for path, (score, _) in zip(paths, pools, strict=True)}
-        shares = shares_of(scope, ranked, sparsity)
-        # Blocks rarely come out even, so some entries stay that were to go. Were they taken in the next update, then
-        # a fit that is resumed, where the same update comes once more, would end with other masks.
-        over = sum(max(alive(ranked[path]) - shares[path], 0) for path in paths)
-        if over < max(largest for _, largest in pools):
-            return {path: ranked[path].size for path in paths}
-        return shares
+        return cut_by_pattern(scope, pattern, layouts, named, groups, masks)
 
 
 def _checked(weights: list[MaskedWeight], within: Masks) -> Masks:

@@ -1,4 +1,4 @@
-"""Controls: what a pruning result is to be compared with before anything is claimed for the method.
+"""Controls: what to compare a pruning result with before claiming anything for the method.
 
 Does the ranking matter? `inverted` keeps the least salient weights. Does it matter which weights of a layer are kept,
 or only how many? `shuffle_masks`. Do their initial values matter, or only their signs? `reinitialize`. Does the method
@@ -9,15 +9,15 @@ random masks with the densities of a method, is criterion "random" with `kprune.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from .criteria import CRITERIA, Context, Scores
+from .experiments.fresh import draw, owners, statistics
 from .lottery.rewind import Arrays, matched, model_weights
-from .masks import Masks, is_tf_keras, masked_weights, set_masks
-from .masks.below import all_layers
+from .masks import Masks, masked_weights, set_masks
 from .report.summary import summary
 from .runtime.distribution import to_numpy
 from .runtime.optimizers import reset_slots
@@ -55,12 +55,14 @@ def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]
     def negative(context: Context) -> Scores:
         return {path: np.multiply(values, -1.0) for path, values in score(context).items()}
 
+    for forms in ("loop", "entrywise"):  # of the other's scores, not of these
+        vars(negative).pop(forms, None)
     negative.__name__ = f"inverted {CRITERIA.name_of(criterion)}"
     return negative
 
 
 def shuffled(masks: Masks, seed: int = 0) -> Masks:
-    """Each mask's entries in a random order: as many are kept of each weight, but others (arXiv:2009.08576).
+    """Each mask's entries in a random order: each weight keeps as many entries, but others (arXiv:2009.08576).
 
     The shape of the zeros is lost: shuffled 2:4, block or channel masks have none. The control of a pattern is
     `kprune.prune(model, "random", sparsity, pattern=...)`.
@@ -125,7 +127,7 @@ def shuffle_masks(
     if values is not None:
         if not isinstance(values, Mapping) or set(values) != set(masks):
             raise ValueError(
-                f"`values` must have an array for each masked weight, {', '.join(masks)}, and no other. "
+                f"`values` must hold exactly one array per masked weight ({', '.join(masks)}). "
                 f"Received: values={sorted(values) if isinstance(values, Mapping) else values!r}"
             )
         for weight in weights:
@@ -148,10 +150,13 @@ def reinitialize(
     optimizer: Any = None,
     signs: Mapping[str, np.ndarray] | None = None,
     constant: bool = False,
+    entries: str = "kept",
 ) -> None:
-    """Draw the weights anew from each layer's own initializer; the masks stay (arXiv:1803.03635, 2009.08576).
+    """Redraw the weights from each layer's own initializer; the masks stay (arXiv:1803.03635, 2009.08576).
 
-    w <- where(mask, fresh draw, 0); with `signs` and `constant` the variants of arXiv:1905.01067:
+    w <- where(mask, fresh draw, 0); with entries="pruned" the other way round: w <- where(mask, w, fresh draw), and
+    the masks are lifted, as what is pruned is 0. So a dense network begins with the ticket's values, and all others
+    anew. With `signs` and `constant` the variants of arXiv:1905.01067:
 
     - signs: w <- where(mask, sign(signs) * |fresh draw|, 0): other magnitudes, the signs of before.
     - signs and constant: w <- where(mask, sign(signs) * alpha, 0), the "signed constant": alpha is the standard
@@ -169,7 +174,9 @@ def reinitialize(
         optimizer: of a custom training loop; by default the compiled one.
         signs: path -> array of the weight's shape, for every masked weight: its sign is kept, where it is 0 the weight
             becomes 0. `ticket.weights` is one: a `kprune.Ticket` rewound to "init" holds the initial weights.
-        constant: whether all kept entries of a masked weight get the same magnitude.
+        constant: whether all entries of a masked weight that are drawn get the same magnitude.
+        entries: "kept" or "pruned": which entries of the masked weights are drawn. With "pruned", `weights` must be
+            "masked".
 
     Raises:
         ValueError: the model has no masks, `seed` or `weights` is wrong, `signs` are of another model, a layer has no
@@ -188,25 +195,37 @@ def reinitialize(
     >>> signed = kprune.masked_weights(model)[0].value()
     >>> bool((np.sign(signed) == np.sign(after)).all()), np.unique(np.abs(signed)).size  # 0 and alpha
     (True, 2)
+    >>> reinitialize(model, seed=2, entries="pruned")
+    >>> dense = kprune.masked_weights(model)[0].value()
+    >>> bool((dense != 0).all()), bool((dense == signed)[signed != 0].all())
+    (True, True)
     """
     _check_seed(seed)
     if weights not in ("masked", "all"):
         raise ValueError(f"`weights` must be 'masked' or 'all'. Received: weights={weights!r}")
+    if entries not in ("kept", "pruned") or (entries == "pruned" and weights == "all"):
+        raise ValueError(
+            "`entries` must be 'kept', or 'pruned' with weights='masked'. "
+            f"Received: entries={entries!r}, weights={weights!r}"
+        )
     masked = _masked(model)
     signs = None if signs is None else _signs(model, signs)
     kept = {id(weight.variable): weight.kept() for weight in masked}
     chosen = [(weight.path, weight.variable) for weight in masked]
     if weights == "all":
-        others = [*model.trainable_weights, *_statistics(model)]
+        others = [*model.trainable_weights, *statistics(model)]
         chosen += [(getattr(v, "path", v.name), v) for v in others if id(v) not in kept]
-    owners = _owners(model)
+    made_by = owners(model)
     fresh = []
     for position, (path, variable) in enumerate(chosen):
-        value = _draw(path, variable, owners.get(id(variable)), [seed, position])
+        value = draw(path, variable, made_by.get(id(variable)), [seed, position])
         if id(variable) in kept and (constant or signs is not None):
             sign = np.sign(value if signs is None else signs[path])
             value = sign * (_deviation(path, value) if constant else np.abs(value))
-        fresh.append((variable, np.where(kept.get(id(variable), True), value, 0)))
+        old = 0 if entries == "kept" else to_numpy(variable)
+        fresh.append((variable, np.where(kept.get(id(variable), True) == (entries == "kept"), value, old)))
+    if entries == "pruned":
+        set_masks(model, {weight.path: np.ones(weight.shape, bool) for weight in masked}, optimizer)
     for variable, value in fresh:
         _begin(model, optimizer, variable, value)
 
@@ -252,19 +271,19 @@ def matched_epochs(model: Any, epochs: int) -> int:
     dense, left, other = report.flops, report.effective_flops, report.other_flops
     if dense is None or left is None or other is None or left + other == 0:
         raise ValueError(
-            f"The number of multiply-adds left must be known and above 0. {report.note} Received: "
+            f"The number of remaining multiply-adds must be known and above 0. {report.note} Received: "
             f"multiply-adds={dense}, "
-            f"of these left={left}, of kernels without a mask={other}"
+            f"remaining={left}, of kernels without a mask={other}"
         )
     return epochs * (dense + other) // (left + other)
 
 
 def _begin(model: Any, optimizer: Any, variable: Any, value: np.ndarray) -> None:
-    """Give a weight a value to start from, with no trace of the old one in the optimizer."""
+    """Give a weight a starting value, with no trace of the old one in the optimizer."""
     variable.assign(value.astype(to_numpy(variable).dtype))
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     if optimizer is not None:
-        reset_slots(optimizer, variable, np.ones(tuple(variable.shape), bool))
+        reset_slots(optimizer, variable)
 
 
 def _masked(model: Any) -> list[Any]:
@@ -277,7 +296,7 @@ def _masked(model: Any) -> list[Any]:
 def _signs(model: Any, signs: Mapping[str, np.ndarray]) -> Arrays:
     """path -> array of the masked weights' shapes: of a dict of theirs, or of one of all weights of the model."""
     masked = {weight.path: weight for weight in _masked(model)}
-    wrong = "`signs` has an array for every masked weight, such as ticket.weights."
+    wrong = "`signs` must have an array for every masked weight, such as ticket.weights."
     if not isinstance(signs, Mapping):
         raise ValueError(f"{wrong} Received: signs={signs!r}")
     arrays = {path: np.asarray(array) for path, array in signs.items()}
@@ -294,8 +313,8 @@ def _deviation(path: str, drawn: np.ndarray) -> float:
     deviation = float(np.std(drawn.astype(np.float64)))
     if deviation == 0:
         raise ValueError(
-            f"The initializer of {path} draws the same value for all entries: its standard deviation, which `constant` "
-            "sets them to, is 0. Received: constant=True"
+            f"The initializer of {path} draws the same value for all entries, so its standard deviation, which "
+            "`constant` uses, is 0: pass constant=False. Received: constant=True"
         )
     return deviation
 
@@ -303,48 +322,6 @@ def _deviation(path: str, drawn: np.ndarray) -> float:
 def _check_seed(seed: int) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
-
-
-def _attributes(model: Any) -> Iterator[tuple[Any, str, Any]]:
-    """(layer, attribute without leading underscores, value) of all layers; those of Keras name their weights so."""
-    below = model.submodules if is_tf_keras(model) else all_layers(model)
-    for layer in [model, *below]:
-        for name, value in vars(layer).items():
-            yield layer, name.lstrip("_"), value
-
-
-def _owners(model: Any) -> dict[int, tuple[Any, str]]:
-    """id of a weight -> the layer that made it, and the name by which the layer knows it."""
-    return {id(value): (layer, name) for layer, name, value in _attributes(model) if hasattr(value, "assign")}
-
-
-def _statistics(model: Any) -> list[Any]:
-    """The moving means and variances of normalization layers that train."""
-    found = {id(v): v for layer, name, v in _attributes(model) if name.startswith("moving_") and layer.trainable}
-    return [v for v in found.values() if hasattr(v, "assign")]
-
-
-def _draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[int]) -> np.ndarray:
-    """A fresh value of a weight from its layer's initializer, cloned with a seed of its own."""
-    layer, name = owner or (None, "")
-    # A separable layer's "pointwise_kernel" is drawn by its `pointwise_initializer`, a depthwise layer's "kernel" by
-    # its `depthwise_initializer`.
-    names = [f"{name}_initializer", f"{name.removesuffix('_kernel')}_initializer"]
-    names += ["depthwise_initializer"] if name == "kernel" else []
-    initializer: Any = next((getattr(layer, n) for n in names if getattr(layer, n, None) is not None), None)
-    if not hasattr(initializer, "get_config") or not hasattr(initializer, "from_config"):
-        raise ValueError(
-            f"{path} cannot be reinitialized: its layer has no initializer for it that can be seeded. "
-            f"Received: layer={getattr(layer, 'name', None)!r}, initializer={initializer!r}"
-        )
-    config = initializer.get_config()
-    if "seed" in config:
-        config["seed"] = int(np.random.default_rng(seed).integers(2**31 - 1))
-    drawn = type(initializer).from_config(config)(tuple(variable.shape), dtype=variable.dtype)
-    value = np.array(drawn)
-    if name == "bias" and getattr(layer, "unit_forget_bias", False):  # an LSTM opens its forget gates itself
-        value[value.size // 4 : value.size // 2] = 1
-    return value
 
 
 __all__ = ["inverted", "matched_epochs", "reinitialize", "shuffle_masks", "shuffled"]

@@ -1,4 +1,4 @@
-"""How often each kernel entry is used for one example: what multiply-adds are counted from.
+"""How often each kernel entry is used for one example, from which multiply-adds are counted.
 
 The model runs once on one example, symbolically: no value is computed, no state changes. While it runs, each layer
 that owns a kernel notes the shapes of what goes in and comes out, so that shared, nested and subclassed layers are

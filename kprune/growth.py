@@ -1,4 +1,4 @@
-"""Drop and grow: move weights to other places while the network trains, its density as it is."""
+"""Drop and grow: move weights to other places while the network trains, at constant density."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def drop_and_grow(
     data: Any = None,
     batches: int | None = 1,
 ) -> Masks:
-    """The masks of an update: of each weight the smallest entries go, and as many others come in their place.
+    """The masks of an update: each weight drops its smallest entries and grows as many others in their place.
 
     Of the k entries that a weight keeps, floor(share * k) of the smallest magnitude are dropped, more where `n_keep` is
     below what is left; then entries are grown until it keeps n_keep: those with the highest scores of the method among

@@ -4,6 +4,7 @@ A pattern sees every weight as (..., in, out), whatever its layer: see `kprune.m
 differs from the plain case:
 
 - `default_scope`: the scope where the user does not name one ("global");
+- `n_of_m`: (n, m) of a pattern that keeps n of each m, by which compiled programs know it (none);
 - `blocks`: of a pattern that keeps blocks of entries whole, the function shape -> int array of that shape, the number
   of the block that each entry belongs to (none). The scope is then given each block's mean as the score of its entries.
 """
@@ -11,7 +12,7 @@ differs from the plain case:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from .util.threads import side_by_side
 
 PATTERNS = Registry("pattern")
 SAMPLE = 16384
+BLOCK = 1 << 16  # entries that stay in a core's cache from one look to the next
+PIECE = 1 << 20  # entries that a thread looks at before it takes others
 
 Pattern = Callable[[np.ndarray, int], np.ndarray]
 Blocks = Callable[[tuple[int, ...]], np.ndarray]
@@ -29,7 +32,7 @@ Blocks = Callable[[tuple[int, ...]], np.ndarray]
 
 @PATTERNS.register("unstructured")
 def unstructured(score: np.ndarray, n_keep: int) -> np.ndarray:
-    """Keep the `n_keep` entries of the highest score, of equal ones those of the lowest index (C order).
+    """Keep the `n_keep` entries with the highest scores; ties go to the lowest index (C order).
 
     Args:
         score: float array of any shape; higher = keep; -inf = pruned already.
@@ -104,7 +107,7 @@ def n_of_m(n: int, m: int) -> Pattern:
             return unstructured(np.where(winners, score, -np.inf), n_keep)
         return winners | unstructured(np.where(winners, -np.inf, score), n_keep - n_winners)
 
-    return _named(keep, f"{n}:{m}", n_of_m, default_scope="layerwise")
+    return _named(keep, f"{n}:{m}", n_of_m, default_scope="layerwise", n_of_m=(n, m))
 
 
 @PATTERNS.family(r"(\d+)x(\d+)", "hxw")
@@ -249,7 +252,7 @@ def _check_sizes(**sizes: int) -> None:
             raise ValueError(f"`{name}` must be an integer >= 1. Received: {received}")
 
 
-def nth_highest(vectors: list[np.ndarray], n: int) -> tuple[float, list[tuple[int, int]]]:
+def nth_highest(vectors: list[np.ndarray], n: int, of: np.ufunc = np.positive) -> tuple[float, list[tuple[int, int]]]:
     """The n-th highest value of all vectors together, and how many entries of each are above it; exact.
 
     A sample brackets the value, so that only what lies inside the bracket has to be copied and partitioned: several
@@ -258,40 +261,61 @@ def nth_highest(vectors: list[np.ndarray], n: int) -> tuple[float, list[tuple[in
     Args:
         vectors: float arrays of one dimension.
         n: from 1 to the number of all their entries.
+        of: the values are `of` these entries, taken block by block, so that they need no memory.
 
     Returns:
         The value, and for each vector how many of its entries are above it and how many equal it.
 
-    >>> value, counts = nth_highest([np.array([4.0, 1.0]), np.array([3.0, 2.0])], 2)
+    >>> value, counts = nth_highest([np.array([4.0, 1.0]), np.array([-3.0, 2.0])], 2, np.absolute)
     >>> float(value), counts
     (3.0, [(1, 0), (0, 1)])
     """
     size = sum(v.size for v in vectors)
-    low, high = _bracket(vectors, n, size)
+    low, high = _bracket(vectors, n, size, of)
+    # A bracket that reaches down to the pruned entries (-inf, often most of them) stops short of them.
+    reaches = np.greater if np.isneginf(low) else np.greater_equal
 
     def part(v: np.ndarray) -> tuple[int, np.ndarray]:
-        # A bracket that reaches down to the pruned entries (-inf, often most of them) stops short of them.
-        reaches = v > low if np.isneginf(low) else v >= low
-        return int(np.count_nonzero(v > high)), v[reaches & (v <= high)]
+        above, inside = 0, []
+        for _, values in blocks_of(v, of):
+            higher = values > high
+            above += int(np.count_nonzero(higher))
+            inside.append(values[reaches(values, low) ^ higher])
+        return above, np.concatenate(inside) if inside else v
 
-    parts = side_by_side(part, vectors)
+    pieces = [(i, v[at : at + PIECE]) for i, v in enumerate(vectors) for at in range(0, v.size, PIECE)]
+    owners, parts = [i for i, _ in pieces], side_by_side(lambda piece: part(piece[1]), pieces, size)
     above, inside = sum(count for count, _ in parts), np.concatenate([values for _, values in parts])
     if not above < n <= above + inside.size:  # the sample was not like the rest
-        parts, above, inside = [(0, v) for v in vectors], 0, np.concatenate(vectors)
+        parts, owners = [(0, of(v)) for v in vectors], list(range(len(vectors)))
+        above, inside = 0, np.concatenate([values for _, values in parts])
     position = inside.size - (n - above)
     value = np.partition(inside, position)[position]
-    return value, [
-        (count + int(np.count_nonzero(values > value)), int(np.count_nonzero(values == value)))
-        for count, values in parts
-    ]
+    counts = [(0, 0)] * len(vectors)
+    for i, (count, values) in zip(owners, parts, strict=True):
+        higher, equal = int(np.count_nonzero(values > value)), int(np.count_nonzero(values == value))
+        counts[i] = counts[i][0] + count + higher, counts[i][1] + equal
+    return value, counts
 
 
-def _bracket(vectors: list[np.ndarray], n: int, size: int) -> tuple[float, float]:
+def blocks_of(vector: np.ndarray, of: np.ufunc) -> Iterator[tuple[slice, np.ndarray]]:
+    """(where, `of` the entries there) of blocks that stay in a core's cache; each array lives until the next one.
+
+    >>> [(at.start, values.tolist()) for at, values in blocks_of(np.array([-1.0, 2.0]), np.absolute)]
+    [(0, [1.0, 2.0])]
+    """
+    scratch = np.empty(0 if of is np.positive else min(BLOCK, vector.size), vector.dtype)
+    for start in range(0, vector.size, BLOCK):
+        at = slice(start, min(start + BLOCK, vector.size))
+        yield at, vector[at] if of is np.positive else of(vector[at], out=scratch[: at.stop - at.start])
+
+
+def _bracket(vectors: list[np.ndarray], n: int, size: int, of: np.ufunc) -> tuple[float, float]:
     """Two values between which the n-th highest almost surely lies: four standard errors of a sample around it."""
     draw = np.random.default_rng(0)
     # Drawn, not strided: scores differ by channel, and a stride that shares a factor with the last axis sees few.
     sample = [v if size <= SAMPLE else v[draw.integers(v.size, size=1 + SAMPLE * v.size // size)] for v in vectors]
-    ordered = np.sort(np.concatenate(sample))[::-1]
+    ordered = np.sort(of(np.concatenate(sample)))[::-1]
     rank, slack = (n - 1) * ordered.size // size, ordered.size // 64
     return ordered[min(rank + slack, ordered.size - 1)], ordered[max(rank - slack, 0)]
 

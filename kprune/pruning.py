@@ -1,4 +1,4 @@
-"""Prune a model outside of `fit`; and what prunes it inside, again and again."""
+"""Prune a model outside `fit`, and the pruner that callbacks use inside it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .config import PruningConfig
 from .criteria.trackers import Tracker
 from .masks import Masks, masked, set_masks
 from .sparsities import check_one_goal
+from .updates import update_on_device
 from .util.progress import check_verbose
 
 
@@ -76,7 +77,7 @@ def prune(
         check_reachable(model, config)
         masks = config.masks(model, sparsity, data=taken, batches=None, trackers=trackers, verbose=verbose)
         set_masks(model, masks, optimizer)
-    _warn_of_collapse(masks)
+    _warn_of_collapse(_emptied(masks), len(masks))
     return masks
 
 
@@ -87,7 +88,7 @@ def check_reachable(model: Any, config: PruningConfig) -> None:
 
 
 class Pruner:
-    """A config at work over a training: with its data, and with what watches the training for its criterion.
+    """A config in use during training: with its data, and with its criterion's tracker.
 
     Args:
         config: what to prune by.
@@ -102,7 +103,7 @@ class Pruner:
         self._warned = False
 
     def forget(self) -> None:
-        """What an earlier training has shown counts no more."""
+        """Forget what an earlier training has shown."""
         self.tracker, self._warned = None, False
 
     def begin(self, model: Any) -> None:
@@ -112,7 +113,7 @@ class Pruner:
         self.resume(model)
 
     def resume(self, model: Any) -> None:
-        """The training goes on, from weights that may have been set by something else."""
+        """The training continues, from weights that something else may have set."""
         if self.tracker is not None:
             self.tracker.begin(model)
 
@@ -123,36 +124,47 @@ class Pruner:
 
     @property
     def watches(self) -> bool:
-        """Whether each step is to be told; on JAX the weights have to be brought up to date for it."""
+        """Whether each step must be reported; on JAX, the weights must be brought up to date for that."""
         return self.tracker is not None and type(self.tracker).after_step is not Tracker.after_step
 
     def masks(self, model: Any, sparsity: float | dict[str, float] | None, **options: Any) -> Masks:
         """As `PruningConfig.masks`; of weights that are pruned to nothing a fit says so once."""
         masks = self.config.masks(model, sparsity, data=self.data, batches=None, trackers=self.tracker, **options)
-        self._warned = self._warned or _warn_of_collapse(masks)
+        self._warned = self._warned or _warn_of_collapse(_emptied(masks), len(masks))
         return masks
+
+    def update(self, model: Any, sparsity: float | dict[str, float], optimizer: Any = None) -> None:
+        """Prune the model, in the middle of a fit: on the device that it trains on, where that can be."""
+        kept = update_on_device(model, self.config, sparsity, optimizer)
+        if kept is None:
+            set_masks(model, self.masks(model, sparsity), optimizer)
+        else:
+            self._warned = self._warned or _warn_of_collapse([path for path, n in kept.items() if n == 0], len(kept))
 
     def get_state(self) -> dict[str, np.ndarray]:
         """What the tracker knows, for a backup."""
         return {} if self.tracker is None else self.tracker.get_state()
 
     def set_state(self, model: Any, state: dict[str, np.ndarray]) -> None:
-        """Take over what `get_state` gave to a backup."""
+        """Restore what `get_state` returned for a backup."""
         self.tracker = self.config.tracker()
         if self.tracker is not None and state:
             self.tracker.set_state(state)
             self.tracker.begin(model)
 
 
-def _warn_of_collapse(masks: Masks) -> bool:
-    """Whether weights are pruned to nothing, which a warning says."""
-    empty = [path for path, mask in masks.items() if not mask.any()]
+def _emptied(masks: Masks) -> list[str]:
+    return [path for path, mask in masks.items() if not mask.any()]
+
+
+def _warn_of_collapse(empty: list[str], of: int) -> bool:
+    """Whether weights, of so many, are pruned to nothing, which a warning says."""
     if empty:
         logging.warning(
-            "kprune: %d of %d weights were pruned to nothing (%s): unless a shortcut leads past them, nothing flows "
-            "through any more. A floor helps: scope=kprune.scopes.with_floor('global', 0.01).",
+            "kprune: %d of %d weights were pruned to nothing (%s): unless a shortcut bypasses them, no signal passes "
+            "through. Set a floor: scope=kprune.scopes.with_floor('global', 0.01).",
             len(empty),
-            len(masks),
+            of,
             ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),
         )
     return bool(empty)

@@ -1,4 +1,8 @@
-"""Scopes: how a sparsity is shared among the weights. A scope turns scores into the number that each weight keeps."""
+"""Scopes: how a sparsity is shared among the weights. A scope turns scores into the number that each weight keeps.
+
+Where scores lie on an accelerator, the scopes of this file are given `Counted` in their place (the trait `counts`);
+a function of the user's own always gets arrays.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,8 @@ import numpy as np
 
 from .patterns import nth_highest
 from .util.checks import check_expression, check_flag, check_strings
-from .util.ranking import alive, in_proportion, zeros_for
-from .util.registry import Registry
+from .util.ranking import Counted, alive, in_proportion, zeros_for
+from .util.registry import Registry, trait
 
 Scores = dict[str, np.ndarray]
 Scope = Callable[[Scores, float], dict[str, int]]
@@ -22,7 +26,7 @@ Bound = int | float | dict[str, int | float] | Callable[[str], int | float]
 SCOPES = Registry("scope")
 
 
-@SCOPES.register("global")
+@SCOPES.register("global", counts=True)
 def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     """One ranking over all weights together; each keeps what it has above the common cut.
 
@@ -38,12 +42,15 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     >>> global_scope({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
     {'a': 2, 'b': 0}
     """
-    flats = [score.reshape(-1) for score in scores.values()]
-    size = sum(flat.size for flat in flats)
+    size = sum(score.size for score in scores.values())
     n_keep = size - zeros_for(size, sparsity)
     if n_keep == 0:
         return dict.fromkeys(scores, 0)
-    _, counts = nth_highest(flats, n_keep)
+    first = next(iter(scores.values()))
+    if isinstance(first, Counted):
+        counts = first.counts(n_keep)
+    else:
+        _, counts = nth_highest([score.reshape(-1) for score in scores.values()], n_keep)
     ties = n_keep - sum(above for above, _ in counts)
     shares = {}
     for path, (above, equal) in zip(scores, counts, strict=True):
@@ -52,7 +59,7 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     return shares
 
 
-@SCOPES.register("layerwise")
+@SCOPES.register("layerwise", counts=True)
 def layerwise(scores: Scores, sparsity: float) -> dict[str, int]:
     """The same sparsity in each weight: n_keep = size - floor(sparsity * size).
 
@@ -62,7 +69,7 @@ def layerwise(scores: Scores, sparsity: float) -> dict[str, int]:
     return {path: score.size - zeros_for(score.size, sparsity) for path, score in scores.items()}
 
 
-@SCOPES.register("uniform")
+@SCOPES.register("uniform", counts=True)
 def uniform(scores: Scores, sparsity: float) -> dict[str, int]:
     """The same density in each weight, and the exact total: sum(n_keep) = N - floor(sparsity * N).
 
@@ -75,7 +82,7 @@ def uniform(scores: Scores, sparsity: float) -> dict[str, int]:
     return in_proportion(scores, sparsity, dict.fromkeys(scores, 1.0))
 
 
-@SCOPES.register("erk")
+@SCOPES.register("erk", counts=True)
 def erk(scores: Scores, sparsity: float) -> dict[str, int]:
     """Erdos-Renyi-Kernel densities (arXiv:1911.11134): small weights stay denser than large ones.
 
@@ -88,7 +95,7 @@ def erk(scores: Scores, sparsity: float) -> dict[str, int]:
     return in_proportion(scores, sparsity, {path: sum(s.shape) / max(s.size, 1) for path, s in scores.items()})
 
 
-@SCOPES.register("uniform_plus")
+@SCOPES.register("uniform_plus", counts=True)
 def uniform_plus(scores: Scores, sparsity: float) -> dict[str, int]:
     """The first weight dense, the last at least 20 % dense, else uniform (arXiv:1902.09574, named in 2010.07611).
 
@@ -152,13 +159,15 @@ def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], flo
             relative = _by_expression(densities, scores, None, received)
             unmatched = [path for path, density in relative.items() if density is None]
             if unmatched:
-                raise ValueError(f"No expression matches {', '.join(unmatched)}. Received: {received}")
+                raise ValueError(
+                    f"No expression matches {', '.join(unmatched)}: add a density for each. Received: {received}"
+                )
         else:
             relative = {path: densities(path, score.shape) for path, score in scores.items()}
             check(relative.values())
         return in_proportion(scores, sparsity, relative)
 
-    return scope
+    return _like(global_scope, scope)
 
 
 @SCOPES.maker
@@ -189,12 +198,12 @@ def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
         low = {path: min(alive(scores[path]), math.ceil(least)) for path, least in entries(scores).items()}
         return _bounded(base, scores, sparsity, low, None, "The floors", f"floor={floor}")
 
-    return floored
+    return _like(base, floored)
 
 
 @SCOPES.maker
 def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
-    """A scope in which no weight keeps more than a ceiling; what it loses, the others gain.
+    """A scope in which no weight keeps more than a ceiling; the others gain what it loses.
 
     The total that is kept stays that of `scope`. So a sparsity lower than the ceilings imply is refused, be it only
     the first of several rounds or of a schedule.
@@ -217,7 +226,7 @@ def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
         high = {path: math.floor(most) for path, most in entries(scores).items()}
         return _bounded(base, scores, sparsity, dict.fromkeys(scores, 0), high, "The ceilings", f"ceiling={ceiling}")
 
-    return capped
+    return _like(base, capped)
 
 
 @SCOPES.maker
@@ -245,7 +254,9 @@ def kept_out(
         check_flag(name, flag)
     received = f"first={first}, last={last}, paths={paths!r}"
     if not (first or last or expressions):
-        raise ValueError(f"At least one weight to keep dense must be named. Received: {received}")
+        raise ValueError(
+            f"`first`, `last` or `paths` must name at least one weight to keep dense. Received: {received}"
+        )
 
     def outside(scores: Scores, sparsity: float) -> dict[str, int]:
         dense = _by_expression(dict.fromkeys(expressions, True), scores, False, received)
@@ -254,11 +265,17 @@ def kept_out(
         low = {path: alive(score) if dense[path] else 0 for path, score in scores.items()}
         return _bounded(base, scores, sparsity, low, None, "The weights that stay dense", received)
 
-    return outside
+    return _like(base, outside)
+
+
+def _like(base: Scope, scope: Scope) -> Scope:
+    """The scope, which asks no more of the scores than another does."""
+    scope.counts = trait(base, "counts", False)  # type: ignore[attr-defined]
+    return scope
 
 
 def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:
-    """What a scope answers: path -> number of entries to keep; ValueError if it answers anything else."""
+    """A scope's answer: path -> number of entries to keep; ValueError if it is anything else."""
     shares, name = scope(scores, sparsity), SCOPES.name_of(scope)
     if not isinstance(shares, dict):
         raise ValueError(
@@ -284,7 +301,7 @@ def _bounded(
     what: str,
     received: str,
 ) -> dict[str, int]:
-    """clip(base(scores, s), low, high), with the s at which as many entries are kept as the scope keeps of its own.
+    """clip(base(scores, s), low, high), with the s at which as many entries are kept as the scope alone would keep.
 
     The scope is always asked about all weights: it may go by their order or by their names.
     """
@@ -292,12 +309,12 @@ def _bounded(
     budget, size = sum(n_keep.values()), sum(score.size for score in scores.values())
     if sum(low.values()) > budget:
         raise ValueError(
-            f"{what} need {sum(low.values())} entries, sparsity {sparsity} leaves {budget}. Received: {received}"
+            f"{what} need {sum(low.values())} entries, but sparsity {sparsity} leaves {budget}. Received: {received}"
         )
     high = {path: score.size for path, score in scores.items()} if high is None else high
     if sum(high.values()) < budget:
         raise ValueError(
-            f"{what} hold {sum(high.values())} entries, sparsity {sparsity} keeps {budget}. Received: {received}"
+            f"{what} hold {sum(high.values())} entries, but sparsity {sparsity} keeps {budget}. Received: {received}"
         )
 
     def clipped(n_keep: dict[str, int]) -> dict[str, int]:
@@ -337,12 +354,14 @@ def _by_expression(values: dict[str, Any], paths: Iterable[str], default: Any, r
     for expression in values:
         check_expression(expression)
         if not any(re.search(expression, path) for path in paths):
-            raise ValueError(f"{expression!r} matches none of {', '.join(paths)}. Received: {received}")
+            raise ValueError(
+                f"Regular expression {expression!r} matches none of {', '.join(paths)}. Received: {received}"
+            )
     return {path: next((v for e, v in values.items() if re.search(e, path)), default) for path in paths}
 
 
 def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[Scores], dict[str, float]]:
-    """What the bound comes to in entries (densities unrounded) of each weight; ValueError if it is none."""
+    """The bound in entries (densities unrounded) of each weight; ValueError if it is not a bound."""
 
     def entries(value: Any, size: int) -> float:
         count = isinstance(value, Integral)

@@ -6,17 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from .patterns import nth_highest
+from .patterns import blocks_of, nth_highest
 from .util.threads import side_by_side
 
 
-def keep_highest(scores: list[np.ndarray], within: list[np.ndarray], n_keep: int) -> list[np.ndarray]:
+def keep_highest(
+    scores: list[np.ndarray], within: list[np.ndarray], n_keep: int, of: np.ufunc = np.positive
+) -> list[np.ndarray]:
     """Masks that keep exactly `n_keep` entries, the highest of all scores; of equal ones the earlier (C order).
 
     Args:
         scores: float arrays, finite where `within` is True.
         within: bool arrays of the same shapes; only True entries can be kept.
         n_keep: number of entries to keep, or all of `within` if that has fewer.
+        of: the scores are `of` these entries, taken block by block, so that they need no memory.
 
     Returns:
         bool arrays of the scores' shapes.
@@ -28,18 +31,21 @@ def keep_highest(scores: list[np.ndarray], within: list[np.ndarray], n_keep: int
     n_keep = min(n_keep, sum(int(np.count_nonzero(mask)) for mask in within))
     if n_keep == 0:
         return [np.zeros(score.shape, bool) for score in scores]
-    masks = _highest(scores, n_keep)
+    masks = _highest(scores, n_keep, of)
     # Mostly what is pruned scores 0 and is not among them: then the copy of all scores below is not needed. It may also
     # score NaN, at which no cut is found.
-    astray = any(side_by_side(lambda pair: bool((pair[0] > pair[1]).any()), zip(masks, within, strict=True)))
+    size = sum(score.size for score in scores)
+    astray = any(side_by_side(lambda pair: bool((pair[0] > pair[1]).any()), zip(masks, within, strict=True), size))
     if astray or sum(int(np.count_nonzero(mask)) for mask in masks) != n_keep:
         pairs = zip(scores, within, strict=True)
-        masks = _highest(side_by_side(lambda pair: np.where(pair[1], pair[0], -np.inf), pairs), n_keep)
+        masks = _highest(
+            side_by_side(lambda pair: np.where(pair[1], of(pair[0]), -np.inf), pairs, size), n_keep, np.positive
+        )
     return masks
 
 
-def _highest(scores: list[np.ndarray], n_keep: int) -> list[np.ndarray]:
-    cut, counts = nth_highest([score.reshape(-1) for score in scores], n_keep)
+def _highest(scores: list[np.ndarray], n_keep: int, of: np.ufunc) -> list[np.ndarray]:
+    cut, counts = nth_highest([score.reshape(-1) for score in scores], n_keep, of)
     ties, limits = n_keep - sum(above for above, _ in counts), []
     for _, equal in counts:
         limits.append(None if ties >= equal else ties)
@@ -47,14 +53,18 @@ def _highest(scores: list[np.ndarray], n_keep: int) -> list[np.ndarray]:
 
     def mask(pair: tuple[np.ndarray, int | None]) -> np.ndarray:
         score, limit = pair
-        if limit is None:
-            return score >= cut
-        flat = score.reshape(-1)
-        kept = flat > cut
-        kept[np.flatnonzero(flat == cut)[:limit]] = True
+        flat, kept = score.reshape(-1), np.empty(score.size, bool)
+        for at, values in blocks_of(flat, of):
+            if limit is None:
+                np.greater_equal(values, cut, out=kept[at])
+            else:
+                np.greater(values, cut, out=kept[at])
+                equal = np.flatnonzero(values == cut)[:limit]
+                kept[at][equal] = True
+                limit -= equal.size
         return kept.reshape(score.shape)
 
-    return side_by_side(mask, zip(scores, limits, strict=True))
+    return side_by_side(mask, zip(scores, limits, strict=True), sum(score.size for score in scores))
 
 
 def keep_highest_jax(scores: list[Any], within: list[Any], n_keep: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What is asked for: one sparsity of all weights together, one of each group of weights, or a budget."""
+"""What is requested: one sparsity for all weights together, one for each group of weights, or a budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .util.checks import check_expression
 
 
 def check_sparsities(sparsity: float | dict[str, float]) -> None:
-    """Raises ValueError unless it is a sparsity, or a dict of some."""
+    """Raise ValueError unless it is a sparsity or a dict of sparsities."""
     if isinstance(sparsity, dict):
         if not sparsity:
             raise ValueError("A dict of sparsities must hold at least one entry. Received: sparsity={}")
@@ -69,7 +69,7 @@ def by_group(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple
     for expression, group in found.items():
         if not group:
             raise ValueError(
-                f"The regular expression matches no masked weight that an earlier one has not taken. Masked weights: "
+                f"The regular expression matches no masked weight that no earlier one matches. Masked weights: "
                 f"{', '.join(paths)}. Received: sparsity={expression!r}"
             )
     return [(group, sparsity[expression]) for expression, group in found.items()]

@@ -31,6 +31,12 @@ def mlp(outputs=3, units=12, **dense):
     )
 
 
+def built(model):
+    """A compiled model, with its optimizer built: TensorFlow then traces the first step once, otherwise twice."""
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
 def data(model_or_shape=(8,), n=32, outputs=(3,), seed=0):
     """Random float32 inputs and targets."""
     rng = np.random.default_rng(seed)

@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, data, halve, mlp, steady
+from helpers import CHEAP, built, data, halve, mlp, steady
 from hypothesis import given
 from hypothesis import strategies as st
 from keras import layers
@@ -42,6 +42,7 @@ def one_weight(*values):
     """A model with one weight, and its snapshots at these values."""
     model = keras.Sequential([keras.Input((1,)), layers.Dense(1, use_bias=False)])
     model.compile("sgd", "mse", metrics=["mse"], **CHEAP)
+    built(model)
     points = []
     for value in values:
         model.set_weights([np.array([[value]])])
@@ -226,8 +227,8 @@ def test_a_bad_path_is_refused_before_anything_changes():
     for arguments, message in [
         (dict(points=1), "Received: points=1$"),
         (dict(points=2.0), "Received: points=2.0$"),
-        (dict(one=wrong), r"`one` does not match.*Received: shape=\(2, 1\), one$"),
-        (dict(other=wrong), r"`other` does not match.*Received: shape=\(2, 1\), other$"),
+        (dict(one=wrong), r"`one` does not fit.*Received: shape=\(2, 1\)$"),
+        (dict(other=wrong), r"`other` does not fit.*Received: shape=\(2, 1\)$"),
         (dict(evaluate=3), "Received: evaluate=3$"),
         (dict(evaluate=lambda model: "good"), "Received: evaluate=<lambda>, which returned 'good'$"),
     ]:
@@ -353,7 +354,7 @@ def test_a_bad_instability_is_refused_before_it_trains():
         (dict(at=kprune.Ticket({}, {})), r"Received: at=<class 'kprune.lottery.ticket.Ticket'>$"),
         (dict(points=0), "Received: points=0$"),
         (dict(evaluate=None), "Received: evaluate=None$"),
-        (dict(at=other_model), "It does not match this"),
+        (dict(at=other_model), "The arrays do not match this"),
     ]:
         with pytest.raises(ValueError, match=message):
             instability(model, train, **{"evaluate": weight_of, "at": one, "verbose": False, **arguments})

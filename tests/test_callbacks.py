@@ -229,7 +229,7 @@ def test_a_sparsity_for_each_group():
 def test_a_share_of_unknown_steps_is_refused_and_nothing_is_changed(schedule):
     model, (x, y) = compiled(), data()
     before = model.get_weights()
-    with pytest.raises(ValueError, match=r"give fit steps_per_epoch.*Received: begin=0.1$"):
+    with pytest.raises(ValueError, match=r"pass steps_per_epoch to fit.*Received: begin=0.1$"):
         model.fit(((x, y) for _ in range(3)), verbose=0, callbacks=[GradualPruning(schedule)])
     assert not kprune.masked_weights(model)
     for a, b in zip(model.get_weights(), before, strict=True):
@@ -475,5 +475,5 @@ def test_a_model_without_weights_is_refused_with_the_remedy():
         fit(model, [PruneAtInit("magnitude", 0.5)])
         assert zeros(model) == 12
         return
-    with pytest.raises(ValueError, match=r"build it first, by calling it on a batch"):
+    with pytest.raises(ValueError, match=r"build it first by calling it on a batch"):
         fit(model, [PruneAtInit("magnitude", 0.5)])

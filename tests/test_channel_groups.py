@@ -153,6 +153,6 @@ def test_wrong_arguments():
 
 def test_a_model_without_groups_is_refused_and_stays_as_it_is():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(6, name="a"), layers.Softmax(), layers.Dense(2)])
-    with pytest.raises(ValueError, match=r"no group of channels.*softmax"):
+    with pytest.raises(ValueError, match=r"no channel group.*softmax"):
         kprune.prune(model, "magnitude", 0.5, groups="channels")
     assert kprune.masked_weights(model) == []

@@ -143,7 +143,7 @@ def test_what_was_trained_is_kept_whatever_fails_later(run, tmp_path, monkeypatc
     monkeypatch.setattr("kprune.cli.commands.train.export", fail)
     status, _, err = run("train", *TINY, f"--export_dir={tmp_path}")
     [file] = tmp_path.glob("trained-*.keras")
-    assert status == 1 and "the disk is gone. The network was trained, and is kept" in err and str(file) in err
+    assert status == 1 and "the disk is gone. The trained network was saved" in err and str(file) in err
     assert kprune.summary(kprune.report.saved.load(file)).zeros == 2088
 
 
@@ -221,10 +221,10 @@ def test_sensitivity(run, tmp_path):
 def test_sensitivity_of_what_does_not_fit(run, tmp_path):
     kprune.models.lenet_300_100((8, 8, 1), 7, 0.1).save(tmp_path / "seven.keras")
     kprune.models.lenet_300_100((9, 8, 1), 10, 0.1).save(tmp_path / "nine.keras")
-    for name, takes in (("seven", r"\(8, 8, 1\) and tells 7"), ("nine", r"\(9, 8, 1\) and tells 10")):
+    for name, takes in (("seven", r"\(8, 8, 1\) and predicts 7"), ("nine", r"\(9, 8, 1\) and predicts 10")):
         status, out, err = run("sensitivity", tmp_path / f"{name}.keras")
         assert (status, out) == (1, "")
-        assert re.search(rf"{takes} classes apart.* Received: model='.*{name}.keras'\n$", err)
+        assert re.search(rf"{takes} classes, but .* Received: model='.*{name}.keras'\n$", err)
     kprune.export(kprune.strip(kprune.models.conv_2((8, 8, 1), 10, 0.1)), tmp_path / "saved")
     status, _, err = run("sensitivity", tmp_path / "saved")
     assert status == 1 and "load the .keras file" in err and f"Received: path='{tmp_path}/saved'" in err
@@ -298,7 +298,7 @@ def test_lottery(run, tmp_path):
         rows = list(csv.DictReader(file))
     assert ",".join(rows[0]) == (
         "model,width,optimizer,weight_decay,decay,learning_rate,backend,dataset,batch_size,epochs,levels,rate,rewind_to,criterion,"
-        "scope,rounds,mode,masks_of,level,seed,density,accuracy,best,seconds"
+        "scope,rounds,mode,masks_of,level,seed,density,accuracy,best,seconds,early_stop,early_accuracy"
     )
     assert (rows[0]["decay"], rows[0]["rewind_to"], rows[0]["scope"]) == ("step", "epoch:1", "global")
     assert [(row["mode"], row["masks_of"], row["level"]) for row in rows] == [
@@ -346,9 +346,9 @@ def test_weight_decay_is_the_optimizers(run, tmp_path, monkeypatch, words, decay
 
 
 def test_fine_tuning_at_a_learning_rate_of_zero_is_refused(run, tmp_path):
-    words = [*LOTTERY, "--modes=init,finetune", f"--out_dir={tmp_path}"]
+    words = [*LOTTERY, "--modes=init,none", f"--out_dir={tmp_path}"]
     status, out, err = run(*words, "--decay=cosine")
-    assert (status, out) == (1, "") and "use --decay=step. Received: decay='cosine', modes='init,finetune'\n" in err
+    assert (status, out) == (1, "") and "use --decay=step. Received: decay='cosine', modes='init,none'\n" in err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -463,15 +463,18 @@ def test_the_examples_in_the_help_are_right():
         (["sensitivity", "a", "--sparsities=half"], "kprune sensitivity: flag --sparsities=.*: must be numbers .*"),
         (
             ["sweep", "--methods=snip,snap"],
-            "kprune sweep: flag --methods=.*: must be some of .*synflow.*, each once .*",
+            "kprune sweep: flag --methods=.*: must be one or more of .*synflow.*, each once .*",
         ),
-        (["sweep", "--methods=snip,snip"], "kprune sweep: flag --methods=.*: must be some of .*, each once .*"),
-        (["sweep", "--methods="], "kprune sweep: flag --methods=.*: must be some of .*, each once .*"),
+        (["sweep", "--methods=snip,snip"], "kprune sweep: flag --methods=.*: must be one or more of .*, each once .*"),
+        (["sweep", "--methods="], "kprune sweep: flag --methods=.*: must be one or more of .*, each once .*"),
         (["sweep", "--compressions=10,0.5"], "kprune sweep: flag --compressions=.*: must be numbers of at least 1 .*"),
         (["sweep", "--compressions=10^"], "kprune sweep: flag --compressions=.*: must be numbers of at least 1 .*"),
         (["sweep", "--compressions=10^999"], "kprune sweep: flag --compressions=.*: must be numbers of at least 1 .*"),
         (["sweep", "--seeds=0"], "kprune sweep: flag --seeds=0: must be at least 1 .*"),
-        (["lottery", "--modes=init,shufle"], "kprune lottery: flag --modes=.*: must be some of .*, each once .*"),
+        (
+            ["lottery", "--modes=init,shufle"],
+            "kprune lottery: flag --modes=.*: must be one or more of .*, each once .*",
+        ),
         (["lottery", "--rate=1"], "kprune lottery: flag --rate=1.0: must be above 0 and below 1 .*"),
         (["lottery", "--levels=0"], "kprune lottery: flag --levels=0: must be at least 1 .*"),
         (["lottery", "--rewind_to=begin"], 'kprune lottery: flag --rewind_to=begin: must be "init", a share .*'),

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, EachBatch, assert_programs_agree, assert_zero, data, mlp, steady
+from helpers import CHEAP, EachBatch, assert_programs_agree, assert_zero, built, data, mlp, steady
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -312,6 +312,7 @@ def trained(kind, masked=True, policy="float32", **compile_args):
         kprune.mask(model)
     metrics = {"logits": "mae", "size": "mae"} if kind == "two by two" else ["mae"]
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", metrics=metrics, **{**CHEAP, **compile_args})
+    built(model)
     x, y = batch_for(kind)
     model.train_on_batch(x, y)
     keras.config.set_dtype_policy("float32")
@@ -636,6 +637,7 @@ def test_a_schedule_in_a_fit_lands_on_its_final_sparsity(name):
     for _ in range(2):  # the second model starts from nothing, also where the schedule has a single update
         model = mlp()
         model.compile("sgd", "mse", **CHEAP)
+        built(model)
         seen = []
         watch = EachBatch(lambda model, seen=seen: seen.append(zeros(model)))
         model.fit(*data(n=80), batch_size=8, verbose=0, callbacks=[callback, watch])
@@ -647,6 +649,7 @@ def test_schedules_and_patterns_together(pattern):
     model = mlp()
     kprune.mask(model)
     model.compile("sgd", "mse", **CHEAP)
+    built(model)
     dense = model.get_weights()
     weights = kprune.masked_weights(model)
     for name, row in SCHEDULE_ROWS.items():
@@ -670,6 +673,7 @@ def test_schedules_and_patterns_together(pattern):
 def test_a_resumed_fit_has_the_masks_that_it_had(pattern):
     model, masks = mlp(), []
     model.compile("adam", "mse", **CHEAP)
+    built(model)
     for _ in range(3):  # each ends some steps after an update, so the weights have moved since
         callback = kprune.callbacks.GradualPruning(schedules.Linear(0.1, 0.8, 1, 28, frequency=7), pattern=pattern)
         begin = keras.callbacks.LambdaCallback(
@@ -686,7 +690,7 @@ def test_a_resumed_fit_has_the_masks_that_it_had(pattern):
 # Callbacks
 
 COMPILED = {
-    "plain": dict(jit_compile=False),
+    "plain": dict(jit_compile=False, build=False),
     "jit": dict(jit_compile=True),
     "three steps, jit": dict(steps_per_execution=3, jit_compile=True),
 }
@@ -723,10 +727,10 @@ class OnlyShrinks(keras.callbacks.Callback):
         self.zeros.append(zeros(self.model))
 
 
-def compiled(**arguments):
+def compiled(build=True, **arguments):
     model = mlp()
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1), "mse", **{**CHEAP, **arguments})
-    return model
+    return built(model) if build else model
 
 
 @pytest.mark.parametrize("how", COMPILED)

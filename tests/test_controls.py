@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, EachBatch, assert_zero, data, halve, mlp, steady
+from helpers import CHEAP, EachBatch, assert_zero, built, data, halve, mlp, steady
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -44,6 +44,7 @@ def fitted(half=True):
     """A masked mlp that Adam has trained for a few steps."""
     model = mlp()
     model.compile(keras.optimizers.Adam(0.01), "mse", **CHEAP)
+    built(model)
     kprune.mask(model)
     if half:
         halve(model)
@@ -153,6 +154,7 @@ def test_shuffled_gives_each_entry_the_same_chance():
 def test_shuffled_masks_on_the_initial_weights():
     model = mlp(units=40)
     model.compile(keras.optimizers.Adam(0.01), "mse", **CHEAP)
+    built(model)
     kprune.mask(model)
     initial, biases = values_of(model), [layer.bias for layer in model.layers]
     model.fit(*data(), batch_size=8, verbose=0)
@@ -205,7 +207,10 @@ def test_a_bad_shuffle_changes_nothing():
     for arguments, message in [
         (dict(seed=-1), "Received: seed=-1$"),
         (dict(seed=1.5), "Received: seed=1.5$"),
-        (dict(values={path: values[path] for path in others}), r"an array for each masked weight.*Received: values="),
+        (
+            dict(values={path: values[path] for path in others}),
+            r"exactly one array per masked weight.*Received: values=",
+        ),
         (dict(values={**values, "z": values[first]}), r"Received: values=\[.*'z'\]$"),
         (dict(values=5), r"Received: values=5$"),
         (dict(values={**values, first: values[first].T}), r"of shape \(8, 12\). Received: shape=\(12, 8\)$"),
@@ -263,6 +268,22 @@ def test_masked_weights_are_drawn_anew():
         assert (w.value()[w.kept()] != value[w.kept()]).all() and w.value().dtype == value.dtype
         assert (np.abs(w.value()[w.kept()]) < 3).all() and (w.value()[w.kept()] != 0).all()
     assert_zero(model)
+
+
+def test_pruned_entries_come_back_with_the_values_of_a_fresh_draw():
+    model = fitted()
+    old, kept = values_of(model), masks_of(model)
+    reinitialize(model, seed=4, entries="pruned")
+    now = values_of(model)
+    assert all(mask.all() for mask in masks_of(model).values())
+    assert all(not slot.any() for found in slots(model).values() for slot in found)
+    reinitialize(model, seed=4)  # of the network that is dense now
+    fresh = values_of(model)
+    for path, mask in kept.items():
+        np.testing.assert_array_equal(now[path], np.where(mask, old[path], fresh[path]))
+        assert 0 < mask.sum() < mask.size and (fresh[path] != old[path])[~mask].all()
+    model.fit(*data(seed=1), batch_size=8, verbose=0)
+    assert all((value != fresh[path]).any() for path, value in values_of(model).items())
 
 
 def test_each_layers_own_initializer_draws():
@@ -394,6 +415,8 @@ def test_a_bad_reinitialization_changes_nothing():
         (dict(seed=-1), "Received: seed=-1$"),
         (dict(seed=True), "Received: seed=True$"),
         (dict(weights="kernel"), "Received: weights='kernel'$"),
+        (dict(entries="all"), "Received: entries='all', weights='masked'$"),
+        (dict(entries="pruned", weights="all"), "Received: entries='pruned', weights='all'$"),
     ]:
         with pytest.raises(ValueError, match=message):
             reinitialize(model, **arguments)
@@ -482,7 +505,7 @@ def test_bad_signs_change_nothing():
     before = snapshot(model)
     for given_signs, message in [
         ([1.0], r"such as ticket\.weights\. Received: signs=\[1\.0\]$"),
-        ({}, r"such as ticket\.weights.*0 arrays.*Received: .*signs=\[\]$"),
+        ({}, r"such as ticket\.weights.*0 for 2 variables.*Received: .*signs=\[\]$"),
         ({weight.path: signs[weight.path].T}, r"has shape \(2, 4\). Received: shape=\(4, 2\), signs=\['"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -533,7 +556,7 @@ def test_no_matched_epochs():
         with pytest.raises(ValueError, match=f"Received: epochs={epochs}$"):
             matched_epochs(model, epochs)
     kprune.set_masks(model, {w.path: np.zeros(w.shape, bool) for w in kprune.masked_weights(model)})
-    with pytest.raises(ValueError, match=r"Received: multiply-adds=276, of these left=0, of kernels without a mask=0$"):
+    with pytest.raises(ValueError, match=r"Received: multiply-adds=276, remaining=0, of kernels without a mask=0$"):
         matched_epochs(model, 2)
     images = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3)])
     kprune.mask(images)

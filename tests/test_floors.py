@@ -12,12 +12,12 @@ FLOORS = (
     ("masks",),
     ("channels", "data", "flops"),
     ("criteria", "patterns", "schedules", "scopes", "selection", "sparsities"),
-    ("config",),
-    ("growth", "pruning"),
+    ("config", "cutting"),
+    ("growth", "pruning", "updates"),
     ("deploy", "report", "targets"),
     ("lottery",),
     ("callbacks",),
-    ("analysis", "controls", "experiments"),
+    ("analysis", "controls", "experiments", "tickets"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -399,7 +399,7 @@ def test_what_is_missing_is_said_before_anything_changes():
     model.compile("sgd", "mse")
     before = snapshot(model)
     for inputs_alone in (np.ones((2, 8)), (np.ones((2, 8)),), [(np.ones((2, 8)),)]):
-        with pytest.raises(ValueError, match=r"compiled with needs targets.*Received: y=None$"):
+        with pytest.raises(ValueError, match=r"compiled loss needs targets.*Received: y=None$"):
             kprune.prune(model, "snip", 0.5, data=inputs_alone)
     assert_unchanged(model, before)
 

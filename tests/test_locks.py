@@ -14,7 +14,7 @@ from kprune.callbacks import BackupAndRestore, LotteryTicket
 import kprune
 from kprune.experiments.lottery_runs import run_lotteries
 from kprune.experiments.runs import RunTable
-from kprune.experiments.sweep import Cell, sweep
+from kprune.experiments.sweep import SweepRun, sweep
 from kprune.runtime import files, locks, temporary
 from kprune.runtime.locks import Lock
 
@@ -178,7 +178,7 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplo
         monkeypatch.setattr(locks.fcntl, "lockf", fail)
     with caplog.at_level("WARNING", "absl"), Lock(tmp_path / "b.npz"):
         assert names(tmp_path) == []
-    assert "b.npz is not locked, as" in caplog.text and why in caplog.text
+    assert "b.npz is not locked, because" in caplog.text and why in caplog.text
 
 
 def test_only_the_chief_of_several_workers_asks(tmp_path, monkeypatch):
@@ -207,8 +207,8 @@ def test_a_comparison_of_lotteries(tmp_path):
 
 
 def test_rows_that_the_owner_before_added_are_read(tmp_path):
-    cell = Cell("random", 10.0, 0, 0.5, 0.5, 0.9, 0, 1.0)
-    late, early = (RunTable(tmp_path / "cells.csv", Cell, {}, None) for _ in range(2))
+    cell = SweepRun("random", 10.0, 0, 0.5, 0.5, 0.9, 0, 1.0)
+    late, early = (RunTable(tmp_path / "cells.csv", SweepRun, {}, None) for _ in range(2))
     with early:
         early.add(cell)
     with late:

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 
 import kprune
 from kprune.lottery.rewind import RewindPoint, rewind, snapshot
+from kprune.runtime.files import unpack
 
 DIGITS = load_digits()
 X, Y = (DIGITS.data / 16).astype("float32")[:600], DIGITS.target[:600]
@@ -53,6 +54,34 @@ def assert_same(one, other, but=()):
 
 def masks(model):
     return {weight.path: weight.kept() for weight in kprune.masked_weights(model)}
+
+
+@pytest.mark.parametrize(
+    ("words", "point"),
+    [
+        (["init", 0, "0", "step:0"], RewindPoint(steps=0)),
+        ([100, "100", "step:100"], RewindPoint(steps=100)),
+        (["epoch:2", "epoch:2.0"], RewindPoint(epochs=2.0)),
+        ([0.25, "0.25", "fraction:0.25", RewindPoint(share=0.25)], RewindPoint(share=0.25)),
+        ([1e-5, "1e-05"], RewindPoint(share=1e-5)),
+    ],
+)
+def test_a_rewind_point_is_told_in_one_way_everywhere(words, point):
+    assert [RewindPoint.of(word) for word in words] == [point] * len(words)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", ".", "begin", "1.5", "step:1.5", "step:", "epoch:nan", "epoch:-1", "-1", "1_0", "e-5", None, [1], True],
+)
+def test_other_words_for_a_rewind_point_are_refused(wrong):
+    with pytest.raises(ValueError, match="Received: rewind_to="):
+        RewindPoint.of(wrong)
+
+
+def test_the_old_word_is_answered_with_the_new_one():
+    with pytest.raises(ValueError, match=r"'finetune' is called 'none' now\. Received: rewind='finetune'"):
+        LotteryTicket(levels=1, epochs_per_level=1, rewind="finetune")
 
 
 @pytest.mark.parametrize("optimizer", [None, "sgd", "adamw", "lion"])
@@ -177,6 +206,10 @@ def test_find_ticket_is_the_callback_around_the_users_own_fits(tmp_path):
     assert_same(snapshot(model), snapshot(other))
     assert [(level.number, level.initial_epoch) for level in levels] == [(0, 0), (1, 1), (2, 1)]
     assert kprune.Ticket.load(tmp_path / "run" / "level-1.npz").sparsity == pytest.approx(0.5, abs=1e-3)
+    files = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_file())
+    assert files == ["level-0.npz", "level-1.npz", "level-2.npz", "rewind-point.npz", "state.npz"]
+    arrays, _ = unpack((tmp_path / "run" / "state.npz").read_bytes(), "state.npz")
+    assert {name.partition("/")[0] for name in arrays} == {"mask", "now"}  # the rewind point is kept once
     assert [row["acc"] for row in found.about["results"]] == [row["acc"] for row in lottery.results]
 
 
@@ -230,6 +263,7 @@ def test_find_ticket_shuffles_each_level_alike_with_a_seed():
         {"rate": 1},
         {"epochs_per_level": 0},
         {"rewind": "all"},
+        {"rewind": "finetune"},
         {"rewind_to": "begin"},
         {"rewind_to": -1},
         {"rewind_to": 1.0},
@@ -374,9 +408,9 @@ def test_rewinding_to_another_model_or_optimizer_is_refused_and_changes_nothing(
     model, other = network(), network("sgd")
     taken = snapshot(other)
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"match this optimizer.*Received: 2 arrays"):
+    with pytest.raises(ValueError, match=r"match this optimizer.*Received: arrays=2"):
         rewind(model, taken)
-    with pytest.raises(ValueError, match="Received: rewind='all'"):
+    with pytest.raises(ValueError, match="Received: what='all'"):
         rewind(model, before, "all")
     assert_same(snapshot(model), before)
 
@@ -408,7 +442,7 @@ def test_batches_in_another_order_are_refused():
 
 def test_batches_that_end_an_epoch_early_are_refused():
     model = network()
-    with pytest.raises(Exception, match="no steps_per_epoch"):
+    with pytest.raises(Exception, match="without steps_per_epoch"):
         model.fit(kprune.RewindableBatches(X, Y, 60, model), epochs=2, steps_per_epoch=4, shuffle=False, verbose=0)
 
 

@@ -10,10 +10,11 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP
+from helpers import CHEAP, built
 
 import kprune
 from kprune.experiments.lottery_runs import MODES, LotteryRun, LotteryRuns, run_lotteries
+from kprune.experiments.runs import early_stop
 from kprune.lottery.rewind import restore, rewind
 
 DIGITS = kprune.data.load("digits")
@@ -30,7 +31,7 @@ def build(seed):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     rate = keras.optimizers.schedules.PiecewiseConstantDecay([2 * STEPS - 1], RATE)
     model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"], **CHEAP)
-    return model
+    return built(model)
 
 
 def run(**arguments):
@@ -102,24 +103,26 @@ def by_hand(seed, epochs=3, initial_epoch=0, model=None, callbacks=()):
 
 
 def test_each_mode_is_a_training_by_hand():
-    report = run(modes=["init", "rewind", "learning_rate", "finetune"], seeds=[3])
+    report = run(modes=["init", "weights", "learning_rate", "none"], seeds=[3])
     assert [(c.mode, c.masks_of, c.level, c.seed, c.density) for c in report.cells] == [
         ("dense", "dense", 0, 3, 1.0),
-        *((mode, mode, 1, 3, 0.5) for mode in ("init", "rewind", "learning_rate", "finetune")),
+        *((mode, mode, 1, 3, 0.5) for mode in ("init", "weights", "learning_rate", "none")),
     ]
     model = build(3)
     start, early = kprune.snapshot(model), kprune.callbacks.TakeSnapshot("epoch:1")
     _, dense = by_hand(3, model=model, callbacks=[early])
     assert (report.cells[0].accuracy, report.cells[0].best) == (dense[-1], max(dense))
     trained, full = kprune.snapshot(model), {w.path: w.kept() for w in kprune.masked_weights(model)}
-    to = {"init": (start, "weights"), "rewind": (early.snapshot, "weights")}
-    to |= {"learning_rate": (early.snapshot, "learning_rate"), "finetune": (early.snapshot, "none")}
+    to = {"init": (start, "weights"), "weights": (early.snapshot, "weights")}
+    to |= {"learning_rate": (early.snapshot, "learning_rate"), "none": (early.snapshot, "none")}
     for cell in report.cells[1:]:
         restore(model, full, trained)
         kprune.prune(model, "magnitude", 0.5, verbose=False)
         rewind(model, *to[cell.mode])
         _, accuracy = by_hand(3, initial_epoch=0 if cell.mode == "init" else 1, model=model)
         assert (cell.accuracy, cell.best) == (accuracy[-1], max(accuracy))
+        first = 3 - len(accuracy)
+        assert cell.early_accuracy == accuracy[cell.early_stop // STEPS - 1 - first]
         assert cell.seconds > 0
     assert report.chance == 0.1
 
@@ -149,8 +152,8 @@ def test_where_each_fit_begins(record):
 
 
 def test_controls_of_a_rewound_ticket_begin_where_it_does(record):
-    report = run(modes=["rewind", "shuffle", "reinitialize"])
-    assert [cell.masks_of for cell in report.cells] == ["dense", "rewind", "rewind", "rewind"]
+    report = run(modes=["weights", "shuffle", "reinitialize"])
+    assert [cell.masks_of for cell in report.cells] == ["dense", "weights", "weights", "weights"]
     _, ticket, mixed, fresh = record.fits
     assert [fit["steps"] for fit in (ticket, mixed, fresh)] == [[4, 12], [4, 12], [0, 12]]
     for i, mask in enumerate(ticket["masks"]):
@@ -178,6 +181,7 @@ def test_criteria_that_need_more(criterion):
 
 SETTINGS = ["dataset", "batch_size", "epochs", "levels", "rate", "rewind_to", "criterion", "scope", "rounds"]
 RESULTS = ["mode", "masks_of", "level", "seed", "density", "accuracy", "best", "seconds"]
+RESULTS += ["early_stop", "early_accuracy"]
 
 
 def test_the_file(tmp_path):
@@ -212,7 +216,7 @@ class Killed(BaseException):
     pass
 
 
-LARGE = dict(modes=["init", "rewind", "shuffle", "reinitialize"], levels=2, epochs=2)
+LARGE = dict(modes=["init", "weights", "shuffle", "reinitialize"], levels=2, epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -268,11 +272,9 @@ def test_a_finished_file_is_only_read_and_a_larger_comparison_goes_on_with_it(fi
     part = run(build=refuse_to_build, path=path, levels=2)
     assert part.cells == tuple(cell for cell in first.cells if cell.mode != "shuffle")
     assert path.read_bytes() == before
-    larger = run(path=path, levels=2, modes=["finetune", "init", "reinitialize"])
+    larger = run(path=path, levels=2, modes=["none", "init", "reinitialize"])
     assert path.read_bytes().startswith(before)
-    assert without_seconds(larger.cells) == without_seconds(
-        run(levels=2, modes=["finetune", "init", "reinitialize"]).cells
-    )
+    assert without_seconds(larger.cells) == without_seconds(run(levels=2, modes=["none", "init", "reinitialize"]).cells)
 
 
 def test_a_row_that_was_deleted_comes_back(finished):
@@ -290,7 +292,7 @@ def test_a_row_that_was_deleted_comes_back(finished):
         (dict(levels=1, rate=0.4), r"levels=2 there, 1 now; rate=0.5 there, 0.4 now"),
         (dict(rewind_to="epoch:2"), r"rewind_to=epoch:1 there, epoch:2 now"),
         (dict(criterion="random", scope="erk"), r"criterion=magnitude there, random now; scope= there, erk now"),
-        (dict(settings={"pace": 1}), r"its columns should be pace, dataset, .*Received: path='.*cells.csv'$"),
+        (dict(settings={"pace": 1}), r"its columns must be pace, dataset, .*Received: path='.*cells.csv'$"),
     ],
 )
 def test_a_file_of_another_comparison_is_refused(finished, arguments, message):
@@ -304,7 +306,7 @@ def test_a_file_of_another_comparison_is_refused(finished, arguments, message):
 def test_levels_without_their_file_are_refused(finished):
     path, _ = finished
     path.unlink()
-    with pytest.raises(ValueError, match=r"cells-levels has levels of runs .*Received: path='.*cells.csv'$"):
+    with pytest.raises(ValueError, match=r"cells-levels holds levels of runs .*Received: path='.*cells.csv'$"):
         run(build=refuse_to_build, path=path, levels=2, epochs=2)
     assert not path.exists()
 
@@ -317,17 +319,19 @@ def test_levels_without_their_file_are_refused(finished):
     [
         (dict(modes=["init", "shufle"]), r"Received: mode='shufle'$"),
         (dict(modes=["dense"]), r"Received: mode='dense'$"),
+        (dict(modes=["rewind"]), r"'rewind' is called 'weights' now\. Received: mode='rewind'$"),
+        (dict(modes=["finetune"]), r"'finetune' is called 'none' now\. Received: mode='finetune'$"),
         (dict(modes="init"), r"Received: modes='init'$"),
         (dict(modes=[]), r"Received: modes=\[\]$"),
         (dict(modes=["init", "init"]), r"Received: modes=\['init', 'init'\]$"),
         (
-            dict(modes=["shuffle", "finetune"]),
-            r"whose masks it takes. Received: modes=\['shuffle', 'finetune'\]$",
+            dict(modes=["shuffle", "none"]),
+            r"whose masks it takes. Received: modes=\['shuffle', 'none'\]$",
         ),
-        (dict(modes=["rewind", "init"], rewind_to="init"), r"Received: modes=.*, rewind_to='init'$"),
-        (dict(modes=["rewind", "init"], rewind_to=0.0), r"Received: modes=.*, rewind_to=0.0$"),
+        (dict(modes=["weights", "init"], rewind_to="init"), r"Received: modes=.*, rewind_to='init'$"),
+        (dict(modes=["weights", "init"], rewind_to=0.0), r"Received: modes=.*, rewind_to=0.0$"),
         (dict(rewind_to="begin"), r"Received: rewind_to='begin'$"),
-        (dict(modes=["finetune"], rewind_to="epoch:3"), r"before the end of a level \(12 batches\)"),
+        (dict(modes=["none"], rewind_to="epoch:3"), r"before the end of a level \(12 batches\)"),
         (dict(levels=0), r"Received: levels=0$"),
         (dict(rate=1.0), r"Received: rate=1.0$"),
         (dict(seeds=[0, 0]), r"Received: seeds=\[0, 0\]$"),
@@ -406,10 +410,39 @@ def test_the_figure(tmp_path):
         REPORT.plot("lottery.jpeg")
 
 
+def with_early_stops(report):
+    stops = [dataclasses.replace(c, early_stop=40 * (c.level + c.seed), early_accuracy=0.5) for c in report.cells]
+    return dataclasses.replace(report, cells=tuple(stops))
+
+
+def test_early_stops_have_a_table_and_two_panels_of_their_own():
+    report = with_early_stops(REPORT)
+    assert str(report).splitlines()[:7] == [*str(REPORT).splitlines(), ""]
+    assert str(report).splitlines()[7:] == [
+        " level   density        init     shuffle",
+        " ---------------------------------------",
+        "     0   100.00%    20 +- 20    20 +- 20",
+        "     1    10.00%    60 +- 20    60 +- 20",
+        "     2     1.00%   100 +- 20   100 +- 20",
+        "batches to the lowest test loss, mean +- half the range of 2 seeds",
+    ]
+    _, accuracy, stop = report.plot().axes
+    lines = {line.get_label(): line for line in stop.lines}
+    np.testing.assert_allclose(lines["init"].get_xydata(), [[1, 20], [0.1, 60], [0.01, 100]])
+    assert {line.get_ydata()[0] for line in accuracy.lines} == {0.5}
+
+
+def test_an_early_stop_is_the_epoch_of_the_lowest_test_loss():
+    history = {"val_loss": [3.0, np.nan, 1.0, 2.0], "val_accuracy": [0.1, 0.2, 0.3, 0.4]}
+    assert early_stop(history) == (3, 0.3)
+
+
+PAGE = (DOCS / "lottery.md").read_text()
+
+
 def lotteries_in_the_docs():
     """(lines of the command, file, rows of the table) for each table of docs/lottery.md."""
-    text = (DOCS / "lottery.md").read_text()
-    found = re.findall(r"    kprune lottery (.*?)\n\n(\|.*?)\n\n.*?\((?:lottery/)([\w-]+)\.(?:png|csv)\)", text, re.S)
+    found = re.findall(r"    kprune lottery (.*?)\n\n(\|.*?)\n\n.*?\((?:lottery/)([\w-]+)\.(?:png|csv)\)", PAGE, re.S)
     return [pytest.param(*parts, id=parts[2]) for parts in found]
 
 
@@ -417,16 +450,21 @@ def read_report(name):
     """The report of a file of the docs, and its rows."""
     read = rows(DOCS / "lottery" / f"{name}.csv")
     kinds = {
-        field.name: {"str": str, "int": int, "float": float}[field.type] for field in dataclasses.fields(LotteryRun)
+        field.name: {"str": str, "int": int, "float": float}[field.type.split()[0]]
+        for field in dataclasses.fields(LotteryRun)
     }
-    cells = tuple(LotteryRun(**{key: kind(row[key]) for key, kind in kinds.items()}) for row in read)
+    cells = tuple(LotteryRun(**{key: kind(row[key]) for key, kind in kinds.items() if key in row}) for row in read)
     return LotteryRuns(cells, tuple(dict.fromkeys(cell.mode for cell in cells if cell.level)), 0.1, {}), read
 
 
 @pytest.mark.parametrize(("command", "table", "name"), lotteries_in_the_docs())
 def test_the_docs_show_what_their_files_hold(command, table, name):
     report, read = read_report(name)
-    printed = str(report).replace("+-", "±").splitlines()
+    printed, *early = (block.splitlines() for block in str(report).replace("+-", "±").split("\n\n"))
+    for block in early:  # the table of early stops
+        cells = [re.split(r"  +", line.strip()) for line in (block[0], *block[2:-1])]
+        rows_of = ["| " + " | ".join(row) + " |" for row in cells]
+        assert "\n".join([rows_of[0], "| " + " | ".join(["---:"] * len(cells[0])) + " |", *rows_of[1:]]) in PAGE
     shown = [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()]
     assert [shown[0], *shown[2:]] == [re.split(r"  +", line.strip()) for line in (printed[0], *printed[2:-1])]
     # And the command is the one that made the file.

@@ -161,7 +161,7 @@ def test_what_was_frozen_and_trains_now_is_masked_as_a_callback_begins(caplog):
     with caplog.at_level("WARNING"):
         gradually(model, 0.9)
     assert re.search(
-        r"train now, and are masked now: \S*hidden1/kernel, \S*hidden2/kernel, \S*logits/kernel\n", caplog.text
+        r"train now, so they are now masked: \S*hidden1/kernel, \S*hidden2/kernel, \S*logits/kernel\n", caplog.text
     )
     assert len(kprune.masked_weights(model)) == 4
     sizes = [weight.size for weight in kprune.masked_weights(model)]
@@ -230,7 +230,7 @@ def test_a_model_that_is_not_built_itself_but_made_of_built_models():
 
 
 def test_a_model_that_was_told_its_input_shape_has_all_its_weights_masked():
-    with pytest.raises(ValueError, match=r"build it first.*Received: model=.*late is not built"):
+    with pytest.raises(ValueError, match=r"build it first.*Received: model=.*unbuilt layers=.*late"):
         kprune.mask(Called(layers.Dense(2, name="late")))
     model = Called(layers.Dense(2, name="late"))
     model.build((None, 8))

@@ -116,8 +116,8 @@ def damages():
             replaced("config.json", {"module": "keras.layers", "class_name": "ReLU", "config": {}}),
             "",
         ),
-        "metadata is a list": (replaced("metadata.json", []), "no version of Keras"),
-        "no version": (replaced("metadata.json", {}), "no version of Keras"),
+        "metadata is a list": (replaced("metadata.json", []), "no supported version of Keras"),
+        "no version": (replaced("metadata.json", {}), "no supported version of Keras"),
         "version of tomorrow": (replaced("metadata.json", {"keras_version": "4.0.0"}), "keras_version='4.0.0'"),
         "version is a number": (replaced("metadata.json", {"keras_version": 3}), "keras_version=3"),
         "weights are text": (replaced("model.weights.h5", b"weights"), "damaged"),
@@ -229,7 +229,7 @@ def test_weights_that_lie_in_other_files(masked, tmp_path, capsys):
             else:
                 file["x"] = h5py.ExternalLink(str(secret), "/x") if kind == "external link" else h5py.SoftLink("/y")
         path = write(tmp_path / "links.keras", parts_of(masked), **{"model.weights.h5": buffer.getvalue()})
-        assert "lies in another file" in (words := refusal(path, capsys)) or "is a link" in words
+        assert "is stored in another file" in (words := refusal(path, capsys)) or "is a link" in words
 
 
 def test_a_class_that_is_not_registered_is_one_line(tmp_path, capsys):
@@ -238,8 +238,8 @@ def test_a_class_that_is_not_registered_is_one_line(tmp_path, capsys):
 
     keras.Sequential([keras.Input((4,)), Unknown()]).save(tmp_path / "model.keras")
     words = refusal(tmp_path / "model.keras", capsys)
-    assert "at config.layers.1 of config.json: 'test_saved.Unknown' is not known here" in words
-    assert "registered by `keras.saving.register_keras_serializable()`" in words
+    assert "at config.layers.1 of config.json: 'test_saved.Unknown' is unknown" in words
+    assert "registered with `keras.saving.register_keras_serializable()`" in words
 
 
 def test_a_model_that_is_not_built_is_named_with_its_file(tmp_path, capsys):

@@ -118,14 +118,17 @@ def damaged(kind, folder):
     "kind, words",
     [
         ("no variables", "it has no variables"),
-        ("less data than variables", "the files that hold them 100"),
-        ("no data", "the files that hold them 0"),
+        ("less data than variables", "files that hold them only 100"),
+        ("no data", "files that hold them only 0"),
         ("a bit of the data", ""),
         ("no index", ""),
-        ("paths of other variables", "assets.extra/kprune.json names variables that it does not have, such as 'x'"),
+        (
+            "paths of other variables",
+            "assets.extra/kprune.json names variables that the SavedModel does not have, such as 'x'",
+        ),
         ("paths that are no strings", "assets.extra/kprune.json is damaged"),
-        ("paths of tomorrow", "of a later version of kprune"),
-        ("paths without end", "assets.extra/kprune.json is 16,777,216 bytes large"),
+        ("paths of tomorrow", "by a later version of kprune"),
+        ("paths without end", "assets.extra/kprune.json is 16,777,216 bytes, more than"),
     ],
 )
 def test_damaged(kind, words, exported, tmp_path, capsys):

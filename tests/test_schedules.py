@@ -324,7 +324,7 @@ def held(schedule):
 def test_a_schedule_is_found_by_name():
     assert schedules.get("polynomial") is PolynomialDecay and schedules.get("one_cycle") is OneCycle
     assert schedules.get(Constant(0.5)) == schedules.get(held(Constant(0.5))) == Constant(0.5)
-    with pytest.raises(ValueError, match=r"known ones are 'constant', .*Received: schedule='polynomal'$"):
+    with pytest.raises(ValueError, match=r"pass one of 'constant', .*Received: schedule='polynomal'$"):
         schedules.get("polynomal")
 
 
@@ -387,7 +387,7 @@ def test_an_argument_that_is_not_kept_is_said():
         def __init__(self, tenths):
             super().__init__(tenths / 10)
 
-    with pytest.raises(ValueError, match=r"Received: tenths, which is no attribute$"):
+    with pytest.raises(ValueError, match=r"Received: tenths, which is not an attribute$"):
         Forgets(5).get_config()
 
 

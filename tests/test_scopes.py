@@ -247,7 +247,9 @@ def test_uniform_plus_by_hand():
     assert uniform_plus(scores, 0.5) == {"a": 10, "b": 22, "c": 18}  # 40 of 90
     assert uniform_plus(scores, 0.8) == {"a": 10, "b": 2, "c": 8}  # uniform would leave the last 10 / 90
     assert uniform_plus(scores, 0.82) == {"a": 10, "b": 0, "c": 8}
-    with pytest.raises(ValueError, match=r"first weight and 20 % of the last need 18 entries, sparsity 0.83 leaves 17"):
+    with pytest.raises(
+        ValueError, match=r"first weight and 20 % of the last need 18 entries, but sparsity 0.83 leaves 17"
+    ):
         uniform_plus(scores, 0.83)
     pruned = {**scores, "a": np.full(10, -np.inf)}  # cannot be kept, so nothing is reserved for it
     assert uniform_plus(pruned, 0.9) == {"a": 0, "b": 2, "c": 8}
@@ -286,7 +288,7 @@ def test_per_layer_keeps_any_counts_that_are_given(scores, data):
 @pytest.mark.parametrize(
     ("densities", "message"),
     [
-        ({"a": 0.5}, "No expression matches b. Received: densities="),
+        ({"a": 0.5}, "No expression matches b: add a density for each. Received: densities="),
         ({"a": 0.5, "b": 0.5, "z": 0.5}, "'z' matches none of a, b. Received: densities="),
         (lambda path, shape: -1.0, "finite number >= 0: -1.0 is not. Received: densities="),
     ],
@@ -372,7 +374,7 @@ def test_a_floor_asks_for_no_more_than_is_alive(scores, sparsity, floor):
 
 def test_floors_that_cannot_be_kept():
     scores = {"a": np.ones(4), "b": np.ones(4)}
-    with pytest.raises(ValueError, match=r"floors need 6 entries, sparsity 0.5 leaves 4.*Received: floor=3$"):
+    with pytest.raises(ValueError, match=r"floors need 6 entries, but sparsity 0.5 leaves 4.*Received: floor=3$"):
         with_floor("global", 3)(scores, 0.5)
 
 
@@ -406,7 +408,7 @@ def test_ceilings_by_hand():
     assert with_ceiling("global", {"a": 3})(scores, 0.5) == {"a": 3, "b": 4, "c": 1}
     assert with_ceiling("erk", lambda path: 0 if path == "a" else 4)(scores, 0.75) == {"a": 0, "b": 2, "c": 2}
     assert with_ceiling("global", 0.5)(scores, 0.5) == {"a": 4, "b": 2, "c": 2}
-    with pytest.raises(ValueError, match=r"ceilings hold 8 entries, sparsity 0.4 keeps 10.*Received: ceiling=0.5$"):
+    with pytest.raises(ValueError, match=r"ceilings hold 8 entries, but sparsity 0.4 keeps 10.*Received: ceiling=0.5$"):
         with_ceiling("global", 0.5)(scores, 0.4)
     with pytest.raises(ValueError, match=r"Received: ceiling=\{'z': 1\}$"):
         with_ceiling("global", {"z": 1})(scores, 0.5)
@@ -454,7 +456,9 @@ def test_kept_out_by_hand():
         "b": 50,
         "c": 16,
     }  # as many as "layerwise": 8 + 38 + 30
-    with pytest.raises(ValueError, match=r"stay dense need 50 entries, sparsity 0.6 leaves 40. Received: first=False"):
+    with pytest.raises(
+        ValueError, match=r"stay dense need 50 entries, but sparsity 0.6 leaves 40. Received: first=False"
+    ):
         kept_out("global", paths=["b"])(scores, 0.6)
     with pytest.raises(
         ValueError, match=r"'z' matches none of a, b, c. Received: first=True, last=False, paths=\['z'\]$"
@@ -462,7 +466,7 @@ def test_kept_out_by_hand():
         kept_out("global", first=True, paths=["z"])(scores, 0.5)
     with pytest.raises(ValueError, match=r"Received: expression='\('$"):
         kept_out("global", paths="(")(scores, 0.5)
-    with pytest.raises(ValueError, match=r"keep dense .* Received: first=False, last=False, paths=None"):
+    with pytest.raises(ValueError, match=r"keep dense.* Received: first=False, last=False, paths=None"):
         kept_out("global")
 
 
@@ -506,7 +510,7 @@ def test_combined_scopes_are_exact_and_monotone(name, scores, one, other):
     try:
         many, few = COMBINED[name](scores, low), COMBINED[name](scores, high)
     except ValueError as error:
-        assert " entries, sparsity " in str(error)
+        assert " entries, but sparsity " in str(error)
         return
     for n_keep, sparsity in [(many, low), (few, high)]:
         assert sum(n_keep.values()) == left(scores, sparsity)

@@ -7,9 +7,10 @@ import json
 import keras
 import numpy as np
 import pytest
+from helpers import built
 
 import kprune
-from kprune.experiments.sweep import Cell, Sweep, sweep
+from kprune.experiments.sweep import Sweep, SweepRun, sweep
 
 DIGITS = kprune.data.load("digits")
 SMALL = dataclasses.replace(DIGITS, train=tuple(part[:128] for part in DIGITS.train))
@@ -23,7 +24,7 @@ def build(seed):
     model = kprune.models.lenet_300_100((8, 8, 1), width=0.1)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile("adam", loss, metrics=["accuracy"], jit_compile=keras.backend.backend() == "jax")
-    return model
+    return built(model)
 
 
 def run(**arguments):
@@ -161,7 +162,7 @@ def test_a_finished_file_is_only_read_and_a_larger_sweep_goes_on_with_it(tmp_pat
             r"other settings: rate=0.1 there, 0.2 now; scope=global there, erk now\. .*Received: path='.*cells.csv'$",
         ),
         (dict(rounds=3), r"rounds= there, 3 now"),
-        (dict(settings={"pace": 0.1}), r"its columns should be pace, dataset, .*Received: path='.*cells.csv'$"),
+        (dict(settings={"pace": 0.1}), r"its columns must be pace, dataset, .*Received: path='.*cells.csv'$"),
     ],
 )
 def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
@@ -176,8 +177,8 @@ def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"its columns should be dataset, batch_size"),
-        ("a,b\n1,2\n", r"its columns should be"),
+        ("", r"its columns must be dataset, batch_size"),
+        ("a,b\n1,2\n", r"its columns must be"),
         ("é,b\n1,2\n", r"is not a CSV.*Received: path='.*cells.csv'$"),
         ("{header}\ndigits,64,1,global,,random,10.0,0,0.5,0.5,0.9,0,1.5\n{row},0.", r"^Row 2 of the file is damaged"),
         ("{header}\ndigits,64,1,global,,random,ten,0,0.5,0.5,0.9,0,1.5\n", r"^Row 1 of .*: path='.*cells.csv'$"),
@@ -186,8 +187,8 @@ def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
         ("{header}\n{row},7,0.5,0.9,0,1.5\n", r"accuracy must be between 0 and 1, not 7.0"),
         ("{header}\n{row},0.5,0.5,0.9,-3,1.5\n", r"collapsed must be finite and at least 0, not -3"),
         ("{header}\n{row},0.5,0.5,0.9,0,inf\n", r"seconds must be finite and at least 0, not inf"),
-        ("{header}\n{row},0.5,0.5,0.9,0,1.5,9\n", r"more cells than there are columns"),
-        ("{header}\n{row},0.5,0.5,0.9,0,1.5\n{row},0.6,0.6,0.9,0,1.5\n", r"^Row 2 .*another one's run again"),
+        ("{header}\n{row},0.5,0.5,0.9,0,1.5,9\n", r"more cells than columns"),
+        ("{header}\n{row},0.5,0.5,0.9,0,1.5\n{row},0.6,0.6,0.9,0,1.5\n", r"^Row 2 .*repeats an earlier run"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, content, message):
@@ -261,7 +262,7 @@ def test_a_model_without_accuracy(tmp_path):
         return model
 
     with pytest.raises(
-        ValueError, match=r"metrics=\['accuracy'\]. Received: a model that reports loss, val_loss, sparsity$"
+        ValueError, match=r"metrics=\['accuracy'\]. Received: reported metrics=loss, val_loss, sparsity$"
     ):
         run(build=build_without, path=tmp_path / "cells.csv")
     assert not (tmp_path / "cells.csv").exists()
@@ -271,7 +272,7 @@ def test_a_model_without_accuracy(tmp_path):
 
 
 def cell(method, compression, seed, accuracy, collapsed=0):
-    return Cell(method, compression, seed, accuracy, accuracy, 1 - 1 / compression, collapsed, 1.0)
+    return SweepRun(method, compression, seed, accuracy, accuracy, 1 - 1 / compression, collapsed, 1.0)
 
 
 REPORT = Sweep(

@@ -183,7 +183,7 @@ def test_a_gate_is_linearised_to_the_geometric_mean():
 def test_a_layer_that_cannot_be_linearised_is_named(layer, shape):
     model = keras.Sequential([keras.Input(shape), layer, layers.Flatten(), layers.Dense(2)])
     before = [w.copy() for w in model.get_weights()]
-    with pytest.raises(ValueError, match=f"Received: layer='.*' of class {type(layer).__name__}$"):
+    with pytest.raises(ValueError, match=f"Received: layer='.*', class={type(layer).__name__}$"):
         kprune.prune(model, "synflow", 0.5)
     assert kprune.masked_weights(model) == []
     for a, b in zip(before, model.get_weights(), strict=True):
@@ -193,7 +193,7 @@ def test_a_layer_that_cannot_be_linearised_is_named(layer, shape):
 def test_attention_is_named():
     inputs = keras.Input((4, 5))
     model = keras.Model(inputs, layers.Dense(2)(layers.MultiHeadAttention(2, 3)(inputs, inputs)))
-    with pytest.raises(ValueError, match=r"of class MultiHeadAttention$"):
+    with pytest.raises(ValueError, match=r"class=MultiHeadAttention$"):
         kprune.prune(model, "synflow", 0.5)
 
 
@@ -254,7 +254,7 @@ def test_a_gain_below_float64_is_not_blamed_on_a_missing_path(scale, depth):
     initializer = keras.initializers.Constant(scale)
     hidden = [layers.Dense(8, "relu", kernel_initializer=initializer) for _ in range(depth)]
     model = keras.Sequential([keras.Input((8,)), *hidden])
-    with pytest.raises(ValueError, match=r"scores of .*dense.*/kernel vanish: the network's gain falls below float64"):
+    with pytest.raises(ValueError, match=r"scores of .*dense.*/kernel vanish: the network's gain underflows float64"):
         kprune.prune(model, "synflow", 0.5, rounds=2)
 
 
@@ -266,14 +266,14 @@ def test_products_with_positive_constants_scale_the_scores():
         (score,) = scores_of(keras.Model(inputs, scaled(dense(inputs)))).values()
         np.testing.assert_allclose(score, gain * np.abs(dense.kernel.numpy()), rtol=1e-6)
     for wrong in (lambda x: x * -0.5, lambda x: 4 / x, lambda x: x * x):
-        with pytest.raises(ValueError, match=r"Received: operation=(Multiply|TrueDivide|Divide), named "):
+        with pytest.raises(ValueError, match=r"Received: operation=(Multiply|TrueDivide|Divide), name="):
             scores_of(keras.Model(inputs, wrong(layers.Dense(3)(inputs))))
 
 
 def test_an_open_input_shape_is_refused():
     inputs = keras.Input((None, 3))
     model = keras.Model(inputs, layers.Conv1D(4, 3)(inputs))
-    with pytest.raises(ValueError, match=r"not fixed.*Received: model=.*input_shape=\(None, None, 3\)"):
+    with pytest.raises(ValueError, match=r"unknown dimension.*Received: model=.*input_shape=\(None, None, 3\)"):
         kprune.prune(model, "synflow", 0.5)
 
 
@@ -344,6 +344,6 @@ def test_a_jax_without_the_cpu_is_an_error_that_names_the_variable(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", absent)
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     model = mlp()
-    with pytest.raises(ValueError, match=r"let JAX_PLATFORMS be 'tpu,cpu' before.*JAX_PLATFORMS='tpu'"):
+    with pytest.raises(ValueError, match=r"set it to 'tpu,cpu' before.*JAX_PLATFORMS='tpu'"):
         kprune.prune(model, "synflow", sparsity=0.5, verbose=False)
     assert kprune.summary(model).zeros == 0

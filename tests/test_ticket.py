@@ -1,4 +1,4 @@
-"""A ticket as an artefact: saved, loaded, applied, transferred; what does not fit is refused and changes nothing."""
+"""A ticket as an artifact: saved, loaded, applied, transferred; what does not fit is refused and changes nothing."""
 
 import io
 import os
@@ -73,7 +73,7 @@ def test_transferred_to_another_head():
     ticket = ticket_of(mlp(outputs=3))
     target = mlp(outputs=7)
     head = target.get_layer("logits").kernel.numpy()
-    with pytest.raises(ValueError, match=r"model \(skip=.*logits.*Received: shape=\(12, 3\), skip=None"):
+    with pytest.raises(ValueError, match=r"pass skip=.*logits.*Received: shape=\(12, 3\), skip=None"):
         ticket.apply(target)
     assert kprune.masked_weights(target) == []
     ticket.apply(target, skip="logits")
@@ -85,7 +85,7 @@ def test_transferred_to_another_head():
 def test_a_model_of_another_kind_is_refused_and_stays_as_it_was():
     target = keras.Sequential([keras.Input((8,)), layers.Dense(12)])
     before = target.get_weights()
-    with pytest.raises(ValueError, match=r"does not match.*6 arrays for 2 variables.*Received"):
+    with pytest.raises(ValueError, match=r"does not match.*6 for 2 variables.*Received"):
         ticket_of(mlp()).apply(target)
     assert kprune.masked_weights(target) == []
     np.testing.assert_array_equal(target.get_weights()[0], before[0])
@@ -147,7 +147,7 @@ def test_other_archives_are_refused():
     deflated[40] ^= 255
     deflated[42] ^= 255
     for content in (foreign(zipfile.ZIP_STORED, ("about.json", "{}"), ("sha256", "x")), bytes(deflated)):
-        with pytest.raises(ValueError, match=r"no file of kprune's.*Received: file='here'"):
+        with pytest.raises(ValueError, match=r"Not a kprune file.*Received: file='here'"):
             files.unpack(content, "here")
 
 
@@ -179,7 +179,7 @@ def test_a_name_that_is_not_npz_is_refused(tmp_path):
 def test_what_makes_no_ticket_is_refused():
     with pytest.raises(ValueError, match=r"call kprune.mask first. Received: model="):
         kprune.Ticket.of(mlp())
-    with pytest.raises(ValueError, match=r"must be JSON.*Received: \{'accuracy'"):
+    with pytest.raises(ValueError, match=r"must be JSON.*Received: about=\{'accuracy'"):
         ticket_of(mlp(), accuracy=np.float32(0.5))
 
 
@@ -198,7 +198,7 @@ def test_by_order_a_weight_is_given_to_one_of_its_kind_alone():
     ticket = ticket_of(network(layers.Dense(8)))
     target = network(layers.Dense(8, use_bias=False), layers.LayerNormalization(center=False))
     before = target.get_weights()
-    with pytest.raises(ValueError, match=r"gamma is where it has .*bias.*Received"):
+    with pytest.raises(ValueError, match=r"expected .*gamma, got .*bias.*Received"):
         ticket.apply(target)
     assert kprune.masked_weights(target) == []
     for one, other in zip(before, target.get_weights(), strict=True):

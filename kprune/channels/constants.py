@@ -1,4 +1,4 @@
-"""Which channels are constant, whatever the input, and at which value."""
+"""Which channels are constant, whatever the input, and their values."""
 
 from __future__ import annotations
 

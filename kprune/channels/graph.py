@@ -22,7 +22,7 @@ OTHER_AXIS = "it takes another axis for the channels"
 
 @dataclass(eq=False)
 class Tensor:
-    """What a layer is given or makes.
+    """An input or output of a layer.
 
     Attributes:
         shape: with the batch, None where a size is not fixed; None if nothing is known.
@@ -88,7 +88,7 @@ class Mixer:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A layer's call of another kind: `kind` says what becomes of constants (see `kprune.channels.constants`)."""
+    """A layer's call of another kind: `kind` says what happens to constants (see `kprune.channels.constants`)."""
 
     kind: str
     layer: Any
@@ -157,7 +157,7 @@ class ChannelGraph:
         return np.array([self.find(int(atom)) for atom in atoms], int)
 
     def tie(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Each atom of one array has to stay or go with that of the other."""
+        """Each atom of one array must stay or go with that of the other."""
         for a, b in zip(one, other, strict=True):
             low, high = sorted((self.find(int(a)), self.find(int(b))))  # WHOLE, the lowest, stays the root
             self._parents[high] = low

@@ -20,7 +20,7 @@ Place = tuple[str, int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """What has to stay or go together: one or more channels of one or more layers.
+    """What must stay or go together: one or more channels of one or more layers.
 
     Attributes:
         members: (path, axis, indices) in masked weights: filters, what reads them, their partners.
@@ -65,8 +65,8 @@ class ChannelGroups:
         if not numbers:
             barriers = ", ".join(f"{name} ({reason})" for name, reason in list(graph.barriers.items())[:4])
             raise ValueError(
-                "The model has no group of channels that can be pruned: all lead to its outputs, or to layers that "
-                f"keep them whole ({barriers or 'none'}). Received: model={model.name!r}"
+                "The model has no channel group that can be pruned: all channels lead to its outputs or to layers that "
+                f"need all of them ({barriers or 'none'}); use groups=None. Received: model={model.name!r}"
             )
 
         def numbered(atoms: np.ndarray) -> np.ndarray:
@@ -157,8 +157,8 @@ class ChannelGroups:
             low, high = (middle, high) if count(without(middle)) <= zeros else (low, middle - 1)
         if low == len(order):
             logging.warning(
-                "kprune: only %d of the %d zeros asked for can be made of whole groups of channels: each layer keeps "
-                "at least %d, and what leads to the outputs stays.",
+                "kprune: whole channel groups supply only %d of the %d zeros requested: each layer keeps at least %d "
+                "channels, and channels that lead to the outputs stay. Request a lower sparsity.",
                 count(without(low)),
                 zeros,
                 divisible_by,

@@ -1,4 +1,4 @@
-"""The rules of the channels: how each kind of layer leads channels from its inputs to its output.
+"""The channel rules: how each kind of layer leads channels from its inputs to its output.
 
 `RULES` has one row per kind, by the names that both Kerases share. A rule is a function of the graph, the layer, the
 tensors that it is given and the shape of its output; it enters in the graph what it knows and returns the output, or
@@ -27,7 +27,7 @@ def _channel_axis(layer: Any) -> int:
 
 
 def _made(graph: ChannelGraph, layer: Any, axis: int, atoms: np.ndarray, shape: Shape) -> Tensor:
-    """The output of a layer with an activation of its own: whole, if that mixes channels."""
+    """The output of a layer with its own activation: whole, if that mixes channels."""
     if shape is None:
         graph.tie(atoms, np.zeros_like(atoms))
         return Tensor()

@@ -78,7 +78,7 @@ def _run(graph: ChannelGraph, model: Any, config: dict[str, Any], inputs: list[T
             for position, tensor in enumerate(made):
                 tensors[name, first.get(name, 0) + number, position] = tensor
         if len(later) == len(waiting):
-            raise ValueError(f"The config of the model has a circle. Received: model={model.name!r}")
+            raise ValueError(f"The model's layers form a cycle: rebuild it without one. Received: model={model.name!r}")
         waiting = later
     return [tensors[key] for key in _references(config["output_layers"], nodes)]
 
@@ -90,7 +90,7 @@ def _run_sequential(graph: ChannelGraph, model: Any, config: dict[str, Any], inp
         if name in operations:
             inputs = _call(graph, operations[name], entry, inputs, [])
             if len(inputs) != 1:
-                raise ValueError(f"A layer of a Sequential model has several outputs. Received: layer={name!r}")
+                raise ValueError(f"A layer of a Sequential model must have one output. Received: layer={name!r}")
         elif entry["class_name"] == "InputLayer":
             stand_in = graph.configs.setdefault(id(entry), entry)
             _resized(graph, _Stand(stand_in), inputs[0])
@@ -186,7 +186,7 @@ def _configured(graph: ChannelGraph, layer: Any, entry: dict[str, Any]) -> None:
     known = graph.configs.setdefault(id(layer), entry)
     if known is not entry:
         raise ValueError(
-            "The layer is part of two models inside this one, which a config cannot say. "
+            "The layer is shared by two models nested in this one, which a config cannot express: give each its own. "
             f"Received: layer={layer.name!r}"
         )
     entry.pop("build_config", None)
@@ -239,7 +239,7 @@ def _first_calls(config: dict[str, Any], nodes: dict[str, Any]) -> dict[str, int
 
 
 def _others(structure: Any, keys: list[Key]) -> Iterator[Any]:
-    """What a call is given beside tensors: numbers, names, arrays; nothing that is None or False."""
+    """A call's arguments other than tensors: numbers, names, arrays; nothing that is None or False."""
     if isinstance(structure, dict):
         if structure.get("class_name") != "__keras_tensor__":
             for name, value in structure.items():
@@ -265,7 +265,7 @@ def _check_known(model: Any) -> None:
         )
     if not sequential and not {"layers", "input_layers", "output_layers"} <= set(config):
         raise ValueError(
-            "The channels of a subclassed model cannot be followed: what its `call` does is not known. Build it of "
+            "The channels of a subclassed model cannot be traced, because its `call` is unknown. Build it with "
             f"keras.Sequential or keras.Model(inputs, outputs). Received: model={model.name!r}, "
             f"class={type(model).__name__}"
         )

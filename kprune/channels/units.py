@@ -1,4 +1,4 @@
-"""Rules of layers that have several weights for each of their channels: units of an RNN, heads of an attention."""
+"""Rules of layers with several weights per channel: units of an RNN, heads of an attention layer."""
 
 from __future__ import annotations
 

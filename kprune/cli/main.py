@@ -80,7 +80,7 @@ def _refuse(message: str, status: int = 2) -> int:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Whether it comes from Ctrl-C: TensorFlow's C++, interrupted while it traces, raises an error of its own."""
+    """Whether it comes from Ctrl-C: TensorFlow's C++, interrupted while it traces, raises its own error."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, KeyboardInterrupt) or "KeyboardInterrupt" in str(chain):

@@ -1,4 +1,4 @@
-"""Flags and subcommands of a command line, over absl: each command with flags and a help of its own."""
+"""Flags and subcommands of a command line, on top of absl: each command has its own flags and help."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Option:
 
     @property
     def usage(self) -> str:
-        """The flag as its user writes it."""
+        """The flag as the user types it."""
         if isinstance(self.kind, tuple):
             return f"--{self.name}=NAME"
         return f"--{self.name}" + {bool: "", int: "=N", float: "=X", str: f"={self.word}", list: "=A,B"}[self.kind]
 
     @property
     def line(self) -> str:
-        """Its line in the help."""
+        """The flag's line in the help."""
         shown = "" if self.default is None else f" [{'off' if self.default is False else self.default}]"
         return f"  {self.usage:<21}{self.help}{shown}"
 

@@ -5,6 +5,8 @@ A criterion is registered with the traits in which it differs from the plain cas
 - `default_rounds`: rounds of scoring and cutting where the user does not say (1);
 - `needs`: ("data",) if it asks the loss, and so reads `context.data` (nothing);
 - `tracker`: the class of what watches the training for it, a `Tracker`; it reads `context.tracker` then (None);
+- `entrywise`: the ufunc of NumPy, with one of its name in `keras.ops`, that makes a weight's entry its score; masks are
+  then updated without holding the scores, or on an accelerator (None);
 - `revives`: whether a weight that an earlier round cut may return in a later one (False).
 """
 
@@ -28,7 +30,7 @@ CRITERIA = Registry("criterion")
 
 @dataclass
 class Context:
-    """What a criterion may look at. It changes nothing in the model.
+    """What a criterion may read. It changes nothing in the model.
 
     Attributes:
         model: the masked model.
@@ -46,6 +48,11 @@ class Context:
     data: list[Batch] = field(default_factory=list, repr=False)
     tracker: Any = None
     _made: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def size(self) -> int:
+        """The number of entries of all masked weights."""
+        return sum(weight.size for weight in self.weights)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make()` returned in the first round: a compiled scorer serves all rounds."""

@@ -1,4 +1,4 @@
-"""Criteria that compare a weight with what it was before training (arXiv:1905.01067)."""
+"""Criteria that compare a weight with its value before training (arXiv:1905.01067)."""
 
 import numpy as np
 

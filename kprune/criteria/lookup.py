@@ -1,4 +1,4 @@
-"""Criteria by name, and as what JSON can hold."""
+"""Criteria by name, and their JSON form."""
 
 from __future__ import annotations
 

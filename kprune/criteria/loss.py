@@ -1,4 +1,4 @@
-"""Criteria that ask the loss: SNIP, its iterative forms, GraSP, Taylor and Fisher. They need data."""
+"""Criteria that use the loss: SNIP, its iterative forms, GraSP, Taylor and Fisher. They need data."""
 
 from __future__ import annotations
 

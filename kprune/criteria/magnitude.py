@@ -1,11 +1,12 @@
-"""Magnitude: the size of a weight, alone or beside the others of its layer."""
+"""Magnitude: the size of a weight, alone or relative to the others of its layer."""
 
 import numpy as np
 
+from ..util.threads import side_by_side
 from .base import CRITERIA, Context, Scores
 
 
-@CRITERIA.register("magnitude")
+@CRITERIA.register("magnitude", entrywise=np.absolute)
 def magnitude(context: Context) -> Scores:
     """The absolute value: score = |w| (arXiv:1506.02626).
 
@@ -20,10 +21,11 @@ def magnitude(context: Context) -> Scores:
     >>> dense.kernel.numpy().tolist()
     [[0.0, -4.0], [-3.0, 0.0]]
     """
-    return {weight.path: np.abs(weight.value()) for weight in context.weights}
+    absolute = side_by_side(lambda weight: np.abs(weight.seen()), context.weights, context.size)
+    return dict(zip((weight.path for weight in context.weights), absolute, strict=True))
 
 
-@CRITERIA.register("large_final")
+@CRITERIA.register("large_final", entrywise=np.absolute)
 def large_final(context: Context) -> Scores:
     """The final magnitude: score = |w|, by the name it has among the mask criteria of arXiv:1905.01067.
 

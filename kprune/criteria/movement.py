@@ -1,4 +1,4 @@
-"""Movement: how far training has moved a weight away from zero, or towards it."""
+"""Movement: how far training has moved a weight away from zero, or toward it."""
 
 from __future__ import annotations
 

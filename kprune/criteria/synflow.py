@@ -27,7 +27,7 @@ Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
 
 
 def _rounds(power: int, context: Context, n_keep: list[int], advance: Callable[[int], Any]) -> Masks | None:
-    """All rounds in one loop on the accelerator; None where there is none, or the host has to say what is wrong."""
+    """All rounds in one loop on the accelerator; None without one, or if the host must report what is wrong."""
     device = synflow_loop.accelerator(context)
     if device is None:
         return None
@@ -108,12 +108,12 @@ def _flow(context: Context, power: int, inputs: str) -> Scores:
     for i, (weight, score) in enumerate(zip(context.weights, scores, strict=True)):
         if not (np.isfinite(total) or np.isfinite(score).all()):
             raise ValueError(
-                f"SynFlow's scores of {weight.path} are infinite or NaN: the network's gain leaves float64. Scale its "
-                f"weights down, or use another criterion. Received: R={total}"
+                f"SynFlow's scores of {weight.path} are infinite or NaN: the network's gain overflows float64. Scale "
+                f"its weights down, or use another criterion. Received: R={total}"
             )
         if 0 < total < SMALLEST or (untouched and not score.any() and _vanishes(context, power, inputs, i)):
             raise ValueError(
-                f"SynFlow's scores of {weight.path} vanish: the network's gain falls below float64. Scale its weights "
+                f"SynFlow's scores of {weight.path} vanish: the network's gain underflows float64. Scale its weights "
                 f"up, or use another criterion. Received: R={total}"
             )
         if untouched and not score.any():
@@ -146,7 +146,7 @@ def _make_scorer(context: Context, power: float = 1, inputs: str = "ones") -> Sc
     make = {"tensorflow": _tensorflow_scorer, "jax": _jax_scorer}.get(keras.backend.backend())
     if make is None:
         raise ValueError(
-            "SynFlow runs on the tensorflow and jax backends of Keras. "
+            "SynFlow needs the tensorflow or jax backend: set KERAS_BACKEND before importing keras. "
             f"Received: keras.backend.backend()={keras.backend.backend()!r}"
         )
     flow = _make_flow(context, power, given)
@@ -250,8 +250,8 @@ def _jax_scorer(flow: _Flow) -> Scorer:
     except RuntimeError as error:
         platforms = os.environ.get("JAX_PLATFORMS")
         raise ValueError(
-            "SynFlow scores on the host's CPU, in float64, and JAX was told to leave the CPU out: let JAX_PLATFORMS be "
-            f"'{platforms},cpu' before Python starts. Received: JAX_PLATFORMS={platforms!r}"
+            "SynFlow scores on the host's CPU, in float64, but JAX_PLATFORMS leaves the CPU out: set it to "
+            f"'{platforms},cpu' before starting Python. Received: JAX_PLATFORMS={platforms!r}"
         ) from error
 
     def score(masks: list[Any], kernels: list[Any], constants: list[Any]) -> Any:

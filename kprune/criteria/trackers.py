@@ -1,4 +1,4 @@
-"""Trackers: what watches a training for a criterion that must know more than the weights as they are."""
+"""Trackers: they watch training for criteria that need more than the current weights."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Tracker:
     """
 
     def begin(self, model: Any) -> None:
-        """Training begins; or it goes on from weights that something else has set, such as a backup or a rewind."""
+        """Training begins, or continues from weights that something else has set, such as a backup or a rewind."""
 
     def after_step(self, model: Any) -> None:
         """A step of the optimizer has been taken; with `steps_per_execution` = n, n steps."""
 
     def ready(self) -> bool:
-        """Whether it has seen enough of the training to prune by."""
+        """Whether it has seen enough of the training for pruning."""
         return True
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """What is to be kept in a backup: arrays by names that do not depend on the layers' own."""
+        """The state to keep in a backup: arrays by names that do not depend on the layers' own."""
         return {}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Take over what `get_state` gave, before `begin`."""
+        """Restore what `get_state` returned, before `begin`."""
 
 
 class ArrayTracker(Tracker):
@@ -55,7 +55,7 @@ class ArrayTracker(Tracker):
         shapes, expected = [array.shape for array in self.arrays], [weight.shape for weight in weights]
         if shapes != expected:
             raise ValueError(
-                f"{type(self).__name__} has watched another model, or none yet: call its begin(model) before the "
+                f"{type(self).__name__} has watched another model, or none yet: call its begin(model) before "
                 f"training. Received: {len(shapes)} arrays {str(shapes)[:200]} for weights {str(expected)[:200]}"
             )
         return dict(zip((weight.path for weight in weights), self.arrays, strict=True))
@@ -68,7 +68,7 @@ class ArrayTracker(Tracker):
 
 
 class InitialWeights(ArrayTracker):
-    """The weights as they are when training begins: at the start of a fit, or at a lottery's rewind point.
+    """The weights at the beginning of training: at the start of a fit, or at a lottery's rewind point.
 
     For the criteria "large_init", "magnitude_increase" and "init_final_sign" (arXiv:1905.01067).
 

@@ -1,4 +1,4 @@
-"""Batches of data for the criteria that need some, and samples with the same number of examples of each class."""
+"""Batches of data for criteria that need them, and samples with the same number of examples per class."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def examples(batch: Batch) -> Iterator[Batch]:
 
 def _finite(data: Any) -> Iterator[Any]:
     """All batches of data that yield batches; ValueError if they have no end."""
-    endless = "`data` repeats without end, so `batches` must say how many to take. Received: batches=None"
+    endless = "`data` repeats endlessly, so `batches` must say how many batches to take. Received: batches=None"
     if hasattr(data, "cardinality") and int(data.cardinality()) == -1:  # of a tf.data.Dataset: infinite
         raise ValueError(endless)
     if isinstance(data, keras.utils.PyDataset) and data.num_batches is None:
@@ -119,15 +119,15 @@ def _finite(data: Any) -> Iterator[Any]:
         size += 0 if known else sum(getattr(part, "nbytes", 0) or np.asarray(part).nbytes for part in _leaves(batch))
         if not known and (n >= MOST_BATCHES or size > MOST_BYTES):
             raise ValueError(
-                f"`data` did not end within {MOST_BATCHES} batches and {MOST_BYTES / 2**30:.3g} GiB; if it ends "
-                "at all, say how many batches to take. Received: batches=None"
+                f"`data` did not end within {MOST_BATCHES} batches and {MOST_BYTES / 2**30:.3g} GiB: pass "
+                "`batches`, the number of batches to take. Received: batches=None"
             )
         yield batch
 
 
 def _slices(data: tuple[Any, ...]) -> Iterator[Batch]:
     if len(data) not in (1, 2, 3):
-        raise ValueError(f"A tuple of data must be (x, y) or (x, y, sample_weight). Received: length={len(data)}")
+        raise ValueError(f"`data`, if a tuple, must be (x, y) or (x, y, sample_weight). Received: length={len(data)}")
     arrays = keras.tree.map_structure(np.asarray, tuple(data), none_is_leaf=False)
     lengths = {len(array) for array in _leaves(arrays)}
     if len(lengths) != 1:

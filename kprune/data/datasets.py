@@ -113,22 +113,30 @@ class Dataset:
         if devices == 1:
             return self
         if not isinstance(self.train, tuple) or not isinstance(self.test, tuple):
-            raise ValueError(f"Only arrays can be divided among {devices} devices. Received: data={self.name!r}")
+            raise ValueError(
+                f"Only arrays can be divided among {devices} devices, not folders. Received: data={self.name!r}"
+            )
         if self.batch_size % devices:
             raise ValueError(
-                f"A batch must divide evenly among {devices} devices. Received: batch_size={self.batch_size}"
+                f"`batch_size` must be a multiple of the {devices} devices. Received: batch_size={self.batch_size}"
             )
 
         def cut(x: np.ndarray, y: np.ndarray) -> Arrays:
             left = len(x) % devices
             if left:
-                logging.warning("%s: %d of %d examples left out, for %d devices", self.name, left, len(x), devices)
+                logging.warning(
+                    "%s: left out %d of %d examples to divide the rest evenly among %d devices.",
+                    self.name,
+                    left,
+                    len(x),
+                    devices,
+                )
             return x[: len(x) - left], y[: len(x) - left]
 
         return replace(self, train=cut(*self.train), test=cut(*self.test))
 
     def sample(self, per_class: int = 10, seed: int = 0) -> Arrays:
-        """Training examples, the same number of each class: what the criteria that need data are given.
+        """Training examples, the same number per class, for the criteria that need data.
 
         Args:
             per_class: Examples of each class; all of those of a class that has fewer.
@@ -212,14 +220,14 @@ def load(
         ((8, 8, 1), 10)
     """
     if name not in NAMES:
-        raise ValueError(f"name must be one of {', '.join(map(repr, NAMES))}. Received: name={name!r}")
+        raise ValueError(f"`name` must be one of {', '.join(map(repr, NAMES))}. Received: name={name!r}")
     if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1. Received: batch_size={batch_size!r}")
+        raise ValueError(f"`batch_size` must be >= 1. Received: batch_size={batch_size!r}")
     if name == "imagenet":
         return _images(name, directory, image_size, batch_size, seed)
     for argument, value in {"directory": directory, "image_size": image_size}.items():
         if value is not None:
-            raise ValueError(f"{argument} belongs to 'imagenet' alone. Received: {argument}={value!r}")
+            raise ValueError(f"`{argument}` is only for 'imagenet'. Received: {argument}={value!r}")
     train, test, classes = _digits() if name == "digits" else _downloaded(name)
     return Dataset(name, train, test, train[0].shape[1:], classes, batch_size)
 
@@ -229,7 +237,7 @@ def _digits() -> tuple[Arrays, Arrays, int]:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        message = "The data set 'digits' comes with scikit-learn, which is missing: pip install kprune[demo]"
+        message = "The data set 'digits' comes with scikit-learn, which is not installed: pip install kprune[demo]"
         raise ImportError(message) from error
     images, labels = load_digits(return_X_y=True)
     x = _scaled(images.reshape(-1, 8, 8), 16)
@@ -305,14 +313,14 @@ def _images(
     seed: int,
 ) -> Dataset:
     if directory is None:
-        raise ValueError(f"{name!r} needs the folder that holds train/ and val/. Received: directory=None")
+        raise ValueError(f"{name!r} needs `directory`, a folder that holds train/ and val/. Received: directory=None")
     if image_size is None or len(image_size) != 2 or min(image_size) < 1:
-        raise ValueError(f"{name!r} needs (height, width) in pixels. Received: image_size={image_size!r}")
+        raise ValueError(f"{name!r} needs `image_size`, (height, width) in pixels. Received: image_size={image_size!r}")
     root = Path(directory)
     train_folder = root / "train"
     test_folder = root / "val" if (root / "val").is_dir() else root / "test"
     if not (train_folder.is_dir() and test_folder.is_dir()):
-        raise ValueError(f"The folder must hold train/ and val/ or test/. Received: directory='{root}'")
+        raise ValueError(f"`directory` must hold train/, and val/ or test/. Received: directory='{root}'")
     classes = _class_names(train_folder)
     # A class folder missing on one side would shift the class ids of the other.
     if not classes or _class_names(test_folder) != classes:

@@ -1,4 +1,4 @@
-"""Data whose order follows the batches that the optimizer has taken, so that it is rewound and resumed with them."""
+"""Data whose order follows the optimizer's steps, so that it is rewound and resumed with them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RewindableBatches(keras.utils.PyDataset):
             raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
         if getattr(model, "optimizer", None) is None:
             raise ValueError(
-                f"The order follows the model's optimizer: compile the model first. Received: model={model!r}"
+                f"The batches follow the model's optimizer: compile the model first. Received: model={model!r}"
             )
         self.arrays, self.size, self.batch_size, self.model, self.seed = (x, y), sizes.pop(), batch_size, model, seed
         self.on_epoch_begin()
@@ -70,21 +70,21 @@ class RewindableBatches(keras.utils.PyDataset):
         return math.ceil(self.size / self.batch_size)
 
     def on_epoch_begin(self) -> None:
-        """Keras calls it before the batches of an epoch: they begin where the optimizer is."""
+        """Called by Keras before the batches of an epoch: they begin where the optimizer is."""
         # Not in __getitem__: in the JAX trainer the optimizer cannot be read while an epoch runs.
         self._begin, self._next = batches_taken(self.model.optimizer), 0
 
     def __getitem__(self, index: int) -> Any:
         if index not in (0, self._next):
             raise ValueError(
-                "Batches come one after the other, all of them in each epoch: give fit shuffle=False, and no "
+                "Batches must be read in order, all of them in each epoch: call fit with shuffle=False and without "
                 f"steps_per_epoch. Received: index={index}"
             )
         self._next = index + 1
         return self.after(self._begin + index)
 
     def after(self, taken: int) -> Any:
-        """The batch that follows when the optimizer has taken so many, as (x, y)."""
+        """The batch that follows after this many optimizer steps, as (x, y)."""
         turn, place = divmod(taken, len(self))
         order = np.random.default_rng([self.seed, turn]).permutation(self.size)
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
@@ -92,7 +92,7 @@ class RewindableBatches(keras.utils.PyDataset):
         return keras.tree.map_structure(lambda array: array[chosen], self.arrays)
 
     def to_tf_data(self) -> Any:
-        """The batches from where the model is on, without end, for one `fit` of a tf_keras model.
+        """Endless batches from the model's current position, for one `fit` of a tf_keras model.
 
         tf_keras does not tell its data when an epoch begins. So the dataset begins at the step where the optimizer is
         when this is called, as suits each level of `kprune.find_ticket`; a rewind inside that `fit` (`LotteryTicket`),

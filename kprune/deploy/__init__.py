@@ -1,1 +1,1 @@
-"""A trained sparse model, written for where it will run."""
+"""Deployment: a trained sparse model, shrunk and exported."""

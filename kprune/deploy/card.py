@@ -78,10 +78,10 @@ class Card:
             if (entry.format, entry.network) == (format, network):
                 return entry
         known = ", ".join(f"{entry.network} {entry.format}" for entry in self.entries)
-        raise ValueError(f"The card has {known}. Received: format={format!r}, network={network!r}")
+        raise ValueError(f"The card has no such entry, only {known}. Received: format={format!r}, network={network!r}")
 
     def dense_of(self, entry: Entry) -> Entry:
-        """The dense file that an entry is held against: that of its own format, else the first of all."""
+        """The dense file to compare an entry with: that of its own format, else the first."""
         own = [e for e in self.entries if e.network == "dense" and e.format == family(entry.format)]
         return own[0]
 
@@ -154,7 +154,7 @@ class Card:
         ]
 
     def _shortfalls(self, entry: Entry) -> Iterator[str]:
-        """Says where a file gains nothing, and why."""
+        """Where a file gains nothing, and why."""
         ratios = self._ratios(entry)
         if entry.zeros == 0 and entry.size == self.dense_of(entry).size:
             return
@@ -171,7 +171,7 @@ class Card:
 
 @contextmanager
 def filled(model: Any) -> Iterator[Any]:
-    """Inside, the model with random values for the zeros of its kernels, of their kernel's spread; then as it was."""
+    """Inside, random values of each kernel's spread replace its zeros; afterwards the model is as it was."""
     rng = np.random.default_rng(0)
     before = []
     try:
@@ -235,7 +235,7 @@ def _counted(model: Any) -> tuple[int, int, int | None, int | None]:
 
 
 def machine() -> str:
-    """What the latency was measured on."""
+    """The machine on which the latency was measured."""
     return f"{platform.machine()} {platform.system()}"
 
 

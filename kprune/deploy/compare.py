@@ -8,7 +8,7 @@ from .sample import HINT
 
 
 def difference(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """The largest difference relative to the largest output; what is no float must be equal, or it is infinite."""
+    """The largest difference relative to the largest output; infinite if values other than floats differ."""
     worst = 0.0
     numbers = [e for e in expected if e.dtype.kind in "fV" and e.size]
     scale = max([float(np.nanmax(np.abs(e.astype(np.float64)), initial=0.0)) for e in numbers], default=0.0) or 1.0
@@ -32,7 +32,7 @@ def check_outputs(
     worst = difference(actual, expected)
     if steady and not worst <= tolerance:
         raise RuntimeError(
-            f"Export: {what} does not predict what the masked model predicts, so nothing was written. If that is due "
+            f"Export: {what} and the masked model predict different outputs, so nothing was written. If that is due "
             f"to the random inputs, {HINT}. Received: relative difference={worst:.3g}, tolerance={tolerance}"
         )
     return worst

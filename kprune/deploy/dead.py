@@ -1,4 +1,4 @@
-"""Dead channels: which of a model's channels can go, and what the weights that stay have to take over from them."""
+"""Dead channels: which channels of a model can go, and what the remaining weights must take over from them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Plan:
         return value
 
     def new_value(self, variable: Any, read: Read) -> np.ndarray:
-        """What the smaller model's weight has to be."""
+        """The value of the smaller model's weight."""
         return self.cut(variable, self.values.get(id(variable), read(variable)))
 
     def _slots(self) -> dict[int, list[Any]]:
@@ -152,7 +152,7 @@ def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
 
 
 def _fill_up(graph: ChannelGraph, living: np.ndarray, divisor: int) -> None:
-    """Let dead channels live where a layer would have none, or no multiple of the divisor."""
+    """Keep dead channels where a layer would have none left, or not a multiple of the divisor."""
     layers = [graph.roots(size.atoms) for size in graph.sizes if size.axis is None]
     changed = True
     while changed:

@@ -1,4 +1,4 @@
-"""Export: plain files of a sparse model, each opened again and compared with it before it is called done."""
+"""Export: plain files of a sparse model, each opened again and compared with it before it is final."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Export:
         return self.card.entry("saved_model").zipped
 
     def to_dict(self) -> dict[str, Any]:
-        """Files, difference and card as what JSON can hold."""
+        """Files, difference and card in a form that JSON can hold."""
         known = None if np.isnan(self.difference) else self.difference
         return {"files": {f: str(p) for f, p in self.files.items()}, "difference": known, "card": self.card.to_dict()}
 
@@ -91,7 +91,9 @@ class Export:
 
     def _file(self, format: str) -> pathlib.Path:
         if format not in self.files:
-            raise ValueError(f"This export holds {', '.join(self.files)}. Received: format={format!r}")
+            raise ValueError(
+                f"The export has no file of this format, only {', '.join(self.files)}. Received: format={format!r}"
+            )
         return self.files[format]
 
 
@@ -171,12 +173,12 @@ def export(
 def _checked(format: str | Sequence[str]) -> tuple[str, ...]:
     names = check_strings("format", format)
     if not names or len(set(names)) < len(names) or not set(names) <= set(FORMATS):
-        raise ValueError(f"`format` must be one or several of {', '.join(FORMATS)}. Received: format={format!r}")
+        raise ValueError(f"`format` must be one or more of {', '.join(FORMATS)}. Received: format={format!r}")
     return names
 
 
 def targets(path: str | os.PathLike[str], format: str | Sequence[str] = DEFAULT) -> list[pathlib.Path]:
-    """All that `export` writes, by its arguments.
+    """All files that `export` writes for these arguments.
 
     >>> [file.name for file in targets("out/net", "keras")]
     ['net.keras', 'net.card.json', 'net.card.md']
@@ -210,7 +212,7 @@ def _labeled(model: Any, data: Any) -> tuple[Sample, np.ndarray]:
     if labels.ndim != 1 or len(labels) != len(batch.arrays[0]):
         raise ValueError(
             "`data` must hold one class label for each example. Received: "
-            f"{len(batch.arrays[0])} examples, y.shape={np.shape(data[1])}"
+            f"examples={len(batch.arrays[0])}, y.shape={np.shape(data[1])}"
         )
     return batch, labels
 
@@ -227,8 +229,8 @@ def _export(
     steady = difference(again, expected) == 0.0
     if not steady:
         logging.warning(
-            "kprune.export: the model predicts something else each time, also from the same seeds and states, so the "
-            "files are opened and run, but their predictions are not compared."
+            "kprune.export: the model's predictions vary between calls, even from the same seeds and states, so the "
+            "exported files were opened and run, but their predictions were not compared."
         )
     with _os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -253,8 +255,8 @@ def _export(
                 worst = max(worst, check_outputs(FORMATS[format].title, found.run(batch), expected, TOLERANCE, steady))
                 if found.zeros < zeros:
                     raise RuntimeError(
-                        f"Export: {FORMATS[format].title} has lost zeros, so nothing was written. "
-                        f"Received: {found.zeros:,} zeros, {zeros:,} in the model"
+                        f"Export: {FORMATS[format].title} lost some of the model's zeros, so nothing was written. "
+                        f"Received: zeros={found.zeros:,}, zeros of the model={zeros:,}"
                     )
             opened |= {(format, "dense"): FORMATS[format].open(file, model) for format, file in bases.items()}
             paths = {(f, "sparse"): p for f, p in made.items()} | {(f, "dense"): p for f, p in bases.items()}
@@ -314,7 +316,7 @@ def _accuracy(opened: Opened, x: Sample, labels: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _os_errors(target: pathlib.Path) -> Iterator[None]:
-    """Inside, whatever a library raises because a file cannot be written is an OSError that names `target`."""
+    """Inside, any error of a library about writing a file becomes an OSError that names `target`."""
     tf = sys.modules.get("tensorflow")
     numbers: dict[type[Exception], int] = {}
     if tf is not None:
@@ -332,7 +334,7 @@ def _os_errors(target: pathlib.Path) -> Iterator[None]:
 
 
 def _move(goals: dict[pathlib.Path, pathlib.Path]) -> None:
-    """Rename each source to its goal; if one cannot be, what was at the goals is there again."""
+    """Rename each source to its goal; if one rename fails, restore what was at the goals."""
     moved: list[tuple[pathlib.Path, pathlib.Path]] = []
     try:
         for source, goal in goals.items():

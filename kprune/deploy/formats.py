@@ -59,14 +59,14 @@ class Format:
     needs: str = "tensorflow"
 
     def check(self, name: str) -> None:
-        """Raises ImportError, in one line, unless the package that it takes can be imported."""
+        """Raise ImportError, in one line, unless the package that it needs can be imported."""
         if not self.needs:
             return
         try:
             importlib.import_module(self.needs)
         except ImportError as error:
             raise ImportError(
-                f"format={name!r} is written by {self.needs}, on every backend, and {self.needs} is not installed: "
+                f"format={name!r} needs {self.needs} on every backend, and it is not installed: "
                 f"pip install {self.needs}, or export format='keras' and convert that file on another machine "
                 "(kprune export MODEL.keras --format=...)."
             ) from error

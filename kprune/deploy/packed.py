@@ -1,4 +1,4 @@
-"""The packed SavedModel: a bit for each weight and the values of those that are not 0, unpacked once at load."""
+"""The packed SavedModel: one bit per weight and the nonzero values, unpacked once at load."""
 
 from __future__ import annotations
 

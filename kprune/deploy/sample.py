@@ -1,4 +1,4 @@
-"""Inputs on which exported files are compared with their model: as `predict` takes them, and as the files will."""
+"""Inputs for comparing exported files with their model, as `predict` takes them and as the files will."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def unchanged(model: Any) -> Iterator[None]:
 
 @contextmanager
 def from_reset_states(model: Any) -> Iterator[None]:
-    """Inside, stateful recurrent layers begin anew, as in their files; afterwards, they are where they were."""
+    """Inside, stateful recurrent layers start from reset states, as in their files; afterwards they are restored."""
     with unchanged(model):
         for state in _recurrent_states(model):
             state.assign(np.zeros(state.shape, to_numpy(state).dtype))
@@ -143,7 +143,7 @@ def _states(model: Any) -> list[Any]:
 
 
 def _recurrent_states(model: Any) -> list[Any]:
-    """What either Keras counts among no model's variables."""
+    """States that neither Keras lists among a model's variables."""
     layers = model.submodules if is_tf_keras(model) else all_layers(model)
     stateful = [layer for layer in layers if getattr(layer, "stateful", False) and getattr(layer, "states", None)]
     return [state for layer in stateful for state in keras.tree.flatten(layer.states) if state is not None]

@@ -38,8 +38,8 @@ def write(model: Any, folder: Path, batch: Sample) -> None:
         archive = _traced(model, fixed)
         size = len(fixed.arrays[0])
         logging.warning(
-            "kprune: the model cannot be traced for a batch of any size, so the SavedModel takes batches of %d, as "
-            "`inputs=` has. The cause: %s",
+            "kprune: the model cannot be traced with an open batch size, so the SavedModel takes batches of %d, the "
+            "size of `inputs=`. Cause: %s",
             size,
             str(error).strip().partition("\n")[0][:300],
         )

@@ -25,7 +25,7 @@ LIBRARIES = ("keras", "tf_keras")
 def shrink(
     model: Any, *, inputs: Any = None, divisible_by: int = 1, keep_masks: bool = True, tolerance: float = 1e-5
 ) -> Any:
-    """A new, smaller model that predicts the same: channels that zeros have killed are really gone.
+    """Build a smaller model that predicts the same, without the channels that zeros have killed.
 
     A channel goes, with its bias, its normalization and all that reads it, where
 
@@ -82,7 +82,7 @@ def shrink(
 
 
 def _rebuilt(model: Any, graph: ChannelGraph, planned: Plan) -> Any:
-    """The model made anew from its config, with the numbers of the channels that stay."""
+    """The model rebuilt from its config, with the numbers of channels that stay."""
     for size in graph.sizes:
         config = graph.configs[id(size.layer)]["config"]
         count = int(planned.stays(size.atoms).sum())
@@ -105,15 +105,15 @@ def _rebuilt(model: Any, graph: ChannelGraph, planned: Plan) -> Any:
             made.build(model.input_shape)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(
-            "The smaller model cannot be made from this one's config: a layer of your own needs `get_config`, and a "
-            "Lambda of a function without a name cannot be copied. "
+            "The smaller model cannot be built from this model's config: custom layers need `get_config`, and a "
+            "Lambda layer with an anonymous function cannot be copied. "
             f"Received: model={model.name!r}, error={str(error)[:500]!r}"
         ) from error
     return made
 
 
 def _class(model: Any) -> Any:
-    """The class by which the config of a Functional or Sequential model is read; of the user's own, Keras's."""
+    """The class that reads the config of a Functional or Sequential model; Keras's, for custom classes."""
     library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
     return library.Sequential if hasattr(model, "add") else library.Model
 
@@ -129,8 +129,8 @@ def _places(old: Any, new: Any, planned: Plan) -> list[tuple[Any, Any]]:
             target.bias.assign(_as(planned.new_biases[id(source)][planned.stays(columns)], target.bias))
         if len(given) != len(wanted):
             raise ValueError(
-                "The layer has other weights when it is made anew from its config. "
-                f"Received: layer={source.name!r}, weights={len(given)} and {len(wanted)}"
+                "The layer has different weights when rebuilt from its config: make `get_config` return all arguments. "
+                f"Received: layer={source.name!r}, weights={len(given)}, rebuilt={len(wanted)}"
             )
         places += zip(given, wanted, strict=True)
     return places
@@ -150,7 +150,7 @@ def _as(value: np.ndarray, variable: Any) -> np.ndarray:
 
 
 def _masked(made: Any, masks: dict[int, np.ndarray], places: list[tuple[Any, Any]], planned: Plan, read: Read) -> Any:
-    """The new model with what the old one's masks say of the weights that stay."""
+    """The new model with the old one's masks for the weights that stay."""
     # A weight that takes over constants is not zero where its mask said so.
     kept = {
         id(w): planned.cut(v, masks[id(v)]) | (planned.new_value(v, read) != 0) for v, w in places if id(v) in masks
@@ -161,7 +161,7 @@ def _masked(made: Any, masks: dict[int, np.ndarray], places: list[tuple[Any, Any
     found = {weight.path: weight for weight in masked_weights(made) if id(weight.variable) in kept}
     if len(found) < len(masks):
         logging.warning(
-            "kprune.shrink: %d of %d masks are not kept, as their weights are frozen. The zeros stay in the weights.",
+            "kprune.shrink: %d of %d masks were dropped, as their weights are frozen. The weights keep their zeros.",
             len(masks) - len(found),
             len(masks),
         )
@@ -198,13 +198,13 @@ def _compare(expected: list[np.ndarray], actual: list[np.ndarray], tolerance: fl
         worst = float(np.abs(one - other).max(initial=0.0)) / scale
         if not worst <= tolerance:
             raise RuntimeError(
-                f"The smaller model does not predict what this one does (output {number}), so it is not returned. "
+                f"The smaller model and this one predict different outputs (output {number}), so it was not returned. "
                 f"Received: relative difference={worst:.3g}, tolerance={tolerance}"
             )
 
 
 def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
-    """Each layer that is no model, with the one that was made anew of it."""
+    """Each layer that is not a model, with the one rebuilt from it."""
     for source in old.layers:
         target = new.get_layer(source.name)
         if hasattr(source, "layers") and not hasattr(source, "layer"):

@@ -1,1 +1,1 @@
-"""Whatever trains or evaluates a model more than once: searches, sweeps, scans."""
+"""Everything that trains or evaluates a model more than once: searches, sweeps, scans."""

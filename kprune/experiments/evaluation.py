@@ -1,4 +1,4 @@
-"""Evaluating a model under other weights or masks: by a function or by data, and all as it was afterwards."""
+"""Evaluate a model under other weights or masks, by a function or on data, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def unchanged(model: Any, optimizer: bool = False) -> Iterator[None]:
 
 @contextmanager
 def masked_meanwhile(model: Any) -> Iterator[None]:
-    """Inside, the model has masks; afterwards it is as it was."""
+    """Inside, the model has masks; afterwards it is restored."""
     with masked(model, keep=False), unchanged(model):
         yield
 
@@ -39,7 +39,7 @@ def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
     """A function that returns the metric's name and its value now."""
     if callable(evaluate):
         return lambda: _by_function(model, evaluate)
-    wrong = "Expected a function of the model, or data that can be gone through many times"
+    wrong = "`evaluate` must be a function of the model, or data that can be read repeatedly"
     if isinstance(evaluate, tuple):
         if len(evaluate) not in (2, 3):
             raise ValueError(f"{wrong}: (x, y) or (x, y, sample_weight). Received: evaluate=tuple of {len(evaluate)}")
@@ -55,7 +55,7 @@ def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
         raise ValueError(f"{wrong}: (x, y), a tf.data.Dataset, a list of batches. Received: evaluate={evaluate!r:.200}")
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
-            "Data are evaluated by the compiled metrics: compile the model, or pass a function of it. "
+            "Evaluation on data needs compiled metrics: compile the model, or pass a function of the model. "
             f"Received: model={model.name!r}, which is not compiled"
         )
     return lambda: _by_metric(model, inputs())
@@ -81,7 +81,7 @@ def _by_metric(model: Any, inputs: dict[str, Any]) -> tuple[str, float]:
     names = [name for name in names if name in results and name != "loss" and not name.endswith("_loss")]
     if not names:
         raise ValueError(
-            "No metric is compiled besides the loss: compile with metrics=['accuracy'], or pass a function of the "
+            "The model has no metric besides the loss: compile with metrics=['accuracy'], or pass a function of the "
             f"model. Received: model={model.name!r}, which reports {', '.join(results)}"
         )
     return names[0], float(results[names[0]])

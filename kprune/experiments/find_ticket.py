@@ -5,47 +5,24 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..callbacks import TakeSnapshot
+from ..callbacks._taker import SnapshotTaker
 from ..callbacks.base import Callback, MaskingCallback
 from ..config import PruningConfig
-from ..lottery.levels import Lottery, density
-from ..lottery.rewind import Snapshot, restore, snapshot
+from ..lottery.levels import STATE, Level, Lottery, State
 from ..lottery.ticket import Ticket
-from ..masks import current_masks, is_tf_keras, masked, masked_weights
+from ..masks import is_tf_keras, masked
 from ..pruning import Pruner
-from ..runtime.files import joined, pack, read, split, understanding, unpack, write
 from ..runtime.locks import Lock
 from ..util.checks import check_function, check_path
 from ..util.progress import check_verbose, progress
-
-_STATE = "state.npz"
-
-
-@dataclass(frozen=True)
-class Level:
-    """One training of a lottery, as `find_ticket` hands it to the user's function.
-
-    Attributes:
-        number: 0 for the network as it is given, then 1, 2 ...
-        sparsity: fraction of zeros over all masked weights.
-        initial_epoch: the epoch at which its training begins, for `fit(initial_epoch=...)`: 0, or after a rewind the
-            one in which the rewind point lies.
-        callbacks: must be among those of `fit`.
-        folder: a folder of its own for what the training writes (backups, logs), None without
-            `folder=`.
-    """
-
-    number: int
-    sparsity: float
-    initial_epoch: int
-    callbacks: list[Any]
-    folder: Path | None
 
 
 def find_ticket(
@@ -109,85 +86,63 @@ def find_ticket(
     pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
     lottery = Lottery.of(levels, rate, rewind_to, rewind, pruner)
     check_function("train", train, "a model and a kprune.Level")
-    if folder is None:
-        return _find(model, train, lottery, rewind_to, shuffle_seed, None, verbose)
-    check_path("folder", folder)
-    with Lock(Path(folder, _STATE)):
-        return _find(model, train, lottery, rewind_to, shuffle_seed, folder, verbose)
-
-
-def _find(
-    model: Any,
-    train: Callable[[Any, Level], Any],
-    lottery: Lottery,
-    rewind_to: str | int | float,
-    shuffle_seed: int | None,
-    folder: str | os.PathLike[str] | None,
-    verbose: Any,
-) -> Ticket:
-    with masked(model):
-        state = _State.load(folder, lottery, model)
-    with progress("lottery", lottery.levels + 1, verbose, unit="levels", done=len(state.results)) as bar:
-        _levels(model, train, lottery, _Taker(rewind_to, lottery.pruner), shuffle_seed, folder, state, bar)
+    if folder is not None:
+        check_path("folder", folder)
+    with nullcontext() if folder is None else Lock(Path(folder, STATE)):
+        with masked(model):
+            state = State.load(folder, lottery, model)
+        with progress("lottery", levels + 1, verbose, unit="levels", done=len(state.results)) as bar:
+            for level in lottery.run(model, state):
+                watching = watch(lottery, state)
+                if shuffle_seed is not None:
+                    library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
+                    library.utils.set_random_seed(shuffle_seed)
+                    watching.append(_Seeded(shuffle_seed))
+                own = None if folder is None else Path(folder, f"level-{level.number}")
+                if own is not None:
+                    own.mkdir(parents=True, exist_ok=True)
+                result = _numbers(train(model, replace(level, callbacks=watching, folder=own)))
+                state.end(level, result, folder, lottery, model)
+                bar.update()
     return state.ticket(lottery, model)
 
 
-def _levels(
-    model: Any,
-    train: Callable[[Any, Level], Any],
-    lottery: Lottery,
-    taker: _Taker,
-    shuffle_seed: int | None,
-    folder: str | os.PathLike[str] | None,
-    state: _State,
-    bar: Any,
-) -> None:
-    """Train the levels that are left, from what is known of those before."""
-    for number in range(len(state.results), lottery.levels + 1):
-        if state.to is not None and number > 0:
-            lottery.begin_level(model, number, state.density, state.to)
-        watching: list[Any] = [MaskingCallback() if number else taker]
-        if lottery.pruner.config.tracker() is not None:
-            watching.insert(0, _Watching(lottery.pruner))  # first: the step that ends at the point is before it
-        if shuffle_seed is not None:
-            importlib.import_module("tf_keras" if is_tf_keras(model) else "keras").utils.set_random_seed(shuffle_seed)
-            watching.append(_Seeded(shuffle_seed))
-        own = None if folder is None else Path(folder, f"level-{number}")
-        if own is not None:
-            own.mkdir(parents=True, exist_ok=True)
-        sparsity = 1 - density(masked_weights(model))
-        level = Level(number, sparsity, state.initial_epoch, watching, own)
-        result = _numbers(train(model, level))
-        if number == 0:
-            state.to = state.to or taker.taken()
-            state.initial_epoch = taker.first_epoch()
-        state.results.append({**result, "level": number, "sparsity": sparsity})
-        if folder is not None:
-            state.ticket(lottery, model).save(Path(folder, f"level-{number}.npz"))
-            state.save(folder, lottery, model)
-        bar.update()
+def watch(lottery: Lottery, state: State) -> list[Any]:
+    """The callbacks that must be in each fit of the next level."""
+    watching: list[Any] = [MaskingCallback() if state.results else _Taker(lottery, state)]
+    if lottery.pruner.config.tracker() is not None:
+        watching.insert(0, _Watching(lottery.pruner))  # first: the step that ends at the point is before it
+    return watching
 
 
 class _Taker(TakeSnapshot):
     """Takes the snapshot of level 0, also where its training is several fits: it counts from the first on."""
 
-    def __init__(self, at: str | int | float, pruner: Pruner):
-        super().__init__(at)
-        self._pruner = pruner
+    def __init__(self, lottery: Lottery, state: State):
+        super().__init__()
+        self._lottery, self._state = lottery, state
+        self._taker = SnapshotTaker(self, lottery.point, took=self._took)
 
-    def took(self) -> None:
-        self._pruner.begin(self.model)
+    def _took(self) -> None:
+        self._lottery.pruner.begin(self.model)
+        self._note()
+
+    def _note(self) -> None:
+        self._state.to = self._state.to or self._taker.snapshot
+        self._state.initial_epoch = self._taker.first_epoch()
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._restored = self._restored or self._counter.begun is not None
+        if self._taker.begun:
+            self._restored = True
         super().on_train_begin(logs)
 
-    def missed(self) -> None:
-        """A later fit of the level may reach the point."""
+    def on_train_end(self, logs: Any = None) -> None:
+        MaskingCallback.on_train_end(self, logs)  # a later fit of the level may come to the point
+        self._note()
 
 
 class _Watching(MaskingCallback):
-    """Lets what the criterion goes by watch the user's training."""
+    """Lets the criterion's tracker watch the user's training."""
 
     def __init__(self, pruner: Pruner):
         super().__init__()
@@ -224,66 +179,6 @@ class _Seeded(Callback):
         np.random.seed(self.seed)
 
 
-@dataclass
-class _State:
-    """What is known between two levels, and its file."""
-
-    density: float
-    to: Snapshot | None = None
-    initial_epoch: int = 0
-    results: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> _State:
-        """The state of the last level that ended, with the model as it was then; or that of the beginning."""
-        data = None if folder is None else read(Path(folder, _STATE))
-        if folder is None or data is None:
-            begin = cls(density(masked_weights(model)))
-            if lottery.point.steps == 0:
-                begin.to = snapshot(model)
-            if folder is not None:
-                begin.save(folder, lottery, model)
-            return begin
-        arrays, about = unpack(data, str(Path(folder, _STATE)))
-        if about.get("settings") != lottery.settings:
-            raise ValueError(
-                f"The folder belongs to another lottery, with settings {about.get('settings')!s:.1000}: name "
-                "another folder, or delete "
-                f"it. Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
-            )
-        with understanding(str(Path(folder, _STATE))):
-            parts = split(arrays, "mask", "now", "to", "tracker")
-            to = Snapshot.from_arrays(parts["to"]) if parts["to"] else None
-            state = cls(about["density"], to, about["initial_epoch"], about["results"])
-            state._check()
-            for then in (to, Snapshot.from_arrays(parts["now"])):
-                if then is not None:
-                    restore(model, parts["mask"], then)
-            lottery.pruner.set_state(model, parts["tracker"])
-        return state
-
-    def _check(self) -> None:
-        """ValueError unless it is what `save` writes."""
-        if type(self.density) is not float or not 0 <= self.density <= 1:
-            raise ValueError(f"density={self.density!r}")
-        if type(self.initial_epoch) is not int or self.initial_epoch < 0:
-            raise ValueError(f"initial_epoch={self.initial_epoch!r}")
-        levels = list(range(len(self.results)))
-        if not isinstance(self.results, list) or [result["level"] for result in self.results] != levels:
-            raise ValueError(f"results={self.results!r:.100}")
-
-    def ticket(self, lottery: Lottery, model: Any) -> Ticket:
-        """The ticket of the masks that the model has."""
-        return lottery.ticket(model, self.to or snapshot(model), self.results)
-
-    def save(self, folder: str | os.PathLike[str], lottery: Lottery, model: Any) -> None:
-        to = {} if self.to is None else self.to.to_arrays()
-        tracked = lottery.pruner.get_state()
-        arrays = joined(mask=current_masks(model), now=snapshot(model).to_arrays(), to=to, tracker=tracked)
-        known = {"density": self.density, "initial_epoch": self.initial_epoch, "results": self.results}
-        write(Path(folder, _STATE), pack(arrays, {"settings": lottery.settings, **known}))
-
-
 def _numbers(result: Any) -> dict[str, Any]:
     """What a training returned, as numbers by name, or lists of them where a metric has several."""
     if result is None:
@@ -293,6 +188,6 @@ def _numbers(result: Any) -> dict[str, Any]:
     arrays = {name: np.asarray(v) for name, v in (result if isinstance(result, dict) else {"result": result}).items()}
     if any(array.dtype.kind not in "biuf" for array in arrays.values()):
         raise ValueError(
-            f"`train` must return a History, a dict of numbers, a number or None. Received: {type(result)}, {result!r}"
+            f"`train` must return a History, a dict of numbers, a number or None. Received: result={result!r}"
         )
     return {str(name): array.astype(float).tolist() for name, array in arrays.items()}

@@ -9,22 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from ..callbacks import TakeSnapshot
 from ..controls import reinitialize, shuffled
 from ..data import Dataset
 from ..data.rewindable import RewindableBatches
-from ..lottery.levels import density
-from ..lottery.rewind import RewindPoint, Snapshot, restore, snapshot
+from ..lottery.levels import Lottery, State, density, rewind_point
+from ..lottery.rewind import RewindPoint, restore, snapshot
 from ..lottery.ticket import Ticket
 from ..masks import is_tf_keras, mask_for_pruning, masked_weights
-from ..runtime.files import pack, understanding, unpack, write
-from .find_ticket import Level, find_ticket
-from .runs import accuracies
+from ..runtime.files import understanding
+from .find_ticket import watch
+from .runs import accuracies, early_stop
 
-# mode -> what of the network is rewound; "init" to its initial state, the others to `rewind_to`.
-REWINDS = {"init": "weights", "rewind": "weights", "learning_rate": "learning_rate", "finetune": "none"}
 CONTROLS = ("reinitialize", "shuffle")
-_POINT = "rewind-point.npz"
 
 
 class LotteryNetwork:
@@ -56,44 +52,33 @@ class LotteryNetwork:
         self.begin = snapshot(model)
         self.dense = {weight.path: np.ones(weight.shape, bool) for weight in masked_weights(model)}
 
-    def draw(self, mode: str, rewind_to: str | int | float, **options: Any) -> None:
+    def draw(self, mode: str, lottery: Lottery) -> None:
         """A lottery, from its first level that is not finished."""
-        folder, point = self.folder / mode, "init" if mode == "init" else rewind_to
-
-        def train(model: Any, level: Level) -> dict[str, float]:
-            taker = TakeSnapshot(point)
-            result = self._fit(level.initial_epoch, [*level.callbacks, *([] if level.number else [taker])])
-            if taker.snapshot is not None:
-                write(folder / _POINT, pack(taker.snapshot.to_arrays(), {}))
-            self.keep(mode, mode, level.number, result)
-            return result
-
+        folder = self.folder / mode
         restore(self.model, self.dense, self.begin)
-        ticket = find_ticket(
-            self.model, train, rewind_to=point, rewind=REWINDS[mode], folder=folder, verbose=0, **options
-        )
+        state = State.load(folder, lottery, self.model)
+        for level in lottery.run(self.model, state):
+            result = self._fit(level.initial_epoch, watch(lottery, state))
+            self.keep(mode, mode, level.number, result)
+            state.end(level, result, folder, lottery, self.model)
         with understanding(str(folder)):
-            for result in ticket.about["results"]:  # a row may have been deleted
+            for result in state.results:  # a row may have been deleted
                 self.keep(mode, mode, result["level"], result)
 
-    def control(self, mode: str, masks_of: str, level: int, rewind_to: str | int | float) -> None:
+    def control(self, mode: str, masks_of: str, level: int, point: RewindPoint) -> None:
         """The control of a level of a lottery that is finished."""
         masks = Ticket.load(self.folder / masks_of / f"level-{level}.npz").masks
         draws = self.seed + 1000 * level
         begin, first = self.begin, 0
         if mode == "shuffle":
-            masks = shuffled(masks, draws)
-            file = self.folder / masks_of / _POINT
-            with understanding(str(file)):
-                begin = Snapshot.from_arrays(unpack(file.read_bytes(), str(file))[0])
-            if masks_of != "init":
-                first = RewindPoint.of(rewind_to).in_epochs(self.epochs, len(self._batches()))
+            masks, begin = shuffled(masks, draws), rewind_point(self.folder / masks_of)
+            first = point.in_epochs(self.epochs, len(self._batches()))
         restore(self.model, masks, begin)
         if mode == "reinitialize":
             reinitialize(self.model, draws, weights="all")
         self.keep(mode, masks_of, level, self._fit(first, []))
 
-    def _fit(self, initial_epoch: int, callbacks: list[Any]) -> dict[str, float]:
+    def _fit(self, initial_epoch: int, callbacks: list[Any]) -> dict[str, Any]:
         start, batches = time.perf_counter(), self._batches()
         keras_2 = is_tf_keras(self.model)
         data = {"x": batches.to_tf_data(), "steps_per_epoch": len(batches)} if keras_2 else {"x": batches}
@@ -110,7 +95,9 @@ class LotteryNetwork:
         accuracy, best = accuracies(fitted.history)
         seconds = round(time.perf_counter() - start, 2)
         kept = density(masked_weights(self.model))
-        return {"density": kept, "accuracy": accuracy, "best": best, "seconds": seconds}
+        epochs, early_accuracy = early_stop(fitted.history)
+        early = {"early_stop": (initial_epoch + epochs) * len(batches), "early_accuracy": early_accuracy}
+        return {"density": kept, "accuracy": accuracy, "best": best, "seconds": seconds, **early}
 
     def _batches(self) -> RewindableBatches:
         x, y = self.data.train

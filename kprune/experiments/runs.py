@@ -7,7 +7,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import Field, asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -26,21 +26,21 @@ class Run(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of its initial weights, among others."""
+        """The seed of its initial weights, among others."""
 
     @property
     def key(self) -> Hashable:
-        """What tells it from the other runs of its table."""
+        """What distinguishes it from the other runs of its table."""
 
 
-Cell = TypeVar("Cell", bound=Run)
+AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 @dataclass(frozen=True)
-class RunsReport(Drawable, Generic[Cell]):
+class RunsReport(Drawable, Generic[AnyRun]):
     """What the reports of many training runs share; `cells` are the runs."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[AnyRun, ...]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -52,21 +52,25 @@ class RunsReport(Drawable, Generic[Cell]):
         return asdict(self)
 
 
-_CONVERT: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float}
+_CONVERT: dict[str, Callable[[str], Any]] = {
+    **{"str": str, "int": int, "float": float},
+    "int | None": lambda text: int(text) if text else None,
+    "float | None": lambda text: float(text) if text else None,
+}
 # What a column's numbers lie between; those of the other columns are at least 0.
 _RANGES = {
-    **dict.fromkeys(("accuracy", "best", "sparsity", "density"), (0.0, 1.0)),
+    **dict.fromkeys(("accuracy", "best", "early_accuracy", "sparsity", "density"), (0.0, 1.0)),
     "compression": (1.0, math.inf),
 }
 _MOST_ROWS = 100_000
 
 
-class RunTable(Generic[Cell]):
+class RunTable(Generic[AnyRun]):
     """The finished runs, and the CSV file that holds them and the settings with which they were made.
 
     Args:
         path: the file, which is read if it is there; None for none. `with table:` this process owns it (`Lock`), and
-            what others have added until then is read.
+            what others have added until then is read. One of an earlier version may lack columns that have defaults.
         kind: the dataclass of a run.
         own: settings that all runs have in common, name -> value.
         others: further ones, of the user.
@@ -84,7 +88,7 @@ class RunTable(Generic[Cell]):
     def __init__(
         self,
         path: str | os.PathLike[str] | None,
-        kind: type[Cell],
+        kind: type[AnyRun],
         own: dict[str, Any],
         others: dict[str, Any] | None,
     ):
@@ -97,15 +101,17 @@ class RunTable(Generic[Cell]):
         self._convert = {field.name: _CONVERT[str(field.type)] for field in fields(kind)}
         for name in others or ():
             if name in own or name in self._convert:
-                raise ValueError(f"The table already has a column with this name. Received: settings={name!r}")
+                raise ValueError(
+                    f"The table already has a column with this name: rename the setting. Received: settings={name!r}"
+                )
         self.settings = {**(others or {}), **own}
         self._written = {name: "" if value is None else str(value) for name, value in self.settings.items()}
         self.columns = [*self._written, *self._convert]
-        self.cells: dict[Hashable, Cell] = {}
+        self.cells: dict[Hashable, AnyRun] = {}
         self._lock = None if path is None else Lock(path)
         self._read()
 
-    def __enter__(self) -> RunTable[Cell]:
+    def __enter__(self) -> RunTable[AnyRun]:
         if self._lock is not None:
             self._lock.acquire()
             try:
@@ -119,14 +125,14 @@ class RunTable(Generic[Cell]):
         if self._lock is not None:
             self._lock.release()
 
-    def add(self, cell: Cell) -> None:
+    def add(self, cell: AnyRun) -> None:
         """Keep a finished run, in the file too: a process that is killed leaves the old file or the new one.
 
         Raises:
             ValueError: a number is one that no run has, such as an accuracy of 7.
         """
-        for name, convert in self._convert.items():
-            _number(name, convert(getattr(cell, name)))
+        for name in self._convert:
+            _number(name, getattr(cell, name))
         self.cells[cell.key] = cell
         if self.path is None:
             return
@@ -140,7 +146,7 @@ class RunTable(Generic[Cell]):
         if self.path is None or not self.path.exists():
             return
         received = f"Received: path={str(self.path)!r}"
-        cells: dict[Hashable, Cell] = {}
+        cells: dict[Hashable, AnyRun] = {}
         try:
             with open(self.path, newline="", encoding="utf-8") as file:
                 # Row by row: a file of a few MB may hold millions that are no runs.
@@ -149,35 +155,37 @@ class RunTable(Generic[Cell]):
                 for number, row in enumerate(reader, start=1):
                     cell = self._cell(number, row, received)
                     if cell.key in cells or number > _MOST_ROWS:
-                        odd = "it is another one's run again" if cell.key in cells else f"more than {_MOST_ROWS:,} runs"
+                        odd = "it repeats an earlier run" if cell.key in cells else f"more than {_MOST_ROWS:,} runs"
                         raise ValueError(f"Row {number} of the file is damaged ({odd}); delete it. {received}")
                     cells[cell.key] = cell
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(
-                f"The file is not a CSV file: {error}. Move it away, or write elsewhere. {received}"
+                f"The file is not a CSV file: {error}. Move it, or choose another path. {received}"
             ) from error
         self.cells = cells
 
     def _check_columns(self, columns: list[str], received: str) -> None:
-        if columns != self.columns:
+        optional = {field.name for field in fields(self.kind) if field.default is not MISSING}
+        if [name for name in self.columns if name in columns or name not in optional] != columns:
             raise ValueError(
-                f"The file is not the table of such runs: its columns should be {', '.join(self.columns)}. "
-                f"Move it away, or write elsewhere. {received}"
+                f"The file is not a table of these runs: its columns must be {', '.join(self.columns)}. "
+                f"Move it, or choose another path. {received}"
             )
 
-    def _cell(self, number: int, row: dict[str, str], received: str) -> Cell:
+    def _cell(self, number: int, row: dict[str, str], received: str) -> AnyRun:
         other = [
             f"{name}={row[name]!s:.80} there, {now} now" for name, now in self._written.items() if row[name] != now
         ]
         if other:
             raise ValueError(
-                f"The file was made with other settings: {'; '.join(other)}. Move it away, or write elsewhere. "
+                f"The file was made with other settings: {'; '.join(other)}. Move it, or choose another path. "
                 f"{received}"
             )
         try:
             if None in row:
                 raise ValueError("it has more cells than there are columns")
-            return self.kind(**{name: _number(name, convert(row[name])) for name, convert in self._convert.items()})
+            known = {name: convert for name, convert in self._convert.items() if name in row}
+            return self.kind(**{name: _number(name, convert(row[name])) for name, convert in known.items()})
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"Row {number} of the file is damaged ({error!s:.200}); delete it to train that run again. {received}"
@@ -187,16 +195,16 @@ class RunTable(Generic[Cell]):
 def _number(name: str, value: Any) -> Any:
     """The value; ValueError if it is a number that no run has in this column."""
     least, most = _RANGES.get(name, (0.0, math.inf))
-    if not isinstance(value, str) and not (math.isfinite(value) and least <= value <= most):
+    if isinstance(value, int | float) and not (math.isfinite(value) and least <= value <= most):
         between = f"be finite and at least {least:g}" if most == math.inf else f"be between {least:g} and {most:g}"
         raise ValueError(f"{name} must {between}, not {value}")
     return value
 
 
 def check_each_once(name: str, values: Sequence[Any]) -> None:
-    """ValueError unless there is at least one value, and each once."""
+    """Raise ValueError unless there is at least one value and no duplicate."""
     if isinstance(values, str) or not isinstance(values, Collection) or len(set(values)) < max(len(values), 1):
-        raise ValueError(f"`{name}` must hold at least one entry, each only once. Received: {name}={values!r}")
+        raise ValueError(f"`{name}` must hold at least one entry and no duplicates. Received: {name}={values!r}")
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -217,8 +225,7 @@ def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
     """The test accuracy of a fit after its last epoch, and the highest; ValueError if it has none."""
     if "val_accuracy" not in history:
         raise ValueError(
-            "`build` must compile the model with metrics=['accuracy']. Received: a model that reports "
-            f"{', '.join(history)}"
+            f"`build` must compile the model with metrics=['accuracy']. Received: reported metrics={', '.join(history)}"
         )
     found = history["val_accuracy"]
     if not all(0 <= value <= 1 for value in found):
@@ -226,17 +233,25 @@ def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
     return round(float(found[-1]), 6), round(float(max(found)), 6)
 
 
-def band(axes: Any, at: Sequence[float], columns: Sequence[Sequence[Any]], **line: Any) -> list[float]:
-    """A line through the mean accuracies of columns of runs, in a band from least to most; the means."""
-    accuracies = [[run.accuracy for run in column] for column in columns]
-    means = [float(np.mean(column)) for column in accuracies]
-    axes.fill_between(at, list(map(min, accuracies)), list(map(max, accuracies)), color=line["color"], alpha=0.15, lw=0)
+def early_stop(history: dict[str, list[float]]) -> tuple[int, float]:
+    """After how many epochs of a fit its test loss was lowest, and the test accuracy then."""
+    losses = np.nan_to_num(history["val_loss"], nan=np.inf)
+    return int(np.argmin(losses)) + 1, round(float(history["val_accuracy"][np.argmin(losses)]), 6)
+
+
+def band(
+    axes: Any, at: Sequence[float], columns: Sequence[Sequence[Any]], name: str = "accuracy", **line: Any
+) -> list[float]:
+    """A line through the means of a field over columns of runs, in a band from least to most; the means."""
+    values = [[getattr(run, name) for run in column] for column in columns]
+    means = [float(np.mean(column)) for column in values]
+    axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=line["color"], alpha=0.15, lw=0)
     axes.plot(at, means, linewidth=1.8, **line)
     return means
 
 
 def runs_drawn(report: Any) -> str:
-    """What was trained how long and how often."""
+    """What was trained, for how long and how often."""
     seeds = len(report.seeds)
     drawn = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
     trained = " on ".join(str(report.settings[name]) for name in ("model", "dataset") if name in report.settings)

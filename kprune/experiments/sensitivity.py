@@ -1,4 +1,4 @@
-"""The sensitivity scan: what the model loses when one weight alone is pruned."""
+"""The sensitivity scan: what the model loses when each weight is pruned alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SensitivityRow:
-    """What the model is worth with one weight pruned.
+    """The model's metric with one weight pruned.
 
     Attributes:
         path: the weight's unique name in the model, as in `kprune.masked_weights`.
@@ -137,7 +137,7 @@ def sensitivity(
     score = CRITERIA.get(criterion)
     if trait(score, "needs", ()) or trait(score, "tracker", None) is not None:
         raise ValueError(
-            "The scan scores the model as it is and does not support criteria that ask the loss or watch the training. "
+            "The scan scores the model as it is, so it does not support criteria that need the loss or watch training. "
             f"Received: criterion={config.name!r}"
         )
     sparsities = _checked(sparsities)
@@ -162,9 +162,9 @@ def sensitivity(
 
 @contextmanager
 def _pruned(weight: MaskedWeight, mask: np.ndarray) -> Iterator[None]:
-    """Inside, the weight has this mask. Unlike `set_masks`, this leaves the optimizer's memory of it alone."""
+    """Inside, the weight has this mask. Unlike `set_masks`, this leaves the optimizer's slots alone."""
     before = Values([weight.mask, weight.variable])
-    weight.write(mask, weight.value())
+    weight.write(mask)
     try:
         yield
     finally:
@@ -184,7 +184,9 @@ def _checked(sparsities: Any) -> tuple[float, ...]:
     for sparsity in listed:
         check_sparsity("sparsity", sparsity)
     if not listed or len(set(listed)) < len(listed):
-        raise ValueError(f"`sparsities` must hold at least one entry, each only once. Received: sparsities={listed!r}")
+        raise ValueError(
+            f"`sparsities` must hold at least one entry and no duplicates. Received: sparsities={listed!r}"
+        )
     return tuple(float(sparsity) for sparsity in listed)
 
 

@@ -1,4 +1,4 @@
-"""The sweep behind the picture of layer collapse: accuracy against compression, for several criteria and seeds."""
+"""The sweep behind the plot of layer collapse: accuracy against compression for several criteria and seeds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DENSE = "dense"
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepRun:
     """One training run of a sweep.
 
     Attributes:
@@ -54,18 +54,18 @@ class Cell:
 
     @property
     def key(self) -> tuple[str, float, int]:
-        """What tells it from the other cells."""
+        """What distinguishes it from the other cells."""
         return self.method, self.compression, self.seed
 
 
 @dataclass(frozen=True)
-class Sweep(RunsReport[Cell]):
+class Sweep(RunsReport[SweepRun]):
     """What `kprune.sweep` found; `print(report)` shows a table.
 
     `plot` draws accuracy against compression: for each method the mean over the seeds in a band from least to most.
 
     Attributes:
-        cells: one `Cell` per training run: by seed, then compression, then method.
+        cells: one `SweepRun` per training run: by seed, then compression, then method.
         methods: the methods, in their order.
         chance: the accuracy of guessing: 1 / classes.
         settings: what the runs had in common, as in the columns of the file.
@@ -80,7 +80,7 @@ class Sweep(RunsReport[Cell]):
         """The compressions, ascending."""
         return tuple(sorted({cell.compression for cell in self.cells}))
 
-    def of(self, method: str, compression: float) -> tuple[Cell, ...]:
+    def of(self, method: str, compression: float) -> tuple[SweepRun, ...]:
         """The cells of a method at a compression, one for each seed; at compression 1 those of "dense"."""
         name = DENSE if compression == 1 else method
         return tuple(cell for cell in self.cells if (cell.method, cell.compression) == (name, compression))
@@ -160,7 +160,7 @@ def sweep(
     keys = _keys(methods, compressions, seeds)
     check_epochs(epochs)
     own = {"dataset": data.name, "batch_size": data.batch_size, "epochs": epochs, "scope": scope, "rounds": rounds}
-    table = RunTable(path, Cell, own, settings)
+    table = RunTable(path, SweepRun, own, settings)
     samples = {seed: data.sample(seed=seed) for seed in seeds} if any(map(_needs_data, methods)) else {}
 
     def pruning(method: str, compression: float, seed: int) -> list[PruneAtInit]:
@@ -187,7 +187,9 @@ def sweep(
     return Sweep(cells, tuple(methods), 1 / data.classes, table.settings)
 
 
-def _train(key: tuple[str, float, int], build: Callable[[int], Any], data: Dataset, epochs: int, pruning: list) -> Cell:
+def _train(
+    key: tuple[str, float, int], build: Callable[[int], Any], data: Dataset, epochs: int, pruning: list
+) -> SweepRun:
     start = time.perf_counter()
     model = build(key[2])
     history = model.fit(**data.fit_kwargs(), epochs=epochs, callbacks=pruning, verbose=0).history
@@ -195,7 +197,7 @@ def _train(key: tuple[str, float, int], build: Callable[[int], Any], data: Datas
     kept = [weight.kept() for weight in masked_weights(model)]
     size = sum(mask.size for mask in kept)
     zeros = size - sum(int(mask.sum()) for mask in kept)
-    return Cell(
+    return SweepRun(
         *key,
         accuracy=accuracy,
         best=best,
@@ -206,14 +208,14 @@ def _train(key: tuple[str, float, int], build: Callable[[int], Any], data: Datas
 
 
 def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence[int]) -> list[tuple[str, float, int]]:
-    """What identifies each cell, in the order of the sweep: a killed one has whole seeds."""
+    """The keys of the cells, in the order of the sweep: a killed sweep has whole seeds."""
     check_each_once("methods", methods)
     check_each_once("compressions", compressions)
     check_seeds(seeds)
     for method in methods:
         if trait(CRITERIA.get(method), "tracker", None) is not None:
             raise ValueError(
-                "A sweep prunes before training, so there are no earlier weights to compare with. Received: "
+                "A sweep prunes before training, so criteria that compare with earlier weights do not work. Received: "
                 f"method={method!r}"
             )
     for compression in compressions:
@@ -231,7 +233,7 @@ def _needs_data(method: str) -> bool:
     return method != DENSE and "data" in trait(CRITERIA.get(method), "needs", ())
 
 
-def _shown(cells: Sequence[Cell]) -> str:
+def _shown(cells: Sequence[SweepRun]) -> str:
     mean = sum(cell.accuracy for cell in cells) / len(cells)
     return f"{'*' * any(cell.collapsed for cell in cells)}{100 * mean:.1f}"
 
@@ -260,4 +262,4 @@ def _figure(report: Sweep) -> Figure:
     return figure
 
 
-__all__ = ["COMPRESSIONS", "METHODS", "Cell", "Sweep", "sweep"]
+__all__ = ["COMPRESSIONS", "METHODS", "Sweep", "SweepRun", "sweep"]

@@ -8,19 +8,48 @@ density at the start.
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
 
 from .._version import __version__
 from ..channels import add_followers
-from ..masks import MaskedWeight, current_masks, set_masks
+from ..masks import MaskedWeight, current_masks, masked_weights, set_masks
 from ..patterns import PATTERNS
 from ..pruning import Pruner
+from ..runtime.files import joined, pack, read, split, understanding, unpack, write
 from ..scopes import SCOPES
 from ..sparsities import check_no_budget
-from .rewind import REWINDS, RewindPoint, Snapshot, rewind
+from ..util.checks import check_integer
+from .rewind import RewindPoint, Snapshot, check_rewind, restore, rewind, snapshot
 from .ticket import Ticket
+
+STATE = "state.npz"
+_POINT = "rewind-point.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """One training of a lottery, as `find_ticket` hands it to the user's function.
+
+    Attributes:
+        number: 0 for the network as it is given, then 1, 2 ...
+        sparsity: fraction of zeros over all masked weights.
+        initial_epoch: the epoch at which its training begins, for `fit(initial_epoch=...)`: 0, or after a rewind the
+            one in which the rewind point lies.
+        callbacks: must be among those of `fit`.
+        folder: a folder of its own for what the training writes (backups, logs), None without
+            `folder=`.
+    """
+
+    number: int
+    sparsity: float
+    initial_epoch: int
+    callbacks: list[Any] = dataclasses.field(default_factory=list)
+    folder: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,41 +74,41 @@ class Lottery:
     @classmethod
     def of(cls, levels: int, rate: float, rewind_to: Any, rewind: str, pruner: Pruner) -> Lottery:
         """The lottery of a user's words; ValueError if one makes no sense."""
-        if not isinstance(levels, int) or isinstance(levels, bool) or levels < 1:
-            raise ValueError(f"`levels` must be an integer >= 1. Received: levels={levels!r}")
+        check_integer("levels", levels, 1)
         if not isinstance(rate, float) or not 0 < rate < 1:
             raise ValueError(f"`rate` must be above 0 and below 1. Received: rate={rate!r}")
-        if not isinstance(rewind, str) or rewind not in REWINDS:
-            raise ValueError(f"`rewind` must be one of {', '.join(REWINDS)}. Received: rewind={rewind!r}")
+        check_rewind("rewind", rewind)
         check_no_budget("A lottery", pruner.config.budget)
         return cls(levels, rate, RewindPoint.of(rewind_to), rewind, pruner)
 
-    def begin_level(self, model: Any, level: int, density: float, to: Snapshot, optimizer: Any = None) -> None:
-        """Prune what level - 1 has trained, and rewind; doing it again changes nothing.
+    def run(self, model: Any, state: State, optimizer: Any = None) -> Iterator[Level]:
+        """The levels that have not ended yet. The model is pruned and rewound as the next one is asked for.
+
+            for level in lottery.run(model, state):
+                ...  # train; level 0 sets `state.to` where it comes to the rewind point
+                state.results.append({"level": level.number})
+
+        Doing the beginning of a level again, as a process does that was killed in it, changes nothing.
 
         Args:
-            model: the trained model.
-            level: that begins, from 1.
-            density: fraction of nonzeros with which level 0 began.
-            to: the snapshot to rewind to.
-            optimizer: with which it was taken, if not the compiled one.
+            model: masked; trained as it was when the last level in `state.results` ended.
+            state: what is known between two levels.
+            optimizer: with which the snapshot was taken, if not the compiled one.
         """
-        sparsity = 1 - density * (1 - self.rate) ** level
-        if self.pruner.config.channels:
-            add_followers(model)
-        set_masks(model, self.pruner.masks(model, sparsity), optimizer)
-        rewind(model, to, self.rewind, optimizer)
-        if self.rewind == "weights":
-            self.pruner.begin(model)
-
-    def ticket(self, model: Any, to: Snapshot, results: list[dict[str, Any]]) -> Ticket:
-        """The ticket of a model's masks and the weights of the rewind point."""
-        versions = {"keras": keras.__version__, "kprune": __version__}
-        return Ticket(current_masks(model), to.weights, {"settings": self.settings, "results": results, **versions})
+        for number in range(len(state.results), self.levels + 1):
+            if number:
+                sparsity = 1 - state.density * (1 - self.rate) ** number
+                if self.pruner.config.channels:
+                    add_followers(model)
+                set_masks(model, self.pruner.masks(model, sparsity), optimizer)
+                rewind(model, state.taken(), self.rewind, optimizer)
+                if self.rewind == "weights":
+                    self.pruner.begin(model)
+            yield Level(number, 1 - density(masked_weights(model)), state.initial_epoch if number else 0)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes two lotteries the same."""
+        """The settings that identify a lottery."""
         config = self.pruner.config
         return {
             "levels": self.levels,
@@ -92,6 +121,105 @@ class Lottery:
             "rounds": config.rounds,
             "seed": config.seed,
         }
+
+
+@dataclasses.dataclass
+class State:
+    """What is known of a lottery between two levels.
+
+    Attributes:
+        density: fraction of nonzeros with which level 0 began.
+        to: the snapshot of the rewind point, once level 0 has come to it.
+        initial_epoch: at which the later levels begin.
+        results: a dict for each level that has ended.
+    """
+
+    density: float
+    to: Snapshot | None = None
+    initial_epoch: int = 0
+    results: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    _kept: bool = False  # whether the folder has the rewind point
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> State:
+        """The state of the last level that ended, with the model as it was then; or that of the beginning."""
+        data = None if folder is None else read(Path(folder, STATE))
+        if folder is None or data is None:
+            begin = cls(density(masked_weights(model)), snapshot(model) if lottery.point.steps == 0 else None)
+            begin.save(folder, lottery, model)
+            return begin
+        arrays, about = unpack(data, str(Path(folder, STATE)))
+        if about.get("settings") != lottery.settings:
+            raise ValueError(
+                f"The folder belongs to another lottery, with settings {about.get('settings')!s:.1000}: name another "
+                f"folder, or delete it. Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
+            )
+        own = not any(name.startswith("to/") for name in arrays)  # kprune 0.1 kept the rewind point in this file
+        to = rewind_point(folder) if own and (about.get("results") or lottery.point.steps == 0) else None
+        with understanding(str(Path(folder, STATE))):
+            parts = split(arrays, "mask", "now", "to", "tracker")
+            to = to if own else Snapshot.from_arrays(parts["to"])
+            state = cls(about["density"], to, about["initial_epoch"], about["results"], own and to is not None)
+            state._check()
+            for then in (to, Snapshot.from_arrays(parts["now"])):
+                if then is not None:
+                    restore(model, parts["mask"], then)
+            lottery.pruner.set_state(model, parts["tracker"])
+        return state
+
+    def _check(self) -> None:
+        """ValueError unless it is what `save` writes."""
+        right = type(self.density) is float and 0 <= self.density <= 1
+        right = right and type(self.initial_epoch) is int and self.initial_epoch >= 0 and type(self.results) is list
+        if not right or [result["level"] for result in self.results] != list(range(len(self.results))):
+            raise ValueError(f"density={self.density!r}, initial_epoch={self.initial_epoch!r}, {self.results!r:.100}")
+
+    def taken(self) -> Snapshot:
+        """The snapshot of the rewind point; RuntimeError if level 0 did not come to it."""
+        if self.to is None:
+            raise RuntimeError(
+                "The training did not reach the rewind point: train at least that far, with `level.callbacks` among "
+                "the callbacks of fit."
+            )
+        return self.to
+
+    def ticket(self, lottery: Lottery, model: Any) -> Ticket:
+        """The ticket of the model's masks and the weights of the rewind point."""
+        versions = {"keras": keras.__version__, "kprune": __version__}
+        about = {"settings": lottery.settings, "results": self.results, **versions}
+        return Ticket(current_masks(model), self.taken().weights, about)
+
+    def end(
+        self, level: Level, result: dict[str, Any], folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any
+    ) -> None:
+        """Note that a level has ended, and with what; in the folder with its ticket."""
+        self.taken()
+        self.results.append({**result, "level": level.number, "sparsity": level.sparsity})
+        if folder is not None:
+            self.ticket(lottery, model).save(Path(folder, f"level-{level.number}.npz"))
+            self.save(folder, lottery, model)
+
+    def save(self, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> None:
+        """Keep it in the folder, if there is one; the rewind point once, when it is first known."""
+        if folder is None:
+            return
+        if self.to is not None and not self._kept:
+            write(Path(folder, _POINT), pack(self.to.to_arrays(), {}))
+            self._kept = True
+        tracked = lottery.pruner.get_state()
+        arrays = joined(mask=current_masks(model), now=snapshot(model).to_arrays(), tracker=tracked)
+        known = {"density": self.density, "initial_epoch": self.initial_epoch, "results": self.results}
+        write(Path(folder, STATE), pack(arrays, {"settings": lottery.settings, **known}))
+
+
+def rewind_point(folder: str | os.PathLike[str]) -> Snapshot:
+    """The rewind point of the lottery that the folder keeps; ValueError if it is damaged, or not there."""
+    file = Path(folder, _POINT)
+    with understanding(str(file)):
+        data = read(file)
+        if data is None:
+            raise ValueError("it is missing")
+        return Snapshot.from_arrays(unpack(data, str(file))[0])
 
 
 def density(weights: list[MaskedWeight]) -> float:

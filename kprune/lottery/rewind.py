@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,14 @@ from ..runtime.files import joined, split
 from ..runtime.optimizers import all_variables, build, initial_value
 
 REWINDS = ("weights", "learning_rate", "none")
+RENAMED = {"rewind": "weights", "finetune": "none"}  # what kprune 0.1 called them in comparisons
+_POINT = re.compile(r"(?:(step|epoch|fraction):)?(?=\.?[0-9])([0-9]{0,18}\.?[0-9]{0,18}(?:e-[0-9]{1,3})?)")
 _OTHER = "other "  # before the names of what optimizers beside the compiled one keep
 
 
 @dataclass(frozen=True)
 class RewindPoint:
-    """A point of the first training: `step` optimizer steps after its begin, or a share of its epochs.
+    """A point of the first training: `step` optimizer steps after its start, or a share of its epochs.
 
     Attributes:
         steps: number of optimizer steps, or None.
@@ -39,11 +41,11 @@ class RewindPoint:
 
     @classmethod
     def of(cls, rewind_to: Any) -> RewindPoint:
-        """The point that a user's words mean.
+        """The point for a user's argument.
 
         Args:
-            rewind_to: "init"; an int or "step:100", a number of optimizer steps; a float in [0, 1) or "fraction:0.1",
-                a share of the training of a level; "epoch:2".
+            rewind_to: "init"; an int, "100" or "step:100", a number of optimizer steps; a float in [0, 1), "0.1" or
+                "fraction:0.1", a share of the training of a level; "epoch:2"; or a `RewindPoint`.
 
         Raises:
             ValueError: it is none of these.
@@ -53,25 +55,24 @@ class RewindPoint:
         >>> RewindPoint.of(0.1).in_batches(epochs=10, batches_per_epoch=50)
         50
         """
-        found = re.fullmatch(r"(step|epoch|fraction):([0-9.]+)", rewind_to) if isinstance(rewind_to, str) else None
-        if isinstance(rewind_to, str) and rewind_to == "init":
-            return cls(steps=0)
-        try:
-            if isinstance(rewind_to, int) and not isinstance(rewind_to, bool) and rewind_to >= 0:
-                return cls(steps=rewind_to)
-            if isinstance(rewind_to, float) and 0 <= rewind_to < 1:
-                return cls(share=rewind_to)
-            if found and found[1] == "step":
-                return cls(steps=int(found[2]))
-            if found and found[1] == "epoch":
-                return cls(epochs=float(found[2]))
-            if found and float(found[2]) < 1:
-                return cls(share=float(found[2]))
-        except ValueError:
-            pass
+        if isinstance(rewind_to, cls):
+            return rewind_to
+        kind, number = None, rewind_to
+        if isinstance(rewind_to, str):
+            found = _POINT.fullmatch("step:0" if rewind_to == "init" else rewind_to)
+            kind, text = found.groups() if found else (None, "nan")
+            number = int(text) if text.isdigit() else float(text)
+        if isinstance(number, int | float) and not isinstance(number, bool) and number >= 0:
+            kind = kind or ("step" if isinstance(number, int) else "fraction")
+            if kind == "step" and isinstance(number, int):
+                return cls(steps=number)
+            if kind == "epoch":
+                return cls(epochs=float(number))
+            if kind == "fraction" and number < 1:
+                return cls(share=float(number))
         raise ValueError(
-            '`rewind_to` is "init", a step (an int or "step:100"), "epoch:2", or a share of a level\'s training in '
-            f'[0, 1) (a float or "fraction:0.1"). Received: rewind_to={rewind_to!r}'
+            '`rewind_to` must be "init", a step (an int or "step:100"), "epoch:2", or a share of a level\'s training '
+            f'in [0, 1) (a float or "fraction:0.1"). Received: rewind_to={rewind_to!r}'
         )
 
     def in_epochs(self, epochs: int, batches_per_epoch: float | None, batches_per_step: int = 1) -> int:
@@ -85,15 +86,13 @@ class RewindPoint:
         Raises:
             ValueError: `batches_per_epoch` is needed, or the point does not fall before the end of training.
         """
-        if self.steps == 0:
-            return 0
-        if self.steps is None:
+        if not self.steps:
             found = math.floor(round(self._of_epochs(epochs), 6))
         else:
             found = int(self.in_batches(epochs, batches_per_epoch, batches_per_step) // (batches_per_epoch or 1))
         if found >= epochs:
             raise ValueError(
-                f"The rewind point must fall before the end of a level ({epochs} epochs). Received: {self}"
+                f"The rewind point must fall before the end of a level ({epochs} epochs). Received: point={self}"
             )
         return found
 
@@ -103,7 +102,7 @@ class RewindPoint:
             return 0
         if batches_per_epoch is None:
             raise ValueError(
-                f"This rewind point needs the number of steps in an epoch: pass steps_per_epoch. Received: {self}"
+                f"This rewind point needs the number of steps in an epoch: pass steps_per_epoch. Received: point={self}"
             )
         if self.steps is not None:
             found = self.steps * batches_per_step
@@ -112,7 +111,7 @@ class RewindPoint:
         if found >= epochs * batches_per_epoch:
             raise ValueError(
                 f"The rewind point, batch {found}, must fall before the end of a level "
-                f"({epochs * batches_per_epoch:g} batches). Received: {self}"
+                f"({epochs * batches_per_epoch:g} batches). Received: point={self}"
             )
         return found
 
@@ -140,8 +139,16 @@ class Snapshot:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Snapshot:
-        """The snapshot of which `to_arrays` made this dict."""
+        """The snapshot that `to_arrays` turned into this dict."""
         return cls(**split(arrays, "weights", "optimizer"))
+
+
+def check_rewind(name: str, word: Any, words: Sequence[str] = REWINDS) -> None:
+    """ValueError unless what a user gave as `name` is one of the words for what to rewind."""
+    if not isinstance(word, str) or word not in words:
+        now = RENAMED.get(word) if isinstance(word, str) else None
+        hint = f": {word!r} is called {now!r} now" if now else ""
+        raise ValueError(f"`{name}` must be one of {', '.join(words)}{hint}. Received: {name}={word!r}")
 
 
 def model_weights(model: Any) -> dict[str, Any]:
@@ -185,7 +192,7 @@ def snapshot(model: Any, optimizer: Any = None) -> Snapshot:
 
 
 def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = None) -> None:
-    """Take the model back to a snapshot; masks stay, and pruned weights stay 0.
+    """Restore the model to a snapshot; masks stay, and pruned weights stay 0.
 
     - "weights": weights, normalization statistics, seed generators and the whole optimizer (arXiv:1803.03635,
       1903.01611).
@@ -208,8 +215,7 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
     """
     if not isinstance(to, Snapshot):
         raise ValueError(f"`to` must be a kprune.Snapshot. Received: to={to!r:.200}")
-    if not isinstance(what, str) or what not in REWINDS:
-        raise ValueError(f"`rewind` must be one of {', '.join(REWINDS)}. Received: rewind={what!r}")
+    check_rewind("what", what)
     slots, weights = _due(model, to, what, optimizer)
     for variable, value in [*(slots if what != "none" else ()), *(weights if what == "weights" else ())]:
         variable.assign(value)
@@ -237,8 +243,8 @@ def _others_due(others: dict[str, tuple[Any, float]], then: Arrays) -> list[tupl
         return []
     if missing := sorted(set(then) - set(others)):
         raise ValueError(
-            "The snapshot holds slots of an optimizer beside the compiled one that has none yet: build it first, by "
-            f"optimizer.build(variables), and keep it as an attribute of the model. Received: {missing[0]}"
+            "The snapshot holds slots of a second optimizer, which has none yet: build it first, with "
+            f"optimizer.build(variables), and keep it as an attribute of the model. Received: slot={missing[0]!r}"
         )
     return [(v, then.get(name, np.full(tuple(v.shape), initial))) for name, (v, initial) in others.items()]
 
@@ -252,7 +258,7 @@ def check_restore(model: Any, masks: Masks, to: Snapshot) -> Masks:
 
 
 def restore(model: Any, masks: Masks, to: Snapshot) -> None:
-    """Bring back masks and a snapshot of one moment.
+    """Restore masks and a snapshot of one moment.
 
     Raises:
         ValueError: one of them is of another model or optimizer. Nothing has been changed then.
@@ -266,7 +272,7 @@ def warn_of_nan(name: str, weights: Mapping[str, np.ndarray]) -> None:
     diverged = [path for path, value in weights.items() if value.dtype.kind != "b" and np.isnan(np.sum(value))]
     if diverged:
         logging.warning(
-            "kprune: %s holds NaN in %s: that training had diverged before. Begin anew, with a lower learning rate.",
+            "kprune: %s holds NaN in %s, because its training had diverged. Start again with a lower learning rate.",
             name,
             ", ".join(diverged[:4]) + (" ..." if len(diverged) > 4 else ""),
         )

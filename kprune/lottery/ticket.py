@@ -1,4 +1,4 @@
-"""Ticket: a sparse network before its training, as an artefact: masks, weights to begin with, and where it is from."""
+"""Ticket: a sparse network before its training, as an artifact: masks, initial weights, and provenance."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Ticket:
         try:
             json.dumps(about)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"What is noted about a ticket must be JSON: {error}. Received: {about!r}") from error
+            raise ValueError(f"`about` must be JSON-serializable: {error}. Received: about={about!r}") from error
         weights = {path: to_numpy(v) for path, v in model_weights(model).items()}
         return cls(current_masks(model), weights, about)
 
@@ -75,7 +75,7 @@ class Ticket:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as npz, without pickle: whole or not at all.
+        """Write it as npz, without pickle, atomically.
 
         Raises:
             ValueError: the name does not end in .npz.
@@ -101,11 +101,13 @@ class Ticket:
             parts = split(arrays, "mask", "weight")
             wrong = [name for name, mask in parts["mask"].items() if mask.dtype != np.bool_]
             if wrong or not isinstance(about["provenance"], dict):
-                raise ValueError(f"masks must be bool, but {wrong[0]!r} is not" if wrong else "no dict of provenance")
+                raise ValueError(
+                    f"masks must be bool, but {wrong[0]!r} is not" if wrong else "its provenance is not a dict"
+                )
         return cls(parts["mask"], parts["weight"], about["provenance"])
 
     def apply(self, model: Any, skip: str | None = None, weights: bool = True, optimizer: Any = None) -> None:
-        """Give a model the ticket's masks, and its weights to begin with.
+        """Give a model the ticket's masks and its initial weights.
 
         Weights are found by their path; where the names differ (Keras numbers them: "dense", "dense_1") but kinds and
         shapes agree one by one, by their order.
@@ -146,5 +148,5 @@ def _match(mine: dict[str, Any], theirs: Arrays, skip: str | None) -> Arrays:
         return matched(wanted(mine), wanted(theirs), "model")
     except ValueError as error:
         raise ValueError(
-            f"The ticket does not match the model (skip= leaves out a head). {error}, skip={skip!r}"
+            f"The ticket does not match the model; to leave out a head, pass skip=. {error}, skip={skip!r}"
         ) from error

@@ -9,14 +9,26 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 
-from ..runtime.optimizers import reset_slots
+from ..runtime.optimizers import slots
+from ..runtime.writing import keep_where
 from ..util.checks import check_expression, check_strings
 from .built import check_built
 from .following import follow, held_by
 from .holders import fits, trainers
-from .types import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Filters, MaskedWeight, MaskReport, Masks, is_tf_keras, unique_paths
-from .zeros import check_leaks, note_change
+from .types import (
+    DEFAULT_WEIGHTS,
+    KNOWN_WEIGHTS,
+    Filters,
+    MaskedWeight,
+    MaskReport,
+    Masks,
+    is_tf_keras,
+    matches,
+    unique_paths,
+)
+from .zeros import check_leaks, moved_paths, note_change, warn_of_zeros
 
 
 def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_WEIGHTS) -> MaskReport:
@@ -49,10 +61,62 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
     >>> report.masked
     ('sequential/hidden/kernel',)
     """
+    report, fresh = _masked(model, filters, weights)
+    warn_of_zeros(fresh)
+    return report
+
+
+def adopt(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_WEIGHTS) -> MaskReport:
+    """Make masks of a model's zeros, whatever pruned it, so that they stay zeros where it goes on training.
+
+    mask <- mask and (w != 0), for each weight that `kprune.mask` would mask. The model predicts exactly as before. A
+    weight without a value left is taken as it is, and a warning names it: it cannot train.
+
+    Args:
+        model: a built model of either Keras: one that was trained under masks or other tools and stripped, or loaded
+            from its file.
+        filters, weights: which weights, as for `kprune.mask`; of a model that has masks already, those of these.
+
+    Returns:
+        `MaskReport`, as `kprune.mask` does; its `model` is the one to train, a clone in the case of tf_keras.
+
+    Raises:
+        ValueError, RuntimeError: as `kprune.mask` does.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> _ = kprune.prune(model, "magnitude", sparsity=0.5)
+    >>> plain = kprune.strip(model)  # or keras.models.load_model("sparse.keras")
+    >>> _ = kprune.adopt(plain)
+    >>> int(kprune.masked_weights(plain)[0].kept().sum())
+    6
+    """
+    report, fresh = _masked(model, filters, weights)
+    new = {weight.path for weight in fresh}
+    wanted = [w for w in masked_weights(report.model) if w.path in new or matches(filters, w.layer, w.path)]
+    masks = {weight.path: weight.kept() & (weight.value() != 0) for weight in wanted}
+    empty = [path for path, kept in masks.items() if kept.size and not kept.any()]
+    if empty:
+        logging.warning(
+            "kprune.adopt: all of %s is 0, so its mask keeps nothing and it will not train. If it was only made so, as "
+            "layers that start at 0 are, leave it out by `filters=`.",
+            ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),
+        )
+    if all(kept.all() for kept in masks.values()):
+        logging.warning("kprune.adopt: there is no zero in the %d weights of %r.", len(masks), report.model.name)
+    set_masks(report.model, masks)
+    return report
+
+
+def _masked(model: Any, filters: Filters, weights: Sequence[str]) -> tuple[MaskReport, list[MaskedWeight]]:
+    """Mask a model; what `mask` returns, and the weights that had no mask before."""
     backend = _backend(model)
     check_built(model)
-    check_leaks(model, masked_weights(model))
-    return backend.mask_model(model, *_checked(backend.weight_names(model), filters, weights))
+    before = masked_weights(model)
+    check_leaks(model, before)
+    report = backend.mask_model(model, *_checked(backend.weight_names(model), filters, weights))
+    known = {id(weight.variable) for weight in before}
+    return report, [weight for weight in masked_weights(report.model) if id(weight.variable) not in known]
 
 
 def masked_weights(model: Any) -> list[MaskedWeight]:
@@ -97,7 +161,7 @@ def current_masks(model: Any) -> Masks:
 
 
 def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
-    """Change masks; the pruned weights become exactly 0 and the optimizer forgets what changed.
+    """Change masks; pruned weights become exactly 0, and the optimizer's slots of what changed are reset.
 
     w <- where(mask, w, 0); each optimizer slot of w (momentum, averages, accumulated gradients) takes its initial
     value wherever the new mask is False or differs from the old one. That goes for every optimizer of this process that
@@ -115,20 +179,24 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
         RuntimeError: training has given pruned entries values since the masks were set.
     """
     by_path = check_masks(model, masks)
-    if not fits(model):  # whose callbacks look after each step
+    # A fit's callbacks look after each step themselves, and its steps donate their arrays, too.
+    donate = fits(model)
+    if not donate:
         check_leaks(model, list(by_path.values()))
-    held = followers(model)
-    optimizers = trainers(model, [weight.variable for weight in (*by_path.values(), *held)])
-    optimizers += [] if optimizer is None or any(optimizer is known for known in optimizers) else [optimizer]
+    followed = followers(model)
+    optimizers = trainers(model, [weight.variable for weight in (*by_path.values(), *followed)], optimizer)
     for path, new in masks.items():
-        weight = by_path[path]
-        new = np.asarray(new)
-        changed = ~new | (new != weight.kept())
-        weight.write(new, weight.value())
-        if changed.any():
-            for trainer in optimizers:
-                reset_slots(trainer, weight.variable, changed)
-    follow(model, held, optimizers)
+        weight, new = by_path[path], np.asarray(new)
+        stays = new & weight.seen_mask()
+        if stays.all():
+            continue
+        held = [pair for trainer in optimizers for pair in slots(trainer, weight.variable)]
+        if np.array_equal(stays, new):
+            weight.write(new, held, donate)
+        else:
+            weight.write(new, donate=donate)
+            keep_where(stays, held, donate)
+    follow(model, followed, optimizers)
     note_change(model)
 
 
@@ -153,7 +221,7 @@ def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
 
 
 def strip(model: Any) -> Any:
-    """The plain model: every pruned weight stored as 0, no kprune or tfmot class left in it.
+    """Return the plain model: every pruned weight stored as 0, no kprune or tfmot class left in it.
 
     A Keras 3 model is stripped in place and returned; of a tf_keras model a clone without wrappers is returned.
     Predictions are those of the masked model, bit for bit.
@@ -184,8 +252,8 @@ def plain(model: Any) -> Iterator[Any]:
 
 
 def moved_weights(model: Any) -> list[str]:
-    """Paths of the masked weights with a pruned entry that is not exactly 0; empty when all is well."""
-    return [weight.path for weight in masked_weights(model) if np.any(weight.value()[~weight.kept()] != 0)]
+    """Paths of the masked weights with a pruned entry that is not exactly 0; empty if there is none."""
+    return moved_paths(masked_weights(model))
 
 
 def _backend(model: Any) -> ModuleType:
@@ -223,6 +291,7 @@ __all__ = [
     "MaskReport",
     "MaskedWeight",
     "Masks",
+    "adopt",
     "current_masks",
     "followers",
     "is_tf_keras",

@@ -1,4 +1,4 @@
-"""What lies below a Keras 3 layer: its sublayers, and what they carry from call to call."""
+"""What is below a Keras 3 layer: its sublayers, and the states they carry from call to call."""
 
 from __future__ import annotations
 

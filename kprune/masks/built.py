@@ -1,4 +1,4 @@
-"""Whether a model has its weights: masks are for those that exist."""
+"""Whether a model has its weights: only existing weights can be masked."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def check_built(model: Any) -> None:
         unbuilt, enough = _unbuilt(model), bool(model.built and model.weights)
     if unbuilt and not enough:
         raise ValueError(
-            "The model has no weights yet: build it first, by calling it on a batch of data, `model(x[:2])`. "
-            f"Received: model={model.name!r}, of which {', '.join(unbuilt[:4])} is not built"
+            "The model has no weights yet: build it first by calling it on a batch of data, `model(x[:2])`. "
+            f"Received: model={model.name!r}, unbuilt layers={', '.join(unbuilt[:4])}"
         )
     if unbuilt:
         logging.warning(
-            "kprune: the layers %s of %r have never been called, so they have no weights that could be masked.",
+            "kprune: the layers %s of %r have never been called, so they have no weights to mask.",
             ", ".join(unbuilt[:4]),
             model.name,
         )

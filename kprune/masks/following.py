@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.optimizers import reset_slots
+from ..runtime.optimizers import slots
+from ..runtime.writing import keep_where
 from .types import MaskedWeight, unique_paths
 
 Rule = Callable[[Any], dict[int, np.ndarray]]
@@ -37,15 +38,18 @@ def follow(model: Any, followers: list[MaskedWeight], optimizers: list[Any]) -> 
     """Mask the followers as the kernels' masks say; a gamma whose channel returns begins at 1, all else at 0."""
     kept = {key: mask for rule in _RULES if followers for key, mask in rule(model).items()}
     for follower in followers:
-        old, value = follower.kept(), follower.value()
+        old = follower.kept()
         new = kept.get(id(follower.variable), np.ones(follower.shape, bool))
-        # Both the kernel and gamma at 0 would have no gradient ever again.
-        begin = np.ones((), value.dtype) if follower.path.split("/")[-1].startswith("gamma") else 0 * value
-        changed = ~new | (new != old)
-        follower.write(new, np.where(new & ~old, begin, value))
-        if changed.any():
-            for optimizer in optimizers:
-                reset_slots(optimizer, follower.variable, changed)
+        returned = new & ~old
+        if (new & old).all():
+            continue
+        follower.write(new)
+        if returned.any() and follower.path.split("/")[-1].startswith("gamma"):
+            value = follower.value()
+            # Both the kernel and gamma at 0 would have no gradient ever again.
+            follower.variable.assign(np.where(returned, np.ones((), value.dtype), value))
+        held = [pair for optimizer in optimizers for pair in slots(optimizer, follower.variable)]
+        keep_where(new & old, held)
 
 
 __all__ = ["follow", "follow_by", "held_by"]

@@ -40,11 +40,12 @@ def _derived(kind: type) -> Iterator[type]:
         yield from _derived(derived)
 
 
-def trainers(model: Any, variables: Iterable[Any]) -> list[Any]:
-    """The live optimizers, of the model's library, that train one of these variables."""
+def trainers(model: Any, variables: Iterable[Any], besides: Any = None) -> list[Any]:
+    """The live optimizers, of the model's library, that train one of these variables; and `besides`, if given."""
     candidates = _IN_FIT[model] if model in _IN_FIT else _optimizers(model)
     variables = list(variables)
-    return [optimizer for optimizer in candidates if trains(optimizer, variables)]
+    found = [optimizer for optimizer in candidates if trains(optimizer, variables)]
+    return found + ([] if besides is None or any(besides is known for known in found) else [besides])
 
 
 def begin_fit(model: Any) -> None:
@@ -58,7 +59,7 @@ def fits(model: Any) -> bool:
 
 
 def end_fit(model: Any) -> None:
-    """Look at all live optimizers again from here on."""
+    """Look at all live optimizers again."""
     _IN_FIT.pop(model, None)
 
 

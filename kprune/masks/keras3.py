@@ -30,7 +30,7 @@ def weight_names(model: Any) -> set[str]:
 def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
     if keras.backend.backend() not in BACKENDS:
         raise ValueError(
-            f"Masks need Keras on one of the backends {', '.join(BACKENDS)}: on others a layer would train without its "
+            f"Masks need one of the Keras backends {', '.join(BACKENDS)}: on others a layer would train without its "
             f"mask. Set KERAS_BACKEND before keras is imported. Received: backend={keras.backend.backend()!r}"
         )
     owned = _owned(model)
@@ -47,7 +47,6 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
         else:
             skipped[path] = reason
     if any(id(v) not in already for v in chosen):
-        _warn_of_zeros([v for v in chosen if id(v) not in already])
         with strategy_scope(model):
             attach(model, chosen)
         renew_functions(model, _masked(model))
@@ -55,7 +54,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
 
 
 def mask_unfrozen(model: Any) -> None:
-    """Mask what was left out of a masked model because it was frozen, and trains now."""
+    """Mask weights that were skipped because they were frozen, and that train now."""
     waiting = [v for _, v in _owned(model) if v.trainable and getattr(v, WAITS, False)]
     if waiting:
         with strategy_scope(model):
@@ -64,7 +63,7 @@ def mask_unfrozen(model: Any) -> None:
             setattr(v, WAITS, False)
         renew_functions(model, _masked(model))
         logging.warning(
-            "kprune: these weights were frozen when the model was masked; they train now, and are masked now: %s",
+            "kprune: these weights were frozen when the model was masked; they train now, so they are now masked: %s",
             ", ".join(v.path for v in waiting[:4]) + (" ..." if len(waiting) > 4 else ""),
         )
 
@@ -82,7 +81,7 @@ def mask_followers(model: Any, variables: list[Any]) -> None:
 
 
 def narrow(model: Any, variables: list[Any]) -> None:
-    """Take the masks of all weights but these away."""
+    """Remove the masks of all weights but these."""
     wanted = {id(v) for v in variables}
     kept = [(v, to_numpy(mask)) for _, _, v, mask in _find(model) if id(v) in wanted]
     masked = _masked(model)
@@ -98,20 +97,7 @@ def _attach_again(model: Any, kept: list[tuple[Any, np.ndarray]]) -> None:
     for path, layer, v, mask in _find(model):
         if id(v) in masks:
             weight = MaskedWeight(path, layer, v, mask)
-            weight.write(masks[id(v)], weight.value())
-
-
-def _warn_of_zeros(weights: list[Any]) -> None:
-    """Say that weights look pruned: those of a masked model's file, for example, loaded before masking."""
-    sparse = [v.path for v in weights if 0.1 <= np.mean(to_numpy(v) == 0) < 1]
-    if sparse:
-        logging.warning(
-            "kprune.mask: %d weights (%s first) hold many exact zeros, as pruned weights do. Their new masks keep all "
-            "entries, so the zeros will be trained. To keep them pruned, call kprune.mask before the weights are "
-            "loaded, or kprune.set_masks with {path: value != 0}.",
-            len(sparse),
-            sparse[0],
-        )
+            weight.write(masks[id(v)])
 
 
 def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:

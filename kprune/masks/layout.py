@@ -105,5 +105,5 @@ def einsum_labels(layer: Any) -> tuple[str, str, str]:
 
 
 def is_a(layer: Any, *names: str) -> bool:
-    """Whether a layer's class, or one that it derives from, has one of these names, which both Kerases share."""
+    """Whether a layer's class, or a base class, has one of these names, which Keras 3 and tf_keras share."""
     return any(cls.__name__ in names for cls in type(layer).__mro__)

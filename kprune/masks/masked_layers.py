@@ -46,7 +46,7 @@ def _apply_mask(weight: Any, mask: Any) -> Any:
 
 @keras.saving.register_keras_serializable("kprune")
 class Masked:
-    """What every masked layer is an instance of, beside its own class. Made by `kprune.mask`, never constructed."""
+    """The second base class of every masked layer, besides its own. Made by `kprune.mask`, never constructed."""
 
     mask_store: MaskStore | None = None
 
@@ -257,7 +257,7 @@ def _remove_store(layer: Any) -> None:
 
 
 def _unmask(layer: Any) -> None:
-    """Take the masks of one layer away, its weights being what it reads."""
+    """Remove the masks of one layer; its weights become what it reads."""
     layer.mask_store.enforce()
     merge(layer, layer.mask_store.masked)
     _remove_store(layer)

@@ -24,24 +24,28 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
     if len(mine) != len(theirs):
         odd = next((path for path in [*mine, *theirs] if path not in mine or path not in theirs), "")
         raise ValueError(
-            f"It does not match this {of}: {len(theirs)} arrays for {len(mine)} variables; {odd!r} is in only one of "
-            f"the two. Received: {len(theirs)} arrays"
+            f"The arrays do not match this {of}: {len(theirs)} for {len(mine)} variables; {odd!r} is in only one of "
+            f"the two. Received: arrays={len(theirs)}"
         )
     by_path = all(path in theirs for path in mine)
     pairs = {path: theirs[path] for path in mine} if by_path else dict(zip(mine, theirs.values(), strict=True))
     for path, array in pairs.items():
         shape = tuple(mine[path].shape)
         if array.shape != shape:
-            raise ValueError(f"It does not match this {of}: {path} has shape {shape}. Received: shape={array.shape}")
+            raise ValueError(
+                f"The arrays do not match this {of}: {path} has shape {shape}. Received: shape={array.shape}"
+            )
         dtype = getattr(mine[path], "dtype", None)
         if dtype is not None and _family(array.dtype) != _family(dtype):
             raise ValueError(
-                f"It does not match this {of}: {path} has dtype {keras.backend.standardize_dtype(dtype)}. "
+                f"The arrays do not match this {of}: {path} has dtype {keras.backend.standardize_dtype(dtype)}. "
                 f"Received: dtype={array.dtype}"
             )
     for path, other in () if by_path or of != "model" else zip(mine, theirs, strict=True):
         if _kind(path) != _kind(other):
-            raise ValueError(f"It does not match this {of}: {path} is where it has {other}. Received: {other}")
+            raise ValueError(
+                f"The arrays do not match this {of}: expected {path}, got {other}. Received: array={other!r}"
+            )
     return pairs
 
 
@@ -78,7 +82,7 @@ def mask_distance(one: Masks, other: Masks) -> float:
     for name, masks in (("one", one), ("other", other)):
         if not isinstance(masks, Mapping):
             raise ValueError(
-                f"Masks must be a dict of path -> bool array, such as ticket.masks. Received: {name}={type(masks)}"
+                f"`{name}` must be a dict of path -> bool array, such as ticket.masks. Received: {name}={type(masks)}"
             )
     others = matched(one, other, "model")
     return sum(int((mask != others[path]).sum()) for path, mask in one.items()) / max(

@@ -78,7 +78,7 @@ def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None])
                     f"modes, call kprune.strip(model) first. Received: mode={name!r}"
                 )
             unmask()
-            logging.info("kprune: %s is quantized: its zeros stay, its masks are gone.", layer.path)
+            logging.info("kprune: %s was quantized: its zeros stay, its masks were removed.", layer.path)
         original(mode, *args, **kwargs)
 
     original = layer.quantize

@@ -1,4 +1,4 @@
-"""The optimizers of a model: the compiled one, and those that its own train step goes by."""
+"""The optimizers of a model: the compiled one, and those that its own train step uses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def check_is_optimizer(name: str, value: Any) -> None:
     >>> check_is_optimizer("optimizer", None)
     """
     if value is not None and not isinstance(value, _classes()):
-        raise ValueError(f"`{name}` must be an optimizer of Keras, no name of one. Received: {name}={value!r:.200}")
+        raise ValueError(f"`{name}` must be a Keras optimizer, not the name of one. Received: {name}={value!r:.200}")
 
 
 def _optimizers(value: Any) -> Iterator[Any]:

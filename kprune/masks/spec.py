@@ -1,4 +1,4 @@
-"""What a masked layer's config says of its masks, checked: a file may have been damaged, or made by hand."""
+"""What a masked layer's config says about its masks, checked: a file may be damaged, or made by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int, list
         )
     if spec.get("format", 1) not in (1, FORMAT):
         raise ValueError(
-            "The config of this masked layer has a format that this version of kprune does not know: install a newer "
+            "The config of this masked layer has a format that this version of kprune cannot read: install a newer "
             f"one. Received: format={spec['format']!r:.80}"
         )
     masked, weights, followers = spec.get("masked"), spec.get("weights"), spec.get("followers", [])
@@ -52,8 +52,7 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int, list
     layer = keras.saving.deserialize_keras_object({**{key: spec.get(key) for key in _CLASS}, "config": config})
     if not isinstance(layer, keras.layers.Layer):
         raise ValueError(
-            f"The config of a masked layer must name the class of a layer. "
-            f"Received: class_name={spec.get('class_name')!r:.80}"
+            f"The config of a masked layer must name a layer class. Received: class_name={spec.get('class_name')!r:.80}"
         )
     return layer, (masked, weights, followers)
 

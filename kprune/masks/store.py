@@ -1,4 +1,4 @@
-"""Where the masks of a Keras 3 layer live: state of the layer that is none of its weights.
+"""Where the masks of a Keras 3 layer are stored: in state of the layer that is not among its weights.
 
 Keras keeps the states of seed generators in `layer.variables` and not in `layer.weights`; a mask goes the same way. So
 `get_weights`, parameter counts, weight files and TensorBoard see the dense model, while trainers, distributions and
@@ -69,12 +69,12 @@ class MaskStore(keras.Operation):
             )
 
     def take(self, other: MaskStore) -> None:
-        """Take over the masks of the store of a layer of the same kind."""
+        """Copy the masks from the store of a layer of the same kind."""
         for mask, original in zip(self.masks, other.masks, strict=True):
             mask.assign(to_numpy(original))
 
     def enforce(self) -> None:
-        """Set the pruned entries of the weights to 0, whatever was written into them."""
+        """Set the pruned entries of the weights to 0, regardless of what was written into them."""
         for weight, mask in zip(self.masked, self.masks, strict=True):
             value, kept = to_numpy(weight), to_numpy(mask)
             if np.any(value[~kept] != 0):
@@ -97,8 +97,8 @@ class MaskStore(keras.Operation):
         kernels, own = ([key for key in some if not key.startswith(_FOLLOWER)] for some in (stored, self._keys()))
         if sorted(kernels) != sorted(own):
             raise ValueError(
-                f"The file holds masks for {len(kernels)} weights of a layer, the model has {len(own)}: mask it "
-                f"with the same filters and weights before loading. Received: {stored}"
+                f"The file holds masks for {len(kernels)} weights of a layer, but the model has {len(own)}: mask "
+                f"it with the same filters and weights before loading. Received: masks={stored}"
             )
         read = {key: mask for key, mask in zip(self._keys(), self.masks, strict=True) if key in stored}
         sizes = [int(np.prod(mask.shape)) for mask in read.values()]

@@ -216,8 +216,8 @@ def strip_model(model: Any) -> Any:
 def _stripped(model: Any) -> Any:
     if _wrappers(model) and not _clonable(model):
         raise ValueError(
-            "tfmot's wrappers cannot be taken out of a subclassed tf_keras model: copy the weights into one that was "
-            f"made without them. Received: model={model.name!r}"
+            "tfmot's wrappers cannot be removed from a subclassed tf_keras model: copy the weights into a model "
+            f"that was built without them. Received: model={model.name!r}"
         )
     shape = model.input_shape if _wrappers(model) else None
     for w in [*_pruned_by_wrappers(model), *(w for _, _, w, _ in find_followers(model))]:
@@ -268,8 +268,8 @@ def _adopt(model: Any) -> None:
         _renew_functions(model, _pruned_by_wrappers(model))
     if ruled:
         logging.warning(
-            "kprune: this model was wrapped by tfmot with its own schedule (%s). kprune rules from here on: tfmot's "
-            "schedule is off, masks change only by kprune's callbacks and functions.",
+            "kprune: this model was wrapped by tfmot with its own schedule (%s). kprune takes over: tfmot's schedule "
+            "is switched off, and only kprune's callbacks and functions change masks.",
             ", ".join(sorted(ruled)),
         )
 
@@ -279,7 +279,7 @@ def _warn_of_unfrozen(model: Any, ruled: set[int]) -> None:
     waiting = [w for w in _weights(model) if getattr(w, WAITS, False) and id(w) in trained - ruled]
     if waiting:
         logging.warning(
-            "kprune: these weights were frozen when the model was masked; they train now, without masks: %s. tf_keras "
+            "kprune: these weights were frozen when the model was masked and now train without masks: %s. tf_keras "
             "layers are wrapped only once: call kprune.strip, kprune.mask and `compile`, and set the masks again.",
             ", ".join(map(_path, waiting[:4])),
         )

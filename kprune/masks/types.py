@@ -1,4 +1,4 @@
-"""The words of the masks, which both Kerases share: a masked weight, a report, filters, paths."""
+"""Types shared by the masks of Keras 3 and tf_keras: masked weights, reports, filters, paths."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import keras
 import numpy as np
 from absl import logging
 
-from ..runtime.distribution import to_numpy
+from ..runtime.distribution import as_numpy, to_numpy
+from ..runtime.writing import keep_where
 from ..util.tables import Printed
+from .variables import forget_given
 
 Masks = dict[str, np.ndarray]
 Filters = str | Sequence[str] | Callable[[Any], bool] | None
@@ -67,10 +69,25 @@ class MaskedWeight:
         """The mask as a bool array, True = kept."""
         return to_numpy(self.mask).astype(bool)
 
-    def write(self, kept: np.ndarray, value: np.ndarray) -> None:
-        """Give the weight a mask (bool, True = kept) and where(kept, value, 0); optimizers are not told."""
-        self.mask.assign(kept.astype(keras.backend.standardize_dtype(self.mask.dtype)))
-        self.variable.assign(np.where(kept, value, np.zeros((), value.dtype)))
+    def seen(self) -> np.ndarray:
+        """As `value`, to be read at once and not to be changed: see `as_numpy`."""
+        return as_numpy(self.variable)
+
+    def seen_mask(self) -> np.ndarray:
+        """As `kept`, to be read at once and not to be changed."""
+        return as_numpy(self.mask).astype(bool, copy=False)
+
+    def write(self, kept: np.ndarray, slots: list[tuple[Any, float]] | None = None, donate: bool = False) -> None:
+        """Give the weight a mask (bool, True = kept), and 0 where it prunes; slots, their initial value.
+
+        Args:
+            kept: the mask.
+            slots: (slot, initial value) of optimizers; those not given are not told.
+            donate: as of `keep_where`.
+        """
+        self.mask.assign(kept.astype(keras.backend.standardize_dtype(self.mask.dtype), copy=False))
+        keep_where(kept, [(self.variable, 0.0), *(slots or ())], donate)
+        forget_given(self.variable)
 
 
 @dataclass(frozen=True)
@@ -110,19 +127,22 @@ def unique_paths(paths: Iterable[str]) -> list[str]:
     return unique
 
 
+def matches(filters: Filters, layer: Any, path: str) -> bool:
+    """Whether the filters choose a weight of this layer and path."""
+    if callable(filters):
+        return bool(filters(layer))
+    patterns = [filters] if isinstance(filters, str) else filters
+    return patterns is None or any(re.search(pattern, path) for pattern in patterns)
+
+
 def skip_reason(
     name: str, weight: Any, path: str, layer: Any, filters: Filters, weights: Sequence[str], unfit: str = ""
 ) -> str:
     """Why a weight should not be masked, or "" if it should; `unfit` is what its own kind has to say."""
     if name not in weights:
         return f"{name!r} is not among weights={tuple(weights)}"
-    if callable(filters):
-        if not filters(layer):
-            return "the filter function says no"
-    elif filters is not None:
-        patterns = [filters] if isinstance(filters, str) else filters
-        if not any(re.search(pattern, path) for pattern in patterns):
-            return f"its path matches none of filters={filters!r}"
+    if not matches(filters, layer, path):
+        return "the filter function says no" if callable(filters) else f"its path matches none of filters={filters!r}"
     if unfit:
         return unfit
     return "" if weight.trainable else FROZEN

@@ -1,4 +1,4 @@
-"""Masking a model in order to change it, and making it what it was if that fails."""
+"""Mask a model in order to change it, and restore it if that fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def mask_for_pruning(model: Any) -> bool:
             mask_unfrozen(model)
         if frozen := [weight.path for weight in weights if not weight.trainable]:
             logging.warning(
-                "kprune: these masked weights are frozen; their masks stay, and count towards no sparsity: %s",
+                "kprune: these masked weights are frozen; their masks stay, but do not count toward the sparsity: %s",
                 ", ".join(frozen[:4]) + (" ..." if len(frozen) > 4 else ""),
             )
         return False
@@ -61,12 +61,15 @@ class Undo:
     def __init__(self, model: Any, optimizer: Any = None):
         self.model, self._optimizer, self._values = model, optimizer, Values()
         check_leaks(model, masked_weights(model))  # ValueError for what is no model
-        self.hold()
+        self._values.add([*model.variables, *(weight.mask for weight in followers(model))])
         self._masked = [weight.variable for weight in (*masked_weights(model), *followers(model))]
         self.fresh = mask_for_pruning(model)
 
     def hold(self) -> None:
-        """Take variables in that have been made since, such as the slots of an optimizer that was not built."""
+        """Take in what the optimizers hold that train the model, and all that has been made since.
+
+        They are looked for here, not when the model is masked: that comes once per callback, and changes none of them.
+        """
         optimizer = self._optimizer if self._optimizer is not None else getattr(self.model, "optimizer", None)
         optimizers = trainers(self.model, self.model.trainable_variables)
         optimizers += [] if optimizer is None else [optimizer]
@@ -74,7 +77,7 @@ class Undo:
         self._values.add([*self.model.variables, *masks, *(v for one in optimizers for v in all_variables(one))])
 
     def unmask(self) -> None:
-        """Take the masks away that the model did not have."""
+        """Remove the masks that the model did not have."""
         if self.fresh:
             self.fresh = False
             strip(self.model)
@@ -85,7 +88,7 @@ class Undo:
         return len(masked_weights(self.model)) + len(followers(self.model))
 
     def back(self) -> None:
-        """Make the model what it was: masks, weights, statistics, seeds and the optimizer."""
+        """Restore the model: masks, weights, statistics, seeds and the optimizer."""
         if not self.fresh:
             self._values.put_back()  # masks, too, before the last of them are made anew
         self.unmask()
@@ -105,6 +108,7 @@ def masked(model: Any, optimizer: Any = None, keep: bool = True) -> Iterator[Non
     """
     undo = Undo(model, optimizer)
     try:
+        undo.hold()
         yield
     except BaseException:
         undo.back()

@@ -1,4 +1,4 @@
-"""Masked weights that know who gives them values where they are pruned.
+"""Masked weights that record who assigns values to their pruned entries.
 
 `set_weights` of any model that holds the layer (between folds, from another network, an average, the best epoch of
 EarlyStopping) assigns to the variables themselves, one by one. A masked one is an instance of a subclass of its own
@@ -42,6 +42,12 @@ def release(variable: Any) -> None:
 def was_given_values(variable: Any) -> bool:
     """Whether the last array that was assigned to it had values for pruned entries."""
     return getattr(variable, _GIVEN, False)
+
+
+def forget_given(variable: Any) -> None:
+    """Note that its pruned entries are 0 again, whoever gave it values before."""
+    if type(variable) in _CLASSES.values():
+        setattr(variable, _GIVEN, False)
 
 
 def _protected(cls: type) -> type:

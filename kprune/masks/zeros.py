@@ -1,4 +1,4 @@
-"""Pruned entries that are not 0 any more: what is said of them, wherever kprune is called next."""
+"""Pruned entries that are no longer 0, and how they are reported the next time kprune is called."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from ..runtime.writing import pruned_entries
 from .types import MaskedWeight, is_tf_keras
 from .variables import was_given_values
 
 _CHANGES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 _CAUSE = (
-    "A function that was compiled before the model was masked goes on without the masks: a tf.function or jax.jit step "
+    "A function compiled before the model was masked still runs without the masks: a tf.function or jax.jit step "
     "of your own, or one that a layer or model keeps. Mask before the first trace (call kprune.mask once the model is "
-    "built), or make the function anew."
+    "built), or recompile the function."
 )
 
 
@@ -31,9 +32,10 @@ def note_change(model: Any) -> None:
 
 def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
     """The fraction of pruned entries; RuntimeError, naming the weights, if one of them is not exactly 0."""
-    found = {weight.path: weight.value()[~weight.kept()] for weight in weights}
-    moved = [path for path, pruned in found.items() if np.any(pruned != 0)]
-    diverged = [path for path in moved if np.any(np.isnan(found[path]))]
+    counts = pruned_entries([(weight.variable, weight.mask) for weight in weights])
+    wrong = [weight for weight, (_, moved) in zip(weights, counts, strict=True) if moved]
+    moved = [weight.path for weight in wrong]
+    diverged = [weight.path for weight in wrong if np.any(np.isnan(weight.value()[~weight.kept()]))]
     if diverged:
         raise RuntimeError(
             f"{', '.join(diverged[:4])} became NaN: the training has diverged, and NaN times the zero of a pruned "
@@ -42,28 +44,47 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
         )
     if moved:
         raise RuntimeError(
-            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {_CAUSE} If there is none: a layer that reads "
-            "another layer's kernel, a constraint that moves zeros, weights loaded in mid-training, or an optimizer "
+            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {_CAUSE} Other causes: a layer that reads "
+            "another layer's kernel, a constraint that moves zeros, weights loaded during training, or an optimizer "
             "that updates weights without a gradient. `model.set_weights(model.get_weights())` makes pruned entries 0. "
             f"Received: optimizer={type(optimizer).__name__}"
         )
     size = sum(weight.size for weight in weights)
-    return sum(pruned.size for pruned in found.values()) / size if size else 0.0
+    return sum(pruned for pruned, _ in counts) / size if size else 0.0
+
+
+def moved_paths(weights: list[MaskedWeight]) -> list[str]:
+    """Paths of the weights with a pruned entry that is not exactly 0."""
+    counts = pruned_entries([(weight.variable, weight.mask) for weight in weights])
+    return [weight.path for weight, (_, moved) in zip(weights, counts, strict=True) if moved]
 
 
 def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
-    """Outside of a fit: RuntimeError if training, not the user, gave pruned entries values.
+    """Outside a fit: RuntimeError if training, not the user, gave pruned entries values.
 
     tf_keras does not say who did, so there it is a warning.
     """
     if is_tf_keras(model):
-        moved = [weight.path for weight in weights if np.any(weight.value()[~weight.kept()] != 0)]
+        moved = moved_paths(weights)
         if moved:
             logging.warning(
-                "kprune: pruned entries of %s were no longer 0. If you have not set weights yourself: %s",
+                "kprune: pruned entries of %s were no longer 0. Unless you set weights yourself: %s",
                 ", ".join(moved[:4]),
                 _CAUSE,
             )
     else:
         unknown = [weight for weight in weights if not was_given_values(weight.variable)]
         check_zeros(unknown, getattr(model, "optimizer", None))
+
+
+def warn_of_zeros(weights: list[MaskedWeight]) -> None:
+    """Say that weights which got masks look pruned: those of a sparse model's file, for example."""
+    sparse = [weight.path for weight in weights if 0.1 <= np.mean(weight.value() == 0) < 1]
+    if sparse:
+        logging.warning(
+            "kprune.mask: %d weights (%s first) hold many exact zeros, as pruned weights do. Their new masks keep all "
+            "entries, so the zeros will be trained. To keep them pruned, call kprune.adopt, which makes masks of them, "
+            "or call kprune.mask before the weights are loaded.",
+            len(sparse),
+            sparse[0],
+        )

@@ -1,4 +1,4 @@
-"""What a `.keras` file says of itself: read with an eye on sizes, before any library loads it."""
+"""What a `.keras` file says about itself, read with checks of sizes before any library loads it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DAMAGED = (
 
 
 class Description(NamedTuple):
-    """What a `.keras` file says of itself.
+    """What a `.keras` file says about itself.
 
     Attributes:
         version: of the Keras that wrote it, as "3.13.2".
@@ -50,7 +50,7 @@ class Description(NamedTuple):
 
 
 def describe(path: str | os.PathLike[str]) -> Description:
-    """Read what a `.keras` file says of itself; nothing in it is run or imported.
+    """Read what a `.keras` file says about itself; nothing in it is run or imported.
 
     The sizes of all that is in it are looked at before it is read: the file may not unpack to more than 20 times its
     size (or 64 MiB), its config to no more than 8 MiB.
@@ -77,17 +77,17 @@ def describe(path: str | os.PathLike[str]) -> Description:
                 metadata, config = (_parsed(name, archive.read(name)) for name in (_METADATA, _CONFIG))
                 array_bytes = _checked_weights(archive.read(_WEIGHTS), max(_SMALL, _UNPACKED * size))
         except RecursionError as error:
-            raise ValueError("its JSON is nested too deep") from error
+            raise ValueError("its JSON is nested too deeply") from error
         except _DAMAGED as error:
             raise ValueError(f"it is damaged: {error}" if not isinstance(error, _Unfit) else str(error)) from error
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
     if not isinstance(version, str) or version[:2] not in ("2.", "3."):
-        raise ValueError(f"{_METADATA} names no version of Keras that is known here, keras_version={version!r:.40}")
+        raise ValueError(f"{_METADATA} names no supported version of Keras: keras_version={version!r:.40}")
     return Description(version, config, array_bytes)
 
 
 class _Unfit(ValueError):
-    """The file is whole, but no model's."""
+    """The file is whole, but does not hold a model."""
 
 
 def _parsed(name: str, text: bytes) -> Any:
@@ -121,7 +121,7 @@ def _checked_weights(data: bytes, limit: int) -> int:
             if isinstance(item, h5py.Dataset):
                 total += item.nbytes
                 if item.external or item.is_virtual:
-                    raise _Unfit(f"the array {item.name!r} of {_WEIGHTS} lies in another file")
+                    raise _Unfit(f"the array {item.name!r} of {_WEIGHTS} is stored in another file")
             else:
                 for name in item:
                     if not isinstance(item.get(name, getlink=True), h5py.HardLink):
@@ -132,4 +132,4 @@ def _checked_weights(data: bytes, limit: int) -> int:
 
 
 def _too_large(what: str, size: int, limit: int) -> str:
-    return f"{what} {size:,} bytes unpacked; a file of this size may hold {limit:,}"
+    return f"{what} {size:,} bytes unpacked; a file of this size may hold at most {limit:,}"

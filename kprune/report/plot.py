@@ -84,6 +84,6 @@ def _draw(summary: Summary) -> Figure:
 
 
 def _per_cent(row: Row) -> str:
-    """Never "0 %" where something is left, never "100 %" where something is gone."""
+    """Never "0 %" if something is left, never "100 %" if something is gone."""
     digits = next((d for d in range(1, 6) if 0 < round(100 * row.density, d) < 100), 1)
     return "100 %" if not row.zeros else f"{100 * row.density:.{digits}f} %"

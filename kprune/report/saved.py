@@ -22,7 +22,7 @@ _SMALL = 2**26
 
 
 def read(path: str | os.PathLike[str]) -> Summary:
-    """Say what is left of a saved model; nothing in it is run or changed, so it may come from anywhere.
+    """Report what is left of a saved model; nothing in it is run or changed, so it may come from anywhere.
 
     Args:
         path: a `.keras` file of Keras 3 or tf_keras, masked or plain, or the folder of any SavedModel.
@@ -95,7 +95,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         )
     if file.suffix != ".keras" or not file.is_file():  # by other endings, Keras reads other formats
         raise ValueError(
-            f"Expected a .keras file (or a SavedModel, a folder that holds saved_model.pb, to report on). "
+            f"Expected a .keras file (or, for a report, a SavedModel: a folder that holds saved_model.pb). "
             f"Received: path={os.fspath(path)!r}"
         )
     try:
@@ -137,12 +137,12 @@ def _check_model(model: Any, kind: type) -> Any:
 
 
 def _check_masks(model: Any) -> Any:
-    """Masks wait for as many weights as the config says: for ever, if the layer has another number."""
+    """Masks wait for as many weights as the config says: forever, if the layer has a different number."""
     for layer in all_layers(model):
         if "_pending_masks" in vars(layer):
             _, expected, _ = vars(layer)["_pending_masks"]
             raise ValueError(
-                f"the masks of layer {layer.name!r} are for a layer of {expected:,} weights, it has "
+                f"the masks of layer {layer.name!r} are for a layer of {expected:,} weights, but it has "
                 f"{len(layer.weights)}"
             )
     return model

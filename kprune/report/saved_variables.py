@@ -24,7 +24,7 @@ _VALUE = "VARIABLE_VALUE"
 # What TensorFlow saves beside a model's own variables: of training, and the number of checkpoints.
 _BESIDE = ("optimizer/", "keras_api/", "save_counter/", "_all_variables/")
 _MOST_JSON = 2**23
-_DAMAGED = f"{'/'.join(_PATHS)} is damaged, or of a later version of kprune"
+_DAMAGED = f"{'/'.join(_PATHS)} is damaged, or was written by a later version of kprune"
 NONE: Mapping[str, tuple[int, tuple[int, ...]]] = MappingProxyType({})
 
 
@@ -49,11 +49,13 @@ class SavedVariables:
         needed = sum(math.prod(shapes[key]) * dtypes[key].size for key in numbers)
         held = sum(file.stat().st_size for file in prefix.parent.glob("variables.data-*"))
         if needed > held:
-            raise ValueError(f"its variables take {needed:,} bytes, the files that hold them {held:,}")
+            raise ValueError(f"its variables take {needed:,} bytes, but the files that hold them only {held:,}")
         names = {key: name for key, name in self._names(shapes).items() if key in numbers}
         known = _read_paths(folder)
         if unknown := known.keys() - shapes.keys():
-            raise ValueError(f"{'/'.join(_PATHS)} names variables that it does not have, such as {min(unknown)!r:.80}")
+            raise ValueError(
+                f"{'/'.join(_PATHS)} names variables that the SavedModel does not have, such as {min(unknown)!r:.80}"
+            )
         self._packed = _read_packed(folder, shapes)
         if known:  # which leaves out what is no weight, such as the states of seeds
             names = {key: known[key] for key in names if key in known}
@@ -72,7 +74,9 @@ class SavedVariables:
         kept = np.unpackbits(self._reader.get_tensor(bits), count=size).astype(bool)
         stored = self._reader.get_tensor(values)
         if np.count_nonzero(kept) != stored.size:
-            raise ValueError(f"the packed kernel {path!r:.80} has {stored.size:,} values for other bits")
+            raise ValueError(
+                f"the packed kernel {path!r:.80} has {stored.size:,} values, but its bits count differently"
+            )
         value = np.zeros(size, stored.dtype)
         value[kept] = stored
         return value.reshape(shape)
@@ -120,7 +124,7 @@ def write_paths(
                 del left[i]
                 break
     if left:
-        logging.warning("kprune: the SavedModel has no variable for %s, so it names its variables itself.", left[0][0])
+        logging.warning("kprune: the SavedModel has no variable for %s; reports on it show its own names.", left[0][0])
         return
     file = folder.joinpath(*_PATHS)
     file.parent.mkdir(exist_ok=True)
@@ -147,7 +151,7 @@ def _read_packed(folder: Path, shapes: Mapping[str, list[int]]) -> dict[str, tup
             raise ValueError(_DAMAGED)
         bits, values = (f"{name}/{number}/.ATTRIBUTES/{_VALUE}" for name in ("bits", "values"))
         if shapes.get(bits) != [(math.prod(shape) + 7) // 8] or len(shapes.get(values, [])) != 1:
-            raise ValueError(f"the packed kernel {path!r:.80} of shape {shape!r:.80} has bits of another size")
+            raise ValueError(f"the bits of the packed kernel {path!r:.80} do not fit its shape {shape!r:.80}")
         found[path] = bits, values, tuple(shape)
     return found
 
@@ -157,7 +161,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     if file.stat().st_size > _MOST_JSON:
-        raise ValueError(f"{'/'.join(_PATHS)} is {file.stat().st_size:,} bytes large")
+        raise ValueError(f"{'/'.join(_PATHS)} is {file.stat().st_size:,} bytes, more than {_MOST_JSON:,}")
     known: Any = json.loads(file.read_bytes())
     if not isinstance(known, dict) or known.get("format") not in (1, 2):
         raise ValueError(_DAMAGED)

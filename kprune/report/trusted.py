@@ -82,7 +82,7 @@ _DTYPE = re.compile(r"(bool|string|u?int(4|8|16|32|64)|b?float(16|32|64)|float8_
 
 
 class _Refused(Exception):
-    """What a name is that may not be loaded, in words that follow it."""
+    """Why a name may not be loaded, in words that follow it."""
 
 
 def check_config(config: Any, library: Any) -> None:
@@ -156,7 +156,7 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
     is_function = name == "function"
     if is_function:
         if not isinstance(config, str):
-            raise _Refused("a function without a name")
+            raise _Refused("a function has no name")
         name = config
     shown = repr(f"{module}.{name}" if module else name)
     if name in _REFUSED:  # some layers of tf_keras look theirs up by this name alone
@@ -167,12 +167,12 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
     if own is not None:
         found = [own]
         if inspect.isclass(own) and not issubclass(own, Masked) and name not in (key, own.__name__):
-            raise _Refused(f"{shown} goes under the name of {key!r}")
+            raise _Refused(f"{shown} is registered under the name of another class, {key!r}")
     else:
         found = _lookup(name, module, is_function, library)
     if not found:
         raise _Refused(
-            f"{shown} is not known here. A class or function of your own must be imported and registered by "
+            f"{shown} is unknown. A custom class or function must be imported and registered with "
             f"`{library.__name__}.saving.register_keras_serializable()` before its file is read"
         )
     if own is None and registered not in (None, name):
@@ -193,7 +193,7 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
             _check_arguments(thing, config, shown)
     nodes = entry.get("inbound_nodes")
     if isinstance(nodes, list) and not all(_has_tensor(node) for node in nodes):
-        raise _Refused(f"{shown} is called on constants alone")  # no Keras writes that; it would compute at once
+        raise _Refused(f"{shown} is called on constants only")  # no Keras writes that; it would compute at once
 
 
 def _has_tensor(node: Any) -> bool:
@@ -262,11 +262,11 @@ def _check_arguments(thing: type, config: Any, shown: str) -> None:
     """The arguments of layers that take a name of an operation, or of another file, and do as it says."""
     names, config = {base.__name__ for base in thing.__mro__}, config if isinstance(config, dict) else {}
     if "TFOpLambda" in names and not is_pure(config.get("function")):
-        raise _Refused(f"{shown} runs {config.get('function')!r}, which is not among the pure operations")
+        raise _Refused(f"{shown} runs {config.get('function')!r}, which is not a pure operation")
     if "ClassMethod" in names and (config.get("cls_symbol") != "RaggedTensor" or not _is_ragged(config, "method_name")):
         raise _Refused(f"{shown} calls {config.get('cls_symbol')!r}.{config.get('method_name')!r}")
     if "InstanceProperty" in names and not _is_ragged(config, "attr_name"):
-        raise _Refused(f"{shown} asks for {config.get('attr_name')!r}")
+        raise _Refused(f"{shown} reads the attribute {config.get('attr_name')!r}")
     if isinstance(config.get("vocabulary"), str) and names & {"IndexLookup", "TextVectorization"}:
         raise _Refused(f"{shown} reads its vocabulary from another file, {config['vocabulary']!r}")
 

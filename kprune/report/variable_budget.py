@@ -1,4 +1,4 @@
-"""A limit to the memory of the variables that are made meanwhile: a config of a few bytes can ask for any number."""
+"""A limit on the memory of new variables: a config of a few bytes can ask for any number."""
 
 from __future__ import annotations
 

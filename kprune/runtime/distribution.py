@@ -1,4 +1,4 @@
-"""Models that several devices or processes train together: what each of them reads, writes and is given.
+"""Models that several devices or processes train together: what each of them reads, writes and receives.
 
 Under `tf.distribute` each replica has a copy of each variable. Under `keras.distribution` on JAX a variable lies on all
 devices, whole or in parts, and every process runs the same program on its own part of each batch. The masks are
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -22,8 +22,8 @@ from absl import logging
 
 Result = TypeVar("Result")
 KERAS_FIT_FAILS = (
-    "Under MultiWorkerMirroredStrategy the `fit` of Keras 3 fails, with or without kprune: it cannot convert a "
-    "PerReplica value. What works: a tf_keras model; a loop of your own that calls kprune.prune or the callbacks; "
+    "The `fit` of Keras 3 fails under MultiWorkerMirroredStrategy, with or without kprune: it cannot convert a "
+    "PerReplica value. Use a tf_keras model, a custom loop that calls kprune.prune or the callbacks, or "
     "Keras on JAX (KERAS_BACKEND=jax) with keras.distribution."
 )
 
@@ -68,6 +68,38 @@ def to_numpy(value: Any) -> np.ndarray:
     return np.array(value.numpy())
 
 
+def as_numpy(value: Any) -> np.ndarray:
+    """As `to_numpy`, to be read at once: not a copy of what lies in this host's memory, and not to be changed or held.
+
+    While it is held, neither backend writes into that memory: a step that would have done so copies it first.
+    """
+    tensor = value.value if isinstance(value, keras.Variable) else value
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if isinstance(tensor, jax.Array):
+            one_here = len(tensor.sharding.device_set) == 1 and tensor.is_fully_addressable and on_host([value])
+            return np.asarray(tensor) if one_here else to_numpy(tensor)
+    return np.asarray(sys.modules["tensorflow"].convert_to_tensor(tensor))
+
+
+def on_host(variables: Iterable[Any]) -> bool:
+    """Whether all of these variables, of either Keras, lie in the memory of hosts and not of accelerators.
+
+    >>> on_host([keras.Variable([1.0])])
+    True
+    """
+    for v in variables:
+        tensor = v.value if isinstance(v, keras.Variable) else v
+        if hasattr(tensor, "sharding"):
+            platforms = {device.platform for device in tensor.sharding.device_set}
+        else:
+            platforms = {str(tensor.device).rpartition("device:")[2].partition(":")[0].lower() or "cpu"}
+        if platforms != {"cpu"}:
+            return False
+    return True
+
+
 def device_layout(variable: Any) -> Any:
     """How a Keras 3 variable is to lie on several devices, as `keras.Variable(layout=)` takes it; None for one device.
 
@@ -78,7 +110,7 @@ def device_layout(variable: Any) -> Any:
 
 
 def from_chief(data: bytes | None) -> bytes | None:
-    """What the chief was given, in every process; all have to call this."""
+    """The chief's value, in every process; all of them must call this."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -94,7 +126,7 @@ def from_chief(data: bytes | None) -> bytes | None:
 
 
 def replicas() -> int:
-    """Among how many devices JAX divides each batch, so that its size must be a multiple of it.
+    """The number of devices among which JAX divides each batch, whose size must be a multiple of it.
 
     >>> replicas()
     1
@@ -155,7 +187,7 @@ def strategy_scope(model: Any) -> AbstractContextManager[Any]:
 
 
 def outside_strategies(function: Callable[[], Result]) -> Result:
-    """What the function returns, called where no `tf.distribute` strategy is in force.
+    """The result of the function, called where no `tf.distribute` strategy is active.
 
     Its variables lie on one device then, its losses are not divided by the number of replicas, and it waits for no
     other process.
@@ -179,6 +211,6 @@ def _cluster() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _strategy() -> Any:
-    """The `tf.distribute` strategy that is in force, or None."""
+    """The active `tf.distribute` strategy, or None."""
     tf = sys.modules.get("tensorflow")
     return tf.distribute.get_strategy() if tf is not None and tf.distribute.has_strategy() else None

@@ -1,4 +1,4 @@
-"""Files of arrays: npz without pickle, with a checksum, written whole or not at all."""
+"""Files of arrays: npz without pickle, with a checksum, written atomically."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _UNREADABLE = (
 
 
 def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
-    """Arrays and what is to be known of them, as the bytes of an npz file.
+    """Pack arrays and their description into the bytes of an npz file.
 
     A bool array takes a bit per entry. The file holds a SHA-256 of all that is in it.
 
@@ -70,7 +70,7 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
     description = json.dumps({"about": dict(about), "arrays": kinds}).encode()
     if len(description) > _MOST_ABOUT:
         raise ValueError(
-            f"What is noted beside the arrays must take at most {_MOST_ABOUT:,} bytes as JSON. "
+            f"The description of the arrays must take at most {_MOST_ABOUT:,} bytes as JSON. "
             f"Received: bytes={len(description):,}"
         )
     checksum = _checksum(description, stored)
@@ -88,30 +88,30 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
     """
     try:
         if not data.startswith(b"PK"):
-            raise ValueError("it is no zip archive")
+            raise ValueError("it is not a zip archive")
         stored = _members(data)
         description, checksum = stored.pop(_ABOUT).tobytes(), stored.pop("sha256").tobytes()
         if checksum != np.array(_checksum(description, stored)).tobytes():
             raise ValueError("its checksum is wrong")
         if len(description) > _MOST_ABOUT:
-            raise ValueError(f"what it says about its arrays takes {len(description):,} bytes")
+            raise ValueError(f"the description of its arrays takes {len(description):,} bytes")
         known = json.loads(description)
         about, kinds = known["about"], known["arrays"]
         if not isinstance(about, dict) or len(kinds) != len(stored):
-            raise ValueError("it does not say what its arrays are")
+            raise ValueError("it does not describe its arrays")
         arrays = {
             key: _restore(stored[f"array{position}"], *kind) for position, (key, kind) in enumerate(kinds.items())
         }
     except _UNREADABLE as error:
         raise ValueError(
-            f"This is no file of kprune's, or it is truncated or damaged: {error!s:.300}. Received: file={name!r}"
+            f"Not a kprune file, or a truncated or damaged one: {error!s:.300}. Received: file={name!r}"
         ) from error
     return arrays, about
 
 
 @contextmanager
 def understanding(name: str) -> Iterator[None]:
-    """Inside, what a whole file lacks, or holds in another form than it should, is a ValueError that names it."""
+    """Inside, whatever is missing or malformed in an intact file becomes a ValueError that names it."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
@@ -134,7 +134,9 @@ def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, 
     for name, array in arrays.items():
         part, _, rest = name.partition("/")
         if part not in found:
-            raise ValueError(f"An array belongs to one of {', '.join(parts)}. Received: array={name!r}")
+            raise ValueError(
+                f"The name of an array must begin with one of {', '.join(parts)}. Received: array={name!r}"
+            )
         found[part][rest] = array
     return found
 
@@ -197,12 +199,12 @@ def _members(data: bytes) -> dict[str, np.ndarray]:
         members = archive.infolist()
         for member in members:
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-                raise ValueError(f"its member {member.filename!r} is compressed, and kprune compresses nothing")
+                raise ValueError(f"its member {member.filename!r} is compressed, which kprune never does")
         if sum(member.file_size for member in members) > len(data):
             raise ValueError("its members are larger than the file")
         found = {member.filename.removesuffix(".npy"): _vector(archive.read(member)) for member in members}
     if len(found) != len(members):
-        raise ValueError("two of its members have one name")
+        raise ValueError("two of its members have the same name")
     return found
 
 
@@ -210,23 +212,23 @@ def _vector(raw: bytes) -> np.ndarray:
     # Not NumPy's own reader: it evaluates the header as Python, and allocates what the header says.
     header = _HEADER.match(raw)
     if not header:
-        raise ValueError("one of its members is no array that kprune writes")
+        raise ValueError("one of its members is not an array that kprune writes")
     array = np.frombuffer(raw, header[1].decode().lstrip("|"), offset=header.end())
     if array.size != int(header[2] or 1):
-        raise ValueError("one of its members has another size than it says")
+        raise ValueError("one of its members does not have the size it declares")
     return array
 
 
 def _restore(raw: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
     if not isinstance(shape, list) or len(shape) > 32 or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
-        raise ValueError(f"{shape!r:.100} is no shape")
+        raise ValueError(f"{shape!r:.100} is not a shape")
     if not isinstance(dtype, str) or not re.fullmatch("[a-z][a-z0-9_]*", dtype):
-        raise ValueError(f"{dtype!r:.100} is no dtype")
+        raise ValueError(f"{dtype!r:.100} is not a dtype")
     size = math.prod(shape)
     # NumPy knows bfloat16 by name as soon as Keras has imported ml_dtypes.
     kind = np.dtype(dtype)
     if raw.size != ((size + 7) // 8 if kind == np.bool_ else size * kind.itemsize):
-        raise ValueError(f"{raw.size:,} bytes are no array of dtype {dtype} and shape {shape}")
+        raise ValueError(f"{raw.size:,} bytes do not make an array of dtype {dtype} and shape {shape}")
     if kind == np.bool_:
         return np.unpackbits(raw, count=size).view(np.bool_).reshape(shape)
     return np.frombuffer(raw, kind).reshape(shape).copy()

@@ -28,7 +28,7 @@ def input_like(model: Any, make: Callable[[tuple[int, ...], str], Any], batch: i
     config = model.get_build_config() if hasattr(model, "get_build_config") else None
     if not config:
         raise ValueError(
-            "The model does not know the shape of its inputs: call it once on data, or build it with "
+            "The model's input shape is unknown: call it once on data, or build it with "
             f"`model.build(input_shape)`. Received: model={model.name!r}"
         )
     shapes = config.get("shapes_dict") or {"": config["input_shape"]}
@@ -51,7 +51,7 @@ def call_with(model: Any, arguments: dict[str, Any], **kwargs: Any) -> Any:
 def _fixed(model: Any, shape: tuple[int | None, ...], batch: int) -> tuple[int, ...]:
     if any(d is None for d in shape[1:]):
         raise ValueError(
-            "An input of the model has a dimension that is not fixed: build the model for one input shape. "
+            "An input of the model has an unknown dimension: build the model with a fixed input shape. "
             f"Received: model={model.name!r}, input_shape={shape}"
         )
     return (batch, *(int(d) for d in shape[1:] if d is not None))

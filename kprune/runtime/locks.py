@@ -120,4 +120,4 @@ def _lock(path: Path) -> int | None:
 
 
 def _warn(path: Path, why: str) -> None:
-    logging.warning("kprune: %s is not locked, as %s: have no second process write to it.", path, why)
+    logging.warning("kprune: %s is not locked, because %s: do not let a second process write to it.", path, why)

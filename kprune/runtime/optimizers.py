@@ -1,4 +1,4 @@
-"""Optimizer state: what has to be forgotten when a mask changes, and which optimizers cannot keep a weight at zero."""
+"""Optimizer state: what to reset when a mask changes, and which optimizers cannot keep a weight at zero."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .distribution import strategy_scope, to_numpy
+from .writing import keep_where
 
 # Muon orthogonalizes the whole update of a kernel, so it moves weights whose gradient is exactly zero.
 DENSE_UPDATES = ("Muon",)
@@ -35,7 +36,7 @@ def batches_per_step(optimizer: Any) -> int:
 
 
 def batches_taken(optimizer: Any) -> int:
-    """The number of batches that the optimizer was given, those of a step that is not complete included.
+    """The number of batches that the optimizer has received, including those of an incomplete step.
 
     An epoch need not end with a step where gradients are accumulated, so this tells where in the data a model is.
     """
@@ -62,15 +63,17 @@ def check_optimizer(optimizer: Any) -> None:
             )
 
 
-def reset_slots(optimizer: Any, variable: Any, where: np.ndarray) -> None:
-    """Give the optimizer's slots of `variable` their initial value where `where` (bool, the variable's shape) is True.
+def slots(optimizer: Any, variable: Any) -> list[tuple[Any, float]]:
+    """The optimizer's slots of `variable` that have its shape, each with its initial value.
 
     That value is 0, but for the accumulators of Adagrad and Ftrl, which start at `initial_accumulator_value`.
     """
-    for inner in inner_optimizers(optimizer):
-        for slot, initial in _slots(inner, variable):
-            value = to_numpy(slot)
-            slot.assign(np.where(where, np.asarray(initial, value.dtype), value))
+    return [pair for inner in inner_optimizers(optimizer) for pair in _slots(inner, variable)]
+
+
+def reset_slots(optimizer: Any, variable: Any) -> None:
+    """Give the optimizer's slots of `variable` their initial value."""
+    keep_where(np.zeros(tuple(variable.shape), bool), slots(optimizer, variable))
 
 
 def trains(optimizer: Any, variables: list[Any]) -> bool:
@@ -118,7 +121,7 @@ def build(optimizer: Any, model: Any) -> None:
     """Make the optimizer's slots of the model's trainable variables if it has none yet."""
     if hasattr(optimizer, "get_slot_names"):
         raise ValueError(
-            "A legacy optimizer keeps its learning rate outside of its variables and cannot be rewound: use one of "
+            "A legacy optimizer keeps its learning rate outside its variables and cannot be rewound: use one of "
             f"tf_keras.optimizers. Received: optimizer={type(optimizer).__name__} (legacy)"
         )
     if not getattr(optimizer, "built", getattr(optimizer, "_built", False)):

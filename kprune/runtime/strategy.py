@@ -58,7 +58,7 @@ def auto_strategy(strategy: str = "auto", library: Any = keras, verbose: bool = 
     if strategy not in STRATEGIES:
         raise ValueError(f"`strategy` must be one of {', '.join(STRATEGIES)}. Received: strategy={strategy!r}")
     if getattr(library, "__name__", None) not in ("keras", "tf_keras"):
-        raise ValueError(f"`library` must be keras or tf_keras. Received: library={library!r}")
+        raise ValueError(f"`library` must be 'keras' or 'tf_keras'. Received: library={library!r}")
     backend = "tensorflow" if library.__name__ == "tf_keras" else keras.backend.backend()
     choose = {"tensorflow": _of_tensorflow, "jax": _of_jax}.get(backend)
     if choose is None:
@@ -86,7 +86,7 @@ def _of_jax(kind: str) -> tuple[str, Any, str]:
         version = metadata.version("jax")
         raise ValueError(
             f"JAX finds no TPU. On a machine that has one: pip install 'jax[tpu]=={version}', leave JAX_PLATFORMS "
-            f"unset, and start Python anew; strategy 'none' trains without. Received: strategy={kind!r}, jax {version} "
+            f"unset, restart Python; strategy 'none' trains without one. Received: strategy={kind!r}, jax {version} "
             f"on {platform}, {_installed('libtpu')}"
         )
     if kind == "auto":
@@ -116,8 +116,8 @@ def _tpu_of_tensorflow(kind: str) -> tuple[str, Any, str]:
     found, libtpu = _version("tensorflow-tpu"), _version("libtpu")
     remedy = (
         "TensorFlow finds no TPU. On a machine that has one: pip uninstall -y tensorflow tensorflow-cpu; pip install "
-        f'--no-deps tensorflow-tpu=={_TENSORFLOW_TPU} "libtpu<{".".join(map(str, _LIBTPU))}", and start Python anew; '
-        f"or use Keras 3 on JAX; strategy 'none' trains without. Received: strategy={kind!r}, "
+        f'--no-deps tensorflow-tpu=={_TENSORFLOW_TPU} "libtpu<{".".join(map(str, _LIBTPU))}", and restart Python; '
+        f"or use Keras 3 on JAX; strategy 'none' trains without one. Received: strategy={kind!r}, "
         f"{', '.join(map(_installed, ('tensorflow', 'tensorflow-tpu', 'libtpu')))}"
     )
     # Asked before TensorFlow is imported, as a wrong libtpu ends the process.

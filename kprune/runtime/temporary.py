@@ -1,4 +1,4 @@
-"""Temporary names beside a file that is being written: each of one process alone, and gone when that has died."""
+"""Temporary names next to a file that is being written, each for one process and removed after it dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values of variables at one moment, to be put back."""
+"""The values of variables at one moment, to restore later."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 
 
 class Values:
-    """What variables of either Keras hold now.
+    """The current values of variables of either Keras.
 
     They are kept as tensors where they lie. TensorFlow copies them only if the variable changes.
 
@@ -32,7 +32,7 @@ class Values:
                 self._held[id(v)] = v, _tensor(v)
 
     def put_back(self) -> None:
-        """Give the variables these values again."""
+        """Restore these values of the variables."""
         for v, value in self._held.values():
             v.assign(value)
 

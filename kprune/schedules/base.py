@@ -49,7 +49,7 @@ class Schedule:
                 raise ValueError(f"`{name}` must be an integer (optimizer steps). Received: {name}={step!r}")
         if self.initial_sparsity > self.final_sparsity:
             raise ValueError(
-                "A schedule must not fall, since pruned weights do not return. Received: "
+                "The sparsity of a schedule must not fall, because pruned weights do not return. Received: "
                 f"initial_sparsity={self.initial_sparsity}, final_sparsity={self.final_sparsity}"
             )
         if self.begin_step < 0 or self.end_step < self.begin_step:
@@ -103,7 +103,7 @@ class Schedule:
         return min(step + self.frequency - (step - self.begin_step) % self.frequency, self.end_step)
 
     def due(self, step: int) -> bool:
-        """Whether the masks are updated at this very step."""
+        """Whether the masks are updated at exactly this step."""
         return self.last_due(step) == step
 
     def applied(self, step: int) -> Any:
@@ -113,7 +113,7 @@ class Schedule:
 
     @property
     def label(self) -> str:
-        """What a figure calls it."""
+        """The label in a figure."""
         return type(self).__name__
 
     def members(self) -> dict[Any, Schedule]:
@@ -136,15 +136,15 @@ class Schedule:
         missing = [name for name in names if not hasattr(self, name)]
         if missing:
             raise ValueError(
-                f"{type(self).__name__} must keep each argument as an attribute of its name, or define `get_config`. "
-                f"Received: {missing[0]}, which is no attribute"
+                f"{type(self).__name__} must store each argument under its own name, or define `get_config`. "
+                f"Received: {missing[0]}, which is not an attribute"
             )
         values = {name: getattr(self, name) for name in names}
         return {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """The schedule of which `get_config` returned this."""
+        """The schedule that `get_config` described."""
         return cls(**config)
 
 

@@ -143,7 +143,9 @@ class Geometric(Schedule):
         object.__setattr__(self, "final_sparsity", self._after(1 - (begin_step - end_step) // frequency))
         if self.final_sparsity == 1:
             received = ", ".join(f"{name}={value!r}" for name, value in {"rate": rate, **steps}.items())
-            raise ValueError(f"This many updates at this rate leave no weights. Received: {received}")
+            raise ValueError(
+                f"So many updates leave no weights: lower `rate` or raise `frequency`. Received: {received}"
+            )
 
     def at(self, progress: float) -> float:
         return self._after(1 + round(progress * (self.end_step - self.begin_step)) // self.frequency)
@@ -156,7 +158,7 @@ class Geometric(Schedule):
 @SCHEDULES.register("polynomial")
 @dataclass(frozen=True)
 class PolynomialDecay(Schedule):
-    """Fast at first, slower towards the end: "To prune, or not to prune" (arXiv:1710.01878).
+    """Fast at first, slower toward the end: "To prune, or not to prune" (arXiv:1710.01878).
 
     s(t) = final + (initial - final) * (1 - p)^power, with p = (t - begin) / (end - begin).
 

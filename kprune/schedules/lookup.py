@@ -1,4 +1,4 @@
-"""Schedules by group of weights and by name, and as what JSON can hold."""
+"""Schedules by group of weights and by name, and their JSON form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tfmot import TfmotSchedule, as_schedule
 
 @dataclass(frozen=True, init=False, repr=False)
 class PerLayer(Schedule):
-    """A schedule of its own for each group of weights; for `GradualPruning`.
+    """A separate schedule for each group of weights; for `GradualPruning`.
 
     s(t) is a dict, expression -> s_expression(t), and so are `applied`, `initial_sparsity` and `final_sparsity`. Each
     member keeps its own steps: a group is pruned further at the updates of its own schedule only, and its sparsity is
@@ -52,7 +52,7 @@ class PerLayer(Schedule):
         for expression, schedule in schedules.items():
             check_expression(expression)
             if isinstance(schedule, PerLayer):
-                raise ValueError(f"A member of PerLayer must be a plain schedule. Received: schedule={schedule!r}")
+                raise ValueError(f"A member of PerLayer must not be a PerLayer. Received: schedule={schedule!r}")
         members = {expression: as_schedule(schedule) for expression, schedule in schedules.items()}
         known = {
             "schedules": members,
@@ -150,7 +150,7 @@ def serialize(schedule: Any) -> dict[str, Any]:
         if type(schedule) is cls:
             return {"class_name": name, "config": schedule.get_config()}
     raise ValueError(
-        "A schedule of your own must be registered to be saved by name: @kprune.schedules.SCHEDULES.register('name'). "
+        "A custom schedule must be registered to be saved by name: @kprune.schedules.SCHEDULES.register('name'). "
         f"Received: schedule={schedule!r}"
     )
 
@@ -164,12 +164,12 @@ def deserialize(config: dict[str, Any]) -> Schedule:
     """
     known = isinstance(config, dict) and set(config) == {"class_name", "config"}
     if not known or not isinstance(config["config"], dict):
-        raise ValueError(f"Expected a dict of class_name and config. Received: config={config!r:.200}")
+        raise ValueError(f"Expected a dict with class_name and config. Received: config={config!r:.200}")
     name = config["class_name"]
     cls: Any = _KINDS[name] if isinstance(name, str) and name in _KINDS else SCHEDULES.get(name)
     try:
         return cls.from_config(config["config"])
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"This config does not make a schedule of the kind {name!r}: {error}. Received: config={config!r:.200}"
+            f"This config does not describe a schedule {name!r}: {error}. Received: config={config!r:.200}"
         ) from error

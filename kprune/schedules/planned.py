@@ -53,7 +53,7 @@ class Planned:
             else:
                 check_integer(name, value, 0)
         if type(self.begin) is type(self.end) and self.end < self.begin:
-            raise ValueError(f"`end` must not lie before `begin`. Received: begin={self.begin!r}, end={self.end!r}")
+            raise ValueError(f"`end` must not come before `begin`. Received: begin={self.begin!r}, end={self.end!r}")
         if self.frequency is not None:
             check_integer("frequency", self.frequency, 1)
 
@@ -62,7 +62,7 @@ class Planned:
         first, last = (start + self._steps(name, steps) for name in ("begin", "end"))
         if last < first:
             raise ValueError(
-                f"`end` must not lie before `begin`: in this fit of {steps} steps they are steps {first - start} and "
+                f"`end` must not come before `begin`: in this fit of {steps} steps they are steps {first - start} and "
                 f"{last - start}. Received: begin={self.begin!r}, end={self.end!r}"
             )
         return self.at(first, last, self.frequency or max(1, math.ceil((last - first) / _UPDATES)))
@@ -83,7 +83,7 @@ class Planned:
             return int(value)
         if steps is None:
             raise ValueError(
-                f"`{name}` is a share of the fit's steps, which are not known: give fit steps_per_epoch, or `{name}` "
+                f"`{name}` is a share of the fit's steps, which are unknown: pass steps_per_epoch to fit, or `{name}` "
                 f"as a number of steps. Received: {name}={value!r}"
             )
         return math.floor(round(value * steps, 6))

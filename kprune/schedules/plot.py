@@ -1,4 +1,4 @@
-"""A picture of schedules as they are applied."""
+"""Plot schedules as they are applied."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ class TfmotSchedule(Schedule):
         """tfmot's own config; ValueError for a class of the user's own, which tfmot could not find by name."""
         if not type(self.schedule).__module__.startswith(f"{PACKAGE}."):
             raise ValueError(
-                "A tfmot schedule of your own class cannot be saved by name: write it as a kprune.schedules.Schedule "
-                f"and register that. Received: schedule={type(self.schedule).__name__}"
+                "A custom tfmot schedule cannot be saved by name: rewrite it as a kprune.schedules.Schedule "
+                f"and register it. Received: schedule={type(self.schedule).__name__}"
             )
         return {"schedule": self.schedule.get_config()}
 

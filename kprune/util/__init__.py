@@ -1,1 +1,1 @@
-"""What any Python package needs: registries, tables, threads, ranking, plots; nothing of Keras's."""
+"""What any Python package needs: registries, tables, threads, ranking, plots; nothing from Keras."""

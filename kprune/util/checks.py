@@ -11,7 +11,7 @@ from typing import Any
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless what a user gave as `name` is an integer of at least `least`; a bool is none.
+    """Raises ValueError unless what a user gave as `name` is an integer of at least `least`; a bool is not.
 
     >>> check_integer("rounds", 0, 1)
     Traceback (most recent call last):
@@ -72,7 +72,7 @@ def check_strings(name: str, value: Any) -> tuple[str, ...]:
     """
     listed = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (None,)
     if not all(isinstance(one, str) for one in listed):
-        raise ValueError(f"`{name}` must be a str, or a list or tuple of some. Received: {name}={value!r:.200}")
+        raise ValueError(f"`{name}` must be a str, or a list or tuple of str. Received: {name}={value!r:.200}")
     return listed
 
 
@@ -109,5 +109,5 @@ def check_expression(expression: Any, name: str = "expression") -> None:
         re.compile(expression)
     except (re.error, TypeError):
         raise ValueError(
-            f"Expected a regular expression to search weight paths for. Received: {name}={expression!r}"
+            f"`{name}` must be a regular expression, to search for in weight paths. Received: {name}={expression!r}"
         ) from None

@@ -1,4 +1,4 @@
-"""Figures, drawn on objects of matplotlib's own: no pyplot, so no display, no global state, nothing to close."""
+"""Figures, drawn on matplotlib objects: no pyplot, so no display, no global state, nothing to close."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Progress on the screen, by Keras's word `verbose`."""
+"""Progress on the screen, controlled by Keras's argument `verbose`."""
 
 from __future__ import annotations
 

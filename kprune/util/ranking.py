@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a scope may ask of a weight's scores that lie on a device, in place of the array.
+
+    Attributes:
+        shape: the weight's.
+        alive: the number of entries that are not pruned already.
+        counts: of all weights that are ranked together: n -> (entries above the n-th highest score, entries that equal
+            it) of each.
+    """
+
+    shape: tuple[int, ...]
+    alive: int
+    counts: Callable[[int], list[tuple[int, int]]]
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return math.prod(self.shape)
 
 
 def zeros_for(size: int, sparsity: float) -> int:
@@ -19,13 +42,13 @@ def zeros_for(size: int, sparsity: float) -> int:
     return math.floor(round(sparsity * size, 6))
 
 
-def alive(score: np.ndarray) -> int:
+def alive(score: np.ndarray | Counted) -> int:
     """The number of entries that are not pruned already, whose score is above -inf.
 
     >>> alive(np.array([1.0, -np.inf]))
     1
     """
-    return int(np.count_nonzero(score > -np.inf))
+    return score.alive if isinstance(score, Counted) else int(np.count_nonzero(score > -np.inf))
 
 
 def in_proportion(scores: dict[str, np.ndarray], sparsity: float, densities: dict[str, float]) -> dict[str, int]:

@@ -24,7 +24,7 @@ class Registry:
     >>> shapes.get("circle")
     Traceback (most recent call last):
     ...
-    ValueError: Unknown shape; the known ones are 'square', or pass a function. Received: shape='circle'
+    ValueError: Unknown shape: pass one of 'square', or a function. Received: shape='circle'
     """
 
     def __init__(self, kind: str):
@@ -41,7 +41,9 @@ class Registry:
 
         def add(entry: Entry) -> Entry:
             if name in self._entries:
-                raise ValueError(f"This {self.kind} is already registered. Received: name={name!r}")
+                raise ValueError(
+                    f"This {self.kind} is already registered: choose another name. Received: name={name!r}"
+                )
             for trait_name, value in traits.items():
                 setattr(entry, trait_name, value)
             self._entries[name] = entry
@@ -106,7 +108,7 @@ class Registry:
         name, plain = self.name_of(entry), _unwrapped(entry)
         if self._entries.get(name) is not plain and not self._of_a_family(name):
             raise ValueError(
-                f"A {self.kind} of your own must be registered to be saved by name: @....register('a name'). "
+                f"A custom {self.kind} must be registered to be saved by name: @....register('a name'). "
                 f"Received: {self.kind}={entry!r:.200}"
             )
         if not isinstance(entry, functools.partial):
@@ -134,7 +136,9 @@ class Registry:
             or set(config) != {"name", "options"}
             or not isinstance(config["options"], dict)
         ):
-            raise ValueError(f"Expected a name, or a dict of name and options. Received: {self.kind}={config!r:.200}")
+            raise ValueError(
+                f"Expected a name, or a dict with a name and options. Received: {self.kind}={config!r:.200}"
+            )
         options = {k: self.deserialize(v) if _is_config(v) else v for k, v in config["options"].items()}
         if config["name"] in self._makers:
             return self._makers[config["name"]](**options)
@@ -155,7 +159,7 @@ class Registry:
                     return make(*map(int, found.groups()))
             known = ", ".join(repr(name) for name in [*self, *self._families])
             raise ValueError(
-                f"Unknown {self.kind}; the known ones are {known}, or pass a function. Received: {self.kind}={entry!r}"
+                f"Unknown {self.kind}: pass one of {known}, or a function. Received: {self.kind}={entry!r}"
             )
         return self._entries[entry]
 

@@ -15,7 +15,7 @@ _LINES = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
 class Printed:
-    """A report that is read as its str, a table of plain text; a notebook shows it so, too.
+    """A report whose str is a table in plain text; notebooks show it, too.
 
     >>> class Report(Printed):
     ...     def __str__(self): return "method  accuracy <= 1"
@@ -33,7 +33,7 @@ def new_table(**settings: Any) -> Table:
 
 
 def table_lines(table: Table) -> list[str]:
-    """The lines of a table, as wide as it needs to be, whatever the terminal: a log or a file has no width.
+    """The lines of a table, as wide as needed regardless of the terminal: a log or a file has no width.
 
     >>> table = new_table()
     >>> table.add_column("method"); table.add_column("accuracy", justify="right")

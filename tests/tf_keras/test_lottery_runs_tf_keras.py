@@ -37,7 +37,7 @@ def by_hand(model, seed, first, last):
 
 
 def test_each_mode_is_a_loop_of_training_steps():
-    modes = ["init", "rewind", "learning_rate", "finetune", "shuffle", "reinitialize"]
+    modes = ["init", "weights", "learning_rate", "none", "shuffle", "reinitialize"]
     options = dict(levels=1, rate=0.5, rewind_to="epoch:1", seeds=[3], epochs=EPOCHS, verbose=False)
     report = lottery_runs.run_lotteries(build, SMALL, modes, **options)
     found = {cell.mode: cell.accuracy for cell in report.cells}
@@ -51,9 +51,9 @@ def test_each_mode_is_a_loop_of_training_steps():
     masks = kprune.prune(model, "magnitude", 0.5, verbose=False)
     for mode, to, what, first in (
         ("init", start, "weights", 0),
-        ("rewind", early, "weights", STEPS),
+        ("weights", early, "weights", STEPS),
         ("learning_rate", early, "learning_rate", STEPS),
-        ("finetune", early, "none", last),
+        ("none", early, "none", last),
         ("shuffle", start, "weights", 0),
         ("reinitialize", start, "weights", 0),
     ):

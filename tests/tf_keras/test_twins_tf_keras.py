@@ -151,6 +151,6 @@ def test_a_layer_that_synflow_cannot_see_through_is_named():
 
     model = made(Model)
     before = state(model)
-    with pytest.raises(ValueError, match=r"assume_homogeneous\(Odd\).*Received: layer='odd' of class Odd"):
+    with pytest.raises(ValueError, match=r"assume_homogeneous\(Odd\).*Received: layer='odd', class=Odd"):
         kprune.prune(model, "synflow", 0.5)
     assert state(model) == before

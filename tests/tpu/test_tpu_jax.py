@@ -1,5 +1,7 @@
 """Keras 3 on JAX: what libtpu makes of the train step under each callback, and of what scores are computed from."""
 
+import functools
+
 import jax
 import keras
 import numpy as np
@@ -11,6 +13,7 @@ from tpu_compiler import TOPOLOGIES, compile_jax, tpu_devices
 from tpu_rows import MODELS, prune_by
 
 import kprune
+import kprune.updates
 from kprune.criteria import CRITERIA
 from kprune.util.registry import trait
 
@@ -99,6 +102,31 @@ def test_scoring(criterion, monkeypatch, note):
         note(ROAD, f"scores: {criterion}", topology, max(programs, key=lambda program: program.hbm))
     assert len(jit.hosts) == criterion.startswith("synflow")
     assert all(device == jax.devices("cpu")[0] and np.dtype("float64") in dtypes for device, dtypes in jit.hosts)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("split", [True, False])
+def test_mask_update(topology, split, note):
+    """Weights that lie in parts on all devices are counted where they lie: numbers are added up, none is gathered."""
+    spec = jax.ShapeDtypeStruct
+    shapes, start, n_keep = [(16, 32), (64, 3, 3, 8)], spec((), "float32"), spec((2,), "int32")
+    values = [(spec(shape, "float32"), spec(shape, "bool")) for shape in shapes]
+    slots = [[spec(shape, "float32")] * 2 for shape in shapes]
+    several = split and len(tpu_devices(topology)) > 1
+    for name, function, arguments in [
+        ("look", kprune.updates._look, (values,)),
+        ("count", kprune.updates._count, (values, spec((), "int32"))),
+        ("write", kprune.updates._written, (values, slots, [[start] * 2] * 2, n_keep)),
+    ]:
+        form = (keras.ops.absolute, None, ()) if name == "write" else keras.ops.absolute
+        function = functools.partial(function, form)
+        split_arguments = (0, 1) if name == "write" else (0,)
+        program = compile_jax(function, arguments, topology, split_arguments if split else (), out_shardings=None)
+        assert violations(program.module) == []
+        assert bool(program.all_reduces) == several
+        assert "all-gather" not in program.hlo and "all-to-all" not in program.hlo
+        if split:
+            note(ROAD, f"mask update: {name}", topology, program)
 
 
 def step_with(function):

@@ -73,7 +73,7 @@ def compile_jax(
 ) -> Program:
     """Compile a JAX function for all devices of a topology, as `keras.distribution.DataParallel` lays it out.
 
-    What it returns is the same on every device.
+    What it returns is the same on every device, unless `jit` says otherwise.
 
     Args:
         function: what to compile.
@@ -94,7 +94,7 @@ def compile_jax(
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), argument)
 
     specs = [spec(position, argument) for position, argument in enumerate(arguments)]
-    lowered = jax.jit(function, out_shardings=whole, **jit).trace(*specs).lower()
+    lowered = jax.jit(function, **{"out_shardings": whole, **jit}).trace(*specs).lower()
     begin = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""What several commands share: the flags of a training, and the network and the data that they stand for."""
+"""What several commands share: the flags of a training, and the network and data that they select."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Check = tuple[Callable[[Any], bool], str]
 
 
 def at_least(least: int) -> Check:
-    """The check of a flag that must not be below a number."""
+    """Check of a flag: it must not be below a number."""
     return lambda value: value >= least, f"must be at least {least}"
 
 
 def each(words: Iterable[str]) -> Check:
-    """The check of a list flag that holds some of these words, each once."""
+    """Check of a list flag: it must hold one or more of these words, each once."""
     known = tuple(words)
     return (
         lambda value: 0 < len(value) == len(set(value)) and set(value) <= set(known),
-        f"must be some of {', '.join(known)}, each once",
+        f"must be one or more of {', '.join(known)}, each once",
     )
 
 
 def numbers(convert: Callable[[str], float], test: Callable[[float], bool], message: str) -> Check:
-    """The check of a list flag that holds numbers, each once."""
+    """Check of a list flag: it must hold numbers, each once."""
 
     def right(value: list[str]) -> bool:
         try:
@@ -66,10 +66,10 @@ SPARSITIES = numbers(float, SPARSITY[0], "must be numbers of at least 0 and belo
 FIGURE = (lambda value: Path(value).suffix.lower() in FILE_TYPES, f"must end in {', '.join(FILE_TYPES)}")
 LOGGING = (
     Option("verbose", False, "log more", bool),
-    Option("debug", False, "after an error, show where it came from", bool),
+    Option("debug", False, "show the traceback of an error", bool),
 )
 DATA = (
-    Option("dataset", "digits", "data set; the names are below", data.NAMES),
+    Option("dataset", "digits", "data set, listed below", data.NAMES),
     Option("batch_size", 64, "images per step", int, at_least(1)),
     Option("data_dir", None, "for imagenet: folder with train/CLASS/* and val/CLASS/*"),
     Option("image_size", None, "for imagenet: height and width in pixels", int, at_least(1)),
@@ -88,14 +88,14 @@ def training_options(
     """The flags of a training, with these defaults; None is the optimizer's own rate, and the pattern's own scope."""
     usual = "" if rate else " [0.001; for sgd 0.05]"
     return (
-        Option("model", model, "network; the names are below", tuple(models.MODELS)),
-        Option("width", width, "multiplies the network's channels and units", float, POSITIVE),
+        Option("model", model, "network, listed below", tuple(models.MODELS)),
+        Option("width", width, "factor on the network's channels and units", float, POSITIVE),
         *DATA,
         Option("epochs", epochs, "passes over the training images", int, at_least(1)),
         Option("optimizer", "adam", "adam, adamw, or sgd (with momentum 0.9)", tuple(_RATES)),
         Option("learning_rate", rate, f"learning rate{usual}", float, POSITIVE),
-        Option("decay", "cosine", f"how the learning rate falls: {_DECAYS}", ("cosine", "step", "none")),
-        Option("rounds", None, "rounds of scoring and pruning [the method's own: 100 or 1]", int, at_least(1)),
+        Option("decay", "cosine", f"how the learning rate decays: {_DECAYS}", ("cosine", "step", "none")),
+        Option("rounds", None, "rounds of scoring and pruning [the method's default: 100 or 1]", int, at_least(1)),
         Option("scope", scope, f"how the layers share the sparsity: {', '.join(SCOPES)}", tuple(SCOPES)),
     )
 
@@ -111,7 +111,7 @@ def load_data(values: Any, seed: int) -> data.Dataset:
 def new_network(
     values: Any, dataset: data.Dataset, seed: int, masked: bool, library_name: str = "keras", **optimizer: Any
 ) -> Any:
-    """The network that the flags name, compiled; if it is to be masked and of tf_keras, in tfmot's wrappers.
+    """The network that the flags name, compiled; in tfmot's wrappers if it is from tf_keras and will be masked.
 
     Further arguments are the optimizer's, beside those that the flags name.
     """

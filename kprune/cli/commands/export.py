@@ -1,4 +1,4 @@
-"""`kprune export`: write a saved model for where it will run."""
+"""`kprune export`: export a saved model for deployment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(values: Any, arguments: list[str]) -> None:
     out = Path(values.out) if values.out else Path(arguments[0]).with_suffix("")
     existing = [] if values.overwrite else [str(file) for file in targets(out, values.format) if file.exists()]
     if existing:
-        raise ValueError(f"{', '.join(existing)}: already there; add --overwrite. Received: out={str(out)!r}")
+        raise ValueError(f"Already exists: {', '.join(existing)}; add --overwrite. Received: out={str(out)!r}")
     done = export(load(arguments[0]), out, values.format, shrink=values.shrink, overwrite=values.overwrite, verbose=0)
     if is_chief():
         print(f"exported and checked: {done}\n\n{done.card}")
@@ -34,17 +34,17 @@ def run(values: Any, arguments: list[str]) -> None:
 
 EXPORT = Command(
     "export",
-    "Write a saved model for where it will run, check it, say what is gained.",
+    "Export a saved model for deployment, check it, and report what is gained.",
     "MODEL",
     "kprune export out/model.keras --format=saved_model,saved_model_packed --out=served/model",
     (
-        Option("format", "saved_model", f"some of {', '.join(FORMATS)}", list, common.each(FORMATS)),
-        Option("out", None, "the SavedModel's folder; other files add an ending [MODEL without .keras]"),
+        Option("format", "saved_model", f"one or more of {', '.join(FORMATS)}", list, common.each(FORMATS)),
+        Option("out", None, "the SavedModel's folder; other files add an extension [MODEL without .keras]"),
         Option("shrink", False, "first remove the channels that zeros have killed", bool),
-        Option("overwrite", False, "replace files that are there already", bool),
+        Option("overwrite", False, "replace existing files", bool),
         *common.LOGGING,
     ),
-    "MODEL is a .keras file of Keras 3 or tf_keras, masked or plain. A TPU runtime without TensorFlow saves it; any\n"
-    "machine with TensorFlow exports it.",
+    "MODEL is a .keras file of Keras 3 or tf_keras, masked or plain. Save it on a TPU runtime without TensorFlow,\n"
+    "export it on any machine with TensorFlow.",
     run,
 )

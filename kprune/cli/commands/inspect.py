@@ -1,4 +1,4 @@
-"""`kprune inspect`: say what is left of a saved model."""
+"""`kprune inspect`: report what is left of a saved model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ INSPECT = Command(
     "MODEL",
     "kprune inspect out/model.keras",
     (
-        Option("json", False, "print JSON in place of the table", bool),
+        Option("json", False, "print JSON instead of the table", bool),
         Option("plot", None, "file for a figure: .png, .svg or .pdf", str, common.FIGURE),
         *common.LOGGING,
     ),

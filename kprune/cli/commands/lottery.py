@@ -10,7 +10,7 @@ import keras
 
 from ... import data
 from ...experiments.lottery_runs import MODES, run_lotteries
-from ...lottery.rewind import RewindPoint
+from ...lottery.rewind import RENAMED, RewindPoint
 from ..options import Command, Option
 from . import common
 
@@ -19,7 +19,7 @@ _SETTINGS = ("model", "width", "optimizer", "weight_decay", "decay")
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune lottery`: accuracy against density, as a CSV file, a figure and a table of a row for each level.
+    """`kprune lottery`: accuracy against density, as a CSV file, a figure and a table with a row per level.
 
     Args:
         values: the flags of the command, as attributes.
@@ -29,9 +29,9 @@ def run(values: Any, arguments: list[str]) -> None:
         ValueError, OSError, ImportError, RuntimeError: as the library raises them; what can be checked is checked
             before the training.
     """
-    if "finetune" in values.modes and values.decay == "cosine":
+    if "none" in values.modes and values.decay == "cosine":
         raise ValueError(
-            "Fine-tuning continues at the last learning rate, which is 0 after a cosine: use --decay=step. "
+            "Fine-tuning continues at the last learning rate, which is 0 after a cosine decay: use --decay=step. "
             f"Received: decay={values.decay!r}, modes={','.join(values.modes)!r}"
         )
     # None leaves the optimizer's own: AdamW has one.
@@ -45,7 +45,7 @@ def run(values: Any, arguments: list[str]) -> None:
         values.modes,
         values.levels,
         values.rate,
-        _point(values.rewind_to),
+        values.rewind_to,
         range(values.seeds),
         values.epochs,
         criterion=values.criterion,
@@ -62,28 +62,20 @@ def run(values: Any, arguments: list[str]) -> None:
     print(f"{report}\ntable: {table}\nfigure: {figure}")
 
 
-def _point(word: str) -> str | int | float:
-    """A rewind point as the library takes it: "100" is a number of steps, "0.1" a share."""
-    for convert in (int, float):
-        try:
-            return convert(word)
-        except ValueError:
-            continue
-    return word
-
-
 def _is_point(word: str) -> bool:
     try:
-        RewindPoint.of(_point(word))
+        RewindPoint.of(word)
     except ValueError:
         return False
     return True
 
 
 _POINT = (_is_point, 'must be "init", a share such as 0.1, "epoch:2", or a number of steps such as 100')
+_RENAMED = ", ".join(f'"{then}" is called "{now}" now' for then, now in RENAMED.items())
+_MODES = (common.each(MODES)[0], f"{common.each(MODES)[1]} ({_RENAMED})")
 _CRITERIA = common.criteria("data", "training")
 _RATE = (lambda value: 0 < value < 1, "must be above 0 and below 1")
-_DECAY = "share of each weight that a step takes, times the learning rate"
+_DECAY = "share of each weight to subtract per step, times the learning rate"
 # The order of data is rewound, too, which is known of arrays alone.
 _ARRAYS = tuple(name for name in data.NAMES if name != "imagenet")
 _CHANGED: dict[str, dict[str, Any]] = {"dataset": {"kind": _ARRAYS}, "decay": {"default": "step"}}
@@ -104,24 +96,24 @@ LOTTERY = Command(
     "",
     "kprune lottery --model=lenet-300-100 --dataset=digits --modes=init,reinitialize,shuffle --out_dir=out",
     (
-        Option("modes", "init,rewind,reinitialize,shuffle", "what to compare: see below", list, common.each(MODES)),
+        Option("modes", "init,weights,reinitialize,shuffle", "what to compare: see below", list, _MODES),
         Option("levels", 8, "how often to prune", int, common.at_least(1)),
         Option("rate", 0.4, "fraction of what is left that is pruned each time", float, _RATE),
         Option("rewind_to", "epoch:1", "a share of the training (0.1), an epoch, or a step", str, _POINT, "POINT"),
-        Option("criterion", "magnitude", "what to prune by; the names are below", _CRITERIA),
-        Option("seeds", 3, "how many trainings of each, from seed 0 on", int, common.at_least(1)),
+        Option("criterion", "magnitude", "what to prune by, listed below", _CRITERIA),
+        Option("seeds", 3, "number of trainings of each, with seeds from 0", int, common.at_least(1)),
         *_training_options(),
         Option("weight_decay", None, f"{_DECAY} [0; for adamw 0.004]", float, common.at_least(0)),
         common.LIBRARY,
-        Option("out_dir", "out", "folder for lottery.csv, which a second run goes on with, and lottery-levels/"),
+        Option("out_dir", "out", "folder for lottery.csv, which a second run continues, and lottery-levels/"),
         Option("plot", None, "file for the figure [OUT_DIR/lottery.png]", str, common.FIGURE),
         *common.LOGGING,
     ),
     "Modes:    init           rewind everything to the start\n"
-    "          rewind         rewind all to --rewind_to\n"
+    "          weights        rewind everything to --rewind_to\n"
     "          learning_rate  rewind the learning rate alone, weights stay as trained\n"
-    "          finetune       rewind nothing: go on at the last learning rate, as long as rewind does\n"
-    "          reinitialize   control: the masks of init (or else of rewind) with fresh weights\n"
+    "          none           rewind nothing: go on at the last learning rate, as long as weights does\n"
+    "          reinitialize   control: the masks of init (or else of weights) with fresh weights\n"
     "          shuffle        control: those masks shuffled within each weight, with the ticket's weights\n"
     f"Criteria: {', '.join(_CRITERIA[:9])},\n          {', '.join(_CRITERIA[9:])}\n"
     f"{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}",

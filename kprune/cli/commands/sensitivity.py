@@ -58,8 +58,8 @@ def _check_shapes(model: Any, dataset: Dataset, path: str) -> None:
     takes, has = (*images[1:], logits[-1]), (*dataset.input_shape, dataset.classes)
     if len(takes) != len(has) or any(a not in (None, b) for a, b in zip(takes, has, strict=True)):
         raise ValueError(
-            f"The model takes images of {takes[:-1]} and tells {takes[-1]} classes apart, {dataset.name} has "
-            f"{has[:-1]} and {has[-1]}: give the --dataset that it was trained on. Received: model={path!r}"
+            f"The model takes images of {takes[:-1]} and predicts {takes[-1]} classes, but {dataset.name} has "
+            f"{has[:-1]} and {has[-1]}: pass the --dataset that it was trained on. Received: model={path!r}"
         )
 
 
@@ -72,15 +72,15 @@ def _write(report: Sensitivity, path: str) -> None:
 
 SENSITIVITY = Command(
     "sensitivity",
-    "Prune each weight of a saved model alone, and test: which can be spared?",
+    "Prune each weight of a saved model alone, and test which ones can be spared.",
     "MODEL",
     "kprune sensitivity out/model.keras --dataset=digits --plot=out/sensitivity.png",
     (
         *common.DATA,
-        Option("sparsities", "0.5,0.8,0.9,0.95,0.99", "to which each weight is pruned", list, common.SPARSITIES),
-        Option("criterion", "magnitude", "what to prune by; the names are below", common.criteria()),
-        Option("seed", 0, "of criterion random", int, common.at_least(0)),
-        Option("json", False, "print JSON in place of the table", bool),
+        Option("sparsities", "0.5,0.8,0.9,0.95,0.99", "sparsities to prune each weight to", list, common.SPARSITIES),
+        Option("criterion", "magnitude", "what to prune by, listed below", common.criteria()),
+        Option("seed", 0, "seed of the criterion random", int, common.at_least(0)),
+        Option("json", False, "print JSON instead of the table", bool),
         Option("csv", None, "file for the table, as CSV"),
         Option("plot", None, "file for a heat map: .png, .svg or .pdf", str, common.FIGURE),
         *common.LOGGING,

@@ -1,4 +1,4 @@
-"""`kprune sweep`: the picture of layer collapse."""
+"""`kprune sweep`: a plot of layer collapse."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ _CRITERIA = common.criteria("data")
 
 SWEEP = Command(
     "sweep",
-    "Draw test accuracy against compression, for several ways to prune before training.",
+    "Plot test accuracy against compression for several ways to prune before training.",
     "",
     "kprune sweep --model=vgg-11 --width=0.25 --dataset=digits --out_dir=out",
     (
-        Option("methods", ",".join(METHODS), "criteria; the names are below", list, common.each(_CRITERIA)),
+        Option("methods", ",".join(METHODS), "criteria, listed below", list, common.each(_CRITERIA)),
         Option("compressions", _COMPRESSIONS, "weights / weights left", list, _AT_LEAST_1),
-        Option("seeds", 3, "how many trainings of each, from seed 0 on", int, common.at_least(1)),
+        Option("seeds", 3, "number of trainings of each, with seeds from 0", int, common.at_least(1)),
         *common.training_options("vgg-11", 0.25, 10, 0.01),
         common.LIBRARY,
-        Option("out_dir", "out", "folder for collapse.csv, which a second run goes on with, and collapse.png"),
+        Option("out_dir", "out", "folder for collapse.csv, which a second run continues, and collapse.png"),
         *common.LOGGING,
     ),
     f"Criteria: {', '.join(_CRITERIA)}\n{common.NETWORK_NOTES}",

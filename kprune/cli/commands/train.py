@@ -1,4 +1,4 @@
-"""`kprune train`: train a network sparse."""
+"""`kprune train`: train a sparse network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METHODS = ("dense", "gradual", *common.criteria("data"))
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune train`: build a network, train it sparse, report, export.
+    """`kprune train`: build a network, train and prune it, report, export.
 
     Args:
         values: the flags of the command, as attributes.
@@ -60,7 +60,7 @@ def run(values: Any, arguments: list[str]) -> None:
 
 
 def _check_target(target: Path, values: Any) -> None:
-    """Raises before any training what the export would raise after it."""
+    """Raise before training what the export would raise after it."""
     given = f"Received: export_dir={values.export_dir!r}"
     folder = target.parent
     try:
@@ -79,7 +79,7 @@ def _check_target(target: Path, values: Any) -> None:
 
 @contextmanager
 def _kept(network: Any, target: Path | None) -> Iterator[None]:
-    """Inside, whatever fails, what was trained is saved, with its masks, and the error says where."""
+    """Inside, if anything fails, the trained network is saved with its masks, and the error says where."""
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -91,9 +91,7 @@ def _kept(network: Any, target: Path | None) -> Iterator[None]:
                 network.save(str(file))
             except OSError:
                 continue
-            message = (
-                f"{str(error) or type(error).__name__} The network was trained, and is kept, with its masks: {file}"
-            )
+            message = f"{str(error) or type(error).__name__} The trained network was saved, with its masks: {file}"
             raise RuntimeError(message) from error
         raise
 
@@ -146,7 +144,7 @@ _WITHOUT = ", ".join(common.criteria())
 
 TRAIN = Command(
     "train",
-    "Train a network sparse, report what is left of it, export it.",
+    "Train a sparse network, report what is left of it, and export it.",
     "",
     "kprune train --model=vgg-11 --dataset=digits --method=synflow --sparsity=0.9 --export_dir=out",
     (
@@ -161,17 +159,17 @@ TRAIN = Command(
             "strategy", "auto", "devices: all TPU cores, GPUs (mirrored) or workers; or the first (none)", STRATEGIES
         ),
         Option(
-            "seed", 0, "of initial weights, order of images, random pruning, sample of images", int, common.at_least(0)
+            "seed", 0, "seed of initial weights, image order, random pruning and image sample", int, common.at_least(0)
         ),
-        Option("export_dir", None, "folder for the trained model, as SavedModel and .keras; none is written without"),
-        Option("overwrite", False, "replace a model that is there already", bool),
+        Option("export_dir", None, "folder for the trained model, as SavedModel and .keras [not exported]"),
+        Option("overwrite", False, "replace an existing model", bool),
         Option("plot", None, "file for a figure of what is left: .png, .svg or .pdf", str, common.FIGURE),
         *common.LOGGING,
     ),
     f"Methods:  dense      prune nothing\n"
-    f"          gradual    during training, the smallest weights, step by step until 3/4 of the steps\n"
-    f"          or a criterion, by which weights are pruned before training;\n"
-    f"          without data: {_WITHOUT};\n"
+    f"          gradual    prune the smallest weights during training, step by step, until 3/4 of the steps\n"
+    f"          or a criterion by which to prune before training:\n"
+    f"          without data: {_WITHOUT}\n"
     f"          by the loss on 10 training images of each class: {_WITH_DATA}\n"
     f"{common.NETWORK_NOTES}",
     run,

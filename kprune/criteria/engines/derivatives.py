@@ -1,4 +1,4 @@
-"""Gradients of the loss by the weights under any masks, and products with the Hessian; traced once for all rounds."""
+"""Gradients of the loss by the weights under any masks, and Hessian products; traced once for all rounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .precision import computing_in, patched_attributes
 
 
 class Gradients:
-    """Derivatives of the loss that the model is compiled with, by its masked weights.
+    """Derivatives of the compiled loss with respect to the masked weights.
 
     The loss is the model's own `compute_loss`: what `fit` minimises, weights of the losses, of the samples and
     regularizers included. The weights are replaced by the values given and the masks are left out, so that the
@@ -56,7 +56,7 @@ class Gradients:
         make = {"tensorflow": _tensorflow_derivatives, "jax": _jax_derivatives}.get(keras.backend.backend())
         if make is None:
             raise ValueError(
-                "Criteria that need gradients run on the tensorflow and jax backends of Keras. "
+                "Gradients need the tensorflow or jax backend: set KERAS_BACKEND before importing keras. "
                 f"Received: keras.backend.backend()={keras.backend.backend()!r}"
             )
         self._gradient, self._curvature = make(context, training, heat, loss)
@@ -80,17 +80,14 @@ def _check_compiled(model: Any, batch: Batch) -> None:
         raise _no_loss(model)
     own = type(model).compute_loss is not (keras.Model.compute_loss if not is_tf_keras(model) else _tf_keras_loss())
     if batch[1] is None and getattr(model, "loss", None) and not own:
-        raise ValueError(
-            "The loss that the model is compiled with needs targets: each batch must be a tuple (x, y). "
-            "Received: y=None"
-        )
+        raise ValueError("The compiled loss needs targets: each batch must be a tuple (x, y). Received: y=None")
 
 
 def _no_loss(model: Any) -> ValueError:
-    """The error of a model that has no loss for criteria to ask."""
+    """The error for a model without a loss that criteria can use."""
     return ValueError(
-        "The criterion needs the loss: compile the model first, `model.compile(optimizer, loss=...)`, or give it one "
-        "of its own by `compute_loss` or `add_loss`; what is inside a `train_step` cannot be asked for. "
+        "The criterion needs the loss: compile the model first, `model.compile(optimizer, loss=...)`, or define one "
+        "in `compute_loss` or `add_loss`; a loss inside `train_step` is out of reach. "
         f"Received: model={model.name!r}, which is not compiled with a loss"
     )
 
@@ -131,7 +128,7 @@ def _scoring(model: Any, loss: Any, dtype: str) -> Iterator[None]:
 
 
 def _loss(model: Any, updates: list[tuple[Any, Any]], batch: Any, training: bool, heat: Callable[[Any], Any]) -> Any:
-    """The loss of a Keras 3 model with these (variable, value) in place of its own; all else it updates is dropped."""
+    """The loss of a Keras 3 model with these (variable, value) pairs; other updates are dropped."""
     scope = keras.StatelessScope(collect_losses=True)  # those of `add_loss` and activity regularizers
     for variable, value in updates:
         scope.add_update((variable, value))

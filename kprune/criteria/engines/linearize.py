@@ -1,4 +1,4 @@
-"""Which layers SynFlow can see through, and what stands in for those that it cannot take as they are.
+"""Which layers SynFlow supports, and what replaces those that it cannot use as they are.
 
 SynFlow needs a network whose output is positively homogeneous in each layer's weights. Layers are looked up by the
 names of their classes, which Keras 3 and tf_keras share.
@@ -52,7 +52,7 @@ _ACTIVATIONS = {"linear": "linear", "relu": "relu", "leaky_relu": "leaky_relu", 
 
 
 def assume_homogeneous(cls: type) -> type:
-    """Tell SynFlow that a layer class of your own may be taken as it is; usable as a decorator.
+    """Declare a custom layer class positively homogeneous for SynFlow; usable as a decorator.
 
     True of a layer whose output doubles when its input and its biases double, in inference mode.
 
@@ -81,10 +81,10 @@ def kind(layer: Any) -> str:
         if "Model" in names or sublayers(layer):
             return "as is"  # a model, or a layer made of layers that are looked at one by one
     raise ValueError(
-        "SynFlow scores networks of layers that are positively homogeneous, and this one is not known to be: leave it "
+        "SynFlow needs positively homogeneous layers, and this one is not known to be homogeneous: leave it "
         "out of the model to be pruned at initialization, use another criterion, or, if its output doubles with its "
-        f"input, say so with kprune.criteria.assume_homogeneous({type(layer).__name__}). "
-        f"Received: layer={layer.name!r} of class {_plain_name(layer)}"
+        f"input, declare it with kprune.criteria.assume_homogeneous({type(layer).__name__}). "
+        f"Received: layer={layer.name!r}, class={_plain_name(layer)}"
     )
 
 
@@ -136,8 +136,8 @@ def linearized(model: Any, products: bool = False) -> Iterator[None]:
         for operation in getattr(layer, "operations", []):
             if not isinstance(operation, keras.layers.Layer) and not _sees_through(operation):
                 raise ValueError(
-                    "SynFlow cannot see through this operation of the graph; make it a layer that it knows. "
-                    f"Received: operation={type(operation).__name__}, named {operation.name!r} in {layer.name!r}"
+                    "SynFlow does not support this operation of the graph: replace it with a supported layer. "
+                    f"Received: operation={type(operation).__name__}, name={operation.name!r}, layer={layer.name!r}"
                 )
     with computing_in(model, "float64") as patch:
         for change in patches:

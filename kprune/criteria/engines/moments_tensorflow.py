@@ -1,4 +1,4 @@
-"""Mean and variance on TensorFlow, of which a Hessian product can be taken."""
+"""Mean and variance on TensorFlow that support Hessian products."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dtype in which a Keras 3 model computes while it is scored, whatever its own policy is."""
+"""The dtype in which a Keras 3 model computes while it is scored, regardless of its own policy."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ def computing_in(model: Any, dtype: str) -> Iterator[Patch]:
 
 
 def first(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """Its first argument, as it is."""
+    """Return the first argument unchanged."""
     return inputs

@@ -1,4 +1,4 @@
-"""Products of float32 on TensorFlow as the dtype says, also where a GPU would round their operands to TF32."""
+"""Full float32 products on TensorFlow, even where a GPU would round their operands to TF32."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ SMALLEST = 1e-290
 
 
 def accelerator(context: Context) -> Any:
-    """The one device with float64 that holds the model's weights, if it is none of the host's; else None.
+    """The one device with float64 that holds the model's weights, if it is not the host; else None.
 
     That is a GPU under Keras 3 on JAX. A TPU has no float64, and on a CPU the rounds are faster one by one.
     """
@@ -35,7 +35,7 @@ def accelerator(context: Context) -> Any:
 def run_rounds(
     flow: Any, context: Context, n_keep: list[int], device: Any, advance: Callable[[int], Any]
 ) -> Masks | None:
-    """The masks after all rounds; None where the host has to say what is wrong: numbers beyond float64, or all zero.
+    """The masks after all rounds; None if the host must report what is wrong: numbers beyond float64, or all zero.
 
     Args:
         flow: the `_Flow` of the model.

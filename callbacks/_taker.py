@@ -1,0 +1,116 @@
+"""Taking a snapshot of a callback's model when its fit reaches a point."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kprune.lottery.rewind import RewindPoint, Snapshot, snapshot
+from kprune.masks.optimizers import check_is_optimizer
+from kprune.runtime.optimizers import batches_per_step
+
+from ._counter import Counter
+
+
+class SnapshotTaker:
+    """What a callback tells of its fit to have the model's snapshot at one point of it.
+
+    Args:
+        callback: whose fit it is; the model is taken from it.
+        at: the point, as `RewindPoint.of` takes it.
+        optimizer: the one whose steps count; the compiled one by default.
+        epochs: of which the point may name a share; by default those of the fit.
+        took: is called when it has been taken.
+
+    Attributes:
+        snapshot: None before the point is reached.
+        due: the number of batches before the point, from the fit's first epoch on.
+    """
+
+    def __init__(
+        self,
+        callback: Any,
+        at: Any,
+        optimizer: Any = None,
+        epochs: int | None = None,
+        took: Callable[[], None] = lambda: None,
+    ):
+        check_is_optimizer("optimizer", optimizer)
+        self.point, self.optimizer = RewindPoint.of(at), optimizer
+        self.due, self._batches_per_epoch, self._batches_per_step = 0, None, 1
+        self._callback, self._epochs, self._took = callback, epochs, took
+        self._counter = Counter(callback, optimizer, batches=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """A fit begins that goes on with nothing."""
+        self.snapshot: Snapshot | None = None
+        self._counter.forget()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a fit has begun its first epoch, or what was loaded goes on with one that had."""
+        return self._counter.begun is not None
+
+    @property
+    def epochs(self) -> int:
+        return self._epochs or (self._callback.params or {}).get("epochs") or 1
+
+    def first_epoch(self) -> int:
+        """The number of whole epochs before the point; of the fit that has begun last."""
+        return self.point.in_epochs(self.epochs, self._batches_per_epoch, self._batches_per_step)
+
+    def check_fit(self) -> None:
+        """ValueError if the point is not within the fit that begins."""
+        self._batches_per_epoch = (self._callback.params or {}).get("steps")
+        optimizer = self.optimizer if self.optimizer is not None else self._callback.model.optimizer
+        self._batches_per_step = 1 if optimizer is None else batches_per_step(optimizer)
+        self.due = self.point.in_batches(self.epochs, self._batches_per_epoch, self._batches_per_step)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """ValueError if it is the first one, and too late to come to the point; the model is as before then."""
+        left = self.epochs - epoch
+        if not self.begun and self.due and self.due >= left * (self._batches_per_epoch or 0):
+            with self._callback.undone():
+                raise ValueError(
+                    f"The fit begins at a later epoch and does not reach batch {self.due}, where the snapshot is due. "
+                    f"Received: at={self.point}, with {left} epochs to train"
+                )
+        if self.snapshot is None:
+            self._take(self._counter.begin_epoch())
+
+    def after_batch(self, batch: int) -> None:
+        if self.snapshot is None:
+            self._take(self._counter.after_batch(batch, (self._counter.begun or 0) + self.due))
+
+    def end_epoch(self) -> None:
+        if self.snapshot is None:
+            self._take(self._counter.end_epoch())
+
+    def _take(self, taken: int | None) -> None:
+        if taken is not None and taken >= (self._counter.begun or 0) + self.due:
+            self.snapshot = snapshot(self._callback.model, self.optimizer)
+            self._took()
+
+    def get_state(self, **progress: Any) -> dict[str, np.ndarray]:
+        """What a backup is to keep; further values that JSON can hold go with it."""
+        known = json.dumps({"counter": self._counter.get_state(), **progress})
+        arrays = {} if self.snapshot is None else self.snapshot.to_arrays()
+        return {"progress": np.frombuffer(known.encode(), np.uint8), **arrays}
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take over what `get_state` gave to a backup."""
+        progress = progress_of(state)
+        # Backups of kprune 0.1 tell only where the fit began.
+        begun = progress.get("begun_at")
+        self._counter.set_state(progress.get("counter") or [-1 if begun is None else begun, 0, 0])
+        arrays = {key: array for key, array in state.items() if key != "progress"}
+        self.snapshot = Snapshot.from_arrays(arrays) if arrays else None
+
+
+def progress_of(state: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The values that went with what `SnapshotTaker.get_state` gave."""
+    return json.loads(state["progress"].tobytes())

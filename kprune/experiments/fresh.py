@@ -1,0 +1,53 @@
+"""A fresh value of a weight, drawn by its layer's own initializer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..masks import is_tf_keras
+from ..masks.below import all_layers
+
+
+def _attributes(model: Any) -> Iterator[tuple[Any, str, Any]]:
+    """(layer, attribute without leading underscores, value) of all layers; those of Keras name their weights so."""
+    below = model.submodules if is_tf_keras(model) else all_layers(model)
+    for layer in [model, *below]:
+        for name, value in vars(layer).items():
+            yield layer, name.lstrip("_"), value
+
+
+def owners(model: Any) -> dict[int, tuple[Any, str]]:
+    """id of a weight -> the layer that made it, and the name by which the layer knows it."""
+    return {id(value): (layer, name) for layer, name, value in _attributes(model) if hasattr(value, "assign")}
+
+
+def statistics(model: Any) -> list[Any]:
+    """The moving means and variances of normalization layers that train."""
+    found = {id(v): v for layer, name, v in _attributes(model) if name.startswith("moving_") and layer.trainable}
+    return [v for v in found.values() if hasattr(v, "assign")]
+
+
+def draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[int]) -> np.ndarray:
+    """A fresh value of a weight from its layer's initializer, cloned with its own seed."""
+    layer, name = owner or (None, "")
+    # A separable layer's "pointwise_kernel" is drawn by its `pointwise_initializer`, a depthwise layer's "kernel" by
+    # its `depthwise_initializer`.
+    names = [f"{name}_initializer", f"{name.removesuffix('_kernel')}_initializer"]
+    names += ["depthwise_initializer"] if name == "kernel" else []
+    initializer: Any = next((getattr(layer, n) for n in names if getattr(layer, n, None) is not None), None)
+    if not hasattr(initializer, "get_config") or not hasattr(initializer, "from_config"):
+        raise ValueError(
+            f"{path} cannot be reinitialized: its layer has no initializer for it that can be seeded. "
+            f"Received: layer={getattr(layer, 'name', None)!r}, initializer={initializer!r}"
+        )
+    config = initializer.get_config()
+    if "seed" in config:
+        config["seed"] = int(np.random.default_rng(seed).integers(2**31 - 1))
+    drawn = type(initializer).from_config(config)(tuple(variable.shape), dtype=variable.dtype)
+    value = np.array(drawn)
+    if name == "bias" and getattr(layer, "unit_forget_bias", False):  # an LSTM opens its forget gates itself
+        value[value.size // 4 : value.size // 2] = 1
+    return value

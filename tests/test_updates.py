@@ -1,0 +1,194 @@
+"""An update by compiled programs, as on an accelerator, is the one that NumPy makes, bit for bit."""
+
+import keras
+import numpy as np
+import pytest
+
+import kprune
+import kprune.updates
+from kprune.masks import current_masks, masked_weights
+from kprune.pruning import Pruner
+from kprune.scopes import kept_out, per_layer, with_ceiling, with_floor
+
+CONFIGS = {
+    "global": kprune.PruningConfig("magnitude"),
+    "layerwise": kprune.PruningConfig("magnitude", scope="layerwise"),
+    "uniform": kprune.PruningConfig("large_final", scope="uniform"),
+    "erk": kprune.PruningConfig("magnitude", scope="erk"),
+    "per_layer": kprune.PruningConfig("magnitude", scope=per_layer({"conv": 0.9, "": 0.3})),
+    "floor": kprune.PruningConfig("magnitude", scope=with_floor("global", 0.2)),
+    "ceiling": kprune.PruningConfig("magnitude", scope=with_ceiling("global", {"conv": 0.5})),
+    "2:4": kprune.PruningConfig("magnitude", pattern="2:4"),
+    "1:3 global": kprune.PruningConfig("magnitude", pattern="1:3", scope="global"),
+    "kept_out": kprune.PruningConfig("magnitude", scope=kept_out("uniform", first=True)),
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Conv2D(3, 2, name="conv"), keras.layers.Conv2DTranspose(5, 2, name="transposed")]
+    layers += [keras.layers.Flatten(), keras.layers.Dense(2, name="out")]
+    made = keras.Sequential([keras.Input((4, 4, 2)), *layers])
+    made.compile(keras.optimizers.Adagrad(initial_accumulator_value=0.25), "mse")
+    kprune.mask(made)
+    made.optimizer.build(made.trainable_variables)
+    return made
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Where the weights of these tests would lie, if this machine had an accelerator."""
+    monkeypatch.setattr(kprune.updates, "on_host", lambda variables: False)
+    monkeypatch.setattr(kprune.updates, "_alone", lambda model: False)  # as under tf.distribute: XLA takes seconds
+
+
+def dense(model, values):
+    """The model with all entries alive, and slots that training has filled."""
+    kprune.set_masks(model, {w.path: np.ones(w.shape, bool) for w in masked_weights(model)})
+    for i, weight in enumerate(masked_weights(model)):
+        weight.variable.assign(values(np.random.default_rng(i), weight.shape).astype("float32"))
+    for v in model.optimizer.variables[2:]:
+        v.assign(np.full(v.shape, 7.0))
+
+
+def state(model):
+    variables = [w.variable for w in masked_weights(model)] + [w.mask for w in masked_weights(model)]
+    return [keras.ops.convert_to_numpy(v) for v in variables + model.optimizer.variables]
+
+
+def normal(draw, shape):
+    return draw.normal(size=shape)
+
+
+def ties(draw, shape):
+    """Few values of both signs, and zeros of both."""
+    return draw.integers(-2, 3, shape) * draw.choice([-0.0, 1.0], shape)
+
+
+def both_ways(model, config, values, steps=(0.3, 0.3, 0.75)):
+    """The states after each step of the host's updates, and of those by programs."""
+    ways = []
+    for update in (
+        lambda sparsity: kprune.set_masks(model, config.masks(model, sparsity)),
+        lambda sparsity: by_programs(model, config, sparsity),
+    ):
+        dense(model, values)
+        ways.append([])
+        for sparsity in steps:
+            update(sparsity)
+            ways[-1].append(state(model))
+    return ways
+
+
+def by_programs(model, config, sparsity):
+    kept = kprune.updates.update_on_device(model, config, sparsity)
+    assert kept == {path: int(mask.sum()) for path, mask in current_masks(model).items()}
+
+
+@pytest.mark.parametrize("values", [normal, ties])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_is_what_numpy_makes_to_the_bit(model, elsewhere, name, values):
+    host, device = both_ways(model, CONFIGS[name], values)
+    for one, other in zip(host, device, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_uniform_plus_whose_first_weight_stays_dense(model, elsewhere):
+    config = kprune.PruningConfig("magnitude", scope="uniform_plus")
+    host, device = both_ways(model, config, ties, [0.2, 0.6])
+    for one, other in zip(host, device, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_by_xla(model, elsewhere, monkeypatch):
+    monkeypatch.setattr(kprune.updates, "_alone", lambda model: True)
+    host, device = both_ways(model, CONFIGS["global"], ties)
+    for one, other in zip(host, device, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_groups_of_their_own_sparsity(model, elsewhere):
+    host, device = both_ways(model, CONFIGS["global"], ties, [{"conv": 0.5}, {"conv": 0.5, "out": 0.9}])
+    for one, other in zip(host, device, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_new_sparsity_compiles_nothing(model, elsewhere, monkeypatch):
+    traces, counts = [], []
+
+    def counted(name, function):
+        return lambda *given: (traces.append(name), function(*given))[1]
+
+    for name in ("_look", "_count", "_written"):
+        monkeypatch.setattr(kprune.updates, name, counted(name, getattr(kprune.updates, name)))
+    monkeypatch.setattr(kprune.updates, "fits", lambda model: True)  # whose steps donate their arrays
+    kprune.updates._programs.cache_clear()
+    dense(model, normal)
+    for name in ("floor", "2:4"):
+        for sparsity in (0.1, 0.2, 0.7):
+            dense(model, normal)
+            by_programs(model, CONFIGS[name], sparsity)
+            counts.append(list(traces))
+    kprune.updates._programs.cache_clear()
+    assert counts == [["_look", "_count", "_written"]] * 3 + [["_look", "_count", "_written", "_written"]] * 3
+
+
+def test_a_pruner_updates_so(model, elsewhere):
+    dense(model, normal)
+    Pruner(CONFIGS["global"]).update(model, 0.75)
+    assert kprune.summary(model).sparsity == pytest.approx(0.75, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "fields"),
+    [
+        ("random", {}),
+        (kprune.controls.inverted("magnitude"), {}),
+        ("magnitude", {"rounds": 2}),
+        ("magnitude", {"pattern": "2x2"}),
+        ("magnitude", {"scope": lambda scores, sparsity: {path: score.min() and 1 for path, score in scores.items()}}),
+    ],
+)
+def test_what_has_no_form_for_a_device_is_left_to_the_host(model, elsewhere, criterion, fields):
+    dense(model, normal)
+    before = state(model)
+    assert kprune.updates.update_on_device(model, kprune.PruningConfig(criterion, **fields), 0.5) is None
+    for one, other in zip(before, state(model), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_host_says_which_scores_are_not_finite(model, elsewhere):
+    dense(model, lambda draw, shape: np.full(shape, np.nan))
+    with pytest.raises(ValueError, match="conv/kernel are infinite or NaN"):
+        Pruner(CONFIGS["global"]).update(model, 0.5)
+    dense(model, normal)
+
+
+def test_weights_in_the_hosts_memory_are_left_to_numpy(model):
+    assert kprune.updates.update_on_device(model, CONFIGS["global"], 0.5) is None
+
+
+def test_an_entrywise_criterion_is_its_function_of_each_entry(model):
+    dense(model, normal)
+    weights = masked_weights(model)
+    context = kprune.criteria.Context(model, weights, current_masks(model))
+    entrywise = [name for name in kprune.criteria.CRITERIA if hasattr(kprune.criteria.get(name), "entrywise")]
+    assert set(entrywise) >= {"magnitude", "large_final"}
+    for name in entrywise:
+        criterion = kprune.criteria.get(name)
+        for weight in weights:
+            score = criterion(context)[weight.path]
+            np.testing.assert_array_equal(score, criterion.entrywise(weight.value()))
+            operation = getattr(keras.ops, criterion.entrywise.__name__)
+            np.testing.assert_array_equal(score, keras.ops.convert_to_numpy(operation(weight.value())))
+
+
+@pytest.mark.parametrize(("name", "form"), [("magnitude", "entrywise"), ("synflow", "loop")])
+def test_an_inverted_criterion_has_no_faster_form_of_the_plain_one(name, form):
+    assert hasattr(kprune.criteria.get(name), form)
+    assert not hasattr(kprune.controls.inverted(name), form)
