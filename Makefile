@@ -4,8 +4,8 @@
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo quick test test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
-	strategies bench bench-shrink clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow test-jax test-jax-distribution test-tf-keras \
-	test-tf-distribute install-demo install-test install-gpu install-tpu install-docs
+	strategies bench bench-shrink test-formats run-formats clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow \
+	test-jax test-jax-distribution test-tf-keras test-tf-distribute install-demo install-test install-gpu install-tpu install-docs install-formats
 
 PYTHON ?= python3
 VENV := .venv
@@ -27,6 +27,7 @@ help:
 	@echo "make test-newest   run the tests of what Keras and JAX keep private with the newest of both"
 	@echo "make test-gpu   run the tests on an NVIDIA GPU, under JAX (3 GB)"
 	@echo "make test-like-gpu   the same on a CPU whose float32 is rounded as a GPU rounds it"
+	@echo "make test-formats   install what LiteRT, ONNX and OpenVINO files take, and test those exports (1 GB)"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
 	@echo "make bench  time an update, a fit under callbacks and SynFlow beside np.partition, a plain fit and PyTorch"
 	@echo "make bench-shrink   prune the channels of three networks, shrink them, print the table of docs/shrink.md"
@@ -126,6 +127,14 @@ run-on-gpu: install-gpu
 	$(BIN)/python -c 'import jax; assert jax.default_backend() == "gpu", f"JAX sees {jax.devices()}"'
 	$(GPU) $(FULL) KERAS_BACKEND=jax $(PYTEST) $(ON_GPU)
 
+test-formats:
+	$(MAKE) VENV=.venv-formats run-formats
+FORMATS := tests/test_export_formats.py
+run-formats: install-formats
+	KERAS_BACKEND=tensorflow $(PYTEST) $(FORMATS)
+	KERAS_BACKEND=jax $(PYTEST) $(FORMATS)
+	KERAS_BACKEND=tensorflow $(PYTEST) tests/tf_keras/test_adopt_tf_keras.py
+
 test-like-gpu: install-test
 	PYTHONPATH=tests $(FULL) KERAS_BACKEND=jax $(PYTEST) -p like_a_gpu $(ON_GPU)
 
@@ -186,7 +195,8 @@ install-test: $(VENV)/.stamp-test
 install-gpu: $(VENV)/.stamp-gpu
 install-tpu: $(VENV)/.stamp-tpu
 install-docs: $(VENV)/.stamp-docs
-install-demo install-test install-gpu install-tpu install-docs:
+install-formats: $(VENV)/.stamp-formats
+install-demo install-test install-gpu install-tpu install-docs install-formats:
 	@rm -rf build kprune.egg-info
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
 	@rm -rf build kprune.egg-info
@@ -196,7 +206,8 @@ $(VENV)/.stamp-test: EXTRAS := demo,jax,test
 $(VENV)/.stamp-gpu: EXTRAS := demo,gpu,test
 $(VENV)/.stamp-tpu: EXTRAS := demo,test,tpu
 $(VENV)/.stamp-docs: EXTRAS := docs
-$(foreach kind,demo test gpu tpu docs,$(VENV)/.stamp-$(kind)): $(BIN)/python setup.cfg pyproject.toml $(CONSTRAINTS)
+$(VENV)/.stamp-formats: EXTRAS := demo,jax,litert,onnx,openvino,test
+$(foreach kind,demo test gpu tpu docs formats,$(VENV)/.stamp-$(kind)): $(BIN)/python setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) ".[$(EXTRAS)]"
 	@touch $@
 

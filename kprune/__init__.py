@@ -34,7 +34,8 @@ from .callbacks.after_pruning import AfterPruning  # noqa: E402
 from .config import PruningConfig  # noqa: E402
 from .data.batches import balanced_sample  # noqa: E402
 from .data.rewindable import RewindableBatches  # noqa: E402
-from .deploy.export import Export, export  # noqa: E402
+from .deploy.export import export  # noqa: E402
+from .deploy.exported import Export  # noqa: E402
 from .deploy.recalibrate import recalibrate  # noqa: E402
 from .deploy.shrink import shrink  # noqa: E402
 from .experiments.find_ticket import find_ticket  # noqa: E402

@@ -475,6 +475,7 @@ def test_the_examples_in_the_help_are_right():
             ["lottery", "--modes=init,shufle"],
             "kprune lottery: flag --modes=.*: must be one or more of .*, each once .*",
         ),
+        (["lottery", "--modes=init,finetune"], 'kprune lottery: flag --modes=.*"finetune" is called "none" now.*'),
         (["lottery", "--rate=1"], "kprune lottery: flag --rate=1.0: must be above 0 and below 1 .*"),
         (["lottery", "--levels=0"], "kprune lottery: flag --levels=0: must be at least 1 .*"),
         (["lottery", "--rewind_to=begin"], 'kprune lottery: flag --rewind_to=begin: must be "init", a share .*'),

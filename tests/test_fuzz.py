@@ -119,7 +119,8 @@ class Trains(BaseException):
     pass
 
 
-def test_states_of_find_ticket(tmp_path):
+@pytest.mark.parametrize("name", ["state.npz", "rewind-point.npz"])
+def test_states_of_find_ticket(tmp_path, name):
     def train(model, level):
         if level.number:
             raise Trains
@@ -130,7 +131,7 @@ def test_states_of_find_ticket(tmp_path):
             kprune.find_ticket(target, train, levels=1, rewind_to="init", folder=tmp_path, verbose=False)
 
     find(model())
-    path, target = tmp_path / "state.npz", model()
+    path, target = tmp_path / name, model()
     whole, before = path.read_bytes(), values(target)
 
     def read(content):
@@ -142,7 +143,7 @@ def test_states_of_find_ticket(tmp_path):
             assert_same(before, values(target))
             raise
 
-    survive("find_ticket", whole, fuzz.hostile_npz, read)
+    survive(f"find_ticket {name}", whole, fuzz.hostile_npz, read)
 
 
 # What is small on disk and would be large in memory

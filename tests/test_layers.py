@@ -7,7 +7,7 @@ import weakref
 import keras
 import numpy as np
 import pytest
-from helpers import EachBatch, assert_programs_agree, assert_zero, halve
+from helpers import EachBatch, assert_programs_agree, assert_zero, built, halve
 from keras import layers
 
 import kprune
@@ -160,6 +160,7 @@ def test_every_layer_kind(kind, jit, tmp_path, rng):
 
     halve(model)
     model.compile(keras.optimizers.AdamW(0.01, weight_decay=0.1), "mse", jit_compile=jit)
+    built(model)
     before = [w.value().copy() for w in kprune.masked_weights(model)]
     check = EachBatch(assert_zero)
     model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[check])

@@ -9,7 +9,9 @@ from kprune.callbacks import LotteryTicket, TakeSnapshot
 from sklearn.datasets import load_digits
 
 import kprune
+from kprune.lottery.levels import Lottery, State
 from kprune.lottery.rewind import RewindPoint, rewind, snapshot
+from kprune.pruning import Pruner
 from kprune.runtime.files import unpack
 
 DIGITS = load_digits()
@@ -233,6 +235,50 @@ def test_find_ticket_goes_on_where_it_was_stopped(tmp_path):
     assert resumed.checksum == whole.checksum and resumed.about == whole.about
     with pytest.raises(ValueError, match=r"another lottery.*Received: folder="):
         kprune.find_ticket(network(), fit, folder=tmp_path, **{**options, "rate": 0.4})
+
+
+def test_the_levels_are_an_iterator_that_any_loop_can_go_through():
+    model, seen = network(), []
+    kprune.mask(model)
+    lottery = Lottery.of(2, 0.5, "init", "weights", Pruner(kprune.PruningConfig()))
+    state = State.load(None, lottery, model)
+    for level in lottery.run(model, state):
+        seen.append((level.number, round(level.sparsity, 3), level.initial_epoch))
+        train(model, 1)
+        state.end(level, {}, None, lottery, model)
+    assert seen == [(0, 0.0, 0), (1, 0.5, 0), (2, 0.75, 0)]
+
+    def fit(model, level):
+        train(model, 1, *level.callbacks)
+
+    found = kprune.find_ticket(network(), fit, levels=2, rate=0.5, verbose=False)
+    ticket = state.ticket(lottery, model)
+    assert ticket.checksum == found.checksum and ticket.about == found.about
+
+
+def test_a_rewind_point_is_kept_once_and_that_of_a_killed_level_counts_no_more(tmp_path):
+    def fit(model, level):
+        train(model, 2, *level.callbacks, initial_epoch=level.initial_epoch)
+        if level.number == stop:
+            raise KeyboardInterrupt
+
+    options = {"levels": 2, "rate": 0.5, "rewind_to": "epoch:1", "verbose": False, "folder": tmp_path}
+    stop, point = 0, tmp_path / "rewind-point.npz"
+    with pytest.raises(KeyboardInterrupt):
+        kprune.find_ticket(network(), fit, **options)
+    point.write_bytes(b"of a level that did not end")
+    stop = 1
+    with pytest.raises(KeyboardInterrupt):
+        kprune.find_ticket(network(), fit, **options)
+    kept = point.read_bytes()
+    point.unlink()
+    with pytest.raises(ValueError, match=r"it is missing\. Received: file='.*rewind-point\.npz'"):
+        kprune.find_ticket(network(), fit, **options)
+    point.write_bytes(kept)
+    stop = None
+    resumed = kprune.find_ticket(network(), fit, **options)
+    whole = kprune.find_ticket(network(), fit, **{**options, "folder": None})
+    assert point.read_bytes() == kept and resumed.checksum == whole.checksum
 
 
 def test_find_ticket_shuffles_each_level_alike_with_a_seed():

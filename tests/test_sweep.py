@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import pathlib
+import re
 
 import keras
 import numpy as np
@@ -324,3 +326,19 @@ def test_the_figure(tmp_path):
         REPORT.plot("collapse.jpeg")
     one = Sweep(REPORT.cells[::2], ("random", "synflow"), 0.1, {"dataset": "digits", "epochs": 1})
     assert one.plot().get_suptitle() == "pruned before training: digits, 1 epochs, 1 seed"
+
+
+def test_the_docs_show_what_the_sweep_of_mnist_found():
+    docs = pathlib.Path(__file__).parents[1] / "docs"
+    with open(docs / "collapse-mnist.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    kinds = {field.name: {"str": str, "int": int, "float": float}[field.type] for field in dataclasses.fields(SweepRun)}
+    cells = tuple(SweepRun(**{name: kind(row[name]) for name, kind in kinds.items()}) for row in rows)
+    methods = tuple(dict.fromkeys(cell.method for cell in cells if cell.method != "dense"))
+    page = (docs / "criteria.md").read_text()
+    for line in str(Sweep(cells, methods, 0.1, {})).splitlines()[2:-1]:
+        words = [f"{word[1:]}\\*" if word.startswith("*") else word for word in line.split()]
+        assert f"| {' | '.join(words)} |" in page
+    command = re.search(r"kprune sweep (--dataset=mnist10k.*?)\n\n", page, re.S)[1]
+    settings = {key: value for key, value in re.findall(r"--(\w+)=(\S+)", command) if key in rows[0]}
+    assert len(settings) == 5 and {key: rows[0][key] for key in settings} == settings | {"width": "1.0"}

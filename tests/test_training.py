@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import EachBatch, assert_programs_agree, assert_zero, data, halve, mlp
+from helpers import EachBatch, assert_programs_agree, assert_zero, built, data, halve, mlp
 from keras import layers, optimizers
 
 import kprune
@@ -88,6 +88,7 @@ def dense_then_pruned(optimizer, regularizer="l1l2", **compile_args):
     model = mlp(kernel_regularizer=regularizer)
     kprune.mask(model)
     model.compile(optimizer, "mse", **compile_args)
+    built(model)
     halve_then_check = HalveAfterTwoEpochs()
     model.fit(*data(), batch_size=8, epochs=4, verbose=0, callbacks=[halve_then_check])
     assert halve_then_check.checks > 0

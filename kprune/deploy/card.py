@@ -33,23 +33,30 @@ class Entry:
         network: "sparse", or "dense": the same network with random values in place of its zeros, in the plain form of
             that format.
         bytes, zipped: its size on disk, and as a zip archive, which is what a download takes.
-        zeros, size: exact zeros in the file's tensors of rank 2 or more, and the entries of these.
+        zeros, size: exact zeros in the file's tensors of rank 2 or more, dequantized, and the entries of these; None in
+            files of other runtimes that hold 4-bit integers.
         milliseconds: latency of one example on this machine, median of rounds in which all files took turns; None for
             a format without a runtime of its own.
         spread: the 10th and the 90th percentile of these.
         accuracy: fraction of `data` that the file classifies as labeled; None without data, and for a dense network,
             which was never trained.
+        memory: bytes by which the process grew at most while it opened the file and ran it once; None where the system
+            does not say.
+        difference: largest |output - the model's|, relative to the largest |output|; None for a dense network, and
+            for a model that is random.
     """
 
     format: str
     network: str
     bytes: int
     zipped: int
-    zeros: int
-    size: int
+    zeros: int | None
+    size: int | None
     milliseconds: float | None = None
     spread: tuple[float, float] | None = None
     accuracy: float | None = None
+    memory: int | None = None
+    difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,8 @@ class Card:
         }
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
-        head = ["format", "network", "bytes", "zipped", "of dense", "zeros", "ms", "10-90 %", "of dense", "accuracy"]
+        head = ["format", "network", "bytes", "zipped", "of dense", "zeros", "ms", "10-90 %", "of dense"]
+        head += ["memory", "differs by", "accuracy"]
         rows = []
         for e in self.entries:
             ratios = self._ratios(e)
@@ -136,10 +144,12 @@ class Card:
                     f"{e.bytes:,}",
                     f"{e.zipped:,}",
                     f"{ratios['bytes_of_dense']:.2f}, zipped {ratios['zipped_of_dense']:.2f}",
-                    percentage(e.zeros, e.size),
+                    "-" if e.zeros is None or e.size is None else percentage(e.zeros, e.size),
                     "-" if e.milliseconds is None else f"{e.milliseconds:.3g}",
                     "-" if e.spread is None else f"{e.spread[0]:.3g}-{e.spread[1]:.3g}",
                     "-" if latency is None else f"{latency:.2f}",
+                    "-" if e.memory is None else f"{e.memory / 1e6:.1f} MB",
+                    "-" if e.difference is None else f"{e.difference:.0e}" if e.difference else "0",
                     "-" if e.accuracy is None else f"{e.accuracy:.2%}",
                 ]
             )
@@ -205,16 +215,17 @@ def measure(runs: dict[Any, Callable[[], Any]]) -> dict[Any, tuple[float, tuple[
     }
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    return sum(file.stat().st_size for file in _files(path))
+def size_of(paths: list[Path]) -> int:
+    """Bytes of files, and of all files in folders."""
+    return sum(file.stat().st_size for path in paths for file in _files(path))
 
 
-def zipped_size(path: Path, archive: Path) -> int:
-    """Bytes of the zip archive of a file or folder; `archive` is where it is written."""
+def zipped_size(paths: list[Path], archive: Path) -> int:
+    """Bytes of the zip archive of files and folders; `archive` is where it is written."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
-        for file in _files(path):
-            zipped.write(file, file.relative_to(path.parent))
+        for path in paths:
+            for file in _files(path):
+                zipped.write(file, file.relative_to(path.parent))
     return archive.stat().st_size
 
 

@@ -11,90 +11,26 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from absl import logging
 
 from ..masks import masked_weights, plain
-from ..report.summary import weight_paths
-from ..runtime.distribution import is_chief, to_numpy
+from ..runtime.distribution import is_chief
 from ..runtime.temporary import temporary_beside
 from ..util.checks import check_flag, check_path, check_strings
 from . import card as cards
 from .card import Card
 from .compare import check_outputs, difference
-from .formats import FORMATS, TOLERANCE, Opened, count_zeros
+from .exported import Export
+from .formats import FORMATS, Opened, zeros_of
 from .sample import Sample, from_reset_states, predict, sample
 from .shrink import shrink as shrunk
 
 DEFAULT = ("saved_model", "keras")
 _CARDS = (".card.json", ".card.md")
-
-
-@dataclass(frozen=True)
-class Export:
-    """What `kprune.export` wrote; `print` shows the files, `.card` what was gained.
-
-    Attributes:
-        files: format -> the file, or a SavedModel's folder.
-        card: sizes and latency beside those of the dense network.
-        difference: largest |output of a reopened file - the model's|, relative to the largest |output|; NaN for a
-            model that draws random numbers which no seed of its layers decides.
-    """
-
-    files: dict[str, pathlib.Path]
-    card: Card
-    difference: float
-
-    @property
-    def saved_model(self) -> pathlib.Path:
-        """The SavedModel's folder."""
-        return self._file("saved_model")
-
-    @property
-    def keras_file(self) -> pathlib.Path:
-        """The `.keras` file."""
-        return self._file("keras")
-
-    @property
-    def saved_model_bytes(self) -> int:
-        """The SavedModel's size in bytes."""
-        return self.card.entry("saved_model").bytes
-
-    @property
-    def keras_bytes(self) -> int:
-        """The `.keras` file's size in bytes."""
-        return self.card.entry("keras").bytes
-
-    @property
-    def zipped_bytes(self) -> int:
-        """The SavedModel's size as a zip archive: zeros compress, so this is what a download costs."""
-        return self.card.entry("saved_model").zipped
-
-    def to_dict(self) -> dict[str, Any]:
-        """Files, difference and card in a form that JSON can hold."""
-        known = None if np.isnan(self.difference) else self.difference
-        return {"files": {f: str(p) for f, p in self.files.items()}, "difference": known, "card": self.card.to_dict()}
-
-    def to_markdown(self) -> str:
-        """The card as a Markdown table."""
-        return self.card.to_markdown()
-
-    def _repr_html_(self) -> str:
-        return self.card._repr_html_()
-
-    def __str__(self) -> str:
-        files = (f"{name} {path} ({self.card.entry(name).bytes:,} bytes)" for name, path in self.files.items())
-        return f"{', '.join(files)}; opened again, largest relative difference {self.difference:.1e}"
-
-    def _file(self, format: str) -> pathlib.Path:
-        if format not in self.files:
-            raise ValueError(
-                f"The export has no file of this format, only {', '.join(self.files)}. Received: format={format!r}"
-            )
-        return self.files[format]
 
 
 def export(
@@ -104,6 +40,7 @@ def export(
     *,
     inputs: Any = None,
     data: Any = None,
+    representative: Any = None,
     shrink: bool = False,
     overwrite: bool = False,
     verbose: int | str = "auto",
@@ -124,8 +61,16 @@ def export(
             "saved_model_packed": `path.packed/`, the same with a bit for each weight and the values of those that are
             not 0, which TensorFlow unpacks once as it loads the file.
             "keras": `path.keras`, without the optimizer's slots.
+            "litert": `path.tflite`, for phones and small devices.
+            "litert_sparse": `path.sparse.tflite`, whose kernels hold only what is not 0, wherever LiteRT has a kernel
+            that computes so: Dense layers and convolutions.
+            "litert_int8": `path.int8.tflite`, which computes in 8-bit integers; it takes `representative`.
+            "onnx": `path.onnx`, for ONNX Runtime, of Keras 3 models.
+            "openvino": `path.xml` and `path.bin`, for OpenVINO, of Keras 3 models.
         inputs: inputs to compare the predictions on, as `model.predict` takes them; by default two random examples.
         data: `(x, y)` to measure each file's accuracy on: inputs, and integer or one-hot labels.
+        representative: inputs such as the model will see, as `model.predict` takes them, 100 or so: "litert_int8" takes
+            its ranges from them, and is compared on the first 32.
         shrink: first remove the channels that zeros have killed, as `kprune.shrink` does: then files are faster, too.
         overwrite: replace what is there.
         verbose: 0 prints nothing; otherwise the card is printed.
@@ -137,8 +82,10 @@ def export(
         ValueError: `path` is no path, or a file exists and `overwrite` is False, or a format is not known, or the
             model's input shape is not known or not fixed and no `inputs` are given.
         OSError: the files cannot be written (no space left ...).
-        RuntimeError: a file predicts something else, or holds fewer zeros than the model.
-        ImportError: a format needs a package that is not installed: a SavedModel TensorFlow, on every backend.
+        RuntimeError: a file predicts something else, or holds fewer zeros than the model; or a format's converter or
+            runtime cannot take the model.
+        ImportError: a format needs a package that is not installed: all but "keras" TensorFlow, on every backend, those
+            of LiteRT, ONNX and OpenVINO the extras `kprune[litert]`, `kprune[onnx]` and `kprune[openvino]`.
 
     >>> import keras, kprune, tempfile
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -157,10 +104,10 @@ def export(
         if not is_chief():
             target = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()), target.name)
         goals = _goals(target, names)
-        _refuse_existing([*goals.values(), *_cards(target)], overwrite, target)
+        _refuse_existing([*_files(goals), *_cards(target)], overwrite, target)
         for name in names:
-            FORMATS[name].check(name)
-        batch = sample(model, inputs)
+            FORMATS[name].check(name, model)
+        batch = replace(sample(model, inputs), representative=_representative(model, names, representative))
         labeled = None if data is None else _labeled(model, data)
         stack.enter_context(from_reset_states(model))
         smaller = shrunk(model, inputs=batch.arguments.get(""), keep_masks=False) if shrink else None
@@ -184,11 +131,15 @@ def targets(path: str | os.PathLike[str], format: str | Sequence[str] = DEFAULT)
     ['net.keras', 'net.card.json', 'net.card.md']
     """
     target = pathlib.Path(path)
-    return [*_goals(target, _checked(format)).values(), *_cards(target)]
+    return [*_files(_goals(target, _checked(format))), *_cards(target)]
 
 
 def _goals(target: pathlib.Path, formats: Sequence[str]) -> dict[str, pathlib.Path]:
     return {name: target.with_name(target.name + FORMATS[name].suffix) for name in formats}
+
+
+def _files(goals: dict[str, pathlib.Path]) -> list[pathlib.Path]:
+    return [file for name, path in goals.items() for file in FORMATS[name].files(path)]
 
 
 def _cards(target: pathlib.Path) -> list[pathlib.Path]:
@@ -201,6 +152,16 @@ def _refuse_existing(files: list[pathlib.Path], overwrite: bool, target: pathlib
         raise ValueError(
             f"{', '.join(existing)} {verb}; pass overwrite=True to replace it. Received: path={str(target)!r}"
         )
+
+
+def _representative(model: Any, names: Sequence[str], given: Any) -> Sample | None:
+    quantized = [name for name in names if FORMATS[name].quantized]
+    if bool(quantized) != (given is not None):
+        raise ValueError(
+            "`representative` must be inputs such as the model will see for format='litert_int8', and None for all "
+            f"others. Received: format={tuple(names)!r}, representative={type(given)}"
+        )
+    return None if given is None else sample(model, given)
 
 
 def _labeled(model: Any, data: Any) -> tuple[Sample, np.ndarray]:
@@ -238,9 +199,9 @@ def _export(
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as name:
             folder = pathlib.Path(name)
             with plain(model) as stripped:
-                worst = check_outputs("the stripped model", predict(stripped, batch), expected, 0.0, steady)
+                worst = check_outputs("the stripped model", predict(stripped, batch), expected, 0.0, steady, "")
                 written = stripped if smaller is None else smaller
-                zeros = count_zeros([to_numpy(v) for _, v in weight_paths(written)])[0]
+                zeros, size = zeros_of(written)
                 work = cards.work(written, stripped)
                 made = {name: folder / f"sparse{FORMATS[name].suffix}" for name in goals}
                 for format, file in made.items():
@@ -250,18 +211,29 @@ def _export(
                     for format, file in bases.items():
                         FORMATS[format].write(dense, file, batch)
             opened: dict[tuple[str, str], Opened] = {}
+            memory: dict[tuple[str, str], int | None] = {}
+            differences: dict[str, float] = {}
             for format, file in made.items():
-                opened[format, "sparse"] = found = FORMATS[format].open(file, model)
-                worst = max(worst, check_outputs(FORMATS[format].title, found.run(batch), expected, TOLERANCE, steady))
-                if found.zeros < zeros:
+                form = FORMATS[format]
+                given = form.compared_on(batch)
+                found, actual, memory[format, "sparse"] = form.opened(file, model, given)
+                wanted = expected if given is batch else predict(model, given)
+                differences[format] = check_outputs(form.title, actual, wanted, form.allowed(model), steady, form.hint)
+                if found.lost(zeros, size):
                     raise RuntimeError(
-                        f"Export: {FORMATS[format].title} lost some of the model's zeros, so nothing was written. "
+                        f"Export: {form.title} lost some of the model's zeros, so nothing was written. "
                         f"Received: zeros={found.zeros:,}, zeros of the model={zeros:,}"
                     )
-            opened |= {(format, "dense"): FORMATS[format].open(file, model) for format, file in bases.items()}
+                opened[format, "sparse"] = found
+            for format, file in bases.items():
+                opened[format, "dense"], _, memory[format, "dense"] = FORMATS[format].opened(file, model, batch)
+            worst = max([worst, *differences.values()])
             paths = {(f, "sparse"): p for f, p in made.items()} | {(f, "dense"): p for f, p in bases.items()}
-            card = _card(opened, paths, batch, labeled, work)
-            moves = {made[format]: goal for format, goal in goals.items()}
+            measured: dict[tuple[str, str], dict[str, Any]] = {key: {"memory": m} for key, m in memory.items()}
+            for format, largest in differences.items() if steady else ():
+                measured[format, "sparse"]["difference"] = largest
+            card = _card(opened, paths, batch, labeled, work, measured)
+            moves = dict(zip(_files(made), _files(goals), strict=True))
             result = Export(goals, card, worst if steady else float("nan"))
             for goal, text in zip(
                 _cards(target), (json.dumps(result.to_dict(), indent=1), card.to_markdown()), strict=True
@@ -284,8 +256,9 @@ def _card(
     batch: Sample,
     labeled: tuple[Sample, np.ndarray] | None,
     work: dict[str, Any],
+    measured: dict[tuple[str, str], dict[str, Any]],
 ) -> Card:
-    one = batch.single()
+    one = batch.first(1)
     timed: dict[Any, Any] = {key: functools.partial(o.run, one) for key, o in opened.items() if FORMATS[key[0]].timed}
     times = cards.measure(timed)
     entries = []
@@ -297,10 +270,11 @@ def _card(
         accuracy = None
         if labeled is not None and key[1] == "sparse":
             accuracy = _accuracy(opened[key], *labeled)
-        archive = paths[key].with_name("archive.zip")
-        size, zipped = cards.size_of(paths[key]), cards.zipped_size(paths[key], archive)
+        files = FORMATS[key[0]].files(paths[key])
+        size, zipped = cards.size_of(files), cards.zipped_size(files, files[0].with_name("archive.zip"))
+        found = opened[key]
         entries.append(
-            cards.Entry(*key, size, zipped, opened[key].zeros, opened[key].size, milliseconds, spread, accuracy)
+            cards.Entry(*key, size, zipped, found.zeros, found.size, milliseconds, spread, accuracy, **measured[key])
         )
     return Card(tuple(entries), **work, batch=len(one.arrays[0]), machine=cards.machine())
 

@@ -11,16 +11,23 @@ from typing import Any
 import numpy as np
 
 from ..masks import is_tf_keras
-from ..masks.keras3 import seed_states
+from ..masks.below import all_layers
+from ..report import quantized
+from ..report.flops import owned_weights
 from ..report.saved_variables import SavedVariables
 from ..report.summary import weight_paths
 from ..runtime.distribution import to_numpy
 from ..runtime.inputs import call_with
-from . import packed, saved_model
-from .sample import Sample, arrays, predict
+from . import interchange, keras_file, litert, packed, saved_model
+from .memory import peak_of
+from .sample import HINT, Sample, arrays, predict
 
 # A SavedModel runs as an optimized graph, so its float32 sums may be taken in another order.
 TOLERANCE = 1e-4
+# Another runtime may compute in float32 what TensorFlow computes in 16 bits, of which 10 or 7 are digits.
+_TOLERANCE_16_BITS = 0.02
+_KNOWN: set[str] = set()
+_UNKNOWN = (None, None)
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,23 @@ class Opened:
 
     Attributes:
         run: a batch to the outputs.
-        zeros: exact zeros in the tensors of rank 2 or more that the file holds.
+        zeros: exact zeros in the tensors of rank 2 or more that the file holds, dequantized; None where nothing tells
+            what its integers stand for.
         size: the entries of these tensors.
     """
 
     run: Callable[[Sample], list[np.ndarray]]
-    zeros: int
-    size: int
+    zeros: int | None
+    size: int | None
+
+    def lost(self, zeros: int, size: int) -> bool:
+        """Whether values stand where a model of so many zeros and entries has zeros.
+
+        A converter may add constants, or merge equal ones, so it is the values that cannot be more.
+        """
+        if self.zeros is None or self.size is None:
+            return False
+        return self.zeros < zeros and self.size - self.zeros > size - zeros
 
 
 @dataclass(frozen=True)
@@ -47,70 +64,192 @@ class Format:
         suffix: what follows the name that the user gave.
         write: writes a stripped model to a path; the batch says what the model takes.
         open: opens what was written; the model says of which Keras it is.
+        beside: suffix of a second file, written and moved with the first.
         timed: whether it has a runtime of its own, whose latency means something.
-        needs: the package that writes it, beside Keras.
+        needs: the packages that write and run it, beside Keras.
+        extra: the extra of kprune that installs them, if it is not kprune itself.
+        tf_keras: whether models of tf_keras can be written.
+        tolerance: the largest difference of the outputs, relative to the largest output, that is let pass.
+        hint: what may be the cause of a larger one, and the cure.
     """
 
     title: str
     suffix: str
     write: Callable[[Any, Path, Sample], None]
     open: Callable[[Path, Any], Opened]
+    beside: str = ""
     timed: bool = True
-    needs: str = "tensorflow"
+    needs: tuple[str, ...] = ("tensorflow",)
+    extra: str = ""
+    tf_keras: bool = True
+    tolerance: float = TOLERANCE
+    hint: str = f"If that is due to the random inputs, {HINT}."
 
-    def check(self, name: str) -> None:
-        """Raise ImportError, in one line, unless the package that it needs can be imported."""
-        if not self.needs:
-            return
+    def check(self, name: str, model: Any) -> None:
+        """Raise unless this model can be written: ImportError, in one line, where a package cannot be imported."""
+        for package in self.needs:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                install = f"'kprune[{self.extra}]'" if self.extra and package != "tensorflow" else package
+                raise ImportError(
+                    f"format={name!r} needs {package} on every backend, and it is not installed: "
+                    f"pip install {install}, or export format='keras' and convert that file on another machine "
+                    "(kprune export MODEL.keras --format=...)."
+                ) from error
+        if is_tf_keras(model) and not self.tf_keras:
+            raise ValueError(
+                f"Keras writes {self.title} of Keras 3 models only; of a tf_keras model export a SavedModel, which "
+                f"tf2onnx and OpenVINO's ovc read. Received: format={name!r}, model={model.name!r}"
+            )
+
+    def compared_on(self, batch: Sample) -> Sample:
+        """The inputs on which a file is compared: for a quantized one those that its ranges are made for."""
+        return batch.representative.first(32) if self.quantized and batch.representative else batch
+
+    def allowed(self, model: Any) -> float:
+        """The tolerance for this model."""
+        layers = model.submodules if is_tf_keras(model) else all_layers(model)
+        short = any(getattr(layer, "compute_dtype", None) in ("float16", "bfloat16") for layer in layers)
+        return max(self.tolerance, _TOLERANCE_16_BITS) if short and self.extra else self.tolerance
+
+    def opened(self, path: Path, model: Any, batch: Sample) -> tuple[Opened, list[np.ndarray], int | None]:
+        """The file in its runtime, what it makes of a batch, and the bytes of memory that both took at most."""
+
+        def work() -> tuple[Opened, list[np.ndarray]]:
+            found = self.open(path, model)
+            return found, found.run(batch)
+
         try:
-            importlib.import_module(self.needs)
-        except ImportError as error:
-            raise ImportError(
-                f"format={name!r} needs {self.needs} on every backend, and it is not installed: "
-                f"pip install {self.needs}, or export format='keras' and convert that file on another machine "
-                "(kprune export MODEL.keras --format=...)."
+            if self.title not in _KNOWN:  # what a runtime sets up once is no file's
+                work()
+                _KNOWN.add(self.title)
+            (found, outputs), memory = peak_of(work)
+        except Exception as error:
+            if not self.extra:
+                raise
+            raise RuntimeError(
+                f"Export: {self.title} was made, but its runtime cannot run it, so nothing was written. {self.hint} "
+                f"The cause: {' '.join(str(error).split())[:300]}"
             ) from error
+        return found, outputs, memory
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it takes representative examples."""
+        return self.write is litert.write_int8
+
+    def files(self, path: Path) -> list[Path]:
+        """All that lies at `path`: the file or folder, and what is beside it."""
+        return [path, *([path.with_suffix(self.beside)] if self.beside else [])]
 
 
 def count_zeros(values: list[np.ndarray]) -> tuple[int, int]:
-    """Zeros and entries of the tensors of rank 2 or more."""
-    tensors = [value for value in values if value.ndim > 1]
+    """Zeros and entries of the tensors of rank 2 or more that may be kernels: not of indices and shapes."""
+    tensors = [
+        value
+        for value in values
+        if value.ndim > 1 and (value.dtype.kind in "fV" or value.dtype.name in ("int8", "uint8"))
+    ]
     return sum(int(np.count_nonzero(value == 0)) for value in tensors), sum(value.size for value in tensors)
+
+
+def zeros_of(model: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> tuple[int, int]:
+    """Zeros and entries of a model's weights of rank 2 or more, of 4-bit integers as they are dequantized."""
+    if is_tf_keras(model):
+        return count_zeros([read(v) for _, v in weight_paths(model)])
+    weights = {id(v): (layer, v) for layer, v in owned_weights(model)}.values()
+    # What `count_zeros` sees of a packed kernel are its entries that are not 0.
+    values = [
+        quantized.kept(layer, v, read).astype("uint8") if quantized.is_packed(layer, v) else read(v)
+        for layer, v in weights
+        if v.name not in quantized.SCALES
+    ]
+    return count_zeros(values)
+
+
+def is_packed(model: Any) -> bool:
+    """Whether a kernel of the model holds two 4-bit integers in a byte."""
+    return not is_tf_keras(model) and any(quantized.is_packed(layer, v) for layer, v in owned_weights(model))
 
 
 def _open_saved_model(folder: Path, model: Any) -> Opened:
     loaded = saved_model.load(folder)
     variables = SavedVariables(folder)
-    zeros, size = count_zeros([variables.value(path) for path in variables.shapes])
+    if is_packed(model):
+        paths = {id(v): path for path, v in weight_paths(model)}
+        zeros, size = zeros_of(model, lambda v: variables.value(paths[id(v)]))
+    else:
+        zeros, size = count_zeros([variables.value(path) for path in variables.shapes])
     return Opened(lambda batch: arrays(call_with(loaded.serve, saved_model.constants(batch))), zeros, size)
 
 
-def _write_keras(model: Any, file: Path, batch: Sample) -> None:
-    # The optimizer's slots are twice the weights, and of use to nobody who does not go on with this very training.
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is not None:
-        model.optimizer = None
-    try:
-        model.save(str(file))
-    finally:
-        if optimizer is not None:
-            model.optimizer = optimizer
-
-
 def _open_keras(file: Path, model: Any) -> Opened:
-    library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
-    loaded = library.models.load_model(str(file), compile=False)
-    if not is_tf_keras(model):
-        # A layer of the user's own may make its seed anew when it is loaded; to be compared, both draw from one.
-        for mine, theirs in zip(seed_states(model), seed_states(loaded), strict=False):
-            theirs.assign(mine)
-    zeros, size = count_zeros([to_numpy(v) for _, v in weight_paths(loaded)])
-    return Opened(lambda batch: predict(loaded, batch), zeros, size)
+    loaded = keras_file.load(file, model)
+    return Opened(lambda batch: predict(loaded, batch), *zeros_of(loaded))
 
+
+def _open_litert(file: Path, model: Any) -> Opened:
+    return Opened(litert.runner(file), *(_UNKNOWN if is_packed(model) else litert.zeros(file)))
+
+
+def _open_onnx(file: Path, model: Any) -> Opened:
+    return Opened(interchange.onnx_runner(file), *_kernels(interchange.onnx_constants(file), model))
+
+
+def _open_openvino(file: Path, model: Any) -> Opened:
+    return Opened(interchange.openvino_runner(file), *_kernels(interchange.openvino_constants(file), model))
+
+
+def _kernels(constants: list[np.ndarray], model: Any) -> tuple[int, int] | tuple[None, None]:
+    """Zeros and entries of a converted file's constants, without the biases that converters give a higher rank."""
+    return _UNKNOWN if is_packed(model) else count_zeros([v for v in constants if sum(d > 1 for d in v.shape) > 1])
+
+
+_LITERT = ("tensorflow", "ai_edge_litert")
+_ONNX = ("tensorflow", "tf2onnx", "onnx", "onnxruntime")
+_SPARSE = (
+    "LiteRT's sparse kernels have been seen to compute garbage, without an error, where a Dense layer's inputs are no "
+    "multiple of 4, in float16, and in blocks of 16: export format='litert', or prune in other shapes."
+)
+_INT8 = "The ranges of 8-bit integers come from `representative`: it must hold inputs such as the model will see."
 
 FORMATS: dict[str, Format] = {
     "saved_model": Format("the SavedModel", "", saved_model.write, _open_saved_model),
     "saved_model_packed": Format("the packed SavedModel", ".packed", packed.write, _open_saved_model),
-    "keras": Format("the .keras file", ".keras", _write_keras, _open_keras, timed=False, needs=""),
+    "keras": Format("the .keras file", ".keras", keras_file.write, _open_keras, timed=False, needs=()),
+    "litert": Format("the LiteRT file", ".tflite", litert.write, _open_litert, needs=_LITERT, extra="litert"),
+    "litert_sparse": Format(
+        "the sparse LiteRT file",
+        ".sparse.tflite",
+        litert.write_sparse,
+        _open_litert,
+        needs=_LITERT,
+        extra="litert",
+        hint=_SPARSE,
+    ),
+    "litert_int8": Format(
+        "the 8-bit LiteRT file",
+        ".int8.tflite",
+        litert.write_int8,
+        _open_litert,
+        needs=_LITERT,
+        extra="litert",
+        tolerance=0.2,
+        hint=_INT8,
+    ),
+    "onnx": Format(
+        "the ONNX file", ".onnx", interchange.write_onnx, _open_onnx, needs=_ONNX, extra="onnx", tf_keras=False
+    ),
+    "openvino": Format(
+        "OpenVINO's file",
+        ".xml",
+        interchange.write_openvino,
+        _open_openvino,
+        beside=".bin",
+        needs=("tensorflow", "openvino"),
+        extra="openvino",
+        tf_keras=False,
+    ),
 }
 """The formats by name."""

@@ -25,9 +25,7 @@ def write(model: Any, folder: Path, batch: Sample) -> None:
     nothing stays as it is. TensorFlow alone unpacks them, bit for bit: in its initializers, which
     `tf.saved_model.load`, the C API and TensorFlow Serving run.
     """
-    plain = folder.with_name(f"plain-{folder.name}")
-    saved_model.write(model, plain, batch)
-    pack(plain, folder)
+    pack(saved_model.written(model, folder, batch), folder)
 
 
 def pack(source: Path, folder: Path) -> None:

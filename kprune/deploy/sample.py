@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,21 +27,30 @@ class Sample:
     Attributes:
         arguments: NumPy arrays by the name of the argument, "" for the first, in the model's own structure.
         specs: (shape, dtype, name) for each array, in the same structure; None for a batch size that is open.
+        representative: examples from which a quantized file takes its ranges, and on which it is compared.
     """
 
     arguments: dict[str, Any]
     specs: dict[str, Any]
+    representative: Sample | None = None
 
     @property
     def arrays(self) -> list[np.ndarray]:
         """All arrays, in order."""
         return keras.tree.flatten(list(self.arguments.values()))
 
-    def single(self) -> Sample:
-        """The first example, or the whole batch if its size is fixed."""
+    def first(self, count: int) -> Sample:
+        """The first examples, or the whole batch if its size is fixed."""
         if any(spec.shape[0] is not None for spec in _leaves(self)):
             return self
-        return Sample(keras.tree.map_structure(lambda array: array[:1], self.arguments), self.specs)
+        return Sample(keras.tree.map_structure(lambda array: array[:count], self.arguments), self.specs)
+
+    def each(self) -> Iterator[Sample]:
+        """Each example as a batch of its own, or batches of the size that is fixed."""
+        size = next((spec.shape[0] for spec in _leaves(self) if spec.shape[0] is not None), 1)
+        for start in range(0, len(self.arrays[0]) - size + 1, size):
+            rows = slice(start, start + size)
+            yield Sample(keras.tree.map_structure(lambda array, rows=rows: array[rows], self.arguments), self.specs)
 
     def with_fixed_batch(self) -> Sample:
         """The same with the batch size of the arrays in each spec."""
@@ -81,6 +90,33 @@ def sample(model: Any, inputs: Any = None) -> Sample:
     pairs = [_as_declared(leaf, x) for leaf, x in zip(leaves, declared, strict=True)]
     packed = _pack(arguments, [array for array, _ in pairs])
     return Sample(packed, _pack(arguments, [spec for _, spec in pairs]))
+
+
+def named(batch: Sample, names: list[str]) -> dict[str, np.ndarray]:
+    """The arrays of a batch by the names that a file gives its inputs: those of the specs, else in the names' order.
+
+    >>> batch = Sample({"": [np.zeros(1), np.ones(1)]}, {"": [Spec((None,), "float32", None)] * 2})
+    >>> named(batch, ["inputs_1", "inputs"])
+    {'inputs': array([0.]), 'inputs_1': array([1.])}
+    """
+    known = [spec.name or "" for spec in _leaves(batch)]
+    ordered = known if set(known) == set(names) else in_order(names)
+    return dict(zip(ordered, batch.arrays, strict=True))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of inputs or outputs as Keras flattens a structure: by the number at their end, where they have one.
+
+    >>> in_order(["output_10", "output_9"]), in_order(["two", "one"]), in_order(["Identity_1:0", "Identity:0"])
+    (['output_9', 'output_10'], ['one', 'two'], ['Identity:0', 'Identity_1:0'])
+    """
+
+    def key(name: str) -> tuple[str, int]:
+        name = name.partition(":")[0]
+        stem, _, number = name.rpartition("_")
+        return (stem, int(number)) if number.isdigit() else (name, -1)
+
+    return sorted(names, key=key)
 
 
 def signature(call_sample: Sample, kind: type) -> tuple[inspect.Signature, list[Any]]:

@@ -48,6 +48,17 @@ def write(model: Any, folder: Path, batch: Sample) -> None:
     write_paths(folder, [(path, to_numpy(v)) for path, v in weight_paths(model)])
 
 
+def written(model: Any, file: Path, batch: Sample) -> Path:
+    """The SavedModel from which `file` is converted, in its folder, by its stem: written once for all formats."""
+    stem = file.name.partition(".")[0]
+    own, folder = file.with_name(stem), file.with_name(f"traced-{stem}")
+    if own.is_dir():
+        return own
+    if not folder.is_dir():
+        write(model, folder, batch)
+    return folder
+
+
 def load(folder: Path) -> Any:
     """The SavedModel as TensorFlow loads it."""
     import tensorflow as tf

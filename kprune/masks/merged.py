@@ -75,7 +75,8 @@ def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None])
             if name not in KEEP_ZEROS:
                 raise ValueError(
                     f"A masked layer can be quantized to {' and '.join(KEEP_ZEROS)}, which keep its zeros; for other "
-                    f"modes, call kprune.strip(model) first. Received: mode={name!r}"
+                    "modes, call kprune.strip(model) first. GPTQ moves what it rounds off into later columns, zeros "
+                    f"among them: kprune.summary counts what is left. Received: mode={name!r}"
                 )
             unmask()
             logging.info("kprune: %s was quantized: its zeros stay, its masks were removed.", layer.path)

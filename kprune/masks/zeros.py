@@ -78,7 +78,7 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
 
 
 def warn_of_zeros(weights: list[MaskedWeight]) -> None:
-    """Say that weights which got masks look pruned: those of a sparse model's file, for example."""
+    """Warn that weights which got masks look pruned, such as those of a sparse model's file."""
     sparse = [weight.path for weight in weights if 0.1 <= np.mean(weight.value() == 0) < 1]
     if sparse:
         logging.warning(

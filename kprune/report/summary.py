@@ -23,6 +23,7 @@ from ..masks.built import check_built
 from ..masks.layout import layout_in
 from ..runtime.distribution import to_numpy
 from ..util.tables import Printed, new_table, table_lines
+from . import quantized
 
 
 @dataclass(frozen=True)
@@ -214,9 +215,9 @@ def summary(model: Any) -> Summary:
     if masked:
         listed = [(w.path, w.variable, w.kept()) for w in masked]
     else:
-        kernels = [v for layer, v in owned.values() if named.default(layer, v)]
-        paths = unique_paths([named.path(v) for v in kernels])
-        listed = [(path, v, to_numpy(v) != 0) for path, v in zip(paths, kernels, strict=True)]
+        kernels = [(layer, v) for layer, v in owned.values() if named.default(layer, v)]
+        paths = unique_paths([named.path(v) for _, v in kernels])
+        listed = [(path, v, named.kept(layer, v)) for path, (layer, v) in zip(paths, kernels, strict=True)]
     rows = []
     for path, v, kept in listed:
         layer, _ = owned[id(v)]
@@ -247,6 +248,7 @@ class _Naming:
     name: Callable[[Any, Any], str]
     path: Callable[[Any], str]
     fit: Callable[[Any, Any], bool]
+    kept: Callable[[Any, Any], np.ndarray]
 
     def default(self, layer: Any, v: Any) -> bool:
         # Frozen kernels are listed too: whether a weight trains says nothing about its zeros.
@@ -258,20 +260,21 @@ def naming(model: Any) -> _Naming:
     if is_tf_keras(model):
         from ..masks import tf_keras as wrappers
 
-        return _Naming(lambda layer, w: wrappers._name(w), wrappers._path, lambda layer, w: len(w.shape) > 1)
+        return _Naming(
+            lambda layer, w: wrappers._name(w),
+            wrappers._path,
+            lambda layer, w: len(w.shape) > 1,
+            lambda layer, w: to_numpy(w) != 0,
+        )
     from ..masks import keras3
 
-    return _Naming(keras3.weight_name, lambda v: str(v.path), _whole)
-
-
-def _whole(layer: Any, v: Any) -> bool:
-    """Whether a variable of Keras 3 holds a kernel's values one by one, floats or int8; int4 packs two into one."""
-    return len(v.shape) > 1 and layer.quantization_mode in (None, "int8", "float8")
+    return _Naming(keras3.weight_name, lambda v: str(v.path), quantized.can_count, quantized.kept)
 
 
 def _row(path: str, layer: Any, variable: Any, kept: np.ndarray, uses: int | None) -> Row:
     n_kept = int(np.count_nonzero(kept))
-    outputs = layout_in(layer, variable).canonical(kept)
+    packed = kept.shape != tuple(variable.shape)  # a quantized kernel of a Dense layer
+    outputs = kept if packed else layout_in(layer, variable).canonical(kept)
     return Row(
         path=path,
         layer=type(layer).__name__.removeprefix("Masked"),

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 import tf_keras
-from helpers import halve
+from helpers import built, halve
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 from tf_keras import layers
 
@@ -24,6 +24,7 @@ def masked_mlp(optimizer="sgd", half=True, **compile_args):
     """A compiled, masked mlp, with a random half of each weight pruned."""
     model = kprune.mask(mlp()).model
     model.compile(optimizer, "mse", **compile_args)
+    built(model)
     if half:
         halve(model)
     return model

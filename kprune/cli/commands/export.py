@@ -32,18 +32,22 @@ def run(values: Any, arguments: list[str]) -> None:
         print(f"exported and checked: {done}\n\n{done.card}")
 
 
+# Representative examples come from Python alone.
+_FROM_SHELL = {name: form for name, form in FORMATS.items() if not form.quantized}
+
 EXPORT = Command(
     "export",
     "Export a saved model for deployment, check it, and report what is gained.",
     "MODEL",
     "kprune export out/model.keras --format=saved_model,saved_model_packed --out=served/model",
     (
-        Option("format", "saved_model", f"one or more of {', '.join(FORMATS)}", list, common.each(FORMATS)),
+        Option("format", "saved_model", "one or more of the formats below", list, common.each(_FROM_SHELL)),
         Option("out", None, "the SavedModel's folder; other files add an extension [MODEL without .keras]"),
         Option("shrink", False, "first remove the channels that zeros have killed", bool),
         Option("overwrite", False, "replace existing files", bool),
         *common.LOGGING,
     ),
+    f"Formats: {', '.join(_FROM_SHELL)}.\n"
     "MODEL is a .keras file of Keras 3 or tf_keras, masked or plain. Save it on a TPU runtime without TensorFlow,\n"
     "export it on any machine with TensorFlow.",
     run,

@@ -72,7 +72,7 @@ def _is_point(word: str) -> bool:
 
 _POINT = (_is_point, 'must be "init", a share such as 0.1, "epoch:2", or a number of steps such as 100')
 _RENAMED = ", ".join(f'"{then}" is called "{now}" now' for then, now in RENAMED.items())
-_MODES = (common.each(MODES)[0], f"{common.each(MODES)[1]} ({_RENAMED})")
+_MODES = (common.each(MODES)[0], f"must be one or more of {', '.join(MODES)}, each once ({_RENAMED})")
 _CRITERIA = common.criteria("data", "training")
 _RATE = (lambda value: 0 < value < 1, "must be above 0 and below 1")
 _DECAY = "share of each weight to subtract per step, times the learning rate"

@@ -1,0 +1,75 @@
+"""What an export hands back: files, card, and how well they agree."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .card import Card
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `kprune.export` wrote; `print` shows the files, `.card` what was gained.
+
+    Attributes:
+        files: format -> the file, or a SavedModel's folder.
+        card: sizes and latency beside those of the dense network.
+        difference: largest |output of a reopened file - the model's|, relative to the largest |output|; NaN for a
+            model that draws random numbers which no seed of its layers decides.
+    """
+
+    files: dict[str, pathlib.Path]
+    card: Card
+    difference: float
+
+    @property
+    def saved_model(self) -> pathlib.Path:
+        """The SavedModel's folder."""
+        return self._file("saved_model")
+
+    @property
+    def keras_file(self) -> pathlib.Path:
+        """The `.keras` file."""
+        return self._file("keras")
+
+    @property
+    def saved_model_bytes(self) -> int:
+        """The SavedModel's size in bytes."""
+        return self.card.entry("saved_model").bytes
+
+    @property
+    def keras_bytes(self) -> int:
+        """The `.keras` file's size in bytes."""
+        return self.card.entry("keras").bytes
+
+    @property
+    def zipped_bytes(self) -> int:
+        """The SavedModel's size as a zip archive: zeros compress, so this is what a download costs."""
+        return self.card.entry("saved_model").zipped
+
+    def to_dict(self) -> dict[str, Any]:
+        """Files, difference and card in a form that JSON can hold."""
+        known = None if np.isnan(self.difference) else self.difference
+        return {"files": {f: str(p) for f, p in self.files.items()}, "difference": known, "card": self.card.to_dict()}
+
+    def to_markdown(self) -> str:
+        """The card as a Markdown table."""
+        return self.card.to_markdown()
+
+    def _repr_html_(self) -> str:
+        return self.card._repr_html_()
+
+    def __str__(self) -> str:
+        files = (f"{name} {path} ({self.card.entry(name).bytes:,} bytes)" for name, path in self.files.items())
+        return f"{', '.join(files)}; opened again, largest relative difference {self.difference:.1e}"
+
+    def _file(self, format: str) -> pathlib.Path:
+        if format not in self.files:
+            raise ValueError(
+                f"The export has no file of this format, only {', '.join(self.files)}. Received: format={format!r}"
+            )
+        return self.files[format]

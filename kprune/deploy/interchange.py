@@ -1,0 +1,107 @@
+"""ONNX and OpenVINO files, as Keras's own export writes them from TensorFlow's graph."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from . import keras_file
+from .sample import Sample, in_order, named
+
+# A process of its own where Keras runs on JAX, whose programs neither converter reads.
+_CONVERT = """
+import sys
+import keras
+file, target, format = sys.argv[1:]
+model = keras.models.load_model(file, compile=False)
+inputs = model.inputs[0] if hasattr(model, "add") else model.input
+model(keras.tree.map_structure(lambda x: keras.ops.zeros([d or 1 for d in x.shape], x.dtype), inputs))
+model.export(target, format=format, verbose=False)
+"""
+
+
+def write_onnx(model: Any, file: Path, batch: Sample) -> None:
+    """Write an ONNX file, by tf2onnx."""
+    _write(model, file, batch, "onnx")
+
+
+def write_openvino(model: Any, file: Path, batch: Sample) -> None:
+    """Write OpenVINO's two files, a `.xml` and a `.bin`, in the model's own precision."""
+    _write(model, file, batch, "openvino")
+
+
+def _write(model: Any, file: Path, batch: Sample, format: str) -> None:
+    if keras.backend.backend() == "tensorflow":
+        kinds = keras.tree.map_structure(
+            lambda spec: keras.InputSpec(shape=spec.shape, dtype=spec.dtype, name=spec.name), list(batch.specs.values())
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of NumPy, for what Keras asks of it
+            model.export(str(file), format=format, input_signature=kinds, verbose=False)
+        return
+    source = file.with_name(f"for-{format}-{file.name.partition('.')[0]}.keras")
+    keras_file.write(model, source, batch)
+    done = subprocess.run(
+        [sys.executable, "-c", _CONVERT, str(source), str(file), format],
+        env={**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(
+            f"Export: format={format!r} is written from TensorFlow's graph, for which Keras on TensorFlow has to load "
+            "the model, in a process of its own; it could not, so nothing was written. A layer of your own takes an "
+            "export on the TensorFlow backend, where it is known. The cause: "
+            f"{done.stderr.strip().rpartition(chr(10))[2][:300]}"
+        )
+
+
+def onnx_runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
+    """A function of a batch that runs the file in ONNX Runtime, on one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    inputs = [x.name for x in session.get_inputs()]
+    return lambda batch: session.run(None, named(batch, inputs))
+
+
+def onnx_constants(file: Path) -> list[np.ndarray]:
+    """The constants that the file holds."""
+    import onnx
+
+    graph = onnx.load(str(file)).graph
+    return [onnx.numpy_helper.to_array(constant) for constant in graph.initializer]
+
+
+def openvino_runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
+    """A function of a batch that runs the file in OpenVINO, on one thread and in float32 where the file says so."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    inputs = [x.get_any_name() for x in compiled.inputs]
+    names = in_order(x.get_any_name() for x in compiled.outputs)
+
+    def run(batch: Sample) -> list[np.ndarray]:
+        outputs = compiled(named(batch, inputs))
+        return [np.array(outputs[name]) for name in names]
+
+    return run
+
+
+def openvino_constants(file: Path) -> list[np.ndarray]:
+    """The constants that the file holds."""
+    import openvino
+
+    operations = openvino.Core().read_model(str(file)).get_ops()
+    return [op.data for op in operations if op.get_type_name() == "Constant"]

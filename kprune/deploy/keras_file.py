@@ -1,0 +1,35 @@
+"""The `.keras` file of a stripped model: plain layers, without the optimizer's slots."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from ..masks import is_tf_keras
+from ..masks.keras3 import seed_states
+from .sample import Sample
+
+
+def write(model: Any, file: Path, batch: Sample) -> None:
+    """Write the file."""
+    # The optimizer's slots are twice the weights, and of use to nobody who does not go on with this very training.
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None:
+        model.optimizer = None
+    try:
+        model.save(str(file))
+    finally:
+        if optimizer is not None:
+            model.optimizer = optimizer
+
+
+def load(file: Path, model: Any) -> Any:
+    """The model that it holds, of the Keras that `model` is of, its seeds where those of `model` are."""
+    library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
+    loaded = library.models.load_model(str(file), compile=False)
+    if not is_tf_keras(model):
+        # A layer of the user's own may make its seed anew when it is loaded; to be compared, both draw from one.
+        for mine, theirs in zip(seed_states(model), seed_states(loaded), strict=False):
+            theirs.assign(mine)
+    return loaded

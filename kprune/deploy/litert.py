@@ -1,0 +1,132 @@
+"""LiteRT files: plain, with sparse kernels, or of 8-bit integers; converted from the SavedModel by TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import saved_model
+from .sample import Sample, in_order, named
+
+SIGNATURE = "serving_default"
+
+
+def write(model: Any, file: Path, batch: Sample) -> None:
+    """Write a file of float kernels, each zero as large as any value."""
+    _convert(model, file, batch, [])
+
+
+def write_sparse(model: Any, file: Path, batch: Sample) -> None:
+    """Write a file whose kernels hold what is not 0, and where it stands, wherever a kernel of LiteRT computes so.
+
+    The converter decides for each kernel: it takes blocks of 4 along the inputs of a Dense layer where the zeros have
+    that form, single values otherwise, and leaves a kernel as it is that is not sparse enough.
+    """
+    import tensorflow as tf
+
+    _convert(model, file, batch, [tf.lite.Optimize.EXPERIMENTAL_SPARSITY])
+
+
+def write_int8(model: Any, file: Path, batch: Sample) -> None:
+    """Write a file that computes in 8-bit integers, its ranges taken from `batch.representative`; inputs stay floats.
+
+    Kernels are symmetric, each output channel by its own scale, so a zero is the integer 0.
+    """
+    import tensorflow as tf
+
+    _convert(model, file, batch, [tf.lite.Optimize.DEFAULT])
+
+
+def _convert(model: Any, file: Path, batch: Sample, optimizations: list[Any]) -> None:
+    import tensorflow as tf
+
+    # From the SavedModel: `from_concrete_functions` has been seen to write a file without weights, in silence.
+    folder = saved_model.written(model, file, batch)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=[SIGNATURE])
+    converter.optimizations = optimizations
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if tf.lite.Optimize.DEFAULT in optimizations:
+        names = list(saved_model.load(folder).signatures[SIGNATURE].structured_input_signature[1])
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+
+        def examples() -> Iterator[dict[str, np.ndarray]]:
+            for one in batch.representative.each():  # type: ignore[union-attr]
+                yield named(one, names)
+
+        converter.representative_dataset = examples
+    try:
+        with _quiet():
+            data = converter.convert()
+    except Exception as error:  # the converter's own, whose class is not public
+        raise RuntimeError(
+            f"LiteRT's converter cannot write this model, so nothing was written: {' '.join(str(error).split())[:500]}"
+        ) from error
+    file.write_bytes(data)
+
+
+def runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
+    """A function of a batch that runs the file, on one thread."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(file), num_threads=1)
+    run_signature = interpreter.get_signature_runner(SIGNATURE)
+    inputs = list(run_signature.get_input_details())
+
+    def run(batch: Sample) -> list[np.ndarray]:
+        outputs = run_signature(**named(batch, inputs))
+        return [outputs[name] for name in in_order(outputs)]
+
+    return run
+
+
+def zeros(file: Path) -> tuple[int, int]:
+    """Zeros and entries of the file's constants of floats or quantized integers that may be kernels."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    kinds = {
+        schema.TensorType.FLOAT32: np.float32,
+        schema.TensorType.FLOAT16: np.float16,
+        schema.TensorType.INT8: np.int8,
+        schema.TensorType.UINT8: np.uint8,
+    }
+    model = schema.Model.GetRootAs(file.read_bytes(), 0)
+    kept = size = 0
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            buffer = model.Buffers(tensor.Buffer())
+            shape = tensor.ShapeAsNumpy().tolist() if tensor.ShapeLength() else []
+            # Converters give biases a higher rank.
+            if tensor.Type() not in kinds or sum(d > 1 for d in shape) < 2 or not buffer.DataLength():
+                continue
+            # A sparse tensor holds its blocks that are not 0, and nothing of the others.
+            values = buffer.DataAsNumpy().view(kinds[tensor.Type()])
+            size += math.prod(shape)
+            kept += int(np.count_nonzero(values != _zero_point(tensor)))
+    return size - kept, size
+
+
+def _zero_point(tensor: Any) -> int:
+    """The integer that means 0; the converter makes kernels symmetric, so channels do not differ in it."""
+    quantization = tensor.Quantization()
+    return int(quantization.ZeroPoint(0)) if quantization is not None and quantization.ZeroPointLength() else 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, what C++ writes to the standard error goes nowhere: a page for each conversion."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,65 @@
+"""Zeros of stripped models that Keras quantizes: counted as they are dequantized, in models, files and cards."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kprune
+from kprune.report.quantized import kept
+
+
+def stripped(units=11, inputs=40):
+    """40 -> 11 -> 3, three quarters of each kernel 0; an odd number of outputs, as a byte holds two."""
+    model = keras.Sequential([keras.Input((inputs,)), layers.Dense(units, "relu"), layers.Dense(3)])
+    kprune.prune(model, "magnitude", 0.75, scope="uniform")
+    return kprune.strip(model), int(0.75 * units * inputs) + int(0.75 * units * 3)
+
+
+def read_kernel(layer):
+    """The kernel as the layer multiplies by it: what it makes of each input alone."""
+    plain = layer.activation
+    layer.activation = keras.activations.linear
+    made = np.asarray(layer(np.eye(layer.input_spec.axes[-1], dtype="float32"))) - np.asarray(layer.bias)
+    layer.activation = plain
+    return made
+
+
+@pytest.mark.parametrize("mode", ["int8", "float8", "int4", "int4 in blocks"])
+def test_zeros_are_kept_and_counted_as_dequantized(mode, tmp_path):
+    model, zeros = stripped()
+    before = {layer: np.asarray(layer.kernel) == 0 for layer in model.layers}
+    blocks = "block_size" in inspect.signature(keras.quantizers.Int4QuantizationConfig).parameters
+    if mode == "int4 in blocks":
+        if not blocks:
+            pytest.skip("this Keras has no blocks")
+        config = keras.quantizers.Int4QuantizationConfig(block_size=16)
+        model.quantize(config=config)
+        assert np.any(np.asarray(model.layers[0].kernel_zero) != 0)
+    elif mode == "int4":
+        model.quantize(config=keras.quantizers.Int4QuantizationConfig(**({"block_size": -1} if blocks else {})))
+    else:
+        model.quantize(mode)
+    for layer, was in before.items():
+        made = read_kernel(layer)
+        assert np.all(made[was] == 0)
+        if mode != "float8":  # whose products are rounded, too
+            np.testing.assert_array_equal(kept(layer, layer._kernel), made != 0)
+    report = kprune.summary(model)
+    assert report.size == 40 * 11 + 11 * 3 and zeros <= report.zeros <= zeros + 60
+    if mode != "float8":
+        pytest.importorskip("tensorflow")
+        done = kprune.export(model, tmp_path / "m", verbose=0)
+        for format in ("saved_model", "keras"):
+            assert (done.card.entry(format).zeros, done.card.entry(format).size) == (report.zeros, report.size)
+
+
+@pytest.mark.parametrize("mode", ["gptq", "awq"])
+def test_a_masked_layer_refuses_what_moves_or_drops_its_zeros(mode):
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(4)])
+    kprune.prune(model, "magnitude", 0.5)
+    with pytest.raises(ValueError, match=rf"GPTQ.*Received: mode='{mode}'"):
+        model.layers[0].quantize(mode)
+    assert len(kprune.masked_weights(model)) == 1
