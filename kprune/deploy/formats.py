@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..flops import owned_weights
 from ..masks import is_tf_keras
 from ..masks.below import all_layers
 from ..report import quantized
-from ..report.flops import owned_weights
 from ..report.saved_variables import SavedVariables
 from ..report.summary import weight_paths
 from ..runtime.distribution import to_numpy
