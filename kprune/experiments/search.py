@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import time
@@ -17,7 +16,7 @@ from absl import logging
 from ..callbacks import GradualPruning
 from ..config import PruningConfig
 from ..lottery.rewind import Snapshot, restore, snapshot
-from ..masks import Masks, is_tf_keras, mask_for_pruning, masked_weights
+from ..masks import Masks, library_of, mask_for_pruning, masked_weights
 from ..patterns import PATTERNS
 from ..scopes import SCOPES
 from ..util.checks import check_function, check_integer, check_number, check_path
@@ -268,7 +267,7 @@ class _Trainings:
         start = time.perf_counter()
         model, masks, begin = self._begin(seed)
         restore(model, masks, begin)
-        importlib.import_module("tf_keras" if is_tf_keras(model) else "keras").utils.set_random_seed(seed)
+        library_of(model).package.utils.set_random_seed(seed)
         self.train(model, Trial(sparsity, seed, self.callbacks(sparsity)))
         kept = [weight.kept() for weight in masked_weights(model)]
         reached = 1 - sum(int(mask.sum()) for mask in kept) / sum(mask.size for mask in kept)
