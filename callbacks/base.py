@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 import kprune.masks
+from kprune.channels import add_followers
 from kprune.masks import Undo, masked_weights
 from kprune.report.reached import reached
 from kprune.runtime.distribution import is_chief, warn_of_keras_fit
@@ -62,6 +63,12 @@ class MaskingCallback(Callback):
     _restored: bool = False
     _carrier: Carrier
 
+    @property
+    def prunes_channels(self) -> bool:
+        """Whether channels are pruned whole, so that what follows them needs masks as well."""
+        pruner = getattr(self, "pruner", None)
+        return pruner is not None and pruner.config.channels
+
     def __init__(self) -> None:
         super().__init__()
         warn_of_keras_fit()
@@ -77,6 +84,12 @@ class MaskingCallback(Callback):
                 f"kprune.mask(model, store={self.store!r}). Received: {other.path} with store={other.store!r}"
             )
         undo = Undo(model, store=self.store)
+        try:
+            if self.prunes_channels:
+                add_followers(model)
+        except BaseException:
+            undo.back()
+            raise
         self._carrier = Carrier(model, None, undo)  # of a loop that gives its callbacks no params
         self._carrier.callbacks.append(self)
 

@@ -87,6 +87,10 @@ class DynamicSparseTraining(UpdatingCallback):
         self.data = PruningConfig(self.method).take(data, batches) or None
         self._begin()
 
+    @property
+    def prunes_channels(self) -> bool:
+        return self.start.channels
+
     def _begin(self) -> None:
         """Forget an earlier fit."""
         self._counter.forget()

@@ -17,6 +17,7 @@ from kprune.masks.matching import mask_distance
 from kprune.pruning import Pruner
 from kprune.runtime.files import joined, split
 from kprune.schedules import check_sparsity
+from kprune.sparsities import check_no_budget
 
 from .base import MaskingCallback
 
@@ -76,6 +77,7 @@ class EarlyBird(MaskingCallback):
         super().__init__()
         check_sparsity("sparsity", sparsity)
         self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
+        check_no_budget("EarlyBird", self.pruner.config.budget)
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
             raise ValueError(f"`threshold` must be above 0 and at most 1. Received: threshold={threshold!r}")
         if not isinstance(patience, int) or isinstance(patience, bool) or patience < 2:

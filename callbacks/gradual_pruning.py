@@ -16,6 +16,7 @@ from kprune.pruning import Pruner
 from kprune.runtime.files import joined, split
 from kprune.schedules import Schedule, as_schedule
 from kprune.schedules.planned import Planned
+from kprune.sparsities import check_one_goal, goal_of
 from kprune.util.checks import check_number
 
 from ._updating import UpdatingCallback
@@ -37,7 +38,7 @@ class GradualPruning(UpdatingCallback):
             `begin` and `end`; or a dict of regular expression -> sparsity, so that each group of weights has its own.
             Or a schedule from `kprune.schedules`, or a tfmot `PruningSchedule` (on either Keras). With
             `kprune.schedules.PerLayer` each group has a schedule, and the scope shares each group's sparsity within
-            it.
+            it. Beside a budget None: what the model costs falls to it by the same PolynomialDecay.
         criterion: a name or function, as in `kprune.PruningConfig`; or a `PruningConfig`. What goes by how training
             went ("movement", "large_init" ...) is watched from the start of the fit on.
         begin, end: with a sparsity, its first and its last update, counted from where the fit starts: a float in
@@ -50,7 +51,8 @@ class GradualPruning(UpdatingCallback):
             `store="latent"`, one that is masked must have them: see `kprune.mask`.
         optimizer: the one whose steps count, where a `train_step` has its own; the compiled one by default.
         data, batches: as in `kprune.prune`.
-        config_fields: scope, pattern, rounds (here 1 by default) and seed, as in `kprune.PruningConfig`.
+        config_fields: scope, pattern, groups, budget, rounds (here 1 by default) and seed, as in
+            `kprune.PruningConfig`.
 
     Attributes:
         schedule: the `kprune.schedules.Schedule`; None, if a sparsity was given, until a fit begins.
@@ -58,7 +60,8 @@ class GradualPruning(UpdatingCallback):
     Raises:
         ValueError: an argument is wrong, or `begin`, `end` or `frequency` stands beside a schedule; at the start of
             `fit`: the model has nothing to mask, or its optimizer cannot keep weights at zero (Muon), or an expression
-            is found in no masked weight's path, or `begin` or `end` is a share of a number of steps that is not known;
+            is found in no masked weight's path, or the budget cannot be kept, or `begin` or `end` is a share of a
+            number of steps that is not known;
             at an update: a score is not finite, or weights would be pruned by their "movement" before any has moved.
 
     >>> import keras, kprune, numpy as np
@@ -72,7 +75,7 @@ class GradualPruning(UpdatingCallback):
 
     def __init__(
         self,
-        schedule: float | Mapping[str, float] | Schedule | Any,
+        schedule: float | Mapping[str, float] | Schedule | Any = None,
         criterion: str | Callable[..., Any] = "magnitude",
         *,
         begin: float | int = 0.1,
@@ -85,6 +88,12 @@ class GradualPruning(UpdatingCallback):
         **config_fields: Any,
     ):
         super().__init__(optimizer)
+        if not isinstance(criterion, PruningConfig):
+            config_fields = {"rounds": 1, **config_fields}
+        config = PruningConfig.of(criterion, **config_fields)
+        if schedule is None or config.budget is not None:
+            check_one_goal(schedule, config.budget)
+            schedule = goal_of(None, config.budget)
         self._planned: Planned | None = None
         if isinstance(schedule, Mapping) or (isinstance(schedule, numbers.Real) and not isinstance(schedule, bool)):
             self._planned = Planned(schedule, begin, end, frequency)
@@ -97,9 +106,7 @@ class GradualPruning(UpdatingCallback):
         if margin is not None:
             check_number("margin", margin, ">= 1", lambda value: 1 <= value < math.inf)
             self.store = "latent"
-        if not isinstance(criterion, PruningConfig):
-            config_fields = {"rounds": 1, **config_fields}
-        self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches, margin)
+        self.pruner = Pruner(config, data, batches, margin)
         self._begin()
 
     def _begin(self) -> None:

@@ -124,6 +124,10 @@ class LotteryTicket(MaskingCallback):
         self._ended = 0
 
     @property
+    def prunes_channels(self) -> bool:
+        return self.lottery.pruner.config.channels
+
+    @property
     def results(self) -> list[dict[str, Any]]:
         return [] if self._state is None else self._state.results
 

@@ -11,6 +11,7 @@ from kprune.config import PruningConfig
 from kprune.masks import masked_weights, set_masks
 from kprune.pruning import Pruner
 from kprune.schedules import check_sparsity
+from kprune.sparsities import check_one_goal
 from kprune.util.progress import check_verbose
 from kprune.util.ranking import zeros_for
 
@@ -25,14 +26,15 @@ class PruneAtInit(MaskingCallback):
 
     Args:
         criterion: a name or function, as in `kprune.PruningConfig`; or a `PruningConfig`.
-        sparsity: fraction of zeros over all masked weights, in [0, 1).
+        sparsity: fraction of zeros over all masked weights, in [0, 1); 0.9 by default. None beside a budget.
         data, batches: as in `kprune.prune`.
         verbose: 0 silent, 1 or "auto" a progress bar over the rounds, 2 a line at the end.
-        config_fields: scope, pattern, rounds and seed, as in `kprune.PruningConfig`.
+        config_fields: scope, pattern, groups, budget, rounds and seed, as in `kprune.PruningConfig`.
 
     Raises:
         ValueError: an argument is wrong; at the start of `fit`: the model has nothing to mask, its optimizer cannot
-            keep weights at zero (Muon), or a score is not finite. Nothing has been changed then.
+            keep weights at zero (Muon), the budget cannot be kept, or a score is not finite. Nothing has been changed
+            then.
 
     >>> import keras, kprune, numpy as np
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
@@ -48,7 +50,7 @@ class PruneAtInit(MaskingCallback):
     def __init__(
         self,
         criterion: str | Callable[..., Any] = "synflow",
-        sparsity: float = 0.9,
+        sparsity: float | None = None,
         *,
         data: Any = None,
         batches: int | None = 1,
@@ -56,9 +58,13 @@ class PruneAtInit(MaskingCallback):
         **config_fields: Any,
     ):
         super().__init__()
-        check_sparsity("sparsity", sparsity)
         check_verbose(verbose)
         self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
+        if self.pruner.config.budget is None and sparsity is None:
+            sparsity = 0.9
+        if sparsity is not None:
+            check_sparsity("sparsity", sparsity)
+        check_one_goal(sparsity, self.pruner.config.budget)
         self.sparsity = sparsity
         self.verbose = verbose
 
@@ -67,7 +73,7 @@ class PruneAtInit(MaskingCallback):
             weights = [weight for weight in masked_weights(self.model) if weight.trainable]
             zeros = sum(int((~weight.kept()).sum()) for weight in weights)
             size = sum(weight.size for weight in weights)
-            if zeros >= zeros_for(size, self.sparsity):
+            if self.sparsity is not None and zeros >= zeros_for(size, self.sparsity):
                 logging.info("%s: %d of the model's %d weights are already pruned.", type(self).__name__, zeros, size)
             else:
                 self.pruner.forget()
@@ -79,7 +85,7 @@ class SynFlow(PruneAtInit):
     """Synaptic flow at initialization (arXiv:2006.05467): `PruneAtInit("synflow", ...)` by its own name.
 
     Args:
-        sparsity: fraction of zeros over all masked weights, in [0, 1).
+        sparsity: fraction of zeros over all masked weights, in [0, 1); 0.9 by default.
         verbose: as in `PruneAtInit`.
         config_fields: as in `PruneAtInit`: rounds are 100 in the paper (fewer are faster and collapse layers sooner),
             the scope "global".
@@ -97,7 +103,7 @@ class SynFlow(PruneAtInit):
 
     def __init__(
         self,
-        sparsity: float = 0.9,
+        sparsity: float | None = None,
         *,
         verbose: Any = "auto",
         **config_fields: Any,

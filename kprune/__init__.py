@@ -15,7 +15,20 @@ _root = pathlib.Path(__file__).resolve().parent.parent
 if (_root / "setup.cfg").is_file() and (_root / "callbacks").is_dir():
     __path__.append(str(_root))
 
-from . import analysis, callbacks, controls, criteria, data, growth, models, patterns, schedules, scopes, tickets  # noqa: E402
+from . import (  # noqa: E402
+    analysis,
+    callbacks,
+    controls,
+    criteria,
+    data,
+    growth,
+    models,
+    patterns,
+    schedules,
+    scopes,
+    targets,
+    tickets,
+)
 from ._version import __version__  # noqa: E402
 from .callbacks.after_pruning import AfterPruning  # noqa: E402
 from .config import PruningConfig  # noqa: E402
@@ -40,8 +53,10 @@ from .report.plot import plot_sparsity  # noqa: E402
 from .report.summary import Summary, summary  # noqa: E402
 from .runtime.strategy import auto_strategy  # noqa: E402
 from .schedules import plot_schedule  # noqa: E402
+from .targets import Advice, advise  # noqa: E402
 
 __all__ = [
+    "Advice",
     "AfterPruning",
     "Export",
     "Level",
@@ -61,6 +76,7 @@ __all__ = [
     "Trial",
     "__version__",
     "adopt",
+    "advise",
     "analysis",
     "auto_strategy",
     "balanced_sample",
@@ -91,5 +107,6 @@ __all__ = [
     "strip",
     "summary",
     "sweep",
+    "targets",
     "tickets",
 ]

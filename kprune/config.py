@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from .channels import ChannelGroups, divisor_of
+from .channels import ChannelCut, check_budget, divisor_of
 from .criteria import CRITERIA, Context
 from .criteria.base import fast_form
 from .criteria.trackers import Tracker
@@ -17,11 +17,11 @@ from .cutting import cut_by_counts, cut_by_pattern
 from .data.batches import Batch, check_batches, take_batches
 from .masks import MaskedWeight, Masks, masked_weights
 from .masks.layout import layout_of
-from .patterns import PATTERNS, unstructured
+from .patterns import PATTERNS, channel, unstructured
 from .runtime.distribution import outside_strategies
 from .scopes import SCOPES, global_scope
 from .selection import keep_highest
-from .sparsities import by_group, check_sparsities
+from .sparsities import by_group, goal_of
 from .util.checks import check_fields, check_integer
 from .util.progress import check_verbose, progress
 from .util.ranking import zeros_for
@@ -46,6 +46,9 @@ class PruningConfig:
             fewer zeros than asked for, by less than one of them per weight: see `kprune.patterns`.
         groups: "channels" prunes whole groups of channels, for `kprune.shrink`: a filter with all that reads it and
             that additions and the like tie to it, scored by the mean. "channels:8" keeps multiples of 8 per layer.
+        budget: with `groups`, in place of a sparsity: {"flops": 0.5} or {"parameters": 0.5}, the fraction of the dense
+            model's multiply-adds for one example, or of all its parameters, that `kprune.shrink` may leave. Groups go
+            until the model fits it, the lowest scores first: see `kprune.channels.Costs`.
         rounds: number of rounds, at least 1; by default the criterion's own (100 for "synflow", else 1). Round r = 1 ..
             rounds prunes the survivors of the round before to density (1 - sparsity) ** (r / rounds).
         seed: of criteria that draw random numbers, at least 0.
@@ -66,6 +69,7 @@ class PruningConfig:
     scope: Any = None
     pattern: str | Callable[..., Any] = "unstructured"
     groups: str | None = None
+    budget: dict[str, float] | None = field(default=None, hash=False)
     rounds: Any = None
     seed: int = 0
 
@@ -80,6 +84,13 @@ class PruningConfig:
                 "`groups` needs the scope 'global' and the pattern 'unstructured', because a group spans weights. "
                 f"Received: groups={self.groups!r}, scope={scope!r}, pattern={self.pattern!r}"
             )
+        if self.budget is not None:
+            check_budget(self.budget)
+            if self.groups is None:
+                raise ValueError(
+                    'A budget is kept by whole channels: it needs groups="channels". Received: '
+                    f"budget={self.budget!r}, groups=None"
+                )
         check_integer("rounds", rounds, 1)
         check_integer("seed", self.seed, 0)
         object.__setattr__(self, "scope", scope)
@@ -105,6 +116,11 @@ class PruningConfig:
         """The criterion's name for messages."""
         return CRITERIA.name_of(self.criterion)
 
+    @property
+    def channels(self) -> bool:
+        """Whether channels are pruned whole, with what follows them."""
+        return self.groups is not None or PATTERNS.get(self.pattern) is channel
+
     def get_config(self) -> dict[str, Any]:
         """The fields as JSON can hold them; ValueError for a function of your own that is not registered."""
         return {
@@ -112,6 +128,7 @@ class PruningConfig:
             "scope": SCOPES.serialize(self.scope),
             "pattern": PATTERNS.serialize(self.pattern),
             "groups": self.groups,
+            "budget": self.budget,
             "rounds": self.rounds,
             "seed": self.seed,
         }
@@ -128,7 +145,7 @@ class PruningConfig:
     def masks(
         self,
         model: Any,
-        sparsity: float | dict[str, float],
+        sparsity: float | dict[str, float] | None = None,
         *,
         within: Masks | None = None,
         data: Any = None,
@@ -140,7 +157,8 @@ class PruningConfig:
 
         Args:
             model: a masked model of either Keras.
-            sparsity, data, batches, trackers, verbose: as in `kprune.prune`.
+            sparsity, data, batches, trackers, verbose: as in `kprune.prune`. Under a budget, None prunes to it, and a
+                number takes that fraction of the cost away, as a schedule does.
             within: path -> bool array, what the new masks may keep; by default what the model's own keep, so that
                 masks only shrink. Masks that are True throughout let pruned weights return, with their stored value.
 
@@ -151,7 +169,7 @@ class PruningConfig:
             ValueError: an argument is wrong, or a score is NaN or infinite.
         """
         check_verbose(verbose)
-        check_sparsities(sparsity)
+        sparsity = goal_of(sparsity, self.budget)
         taken = self.take(data, batches)
         watched = self._tracker(trackers)
         # So that they are those of one device, bit for bit, for the weights that the model has.
@@ -286,12 +304,8 @@ class PruningConfig:
             return dict(zip(paths, keep_highest(checked, [masks[path] for path in paths], n_keep_all, of), strict=True))
 
         if self.groups is not None:
-            channels = context.once("channels", lambda: ChannelGroups(context.model))
-            for group, sparsity in groups:
-                size = sum(masks[path].size for path in group)
-                zeros, divisor = zeros_for(size, sparsity), divisor_of(self.groups) or 1
-                masks = channels.cut(dict(zip(paths, checked, strict=True)), masks, group, zeros, divisor)
-            return masks
+            cut_channels = context.once("channels", lambda: ChannelCut(context.model, self.groups, self.budget))
+            return cut_channels(dict(zip(paths, checked, strict=True)), masks, groups)
 
         named = dict(zip(paths, checked, strict=True))
         if plain:

@@ -87,7 +87,7 @@ def share_at(method: Callable[..., Any], share: float, progress: float) -> float
 
 
 def splice(
-    config: PruningConfig, model: Any, sparsity: float | dict[str, float], margin: float, **options: Any
+    config: PruningConfig, model: Any, sparsity: float | dict[str, float] | None, margin: float, **options: Any
 ) -> Masks:
     """The masks to which a config prunes a model whose pruned weights may return (arXiv:1608.04493).
 

@@ -158,11 +158,12 @@ def _filters(shape: tuple[int, ...]) -> np.ndarray:
 def channel(score: np.ndarray, n_keep: int) -> np.ndarray:
     """Keep whole output channels: all weights that lead to one unit or feature map (arXiv:1608.08710).
 
-    As `block`, with the filters in place of the tiles: a filter's score is the mean of its weights'. Its bias and what
-    reads its output are left alone; `PruningConfig(groups="channels")` prunes a filter with all that reads it. In an
-    RNN layer a channel is a gate of a unit. A global budget can leave a weight without any channel,
-    `kprune.scopes.with_floor` prevents that; and a channel of the last layer is one of the model's outputs, which
-    `kprune.scopes.kept_out("global", last=True)` leaves dense.
+    As `block`, with the filters in place of the tiles: a filter's score is the mean of its weights'. Its bias, gamma
+    and beta follow it (`kprune.masks.followers`). What reads its output is left alone;
+    `PruningConfig(groups="channels")` prunes a filter with all that reads it. In an RNN layer a channel is a gate of a
+    unit. A global budget can leave a weight without any channel, `kprune.scopes.with_floor` prevents that; and a
+    channel of the last layer is one of the model's outputs, which `kprune.scopes.kept_out("global", last=True)` leaves
+    dense.
 
     Args:
         score: float array (..., in, out); higher = keep; -inf = pruned already.

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from .channels import ChannelCut, add_followers
 from .config import PruningConfig
 from .criteria.trackers import Tracker
 from .growth import splice
 from .masks import Masks, masked, set_masks
-from .sparsities import check_sparsities
+from .sparsities import check_one_goal
 from .updates import update_on_device
 from .util.progress import check_verbose
 
@@ -20,7 +21,7 @@ from .util.progress import check_verbose
 def prune(
     model: Any,
     criterion: str | Callable[..., Any] | PruningConfig,
-    sparsity: float | dict[str, float],
+    sparsity: float | dict[str, float] | None = None,
     *,
     data: Any = None,
     batches: int | None = 1,
@@ -40,7 +41,8 @@ def prune(
         criterion: a name or function, as in `PruningConfig`; or a `PruningConfig`.
         sparsity: fraction of zeros over all masked weights, in [0, 1). Exactly floor(sparsity * size) zeros. Or a
             dict of regular expression, searched in the weights' paths (the first that is found counts) -> sparsity:
-            each group is pruned to its own, the scope shares it within the group, other weights are left alone.
+            each group is pruned to its own, the scope shares it within the group, other weights are left alone. None
+            beside a budget.
         data: for criteria that ask the loss ("snip", "force", "grasp", "taylor", "fisher" ...): arrays (x, y) or
             (x, y, sample_weight), cut into batches of 256; or what yields batches, such as a tf.data.Dataset. The
             model must be compiled with its loss.
@@ -50,14 +52,15 @@ def prune(
             "movement" by a `Movement`.
         optimizer: the only one whose slots are reset where masks change; by default every one that trains the weights.
         verbose: 0 silent, 1 or "auto" a progress bar over the rounds, 2 a line at the end.
-        config_fields: scope, pattern, rounds and seed, as in `PruningConfig`.
+        config_fields: scope, pattern, groups, budget, rounds and seed, as in `PruningConfig`: with groups="channels",
+            budget={"flops": 0.5} in place of a sparsity prunes until half of the multiply-adds are left.
 
     Returns:
         path -> bool array of the weight's shape, True = kept: the masks that the model has now.
 
     Raises:
-        ValueError: an argument is wrong, the model has nothing to mask, or a score is NaN or infinite. The model is
-            as it was then.
+        ValueError: an argument is wrong, the model has nothing to mask, a score is NaN or infinite, or the budget
+            cannot be kept. The model is as it was then.
 
     >>> import keras, kprune
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16), keras.layers.Dense(4)])
@@ -66,14 +69,23 @@ def prune(
     172
     """
     config = PruningConfig.of(criterion, **config_fields)
-    check_sparsities(sparsity)
+    check_one_goal(sparsity, config.budget)
     check_verbose(verbose)
     taken = config.take(data, batches) or None
     with masked(model, optimizer):
+        if config.channels:
+            add_followers(model)
+        check_reachable(model, config)
         masks = config.masks(model, sparsity, data=taken, batches=None, trackers=trackers, verbose=verbose)
         set_masks(model, masks, optimizer)
     _warn_of_collapse(_emptied(masks), len(masks))
     return masks
+
+
+def check_reachable(model: Any, config: PruningConfig) -> None:
+    """Raises ValueError if the config has a budget that the masked model cannot keep."""
+    if config.budget is not None:
+        ChannelCut(model, config.groups, config.budget).check()
 
 
 class Pruner:
@@ -98,6 +110,7 @@ class Pruner:
 
     def begin(self, model: Any) -> None:
         """A training begins, from the weights as they are."""
+        check_reachable(model, self.config)
         self.tracker = self.config.tracker()
         self.resume(model)
 
@@ -116,7 +129,7 @@ class Pruner:
         """Whether each step must be reported; on JAX, the weights must be brought up to date for that."""
         return self.tracker is not None and type(self.tracker).after_step is not Tracker.after_step
 
-    def masks(self, model: Any, sparsity: float | dict[str, float], **options: Any) -> Masks:
+    def masks(self, model: Any, sparsity: float | dict[str, float] | None, **options: Any) -> Masks:
         """As `PruningConfig.masks`; of weights that are pruned to nothing a fit says so once."""
         options = {"data": self.data, "batches": None, "trackers": self.tracker, **options}
         if self.margin is None:

@@ -1,9 +1,11 @@
-"""The requested sparsity: one for all weights together, or one for each group of weights."""
+"""What is requested: one sparsity for all weights together, one for each group of weights, or a budget."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
+from .channels import check_budget
 from .schedules import check_sparsity
 from .util.checks import check_expression
 
@@ -18,6 +20,41 @@ def check_sparsities(sparsity: float | dict[str, float]) -> None:
             check_sparsity(f"sparsity[{expression!r}]", value)
     else:
         check_sparsity("sparsity", sparsity)
+
+
+def goal_of(sparsity: Any, budget: dict[str, float] | None) -> float | dict[str, float]:
+    """The sparsity; under a budget the fraction of the cost that goes, all that has to where the sparsity is None.
+
+    Raises:
+        ValueError: the sparsity is none, or there is neither of both.
+
+    >>> goal_of(None, {"flops": 0.25}), goal_of(0.1, {"flops": 0.25}), goal_of(0.9, None)
+    (0.75, 0.1, 0.9)
+    """
+    if sparsity is None:
+        if budget is None:
+            raise ValueError("Give a sparsity, or a budget in its place. Received: sparsity=None, budget=None")
+        return 1 - check_budget(budget)[1]
+    if budget is not None and isinstance(sparsity, dict):
+        raise ValueError(f"A budget is that of the whole model. Received: sparsity={sparsity!r}, budget={budget!r}")
+    check_sparsities(sparsity)
+    return sparsity
+
+
+def check_one_goal(sparsity: Any, budget: dict[str, float] | None) -> None:
+    """Raises ValueError unless a user has given a sparsity or a budget, and not both."""
+    if budget is not None and sparsity is not None:
+        raise ValueError(f"A budget stands in place of a sparsity. Received: sparsity={sparsity!r}, budget={budget!r}")
+    goal_of(sparsity, budget)
+
+
+def check_no_budget(who: str, budget: dict[str, float] | None) -> None:
+    """Raises ValueError if there is a budget."""
+    if budget is not None:
+        raise ValueError(
+            f"{who} goes by a sparsity; PruneAtInit, GradualPruning and kprune.prune take a budget. "
+            f"Received: budget={budget!r}"
+        )
 
 
 def by_group(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple[list[str], float]]:

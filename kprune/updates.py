@@ -25,7 +25,7 @@ from .config import PruningConfig
 from .criteria import CRITERIA
 from .criteria.base import fast_form
 from .cutting import shares_by_counts
-from .masks import MaskedWeight, library_of, masked_weights
+from .masks import MaskedWeight, followers, library_of, masked_weights
 from .masks.layout import Layout, layout_of
 from .masks.optimizers import fits, trainers
 from .masks.variables import forget_given
@@ -51,7 +51,7 @@ def update_on_device(
     """
     weights = masked_weights(model)
     score = device_scores(config, weights)
-    if score is None:
+    if score is None or followers(model):  # whose masks the host derives from those of all kernels
         return None
     programs = _programs(keras.backend.backend(), _alone(model), fits(model))
     values = [(_tensor(weight.variable), _tensor(weight.mask)) for weight in weights]

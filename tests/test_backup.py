@@ -12,6 +12,7 @@ from kprune.callbacks import BackupAndRestore, GradualPruning, LotteryTicket, Sy
 
 import kprune
 from kprune.lottery.rewind import snapshot
+from kprune.masks import followers
 from kprune.schedules import PolynomialDecay
 
 
@@ -66,6 +67,26 @@ def lottery():
 def gradual(criterion="magnitude_increase"):
     schedule = PolynomialDecay(0.0, 0.8, begin_step=6, end_step=30, frequency=4)
     return GradualPruning(schedule, criterion=criterion)
+
+
+@pytest.mark.parametrize("backup", [BackupAndRestore, keras.callbacks.BackupAndRestore], ids=["kprune", "keras"])
+def test_what_follows_pruned_channels_is_as_in_a_fit_that_was_not_killed(backup, tmp_path):
+    def callbacks():
+        path = tmp_path / "backup.npz" if backup is BackupAndRestore else tmp_path / "backup"
+        return GradualPruning(0.5, frequency=4, scope="uniform", pattern="channel"), backup(path)
+
+    whole, killed, resumed = network(), network(), network()
+    fit(whole, 4, callbacks()[0])
+    with pytest.raises(KeyboardInterrupt):
+        fit(killed, 4, *callbacks(), Interrupt(2))
+    fit(resumed, 4, *callbacks())
+    assert same(whole, resumed)
+    kept, again = (
+        {weight.path.partition("/")[2]: weight.kept().tolist() for weight in followers(model)}
+        for model in (whole, resumed)
+    )
+    assert kept == again
+    assert sum(kept["norm/gamma"]) == sum(kept["hidden1/bias"]) == 6
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -249,3 +249,33 @@ def test_a_difference_is_an_error():
     model.get_layer("a").kernel.assign(np.full((4, 6), np.nan))
     with pytest.raises(RuntimeError, match="predict different outputs"):
         kprune.shrink(model)
+
+
+@pytest.mark.parametrize("mode", ["concat", "sum", "ave", "mul"])
+def test_units_of_two_directions_go_together(mode):
+    given = keras.Input((5, 3))
+    x = layers.Bidirectional(layers.LSTM(6, return_sequences=True), merge_mode=mode, name="both")(given)
+    x = layers.Bidirectional(layers.GRU(4), merge_mode="concat", name="last")(x)
+    model = keras.Model(given, layers.Dense(2, name="out")(x))
+    kprune.prune(model, "magnitude", 0.6, groups="channels", verbose=0)
+    small = kprune.shrink(model)
+    both, last = small.get_layer("both"), small.get_layer("last")
+    assert both.forward_layer.units == both.backward_layer.units
+    assert last.forward_layer.units == last.backward_layer.units
+    assert both.forward_layer.units + last.forward_layer.units < 10
+    assert all(w.kept().all() for w in kprune.masked_weights(small))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_runs_at_each_time_step(bias):
+    given = keras.Input((4, 6, 6, 2))
+    x = layers.TimeDistributed(layers.Conv2D(8, 3, padding="same", use_bias=bias), name="conv")(given)
+    x = layers.TimeDistributed(layers.BatchNormalization(), name="norm")(x)
+    x = layers.TimeDistributed(layers.Activation("relu"))(x)
+    x = layers.TimeDistributed(layers.Flatten())(layers.TimeDistributed(layers.MaxPooling2D(2))(x))
+    x = layers.TimeDistributed(layers.Dense(8, use_bias=bias), name="dense")(x)
+    model = keras.Model(given, layers.Dense(2)(layers.LSTM(3)(x)))
+    kprune.prune(model, "magnitude", 0.5, groups="channels", verbose=0)
+    small = kprune.shrink(model)
+    assert small.get_layer("conv").layer.filters < 8 or small.get_layer("dense").layer.units < 8
+    assert all(w.kept().all() for w in kprune.masked_weights(small))

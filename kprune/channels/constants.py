@@ -50,7 +50,7 @@ def constants(graph: ChannelGraph, read: Callable[[Any], np.ndarray]) -> dict[in
             given = None if entry.given is None else _of(entry.given, len(entry.incoming), known)
             known[id(entry.made)] = _mixed(entry, given, read)
         else:
-            given_all = [_of(tensor, _size(entry, tensor), known) for tensor in entry.given]
+            given_all = [_of(tensor, channels_read(entry, tensor), known) for tensor in entry.given]
             known[id(entry.made)] = _RULES[entry.kind](entry, given_all, read)
     return known
 
@@ -59,7 +59,7 @@ def _of(tensor: Tensor, size: int, known: dict[int, Constant]) -> Constant:
     return known.get(id(tensor), Constant(np.full(size, np.nan)))
 
 
-def _size(call: Call, given: Tensor) -> int:
+def channels_read(call: Call, given: Tensor) -> int:
     """The number of channels that the call reads of this tensor."""
     if given.atoms is not None:
         return len(given.atoms)
@@ -183,4 +183,4 @@ def _computed(function: Callable[..., Any], layer: Any, *values: np.ndarray) -> 
     return made
 
 
-__all__ = ["Constant", "constants"]
+__all__ = ["Constant", "channels_read", "constants"]

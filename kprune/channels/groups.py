@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ class ChannelGroups:
     Attributes:
         labels: path of a masked weight -> (axis, int array: each index's group, -1 of none).
         followers: the same of weights of which only followers are part.
+        axes: id of any weight with channels -> (axis, int array) as in `labels`.
         layers: for each layer that makes channels, int array of their groups.
         n: the number of groups.
 
@@ -51,7 +53,9 @@ class ChannelGroups:
 
     def __init__(self, model: Any):
         graph = channel_graph(model)
-        paths = {id(weight.variable): weight.path for weight in masked_weights(model)}
+        weights = masked_weights(model)
+        paths = {id(weight.variable): weight.path for weight in weights}
+        self._shapes = {weight.path: weight.shape for weight in weights}
         made: set[int] = set()
         excluded = {WHOLE}
         for slot in graph.slots:
@@ -71,9 +75,11 @@ class ChannelGroups:
         self.n = len(numbers)
         self.labels: dict[str, list[tuple[int, np.ndarray]]] = {path: [] for path in paths.values()}
         self.followers: dict[str, list[tuple[int, np.ndarray]]] = defaultdict(list)
+        self.axes: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
         self._makers: dict[int, set[str]] = defaultdict(set)
         for slot in graph.slots:
             found, path = numbered(slot.atoms), paths.get(id(slot.variable))
+            self.axes[id(slot.variable)].append((slot.axis, found))
             if path is None:
                 self.followers[_path(slot.variable)].append((slot.axis, found))
                 continue
@@ -135,16 +141,10 @@ class ChannelGroups:
             zeros: the number of zeros.
             divisible_by: at least 1.
         """
-        means, counts = self.pooled(scores, masks)
-        within = np.array([self._makers[number] <= {*paths} for number in range(self.n)])
-        candidates = np.flatnonzero(within & (counts > 0))
-        order = candidates[np.argsort(means[candidates], kind="stable")]
+        counts, order, kept = self._ranked(scores, masks, paths, divisible_by)
 
         def without(n: int) -> Masks:
-            keep = np.ones(self.n, bool)
-            keep[order[:n]] = False
-            self._fill_up(keep, counts > 0, means, divisible_by)
-            return self.masked(keep, masks)
+            return self.masked(kept(n), masks)
 
         def count(made: Masks) -> int:
             return sum(int(np.count_nonzero(~made[path])) for path in paths)
@@ -164,6 +164,52 @@ class ChannelGroups:
                 divisible_by,
             )
         return without(low)
+
+    def cut_to(
+        self,
+        scores: dict[str, np.ndarray],
+        masks: Masks,
+        paths: list[str],
+        cost: Callable[[np.ndarray], int],
+        most: int,
+        divisible_by: int = 1,
+    ) -> Masks:
+        """As `cut`, with as many groups gone as it takes until `cost(groups that stay)` is at most `most`."""
+        counts, order, kept = self._ranked(scores, masks, paths, divisible_by)
+
+        def left(n: int) -> int:
+            return cost(kept(n) & (counts > 0))
+
+        if left(0) <= most:
+            return masks
+        low, high = 1, len(order)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if left(middle) <= most else (middle + 1, high)
+        return self.masked(kept(low), masks)
+
+    def least(self, paths: list[str], divisible_by: int = 1) -> np.ndarray:
+        """Which groups stay (bool) where all go that can, of a model with none gone."""
+        masks = {path: np.ones(shape, bool) for path, shape in self._shapes.items()}
+        _, order, kept = self._ranked(masks, masks, paths, divisible_by)
+        return kept(len(order))
+
+    def _ranked(
+        self, scores: dict[str, np.ndarray], masks: Masks, paths: list[str], divisible_by: int
+    ) -> tuple[np.ndarray, np.ndarray, Callable[[int], np.ndarray]]:
+        """Entries left of each group; the groups that can go, lowest first; n -> which stay when n are to go."""
+        means, counts = self.pooled(scores, masks)
+        within = np.array([self._makers[number] <= {*paths} for number in range(self.n)])
+        candidates = np.flatnonzero(within & (counts > 0))
+        order = candidates[np.argsort(means[candidates], kind="stable")]
+
+        def kept(n: int) -> np.ndarray:
+            keep = np.ones(self.n, bool)
+            keep[order[:n]] = False
+            self._fill_up(keep, counts > 0, means, divisible_by)
+            return keep
+
+        return counts, order, kept
 
     def _fill_up(self, keep: np.ndarray, living: np.ndarray, means: np.ndarray, divisor: int) -> None:
         changed = True

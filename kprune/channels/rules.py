@@ -17,6 +17,7 @@ import numpy as np
 from .elementwise import is_elementwise
 from .graph import OTHER_AXIS, Call, ChannelGraph, Mixer, Shape, Size, Tensor
 from .units import attention, recurrent
+from .wrappers import bidirectional, time_distributed
 
 Rule = Callable[[ChannelGraph, Any, list[Tensor], Shape], Tensor | str]
 
@@ -271,6 +272,9 @@ RULES: dict[str, Rule] = {
     "Concatenate": _concatenate,
     **dict.fromkeys(("Flatten", "Reshape"), _reshape),
 }
+# What it runs at each step has a rule of its own, and no state.
+RULES["TimeDistributed"] = time_distributed({kind: rule for kind, rule in RULES.items() if kind != "Embedding"})
+RULES["Bidirectional"] = bidirectional
 # Of an operation on a tensor and a number: x + 3.
 WITH_A_NUMBER = _same("varying")
 

@@ -16,11 +16,13 @@ from typing import Any
 import keras
 
 from .._version import __version__
+from ..channels import add_followers
 from ..masks import MaskedWeight, current_masks, masked_weights, set_masks
 from ..patterns import PATTERNS
 from ..pruning import Pruner
 from ..runtime.files import joined, pack, read, split, understanding, unpack, write
 from ..scopes import SCOPES
+from ..sparsities import check_no_budget
 from ..util.checks import check_integer
 from .rewind import RewindPoint, Snapshot, check_rewind, restore, rewind, snapshot
 from .ticket import Ticket
@@ -76,6 +78,7 @@ class Lottery:
         if not isinstance(rate, float) or not 0 < rate < 1:
             raise ValueError(f"`rate` must be above 0 and below 1. Received: rate={rate!r}")
         check_rewind("rewind", rewind)
+        check_no_budget("A lottery", pruner.config.budget)
         return cls(levels, rate, RewindPoint.of(rewind_to), rewind, pruner)
 
     def run(self, model: Any, state: State, optimizer: Any = None) -> Iterator[Level]:
@@ -95,6 +98,8 @@ class Lottery:
         for number in range(len(state.results), self.levels + 1):
             if number:
                 sparsity = 1 - state.density * (1 - self.rate) ** number
+                if self.pruner.config.channels:
+                    add_followers(model)
                 set_masks(model, self.pruner.masks(model, sparsity), optimizer)
                 rewind(model, state.taken(), self.rewind, optimizer)
                 if self.rewind == "weights":

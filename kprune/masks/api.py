@@ -15,6 +15,7 @@ from ..runtime.writing import keep_where
 from ..util.checks import check_expression, check_strings
 from .behind import Behind
 from .built import check_built
+from .following import follow
 from .libraries import library_of
 from .optimizers import fits, trainers
 from .types import (
@@ -146,9 +147,27 @@ def masked_weights(model: Any) -> list[MaskedWeight]:
     >>> [(weight.shape, int(weight.kept().sum())) for weight in kprune.masked_weights(model)]
     [((4, 3), 12)]
     """
-    found = library_of(model).find_masked(model)
-    paths = unique_paths([weight.path for weight in found])
-    return [replace(weight, path=path) for weight, path in zip(found, paths, strict=True)]
+    return _told_apart(library_of(model).find_masked(model))
+
+
+def followers(model: Any) -> list[MaskedWeight]:
+    """The biases, gammas and betas that are masked with their channels; empty if no channels are pruned.
+
+    They are no part of any sparsity, and `kprune.masked_weights` does not list them.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+    >>> _ = kprune.prune(model, "magnitude", 0.5, groups="channels", verbose=0)
+    >>> [(weight.shape, int(weight.kept().sum())) for weight in followers(model)]
+    [((4,), 2), ((2,), 2)]
+    """
+    return _told_apart(library_of(model).find_followers(model))
+
+
+def mask_followers(model: Any, variables: list[Any]) -> None:
+    """Give these weights masks that follow those of the kernels: see kprune/masks/following.py."""
+    library_of(model).mask_followers(model, variables)
+    set_masks(model, {})
 
 
 def current_masks(model: Any) -> Masks:
@@ -162,8 +181,8 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     w <- where(mask, w, 0); each optimizer slot of w (momentum, averages, accumulated gradients) takes its initial
     value wherever the new mask is False or differs from the old one. That goes for every optimizer of this process that
     trains w: the model's own, that of another model that shares the layer, those of a `train_step` or a custom training
-    loop. Nothing is retraced or recompiled. Where values stay behind the mask (`kprune.mask(store="latent")`), neither
-    weight nor slots change.
+    loop. Biases and normalization that follow a channel (`kprune.masks.followers`) come along. Nothing is retraced or
+    recompiled. Where values stay behind the mask (`kprune.mask(store="latent")`), neither weight nor slots change.
 
     Args:
         model: a masked model.
@@ -179,7 +198,8 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     donate = fits(model)
     if not donate:
         check_leaks(model, list(by_path.values()))
-    optimizers = trainers(model, [weight.variable for weight in by_path.values()], optimizer)
+    followed = followers(model)
+    optimizers = trainers(model, [weight.variable for weight in (*by_path.values(), *followed)], optimizer)
     for path, new in masks.items():
         weight, new = by_path[path], np.asarray(new)
         stays = new & weight.seen_mask()
@@ -192,6 +212,7 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
         else:
             weight.write(new, donate=donate)
             keep_where(stays, held, donate)
+    follow(model, followed, optimizers)
     note_change(model)
 
 
@@ -232,7 +253,7 @@ def strip(model: Any) -> Any:
     """
     weights = masked_weights(model)
     check_leaks(model, weights)
-    for weight in weights:
+    for weight in (*weights, *followers(model)):
         weight.variable.assign(weight.read())
     return library_of(model).strip_model(model)
 
@@ -256,6 +277,12 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
 def moved_weights(model: Any) -> list[str]:
     """Paths of the masked weights with a pruned entry that should be 0 and is not; empty if there is none."""
     return moved_paths(masked_weights(model))
+
+
+def _told_apart(found: list[MaskedWeight]) -> list[MaskedWeight]:
+    """The weights by unique paths."""
+    paths = unique_paths([weight.path for weight in found])
+    return [replace(weight, path=path) for weight, path in zip(found, paths, strict=True)]
 
 
 def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tuple[Filters, tuple[str, ...]]:
@@ -282,6 +309,7 @@ __all__ = [
     "Masks",
     "adopt",
     "current_masks",
+    "followers",
     "is_tf_keras",
     "mask",
     "masked_weights",

@@ -18,7 +18,18 @@ from .holders import live, renew
 from .masked_layers import attach, detach, is_masked, own_weights
 from .merged import factors, merge
 from .store import CARRIER
-from .types import FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, is_a, skip_reason, unique_paths
+from .types import (
+    FOLLOWS,
+    FROZEN,
+    WAITS,
+    Filters,
+    MaskedWeight,
+    MaskReport,
+    finish_report,
+    is_a,
+    skip_reason,
+    unique_paths,
+)
 from .variables import was_given_values
 from .zeros import check_zeros
 
@@ -47,13 +58,14 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Beh
     owned = _owned(model)
     paths = unique_paths([v.path for _, v in owned])
     chosen, masked, skipped = [], [], {}
-    already = {id(v) for layer in all_layers(model) if is_masked(layer) for v in layer.mask_store.masked}
+    already = {id(weight.variable) for weight in find_masked(model)}
     for (layer, v), path in zip(owned, paths, strict=True):
         reason = skip_reason(weight_name(layer, v), v, path, layer, filters, weights, unfit(layer, v))
         setattr(v, WAITS, reason == FROZEN and id(v) not in already)
         if id(v) in already or not reason:
             masked.append(path)
             chosen.append(v)
+            setattr(v, FOLLOWS, False)
         else:
             skipped[path] = reason
     if any(id(v) not in already for v in chosen):
@@ -77,6 +89,17 @@ def take_over(model: Any) -> None:
         )
 
 
+def mask_followers(model: Any, variables: list[Any]) -> None:
+    already = {id(weight.variable) for weight in _find(model)}
+    new = [v for v in variables if id(v) not in already and "float" in v.dtype]
+    if new:
+        with strategy_scope(model):
+            attach(model, new, behind(model) or Behind())
+        for v in new:
+            setattr(v, FOLLOWS, True)
+        renew_functions(model, _masked(model))
+
+
 def narrow(model: Any, variables: list[Any]) -> None:
     """Remove the masks of all weights but these."""
     wanted = {id(v) for v in variables}
@@ -87,8 +110,8 @@ def narrow(model: Any, variables: list[Any]) -> None:
 
 
 def _kept(model: Any) -> list[tuple[MaskedWeight, np.ndarray, Behind]]:
-    """The masked weights, the values of their masks, and what becomes of pruned ones."""
-    return [(weight, weight.kept(), weight.layer.mask_store.behind) for weight in find_masked(model)]
+    """All that is masked, the values of the masks, and what becomes of pruned entries."""
+    return [(weight, weight.kept(), weight.layer.mask_store.behind) for weight in _find(model)]
 
 
 def _attach_again(model: Any, kept: list[tuple[MaskedWeight, np.ndarray, Behind]]) -> None:
@@ -96,7 +119,7 @@ def _attach_again(model: Any, kept: list[tuple[MaskedWeight, np.ndarray, Behind]
         for kind in dict.fromkeys(kind for _, _, kind in kept):
             attach(model, [weight.variable for weight, _, one in kept if one == kind], kind)
     masks = {id(weight.variable): mask for weight, mask, _ in kept}
-    for weight in find_masked(model):
+    for weight in _find(model):
         if id(weight.variable) in masks:
             weight.write(masks[id(weight.variable)])
 
@@ -106,6 +129,14 @@ def behind(model: Any) -> Behind | None:
 
 
 def find_masked(model: Any) -> list[MaskedWeight]:
+    return [weight for weight in _find(model) if not getattr(weight.variable, FOLLOWS, False)]
+
+
+def find_followers(model: Any) -> list[MaskedWeight]:
+    return [weight for weight in _find(model) if getattr(weight.variable, FOLLOWS, False)]
+
+
+def _find(model: Any) -> list[MaskedWeight]:
     found: dict[int, MaskedWeight] = {}
     for layer in _masked(model):
         store = layer.mask_store

@@ -50,6 +50,12 @@ class Library(Protocol):
     def find_masked(self, model: Any) -> list[MaskedWeight]:
         """The masked weights in model order, by paths that need not be unique."""
 
+    def mask_followers(self, model: Any, variables: list[Any]) -> None:
+        """Mask weights that are pruned only with a channel; those that have masks stay as they are."""
+
+    def find_followers(self, model: Any) -> list[MaskedWeight]:
+        """The weights that are masked so, in model order, by paths that need not be unique."""
+
     def behind(self, model: Any) -> Behind | None:
         """What becomes of the values of pruned entries; None of a model without masks, or if there is no choice."""
 

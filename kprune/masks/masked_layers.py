@@ -27,6 +27,7 @@ from .below import all_layers, states, sublayers
 from .merged import merge, merged_properties, quantize_unmasked
 from .spec import SPEC, Pending, plain_layer, registered_while_alive, spec_of
 from .store import MaskStore, check_names, source_of, token_of
+from .types import FOLLOWS
 from .variables import protect, release
 
 
@@ -52,7 +53,8 @@ class Masked:
         spec = {key: plain[key] for key in ("module", "class_name", "registered_name")}
         masked, weights = _masked_ids(self), self.weights  # type: ignore[attr-defined]
         positions = [i for i, v in enumerate(weights) if id(v) in masked]
-        known = spec_of(positions, len(weights), _behind(self))
+        followers = [i for i in positions if getattr(weights[i], FOLLOWS, False)]
+        known = spec_of(positions, len(weights), followers, _behind(self))
         if type(self).__name__ == _plain(type(self)).__name__:
             known["source"] = token_of(self.mask_store)
         else:  # as version 0.1.0 named it
@@ -332,5 +334,7 @@ def attach_pending(layer: Any) -> None:
         object.__delattr__(layer, "_pending_masks")
         object.__setattr__(layer, "build", pending.build)
         attach(layer, [weights[i] for i in pending.positions], pending.behind)
+        for i in pending.followers:
+            setattr(weights[i], FOLLOWS, True)
         if layer.mask_store is not None and (original := source_of(pending.source)) is not None:
             layer.mask_store.take(original)

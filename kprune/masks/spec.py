@@ -18,9 +18,11 @@ _CLASS = ("module", "class_name", "registered_name")
 _saved: weakref.WeakKeyDictionary[type, set[int]] = weakref.WeakKeyDictionary()  # masked class -> ids of its layers
 
 
-def spec_of(positions: list[int], weights: int, behind: Behind) -> dict[str, Any]:
+def spec_of(positions: list[int], weights: int, followers: list[int], behind: Behind) -> dict[str, Any]:
     """What the config says of a layer's masks, beside its plain class."""
     known: dict[str, Any] = {"masked": positions, "weights": weights, "format": FORMAT}
+    if followers:
+        known["followers"] = followers
     return known if behind == Behind() else {**known, "format": LATENT, **asdict(behind)}
 
 
@@ -31,6 +33,7 @@ class Pending:
     Attributes:
         positions: of the masked weights among `layer.weights`.
         expected: the number of weights that it will have.
+        followers: those of the positions that are masked only with a channel: see following.py.
         behind: what becomes of the values of pruned entries.
         source: the token of the store that the masks come from, in this process.
         build: the layer's own method, which stands aside until then.
@@ -38,6 +41,7 @@ class Pending:
 
     positions: list[int]
     expected: int
+    followers: list[int]
     behind: Behind
     source: str | None
     build: Any = None
@@ -65,11 +69,18 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, Pending]:
             "The config of this masked layer has a format that this version of kprune cannot read: install a newer "
             f"one. Received: format={spec['format']!r:.80}"
         )
-    masked, weights = spec.get("masked"), spec.get("weights")
-    if not (isinstance(masked, list) and isinstance(weights, int) and _are_positions(masked, weights)):
+    masked, weights, followers = spec.get("masked"), spec.get("weights"), spec.get("followers", [])
+    if not (
+        isinstance(masked, list)
+        and isinstance(weights, int)
+        and isinstance(followers, list)
+        and _are_positions(masked, weights)
+        and all(i in masked for i in followers)
+    ):
         raise ValueError(
             f"The config of a masked layer must name weights that the layer has. "
             f"Received: masked={masked!r:.80}, weights={weights!r:.80}"
+            + (f", followers={followers!r:.80}" if followers else "")
         )
     layer = keras.saving.deserialize_keras_object({**{key: spec.get(key) for key in _CLASS}, "config": config})
     if not isinstance(layer, keras.layers.Layer):
@@ -77,7 +88,7 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, Pending]:
             f"The config of a masked layer must name a layer class. Received: class_name={spec.get('class_name')!r:.80}"
         )
     behind = Behind() if spec.get("format") != LATENT else Behind.of(spec.get("store"), spec.get("gradient"), None)
-    return layer, Pending(masked, weights, behind, spec.get("source"))
+    return layer, Pending(masked, weights, followers, behind, spec.get("source"))
 
 
 def _are_positions(masked: list[Any], weights: int) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 from contextlib import ExitStack
+from itertools import count
 from typing import Any
 
 import keras
@@ -20,9 +21,11 @@ from absl import logging
 from ..runtime.distribution import device_layout, to_numpy
 from .behind import Behind
 from .stores import read_bytes
+from .types import FOLLOWS
 
 CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states
 _CARRIED = "callbacks"  # their key in the file
+_FOLLOWER = "follower_"  # how the keys of followers' masks begin
 _STORES: weakref.WeakValueDictionary[str, MaskStore] = weakref.WeakValueDictionary()
 _PROCESS = os.urandom(8).hex()
 _without_masks: weakref.ref[Any] | None = None  # the last file that was said to hold no masks
@@ -38,7 +41,8 @@ class MaskState(keras.random.SeedGenerator):
 class MaskStore(keras.Operation):
     """The bool masks of one layer, which Keras saves with it: an operation, so that the layer stays a leaf.
 
-    On disk a mask is bit-packed: `ceil(size / 8)` bytes, uint8, C order.
+    On disk a mask is bit-packed: `ceil(size / 8)` bytes, uint8, C order; those of followers (see following.py) under
+    names of their own, so that a model without them reads the others.
 
     Attributes:
         behind: what becomes of the values of pruned entries.
@@ -81,26 +85,29 @@ class MaskStore(keras.Operation):
                 weight.assign(np.where(kept, value, np.zeros((), value.dtype)))
 
     def save_own_variables(self, store: Any) -> None:
-        for i, mask in enumerate(self.masks):
-            store[str(i)] = np.packbits(to_numpy(mask))
+        for key, mask in zip(self._keys(), self.masks, strict=True):
+            store[key] = np.packbits(to_numpy(mask))
         for carrier in self._carriers():
             store[_CARRIED] = np.frombuffer(carrier.dump(), np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
         keys = list(store.keys())
         if not keys:
-            _warn_of_no_masks(getattr(store, "h5_file", None))
+            if any(not key.startswith(_FOLLOWER) for key in self._keys()):
+                _warn_of_no_masks(getattr(store, "h5_file", None))
             self._settle()
             return
         stored = [key for key in keys if key != _CARRIED]
-        if sorted(stored) != sorted(map(str, range(len(self.masks)))):
+        kernels, own = ([key for key in some if not key.startswith(_FOLLOWER)] for some in (stored, self._keys()))
+        if sorted(kernels) != sorted(own):
             raise ValueError(
-                f"The file holds masks for {len(stored)} weights of a layer, but the model has {len(self.masks)}: mask "
+                f"The file holds masks for {len(kernels)} weights of a layer, but the model has {len(own)}: mask "
                 f"it with the same filters and weights before loading. Received: masks={stored}"
             )
-        sizes = [int(np.prod(mask.shape)) for mask in self.masks]
-        bits = [read_bytes(store, str(i), f"mask {i}", (size + 7) // 8) for i, size in enumerate(sizes)]
-        for mask, size, packed in zip(self.masks, sizes, bits, strict=True):
+        read = {key: mask for key, mask in zip(self._keys(), self.masks, strict=True) if key in stored}
+        sizes = [int(np.prod(mask.shape)) for mask in read.values()]
+        bits = [read_bytes(store, key, f"mask {key}", (n + 7) // 8) for key, n in zip(read, sizes, strict=True)]
+        for mask, size, packed in zip(read.values(), sizes, bits, strict=True):
             mask.assign(np.unpackbits(packed, count=size).reshape(mask.shape).astype(bool))
         self._settle()
         if _CARRIED in keys:
@@ -110,6 +117,11 @@ class MaskStore(keras.Operation):
     def _settle(self) -> None:
         if not self.behind.latent:
             self.enforce()
+
+    def _keys(self) -> list[str]:
+        numbers = {"": count(), _FOLLOWER: count()}
+        kinds = [_FOLLOWER if getattr(v, FOLLOWS, False) else "" for v in self.masked]
+        return [f"{kind}{next(numbers[kind])}" for kind in kinds]
 
     def _carriers(self) -> list[Any]:
         return [getattr(v, CARRIER) for v in self.masked if hasattr(v, CARRIER)]

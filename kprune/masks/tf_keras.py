@@ -15,13 +15,25 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from absl import logging
-from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
+from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
 
 from ..runtime.distribution import strategy_scope
 from .behind import Behind
 from .holders import live, renew
 from .types import FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, is_a, skip_reason, unique_paths
-from .wrappers import MaskConstraint, PruneLowMagnitude, constrain, is_never, never, own_name, weight_path
+from .wrappers import (
+    FollowerConstraint,
+    MaskConstraint,
+    PruneLowMagnitude,
+    clonable,
+    constrain,
+    is_never,
+    layers_held,
+    never,
+    own_name,
+    prunable_weights,
+    weight_path,
+)
 from .zeros import CAUSE
 
 package = tf_keras
@@ -58,7 +70,6 @@ def backend() -> str:
 
 
 def weight_names(model: Any) -> set[str]:
-    """The names by which `mask(weights=...)` knows the model's weights."""
     return {own_name(w) for w in model.weights}
 
 
@@ -81,9 +92,9 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Beh
         return _report(model, skipped)
     chosen: dict[int, set[int]] = {}
     skipped = []
-    leaves = _leaves(model, _clonable(model))
+    leaves = layers_held(model, clonable(model))
     for layer, reachable in leaves:
-        prunable = _prunable(layer)
+        prunable = prunable_weights(layer)
         for w in layer.weights:
             reason = skip_reason(own_name(w), w, weight_path(w), layer, filters, weights)
             if not reason and not reachable:
@@ -108,7 +119,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Beh
         if id(layer) not in made:
             made[id(layer)] = layer
             if isinstance(layer, tf_keras.Model):
-                if _clonable(layer):
+                if clonable(layer):
                     made[id(layer)] = tf_keras.models.clone_model(layer, clone_function=wrap)
             elif id(layer) in chosen:
                 made[id(layer)] = PruneLowMagnitude(layer, pruning_schedule=never())
@@ -144,6 +155,21 @@ def find_masked(model: Any) -> list[MaskedWeight]:
     ]
 
 
+def find_followers(model: Any) -> list[MaskedWeight]:
+    held = [w for w in plain_variables(model) if isinstance(w.constraint, FollowerConstraint)]
+    return [MaskedWeight(weight_path(w), model, w, w.constraint.mask) for w in held]
+
+
+def mask_followers(model: Any, variables: list[Any]) -> None:
+    new = [w for w in variables if not isinstance(w.constraint, FollowerConstraint)]
+    with strategy_scope(model):
+        masks = [tf.Variable(tf.ones(w.shape, tf.bool), trainable=False, name=f"{own_name(w)}_mask") for w in new]
+    for w, mask in zip(new, masks, strict=True):
+        constrain(w, FollowerConstraint(mask, w.constraint))
+    if new:
+        _renew_functions(model, new)
+
+
 def strip_model(model: Any) -> Any:
     pruned = _pruned_by_wrappers(model)
     stripped = _stripped(model)
@@ -152,13 +178,13 @@ def strip_model(model: Any) -> Any:
 
 
 def _stripped(model: Any) -> Any:
-    if _wrappers(model) and not _clonable(model):
+    if _wrappers(model) and not clonable(model):
         raise ValueError(
             "tfmot's wrappers cannot be removed from a subclassed tf_keras model: copy the weights into a model "
             f"that was built without them. Received: model={model.name!r}"
         )
     shape = model.input_shape if _wrappers(model) else None
-    for w in _pruned_by_wrappers(model):
+    for w in _held(model):
         if isinstance(w.constraint, MaskConstraint):
             constrain(w, w.constraint.constraint)
     with strategy_scope(model):
@@ -170,8 +196,7 @@ def _stripped(model: Any) -> Any:
 
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
-    """Inside, a stripped clone, which shares the weights; afterwards the wrappers hold them at zero again."""
-    constraints = [(w, w.constraint) for w in _pruned_by_wrappers(model)]
+    constraints = [(w, w.constraint) for w in _held(model)]
     try:
         yield _stripped(model) if _wrappers(model) else model
     finally:
@@ -306,23 +331,6 @@ def _pruned_by_wrappers(model: Any) -> list[Any]:
     return [w for wrapper in _wrappers(model) for w, *_ in wrapper.pruning_vars]
 
 
-def _leaves(model: Any, reachable: bool) -> list[tuple[Any, bool]]:
-    """The layers that the (nested) models hold, not what is inside a layer, and whether a clone reaches them."""
-    if not isinstance(model, tf_keras.Model):
-        return [(model, reachable)]
-    found: dict[int, tuple[Any, bool]] = {}
-    for layer in model.layers:
-        inside = reachable and (_clonable(layer) or not isinstance(layer, tf_keras.Model))
-        for leaf, within in _leaves(layer, inside):
-            found[id(leaf)] = (leaf, within or found.get(id(leaf), (leaf, False))[1])
-    return list(found.values())
-
-
-def _prunable(layer: Any) -> list[Any]:
-    if prune_registry.PruneRegistry.supports(layer):
-        prune_registry.PruneRegistry.make_prunable(layer)
-    return list(layer.get_prunable_weights()) if hasattr(layer, "get_prunable_weights") else []
-
-
-def _clonable(model: Any) -> bool:
-    return isinstance(model, tf_keras.Sequential) or (isinstance(model, tf_keras.Model) and model._is_graph_network)
+def _held(model: Any) -> list[Any]:
+    """The weights with constraints of kprune's."""
+    return [*_pruned_by_wrappers(model), *(weight.variable for weight in find_followers(model))]

@@ -23,6 +23,7 @@ Filters = str | Sequence[str] | Callable[[Any], bool] | None
 
 DEFAULT_WEIGHTS = ("kernel", "recurrent_kernel", "pointwise_kernel")
 FROZEN = "it is frozen (not trainable)"
+FOLLOWS = "_kprune_follows"  # the attribute of a weight that is masked as a follower: see following.py
 WAITS = "_kprune_waits"  # the attribute of a weight that is not masked for no other reason
 KNOWN_WEIGHTS = (*DEFAULT_WEIGHTS, "depthwise_kernel", "embeddings")
 

@@ -10,7 +10,7 @@ from absl import logging
 
 from ..runtime.optimizers import all_variables
 from ..runtime.values import Values
-from .api import check_leaks, mask, masked_weights, strip
+from .api import check_leaks, followers, mask, masked_weights, strip
 from .keras3 import narrow
 from .libraries import library_of
 from .optimizers import trainers
@@ -63,8 +63,8 @@ class Undo:
     def __init__(self, model: Any, optimizer: Any = None, store: str | None = None):
         self.model, self._optimizer, self._values = model, optimizer, Values()
         check_leaks(model, masked_weights(model))  # ValueError for what is no model
-        self._values.add(model.variables)
-        self._masked = [weight.variable for weight in masked_weights(model)]
+        self._values.add([*model.variables, *(weight.mask for weight in followers(model))])
+        self._masked = [weight.variable for weight in (*masked_weights(model), *followers(model))]
         self.fresh = mask_for_pruning(model, store)
 
     def hold(self) -> None:
@@ -75,18 +75,24 @@ class Undo:
         optimizer = self._optimizer if self._optimizer is not None else getattr(self.model, "optimizer", None)
         optimizers = trainers(self.model, self.model.trainable_variables)
         optimizers += [] if optimizer is None else [optimizer]
-        self._values.add([*self.model.variables, *(v for one in optimizers for v in all_variables(one))])
+        masks = (weight.mask for weight in followers(self.model))  # which tf_keras does not list
+        self._values.add([*self.model.variables, *masks, *(v for one in optimizers for v in all_variables(one))])
 
     def unmask(self) -> None:
         """Remove the masks that the model did not have."""
         if self.fresh:
             self.fresh = False
             strip(self.model)
-        elif len(masked_weights(self.model)) > len(self._masked):  # of a Keras 3 model: what was frozen before
+        elif library_of(self.model).IN_PLACE and self._held_now() > len(self._masked):
             narrow(self.model, self._masked)
+
+    def _held_now(self) -> int:
+        return len(masked_weights(self.model)) + len(followers(self.model))
 
     def back(self) -> None:
         """Restore the model: masks, weights, statistics, seeds and the optimizer."""
+        if not self.fresh:
+            self._values.put_back()  # masks, too, before the last of them are made anew
         self.unmask()
         self._values.put_back()
 

@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wrapper
+from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
 
 # tfmot's own ConstantSparsity, beginning at a step that no training reaches: a saved model loads without kprune.
 _NEVER = 2**62
@@ -99,6 +99,10 @@ class MaskConstraint:
         return tf.where(tf.cast(self.mask, tf.bool), weight, tf.zeros_like(weight))
 
 
+class FollowerConstraint(MaskConstraint):
+    """That of a weight that is pruned only with its channel; files do not hold its mask, which follows from others."""
+
+
 def constrain(w: Any, constraint: Any) -> None:
     """Give a weight this constraint in place of the one that it has."""
     w = getattr(w, "_variable", w)  # inside the variable that mixed precision casts
@@ -125,3 +129,27 @@ def weight_path(w: Any, layer: Any = None) -> str:
 def own_name(w: Any) -> str:
     """The weight's name in its layer."""
     return weight_path(w).rpartition("/")[2]
+
+
+def layers_held(model: Any, reachable: bool) -> list[tuple[Any, bool]]:
+    """The layers that the (nested) models hold, not what is inside a layer, and whether a clone reaches them."""
+    if not isinstance(model, tf_keras.Model):
+        return [(model, reachable)]
+    found: dict[int, tuple[Any, bool]] = {}
+    for layer in model.layers:
+        inside = reachable and (clonable(layer) or not isinstance(layer, tf_keras.Model))
+        for leaf, within in layers_held(layer, inside):
+            found[id(leaf)] = (leaf, within or found.get(id(leaf), (leaf, False))[1])
+    return list(found.values())
+
+
+def prunable_weights(layer: Any) -> list[Any]:
+    """The weights of a layer that tfmot can prune."""
+    if prune_registry.PruneRegistry.supports(layer):
+        prune_registry.PruneRegistry.make_prunable(layer)
+    return list(layer.get_prunable_weights()) if hasattr(layer, "get_prunable_weights") else []
+
+
+def clonable(model: Any) -> bool:
+    """Whether a clone of the model is made layer by layer."""
+    return isinstance(model, tf_keras.Sequential) or (isinstance(model, tf_keras.Model) and model._is_graph_network)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ..masks import DEFAULT_WEIGHTS, library_of, masked_weights
+from ..masks import DEFAULT_WEIGHTS, followers, library_of, masked_weights
 from .summary import percentage, size_of
 
 
@@ -31,7 +31,8 @@ def reached(model: Any) -> str:
             return name
         return f"{'unfit' if not library.holds_kernel(layer, v) else 'left out' if v.trainable else 'frozen'} {name}"
 
-    skipped = Counter(reason(layer, v) for layer, v in others.values())
+    following = {id(weight.variable) for weight in followers(model)}
+    skipped = Counter(reason(layer, v) for key, (layer, v) in others.items() if key not in following)
     return (
         f"kprune: sparsity {percentage(zeros, size)} of {len(masked)} masked weight{'s' * (len(masked) != 1)}, "
         f"{percentage(zeros, total)} of all {total:,} parameters; not masked: "

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Library, check_leaks, library_of, masked_weights, unique_paths
+from ..flops import kernel_uses
+from ..masks import (
+    DEFAULT_WEIGHTS,
+    KNOWN_WEIGHTS,
+    Library,
+    check_leaks,
+    followers,
+    library_of,
+    masked_weights,
+    unique_paths,
+)
 from ..masks.built import check_built
 from ..masks.layout import layout_in
 from ..util.tables import Printed, new_table, table_lines
 from . import quantized
-from .flops import kernel_uses
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,8 @@ class Summary(Printed):
         other_size: number of all other parameters: biases, normalization, kernels without a row.
         other_flops: multiply-adds for one example by kernels without a row; None if not known.
         note: why multiply-adds are not known, or "".
+        followers: path -> (pruned entries, entries) of each bias, gamma and beta that is masked with its channels; they
+            count among the other parameters, and in no total.
     """
 
     rows: tuple[Row, ...]
@@ -79,6 +90,7 @@ class Summary(Printed):
     other_size: int
     other_flops: int | None
     note: str = ""
+    followers: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -132,6 +144,7 @@ class Summary(Printed):
             "other_size": self.other_size,
             "other_flops": self.other_flops,
             "note": self.note,
+            "followers": {path: list(counts) for path, counts in self.followers.items()},
         }
 
     def __str__(self) -> str:
@@ -155,6 +168,9 @@ class Summary(Printed):
             f"of all {self.size + self.other_size:,} parameters {percentage(self.zeros, self.size + self.other_size)} "
             "are pruned",
         ]
+        if self.followers:
+            zeros, size = (sum(counts) for counts in zip(*self.followers.values(), strict=True))
+            lines.append(f"pruned with their channels: {zeros:,} of {size:,} entries of biases and normalization")
         return "\n".join([*lines, *([f"multiply-adds are not known: {self.note}"] if self.note else [])])
 
 
@@ -164,7 +180,7 @@ def summary(model: Any) -> Summary:
     sparsity = zeros / size; density = 1 - sparsity; compression = 1 / density.
     flops = uses x size and effective_flops = uses x kept entries, where `uses` is how often an entry is multiplied for
     one example: positions of a dense layer's output, pixels of a convolution's, time steps of a recurrent layer; see
-    `kprune.report.flops`. Products of activations, as in attention, have no weights and are not counted. The model runs
+    `kprune.flops`. Products of activations, as in attention, have no weights and are not counted. The model runs
     once on shapes only; nothing in it changes.
 
     Args:
@@ -215,7 +231,8 @@ def summary(model: Any) -> Summary:
     )
     if not note and (unknown := sorted({row.layer for row in rows if row.flops is None})):
         note = f"kprune cannot tell how often a kernel of {', '.join(unknown)} is used"
-    return Summary(tuple(rows), bool(masked), sum(size_of(v) for _, v in others), other_flops, note)
+    follow = {f.path: (f.size - int(f.kept().sum()), f.size) for f in followers(model)}
+    return Summary(tuple(rows), bool(masked), sum(size_of(v) for _, v in others), other_flops, note, follow)
 
 
 def weight_paths(model: Any) -> list[tuple[str, Any]]:

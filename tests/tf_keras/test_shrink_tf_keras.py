@@ -5,6 +5,7 @@ import tf_keras
 from tf_keras import layers
 
 import kprune
+from kprune.masks import followers
 
 
 def agree(model, small, x):
@@ -62,3 +63,24 @@ def test_channel_groups():
     assert sum(w.size for w in left) == sum(int(mask.sum()) for mask in masks.values())
     assert all(w.shape[-1] % 2 == 0 for w in left)
     agree(model, small, np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype("float32"))
+
+
+def test_what_follows_a_pruned_channel_stays_0_in_training():
+    model = kprune.mask(network()).model
+    model.compile(tf_keras.optimizers.AdamW(0.01, weight_decay=0.1), "mse")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 8, 8, 3)).astype("float32"), rng.normal(size=(16, 4)).astype("float32")
+    options = dict(begin=0.0, end=0.5, frequency=1, scope="uniform", pattern="channel")
+    model.fit(x, y, batch_size=4, epochs=2, verbose=0, callbacks=[kprune.callbacks.GradualPruning(0.5, **options)])
+    kernels = {w.path.split("/")[0]: w.kept().any(axis=(0, 1, 2)) for w in kprune.masked_weights(model)[:2]}
+    held = {f.path: f for f in followers(model)}
+    for name, kept in kernels.items():
+        assert 0 < kept.sum() < 8
+        np.testing.assert_array_equal(held[f"{name}/bias"].kept(), kept)
+    assert all(not f.value()[~f.kept()].any() for f in held.values())
+    [gamma] = [f for path, f in held.items() if path.endswith("gamma")]
+    np.testing.assert_array_equal(gamma.kept(), kernels["b"])
+    expected = model.predict(x, verbose=0)
+    stripped = kprune.strip(model)
+    np.testing.assert_array_equal(stripped.predict(x, verbose=0), expected)
+    assert followers(stripped) == [] and stripped.get_layer("a").bias.constraint is None

@@ -18,10 +18,10 @@ from typing import Any
 
 import keras
 
-from ..masks import is_tf_keras, library_of
-from ..masks.layout import TRANSPOSED, einsum_labels
-from ..masks.types import is_a
-from ..runtime.inputs import call_with, input_like
+from .masks import is_tf_keras, library_of
+from .masks.layout import TRANSPOSED, einsum_labels
+from .masks.types import is_a
+from .runtime.inputs import call_with, input_like
 
 Shape = tuple[int, ...]
 

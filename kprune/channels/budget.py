@@ -1,0 +1,139 @@
+"""Budgets: what a model may still cost once whole groups of channels are gone."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any
+
+import numpy as np
+
+from ..flops import kernel_uses
+from ..masks import Masks, library_of, masked_weights
+from ..util.checks import check_number
+from ..util.ranking import zeros_for
+from .groups import ChannelGroups, divisor_of
+
+UNITS = ("flops", "parameters")
+_USES: weakref.WeakKeyDictionary[Any, dict[int, int | None]] = weakref.WeakKeyDictionary()
+
+
+def check_budget(budget: Any) -> tuple[str, float]:
+    """The unit and the fraction of a budget such as {"flops": 0.5}.
+
+    Raises:
+        ValueError: it is no such dict.
+
+    >>> check_budget({"flops": 0.5})
+    ('flops', 0.5)
+    """
+    if not isinstance(budget, dict) or len(budget) != 1 or not {*budget} <= {*UNITS, "latency"}:
+        raise ValueError(
+            f'`budget` must be a dict of one entry, {{"flops": 0.5}} or {{"parameters": 0.5}}: the fraction of the '
+            f"dense model's that may stay. Received: budget={budget!r:.200}"
+        )
+    [(unit, fraction)] = budget.items()
+    if unit == "latency":
+        raise ValueError(
+            "`budget` cannot be a latency: it depends on the machine and the format. Give one in flops, and read the "
+            f"latency from the card of kprune.export. Received: budget={budget!r}"
+        )
+    check_number(f"budget[{unit!r}]", fraction, "above 0 and below 1, what may stay", lambda value: 0 < value < 1)
+    return unit, float(fraction)
+
+
+class Costs:
+    """What a model costs, by which of its channel groups stay.
+
+    cost = sum over the weights of factor x (entries whose channels all stay). In "parameters" the factor is 1 and the
+    sum goes over all weights, those that do not train included: what `count_params()` is after `kprune.shrink`. In
+    "flops" the sum goes over kernels, and the factor is how often an entry is multiplied for one example: see
+    `kprune.flops`. Additions of biases, normalization and activations are not counted.
+
+    Args:
+        model: the model of the groups.
+        groups: its channel groups.
+        unit: "flops" or "parameters".
+
+    Attributes:
+        total: the cost of the dense model.
+
+    Raises:
+        ValueError: the multiply-adds of a kernel are not known.
+    """
+
+    def __init__(self, model: Any, groups: ChannelGroups, unit: str):
+        uses: dict[int, int | None] = {}
+        if unit == "flops":
+            if model not in _USES:
+                _USES[model] = kernel_uses(model)[0]
+            uses = _USES[model]
+        self._parts: list[tuple[int, list[np.ndarray]]] = []
+        for _, v in {id(v): (layer, v) for layer, v in library_of(model).owned_weights(model)}.values():
+            if unit == "flops" and len(v.shape) < 2:
+                continue
+            factor = uses.get(id(v), 0) if unit == "flops" else 1
+            if factor is None:
+                raise ValueError(
+                    "How many multiply-adds this model takes is not known, as the shape of an input or of a layer's is "
+                    f"not fixed. Received: budget={unit!r}, model={model.name!r}"
+                )
+            labeled = groups.axes.get(id(v), [])
+            rest = math.prod(int(size) for axis, size in enumerate(v.shape) if axis not in {a for a, _ in labeled})
+            self._parts.append((factor * rest, [found for _, found in labeled]))
+        self.total = self.of(np.ones(groups.n, bool))
+
+    def of(self, stays: np.ndarray) -> int:
+        """The cost where these groups stay (bool array, one entry per group)."""
+        stays = np.append(stays, True)  # the last one is number -1: what is in no group
+        return sum(factor * math.prod(int(stays[found].sum()) for found in axes) for factor, axes in self._parts)
+
+
+class ChannelCut:
+    """How the channel groups of a model are pruned: to a sparsity, or to a budget.
+
+    Args:
+        model: a masked model.
+        groups: as in `kprune.PruningConfig`.
+        budget: None, or what `check_budget` takes.
+
+    Raises:
+        ValueError: the model has no groups, or what it costs is not known.
+    """
+
+    def __init__(self, model: Any, groups: str | None, budget: dict[str, float] | None = None):
+        self.groups, self.divisor, self.budget = ChannelGroups(model), divisor_of(groups) or 1, budget
+        self.costs = None if budget is None else Costs(model, self.groups, check_budget(budget)[0])
+        self._trained = [weight.path for weight in masked_weights(model) if weight.trainable]
+
+    def __call__(self, scores: dict[str, np.ndarray], masks: Masks, goals: list[tuple[list[str], float]]) -> Masks:
+        """The masks without the groups that go.
+
+        Args:
+            scores, masks: as in `ChannelGroups.cut`.
+            goals: (paths, sparsity of the weights of these paths); under a budget the fraction of the cost that goes.
+        """
+        for paths, goal in goals:
+            if self.costs is None:
+                zeros = zeros_for(sum(masks[path].size for path in paths), goal)
+                masks = self.groups.cut(scores, masks, paths, zeros, self.divisor)
+            else:
+                most = zeros_for(self.costs.total, 1 - goal)
+                masks = self.groups.cut_to(scores, masks, paths, self.costs.of, most, self.divisor)
+        return masks
+
+    def check(self) -> None:
+        """Raises ValueError if there is a budget that cannot be kept."""
+        if self.costs is None:
+            return
+        unit, fraction = check_budget(self.budget)
+        least = self.costs.of(self.groups.least(self._trained, self.divisor))
+        if least > zeros_for(self.costs.total, fraction):
+            raise ValueError(
+                f"The budget cannot be kept: with {self.divisor} channel{'s' * (self.divisor > 1)} left in each layer, "
+                f"and all that leads to the outputs or to layers without a rule, {least:,} of {self.costs.total:,} "
+                f"{unit} stay, a fraction of {least / self.costs.total:.4g}. Received: budget={self.budget!r}"
+            )
+
+
+__all__ = ["ChannelCut", "Costs", "check_budget"]

@@ -1,0 +1,102 @@
+"""Which biases and normalization parameters follow which channels, so that a pruned channel emits exactly 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from ..masks import mask_followers, masked_weights
+from ..masks.following import follow_by
+from .constants import channels_read
+from .elementwise import is_elementwise
+from .graph import Call, ChannelGraph, Mixer
+from .trace import channel_graph
+
+
+def add_followers(model: Any) -> None:
+    """Give the bias, gamma and beta of each channel that the masks of a model can prune a mask of its own.
+
+    A channel is pruned where all weights that lead to it are. Its bias is masked, and each gamma, beta and bias of a
+    depthwise convolution behind it, up to what mixes channels; of a sum, where all its summands are pruned. So the
+    channel emits 0, or what its activation makes of 0. A warning says where the graph is not known.
+    """
+    try:
+        graph = channel_graph(model)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        logging.warning(
+            "kprune: filters are pruned without their biases and normalization, which cannot be found: %s", error
+        )
+        return
+    nothing = {id(weight.variable): np.zeros(weight.shape, bool) for weight in masked_weights(model)}
+    mask_followers(model, [v for v, kept in _followers(graph, nothing) if not kept.all()])
+
+
+@follow_by
+def kept_followers(model: Any) -> dict[int, np.ndarray]:
+    """id of each follower in a masked model -> its mask, as the kernels' masks say."""
+    kept = {id(weight.variable): weight.kept() for weight in masked_weights(model)}
+    return {id(v): mask for v, mask in _followers(channel_graph(model), kept)}
+
+
+def _followers(graph: ChannelGraph, kept: dict[int, np.ndarray]) -> list[tuple[Any, np.ndarray]]:
+    """(weight, mask) of each follower.
+
+    Args:
+        graph: the channels of a model.
+        kept: id of a masked weight -> its mask.
+    """
+    columns = _pruned_columns(graph, kept)
+    pruned: dict[int, np.ndarray] = {}
+    found: list[tuple[Any, int, np.ndarray]] = []
+    for slot in graph.slots:
+        if slot.role == "along" and id(slot.layer) in columns:
+            found.append((slot.variable, slot.axis, columns[id(slot.layer)]))
+    for entry in graph.order:
+        if entry.made.atoms is None:
+            continue
+        made = _pruned(entry, columns, pruned)
+        elementwise = is_elementwise(getattr(entry.layer, "activation", None))
+        pruned[id(entry.made)] = made & elementwise
+        if isinstance(entry, Call) and entry.kind in ("normalization", "depthwise"):
+            names = ("gamma", "beta") if entry.kind == "normalization" else ("bias",)
+            found += [(v, len(v.shape) - 1, made) for name in names if (v := getattr(entry.layer, name)) is not None]
+    masks: dict[int, tuple[Any, np.ndarray]] = {}
+    for v, axis, gone in found:
+        shape = [1] * len(v.shape)
+        shape[axis] = -1
+        mask = np.broadcast_to(~gone.reshape(shape), tuple(v.shape))
+        # What is called twice serves two channels: it stays as long as one of them does.
+        masks[id(v)] = v, mask | masks[id(v)][1] if id(v) in masks else mask
+    return list(masks.values())
+
+
+def _pruned_columns(graph: ChannelGraph, kept: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """id of a layer -> bool array, whether all weights that lead to each of its outputs are pruned."""
+    columns: dict[int, np.ndarray] = {}
+    for slot in graph.slots:
+        if slot.role == "out":
+            mask = kept.get(id(slot.variable))
+            others = tuple(a for a in range(len(slot.variable.shape)) if a != slot.axis)
+            pruned = np.zeros(len(slot.atoms), bool) if mask is None else ~np.asarray(mask.any(axis=others))
+            columns[id(slot.layer)] = pruned & columns.get(id(slot.layer), pruned)
+    return columns
+
+
+def _pruned(entry: Mixer | Call, columns: dict[int, np.ndarray], known: dict[int, np.ndarray]) -> np.ndarray:
+    """Whether each channel that a call makes is pruned."""
+    size = len(entry.made.atoms)  # type: ignore[arg-type]
+    if isinstance(entry, Mixer) or entry.kind == "embedding":
+        return np.asarray(columns[id(entry.layer)].reshape(-1, size).all(axis=0))  # of a recurrent layer: of all gates
+    given = [known.get(id(t), np.zeros(channels_read(entry, t), bool)) for t in entry.given]
+    if entry.kind == "concatenate":
+        return np.concatenate(given)
+    if entry.kind == "tile":
+        return np.tile(given[0], size // len(given[0]))
+    if entry.kind == "depthwise":
+        return np.repeat(given[0], size // len(given[0]))
+    return np.asarray(np.all(given, axis=0))
+
+
+__all__ = ["add_followers", "kept_followers"]

@@ -1,0 +1,48 @@
+"""`kprune advise`: say what pruning would buy before a network is trained."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ...masks import library_of, mask, masked_weights
+from ...report.saved import load
+from ...targets import TARGETS, advise
+from ..options import Command, Option
+from . import common
+
+
+def run(values: Any, arguments: list[str]) -> None:
+    """`kprune advise`: one paragraph for each target.
+
+    Args:
+        values: the flags of the command, as attributes.
+        arguments: the model's path.
+
+    Raises:
+        ValueError, OSError, ImportError: the path holds no model, or one that cannot be loaded.
+    """
+    model = load(arguments[0])
+    if not library_of(model).IN_PLACE and not masked_weights(model):
+        model = mask(model).model
+    found = [advise(model, target, sparsity=values.sparsity) for target in values.target or TARGETS]
+    if values.json:
+        print(json.dumps({"model": arguments[0], "advice": [one.to_dict() for one in found]}, indent=2))
+    else:
+        print("\n\n".join(map(str, found)))
+
+
+ADVISE = Command(
+    "advise",
+    "Say what pruning would buy where a network will run, and which pattern pays there.",
+    "MODEL",
+    "kprune advise model.keras --target=litert-cpu",
+    (
+        Option("target", None, f"some of {', '.join(TARGETS)} [all]", list, common.each(TARGETS)),
+        Option("sparsity", 0.9, "fraction of zeros", float, common.SPARSITY),
+        Option("json", False, "print JSON in place of text", bool),
+        *common.LOGGING,
+    ),
+    "MODEL is a .keras file of Keras 3 or tf_keras, trained or not. Nothing is measured; kprune export measures.",
+    run,
+)

@@ -1,0 +1,175 @@
+"""Advice: what a target says of a network, and the kernels that it looks at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..flops import kernel_uses
+from ..masks import DEFAULT_WEIGHTS, library_of
+from ..masks.layout import layout_in
+from ..schedules import check_sparsity
+from ..util.registry import Registry
+from ..util.tables import Printed
+
+TARGETS = Registry("target")
+_GAIN = 0.95  # above this fraction of dense nothing is gained
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of a model, as a target sees it.
+
+    Attributes:
+        layer: the layer that uses it.
+        name: the layer's name.
+        size: the number of its entries.
+        flops: multiply-adds for one example; None if not known.
+        shape: its shape as (..., in, out).
+        masked: whether pruning takes it by default: depthwise kernels, for example, it does not.
+    """
+
+    layer: Any = field(repr=False)
+    name: str
+    size: int
+    flops: int | None
+    shape: tuple[int, ...]
+    masked: bool
+
+
+@dataclass(frozen=True)
+class Advice(Printed):
+    """What pruning would buy on a target; `print(advice)` says it.
+
+    Attributes:
+        target: its name.
+        sparsity: the fraction of zeros that it is for.
+        config: fields of `kprune.PruningConfig` with which it pays, such as {"pattern": "2:4"}; empty if nothing pays.
+        size: bytes of the weights that are left, as a fraction of the dense network's.
+        flops: multiply-adds for one example that the target would still make, likewise; None where not known.
+        reasons: why, in sentences.
+        obstacles: name of a layer -> what in it stands in the way.
+    """
+
+    target: str
+    sparsity: float
+    config: dict[str, Any]
+    size: float
+    flops: float | None
+    reasons: tuple[str, ...] = ()
+    obstacles: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def pays(self) -> bool:
+        """Whether anything is gained: at least 5 % of the bytes or of the multiply-adds."""
+        return bool(self.config) and min(self.size, 1.0 if self.flops is None else self.flops) <= _GAIN
+
+    @property
+    def pattern(self) -> str:
+        """The config as it is written in a call, or "nothing"."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.config.items()) if self.pays else "nothing"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as numbers, strings, lists and dicts that JSON can hold."""
+        return {
+            "target": self.target,
+            "sparsity": self.sparsity,
+            "pays": self.pays,
+            "pattern": self.pattern,
+            "config": dict(self.config) if self.pays else {},
+            "size": self.size if self.pays else 1.0,
+            "flops": self.flops if self.pays else 1.0,
+            "reasons": list(self.reasons),
+            "obstacles": dict(self.obstacles),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.target} at sparsity {self.sparsity:g}: {self.pattern}"]
+        if self.pays:
+            flops = "not known" if self.flops is None else f"{self.flops:.2f}"
+            lines.append(f"of the dense network are left: bytes {self.size:.2f}, multiply-adds {flops}")
+        lines += [f"- {reason}" for reason in self.reasons]
+        lines += [f"- in the way: {name}: {reason}" for name, reason in self.obstacles.items()]
+        return "\n".join(lines)
+
+
+def advise(model: Any, target: str, *, sparsity: float = 0.9) -> Advice:
+    """Say before training what pruning would buy where a model will run, and which pattern pays there.
+
+    Nothing is trained or measured, and the model stays as it is: kernels are counted, and channels are drawn by
+    magnitude, as `kprune.prune` would now. The answer may be "nothing".
+
+    Args:
+        model: a built model of either Keras; of tf_keras, one that `kprune.mask` returned.
+        target: a name from `kprune.targets.TARGETS`:
+            "shrink", any runtime, after `kprune.shrink` has taken dead channels out;
+            "zip", a download or archive of any of the files;
+            "litert-cpu", LiteRT with sparse kernels of dense layers;
+            "xnnpack-1x1", LiteRT with XNNPACK's sparse 1x1 convolutions, on ARM;
+            "nvidia-2:4", sparse tensor cores, through ONNX and TensorRT;
+            "tpu", whose tiles hold 128 channels.
+        sparsity: fraction of zeros over all kernels, in [0, 1).
+
+    Returns:
+        `Advice`: the pattern, what would be left, why, and what stands in the way.
+
+    Raises:
+        ValueError: the target is not known, the sparsity is none, or the model is not built.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64), keras.layers.Dense(10, name="out")])
+    >>> advice = kprune.advise(model, "nvidia-2:4")
+    >>> advice.pattern, round(advice.flops, 2), advice.obstacles
+    ("pattern='2:4'", 0.5, {})
+    >>> kprune.advise(model, "tpu").pattern
+    'nothing'
+    """
+    check_sparsity("sparsity", sparsity)
+    found: Advice = TARGETS.get(target)(model, kernels_of(model), float(sparsity))
+    return found
+
+
+def get(name: str) -> Callable[..., Advice]:
+    """The target of this name: a function of a model, its kernels and a sparsity that returns `Advice`."""
+    return TARGETS.get(name)
+
+
+def kernels_of(model: Any) -> list[Kernel]:
+    """The kernels of a model, in model order."""
+    uses, _ = kernel_uses(model)
+    library = library_of(model)
+    kernels: dict[int, Kernel] = {}
+    for layer, v in library.owned_weights(model):
+        if len(v.shape) < 2 or id(v) not in uses:
+            continue
+        size = math.prod(int(n) for n in v.shape)
+        times = uses[id(v)]
+        plain = library.weight_name(layer, v) in DEFAULT_WEIGHTS
+        flops = None if times is None else times * size
+        kernels.setdefault(id(v), Kernel(layer, layer.name, size, flops, layout_in(layer, v).shape, plain))
+    return list(kernels.values())
+
+
+def counted(
+    target: str,
+    sparsity: float,
+    config: dict[str, Any],
+    kernels: list[Kernel],
+    left: Callable[[Kernel], float],
+    **rest: Any,
+) -> Advice:
+    """The advice where each kernel is left by a fraction in bytes, and its multiply-adds by the same one."""
+    size = sum(kernel.size * left(kernel) for kernel in kernels) / max(1, sum(kernel.size for kernel in kernels))
+    return Advice(target, sparsity, config, size, flops_left(kernels, left), **rest)
+
+
+def flops_left(kernels: list[Kernel], left: Callable[[Kernel], float]) -> float | None:
+    if any(kernel.flops is None for kernel in kernels):
+        return None
+    total = sum(kernel.flops or 0 for kernel in kernels)
+    return sum((kernel.flops or 0) * left(kernel) for kernel in kernels) / total if total else 1.0
+
+
+__all__ = ["TARGETS", "Advice", "Kernel", "advise", "counted", "flops_left", "get", "kernels_of"]

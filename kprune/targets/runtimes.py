@@ -1,0 +1,118 @@
+"""Targets that are ruled by one property of their runtime: zip, shrink, TPU, NVIDIA's 2:4, LiteRT."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..channels import ChannelGroups, Costs, channel_graph
+from ..config import PruningConfig
+from ..masks import masked
+from ..masks.layout import is_a
+from .advice import TARGETS, Advice, Kernel, counted
+
+_LANES = 128
+_BLOCK_ZEROS = 0.75
+
+
+@TARGETS.register("zip")
+def _zip(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
+    density = 1 - sparsity
+    # Where the zeros lie takes the entropy of a bit per entry; what stays is as good as random.
+    places = -sum(p * math.log2(p) for p in (sparsity, density) if p) / 32
+    return Advice(
+        "zip",
+        sparsity,
+        {"pattern": "unstructured"},
+        counted("", 0.0, {}, kernels, lambda k: density + places if k.masked else 1.0).size,
+        1.0,
+        ("zeros anywhere are as good as any others; the file on disk and the latency stay as they are",),
+    )
+
+
+def _channels(model: Any, kernels: list[Kernel], sparsity: float, target: str, groups: str) -> Advice:
+    with masked(model, keep=False):
+        try:
+            graph, found = channel_graph(model), ChannelGroups(model)
+        except ValueError as error:  # no graph, or no group in it
+            return Advice(target, sparsity, {}, 1.0, 1.0, (str(error).partition(" Received:")[0],))
+        masks = PruningConfig("magnitude", groups=groups).masks(model, sparsity)
+        stays = found.pooled(masks, masks)[1] > 0
+        units = ("parameters", "flops") if all(kernel.flops is not None for kernel in kernels) else ("parameters",)
+        size, *flops = (costs.of(stays) / costs.total for costs in (Costs(model, found, unit) for unit in units))
+    return Advice(target, sparsity, {"groups": groups}, size, flops[0] if flops else None, (), dict(graph.barriers))
+
+
+@TARGETS.register("shrink")
+def _shrink(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
+    found = _channels(model, kernels, sparsity, "shrink", "channels")
+    why = "kprune.shrink takes dead channels out, so what is left is a dense network that any runtime runs faster"
+    return Advice(**{**vars(found), "reasons": (why, *found.reasons) if found.pays else found.reasons})
+
+
+@TARGETS.register("tpu")
+def _tpu(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
+    why = [
+        f"a TPU multiplies tiles of {_LANES} channels, whatever is in them: zeros inside cost as much as any number",
+        "no TPU skips n:m or unstructured zeros",
+    ]
+    narrow = {k.name: f"its {k.shape[-1]} channels fill no second tile" for k in kernels if k.shape[-1] <= _LANES}
+    if len(narrow) == len(kernels):
+        return Advice("tpu", sparsity, {}, 1.0, 1.0, tuple(why), narrow)
+    found = _channels(model, kernels, sparsity, "tpu", f"channels:{_LANES}")
+    return Advice(**{**vars(found), "reasons": (*why, *found.reasons), "obstacles": {**narrow, **found.obstacles}})
+
+
+@TARGETS.register("nvidia-2:4")
+def _nvidia(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
+    obstacles = {}
+    for kernel in kernels:
+        if not kernel.masked or not is_a(kernel.layer, "Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D"):
+            obstacles[kernel.name] = f"TensorRT has no sparse kernels for a {type(kernel.layer).__name__}"
+        elif kernel.shape[-2] % 4:
+            obstacles[kernel.name] = f"its {kernel.shape[-2]} inputs are no multiple of 4"
+    why = (
+        "sparse tensor cores (Ampere and later) leave out 2 of each 4 inputs, in float16, bfloat16 and int8",
+        "more zeros than 2 of 4 gain nothing there: prune to a sparsity of 0.5",
+        "the way there is an ONNX file, and TensorRT with sparse weights enabled",
+    )
+    return counted(
+        "nvidia-2:4",
+        0.5,
+        {"pattern": "2:4"},
+        kernels,
+        lambda kernel: 1.0 if kernel.name in obstacles else 0.5,
+        reasons=why,
+        obstacles=obstacles,
+    )
+
+
+@TARGETS.register("litert-cpu")
+def _litert(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
+    obstacles = {}
+    for kernel in kernels:
+        if not is_a(kernel.layer, "Dense"):
+            obstacles[kernel.name] = f"a {type(kernel.layer).__name__} is stored sparse and computed dense"
+        elif kernel.shape[-2] % 4:
+            obstacles[kernel.name] = f"its {kernel.shape[-2]} inputs are no multiple of 4"
+    density = 1 - sparsity
+    blocks = counted(
+        "litert-cpu",
+        sparsity,
+        {"pattern": "4x1"},
+        kernels,
+        lambda kernel: 1.0 if kernel.name in obstacles else density,
+        reasons=(
+            "LiteRT leaves out blocks of 4 inputs that are zero, in dense layers; unstructured zeros pay above 0.97",
+        ),
+        obstacles=obstacles,
+    )
+    channels = _channels(model, kernels, sparsity, "litert-cpu", "channels")
+    by_flops = blocks.flops is None or (channels.flops or 1.0) < blocks.flops
+    if channels.pays and (by_flops or sparsity < _BLOCK_ZEROS):
+        why = "whole channels leave fewer multiply-adds here than sparse kernels do: shrink, then export"
+        return Advice(**{**vars(channels), "reasons": (why,)})
+    if sparsity < _BLOCK_ZEROS:
+        why = f"sparse kernels are slower than dense ones below a sparsity of about {_BLOCK_ZEROS}"
+        return Advice("litert-cpu", sparsity, {}, 1.0, 1.0, (why,), obstacles)
+    return blocks
