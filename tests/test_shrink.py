@@ -279,3 +279,12 @@ def test_what_runs_at_each_time_step(bias):
     small = kprune.shrink(model)
     assert small.get_layer("conv").layer.filters < 8 or small.get_layer("dense").layer.units < 8
     assert all(w.kept().all() for w in kprune.masked_weights(small))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_unit_that_only_the_state_reads_stays(both):
+    rnn = layers.SimpleRNN(3, name="rnn")
+    given = keras.Input((4, 2))
+    x = layers.Bidirectional(rnn, merge_mode="sum", name="rnn")(given) if both else rnn(given)
+    model = values(keras.Model(given, layers.Dense(2, name="out")(x)), zero={"out/kernel": [0]})
+    assert kprune.shrink(model).count_params() == model.count_params()

@@ -101,9 +101,10 @@ def plan(graph: ChannelGraph, read: Read, divisible_by: int = 1) -> Plan:
 
 def _readings(graph: ChannelGraph, read: Read) -> list[_Reading]:
     known = constants(graph, read)
-    calls: dict[tuple[int, int], list[Mixer]] = defaultdict(list)
+    calls: dict[tuple[int, int, bool], list[Mixer]] = defaultdict(list)
     for mixer in graph.mixers:
-        calls[id(mixer.layer), id(mixer.kernel)].append(mixer)
+        # A recurrent layer has two products: of what it is given, and of its own state.
+        calls[id(mixer.layer), id(mixer.kernel), mixer.given is None].append(mixer)
     readings = []
     for mixers in calls.values():
         first = mixers[0]
