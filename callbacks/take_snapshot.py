@@ -15,6 +15,9 @@ from kprune.runtime.optimizers import batches_per_step
 from ._counter import Counter
 from .base import MaskingCallback
 
+# Of JSON, which takes some twenty times as much once it is read; a level takes about 200 bytes.
+_MOST_PROGRESS = 2**20
+
 
 class TakeSnapshot(MaskingCallback):
     """Take a snapshot when training reaches a point; `kprune.rewind(model, callback.snapshot)` goes back to it.
@@ -135,7 +138,10 @@ class TakeSnapshot(MaskingCallback):
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         super().set_state(state)
         arrays = {key: array for key, array in state.items() if key != "progress"}
-        self.set_progress(json.loads(state["progress"].tobytes()))
+        written = state["progress"].tobytes()
+        if len(written) > _MOST_PROGRESS:
+            raise ValueError(f"the progress of a lottery takes {len(written):,} bytes; the most is {_MOST_PROGRESS:,}")
+        self.set_progress(json.loads(written))
         self.snapshot = Snapshot.from_arrays(arrays) if arrays else None
 
     def progress(self) -> dict[str, Any]:
