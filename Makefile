@@ -84,7 +84,7 @@ test-tensorflow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) tests $(APART:%=--ignore=tests/%)
 
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends.
-ONCE := bombs data faults files fuzz golden_masks layout locks lottery_runs models patterns schedules scopes shrink_random sweep
+ONCE := bombs data faults files fuzz golden_masks layout locks lottery_runs models own_data patterns plotting schedules scopes shrink_random sweep
 test-jax: install-test
 	KERAS_BACKEND=jax $(PYTEST) tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
 

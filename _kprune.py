@@ -3,11 +3,35 @@
 It lies beside the package because importing anything of `kprune` imports Keras, and with it the backend.
 """
 
+import importlib
 import importlib.metadata
+import importlib.util
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 HELP = {"--help", "-h", "help"}
+TRAIN = {"train", "search", "sweep", "lottery"}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what TensorFlow's C++ writes to stderr, which no setting silences; an error shows it."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            kept.seek(0)
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def main() -> int:
@@ -20,7 +44,13 @@ def main() -> int:
     if not words or HELP & set(words):
         os.environ["KERAS_BACKEND"] = "numpy"  # no help depends on the backend, and this one imports in a second
     try:
-        from kprune.cli.main import main as run
+        with _quiet():
+            from kprune.cli.main import main as run
+
+            if set(words[:1]) & TRAIN and not HELP & set(words) and importlib.util.find_spec("tensorflow"):
+                importlib.import_module("tensorflow")  # as Keras does on JAX, too, in the midst of a fit
+            if "tensorflow" in sys.modules:  # which looks for devices only once it needs one
+                sys.modules["tensorflow"].config.list_physical_devices()
     except KeyboardInterrupt:
         print("kprune: interrupted", file=sys.stderr)
         return 130

@@ -20,13 +20,11 @@ from kprune.masks import (
     changes,
     current_masks,
     end_fit,
-    is_tf_keras,
+    library_of,
     masked_weights,
     moved_weights,
     set_masks,
 )
-from kprune.masks.keras3 import seed_states
-from kprune.masks.store import CARRIER as ATTRIBUTE
 from kprune.runtime.distribution import to_numpy
 from kprune.runtime.files import pack, understanding, unpack
 
@@ -109,7 +107,7 @@ class Carrier:
         self.undo = self.undo or Undo(self.model)
         for callback in self.callbacks:
             callback.check_fit()
-        pruning = [callback for callback in self.callbacks if callback.prunes_in_training]
+        pruning = [callback for callback in self.callbacks if callback.prunes == "during"]
         if pruning:
             warn_of_denser_best(pruning[0])
         begin_fit(self.model)
@@ -142,7 +140,7 @@ class Carrier:
 
     def states(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The states, and those of the model's seed generators, which Keras does not save: arrays, and JSON."""
-        arrays = {f"seeds/{i}": to_numpy(v) for i, v in enumerate(_seeds(self.model))}
+        arrays = {f"seeds/{i}": to_numpy(v) for i, v in enumerate(library_of(self.model).seed_states(self.model))}
         for name, holder in self.holders.items():
             arrays.update({f"{name}/{key}": np.asarray(value) for key, value in holder.get_state().items()})
         return arrays, {"epoch": self.epoch, "holders": list(self.holders)}
@@ -162,7 +160,7 @@ class Carrier:
     def restore(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
         """Give the callbacks their states; ValueError if they are those of another list of callbacks."""
         self.check(about)
-        for i, v in enumerate(_seeds(self.model)):
+        for i, v in enumerate(library_of(self.model).seed_states(self.model)):
             v.assign(arrays[f"seeds/{i}"])
         for name, holder in self.holders.items():
             holder.set_state({key[len(name) + 1 :]: a for key, a in arrays.items() if key.startswith(f"{name}/")})
@@ -204,34 +202,18 @@ def carry(model: Any, holder: Any, fit: Any, undo: Undo | None) -> Carrier:
     carrier = carrier_of(model)
     if carrier is None or carrier.fit is not fit:
         carrier = Carrier(model, fit, undo)
-        if is_tf_keras(model):
-            from kprune.masks.tf_keras import CarriedState
-
-            model._kprune_state = CarriedState(carrier)
-        else:
-            setattr(masked_weights(model)[0].variable, ATTRIBUTE, carrier)
+        library_of(model).carry(model, carrier)
     carrier.add(holder)
     return carrier
 
 
 def carrier_of(model: Any) -> Carrier | None:
     """What carries the states of the callbacks of the fit that runs, or None."""
-    if is_tf_keras(model):
-        state = getattr(model, "_kprune_state", None)
-        return None if state is None else state.carrier
-    weights = masked_weights(model)
-    return getattr(weights[0].variable, ATTRIBUTE, None) if weights else None
+    found: Carrier | None = library_of(model).carried(model)
+    return found
 
 
 def release(model: Any) -> None:
     """Stop carrying state."""
-    if is_tf_keras(model):
-        if getattr(model, "_kprune_state", None) is not None:
-            model._kprune_state = None
-    elif carrier_of(model) is not None:
-        delattr(masked_weights(model)[0].variable, ATTRIBUTE)
-
-
-def _seeds(model: Any) -> list[Any]:
-    # tf_keras keeps its random state in TensorFlow's own generators.
-    return [] if is_tf_keras(model) else seed_states(model)
+    if carrier_of(model) is not None:
+        library_of(model).carry(model, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kprune.masks.optimizers import optimizers_of
+from kprune.masks import held_optimizers
 from kprune.runtime.optimizers import batches_per_step, batches_taken, has_acted, iterations
 
 
@@ -72,7 +72,7 @@ class Counter:
         if optimizer is not None:
             self._accumulated = 1 if self._of_batches else batches_per_step(optimizer)
             self._acted = self._acted or has_acted(optimizer)
-            others = optimizers_of(self._callback.model) if self._first else []
+            others = held_optimizers(self._callback.model) if self._first else []
             self._others = [(one, iterations(one)) for one in others if one is not optimizer]
         self._since = 0
         if self.begun is None:

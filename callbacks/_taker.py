@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kprune.lottery.rewind import RewindPoint, Snapshot, snapshot
-from kprune.masks.optimizers import check_is_optimizer
+from kprune.masks import check_is_optimizer
 from kprune.runtime.optimizers import batches_per_step
 
 from ._counter import Counter

@@ -8,6 +8,7 @@ from absl import logging
 
 from kprune.masks import masked_weights
 
+from ._carrier import carrier_of
 from .base import Callback
 
 
@@ -16,8 +17,9 @@ class AfterPruning(Callback):
 
     The best of a fit that prunes is often an epoch from before, with a denser network: that is what
     `ModelCheckpoint(save_best_only=True)` saves and `EarlyStopping(restore_best_weights=True)` brings back. Inside of
-    this, the callback sees no epoch while nothing is pruned, and starts anew in each epoch that changed the masks.
-    Where a schedule rests for several epochs between updates, EarlyStopping's `patience` must be longer than that.
+    this, the callback sees no epoch while nothing is pruned, or while the fit is to reach another update of
+    GradualPruning's schedule; and it starts anew in each epoch that changed the masks. Of a fit that does not know its
+    steps, the end of the schedule is not known: EarlyStopping's `patience` must be longer than its rests then.
 
     Args:
         callback: of Keras 3 or tf_keras as the model is; `keras.callbacks.EarlyStopping`, `ModelCheckpoint`,
@@ -76,7 +78,8 @@ class AfterPruning(Callback):
             self.callback.best = self._first
             self.callback.on_train_begin(logs)
             self._zeros = zeros
-        if zeros:
+        carrier = carrier_of(self.model)
+        if zeros and not any(one.prunes_after(epoch) for one in (carrier.callbacks if carrier else ())):
             self.callback.on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: Any = None) -> None:

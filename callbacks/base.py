@@ -17,9 +17,10 @@ from kprune.runtime.distribution import is_chief, warn_of_keras_fit
 from kprune.runtime.optimizers import check_optimizer
 
 from ._carrier import Carrier, carry
+from ._config import Configured
 
 
-class Callback(keras.callbacks.Callback):
+class Callback(Configured, keras.callbacks.Callback):
     """A Keras 3 callback that tf_keras's `fit` accepts, too.
 
     tf_keras asks its callbacks a few questions by private names (checked with tf_keras 2.21): which batch hooks they
@@ -52,9 +53,11 @@ class MaskingCallback(Callback):
     at the end of a fit the last of them says what was reached.
     """
 
-    prunes = False
-    prunes_in_training = False
-    """Whether masks may change after the fit's first step, so that an earlier epoch's network is a denser one."""
+    store: str | None = None
+    """What the masks must do with the values of pruned entries, as in `kprune.mask`; None leaves it to the model."""
+
+    prunes: str = ""
+    """When it prunes: never (""), "before" the first step, or "during" the fit, whose earlier networks are denser."""
 
     _restored: bool = False
     _carrier: Carrier
@@ -67,7 +70,14 @@ class MaskingCallback(Callback):
         super().set_model(model)
         if getattr(model, "optimizer", None) is not None:
             check_optimizer(model.optimizer)
-        self._carrier = Carrier(model, None, Undo(model))  # of a loop that gives its callbacks no params
+        other = next((weight for weight in masked_weights(model) if weight.store != (self.store or weight.store)), None)
+        if other is not None:
+            raise ValueError(
+                f"{type(self).__name__} needs masks with store={self.store!r}: call kprune.strip(model), then "
+                f"kprune.mask(model, store={self.store!r}). Received: {other.path} with store={other.store!r}"
+            )
+        undo = Undo(model, store=self.store)
+        self._carrier = Carrier(model, None, undo)  # of a loop that gives its callbacks no params
         self._carrier.callbacks.append(self)
 
     def set_params(self, params: Any) -> None:
@@ -85,6 +95,10 @@ class MaskingCallback(Callback):
 
     def check_fit(self) -> None:
         """Raise if this fit is not possible; the model must not be changed here."""
+
+    def prunes_after(self, epoch: int) -> bool:
+        """Whether the fit is known to change masks after this epoch."""
+        return False
 
     def cancel_fit(self) -> None:
         """Undo what `check_fit` and `on_train_begin` did outside the model: the fit does not take place."""

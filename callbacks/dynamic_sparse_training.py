@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,21 +9,20 @@ import numpy as np
 from absl import logging
 
 from kprune.config import PruningConfig
-from kprune.growth import METHODS, drop_and_grow
+from kprune.growth import METHODS, drop_and_grow, share_at
 from kprune.masks import masked_weights, set_masks
-from kprune.masks.optimizers import check_is_optimizer
 from kprune.runtime.files import joined, split
-from kprune.schedules import Schedule, as_schedule, check_sparsity
-from kprune.scopes import SCOPES, shares_of
+from kprune.schedules import Constant, Schedule, as_schedule, check_sparsity
+from kprune.schedules.planned import check_share, steps_of
+from kprune.scopes import SCOPES
+from kprune.scopes.base import shares_of
 from kprune.util.checks import check_integer, check_number
 from kprune.util.ranking import zeros_for
-from kprune.util.registry import trait
 
-from ._counter import Counter
-from .base import MaskingCallback
+from ._updating import UpdatingCallback
 
 
-class DynamicSparseTraining(MaskingCallback):
+class DynamicSparseTraining(UpdatingCallback):
     """Train a sparse network whose weights move: the smallest are dropped, others are grown in their place.
 
     Before the first step the network is made sparse at random, unless it is so already. Every `frequency` steps, until
@@ -60,8 +58,7 @@ class DynamicSparseTraining(MaskingCallback):
     (0.75, 3)
     """
 
-    prunes = True
-    prunes_in_training = True
+    store = "zero"
 
     def __init__(
         self,
@@ -78,73 +75,63 @@ class DynamicSparseTraining(MaskingCallback):
         seed: int = 0,
         optimizer: Any = None,
     ):
-        super().__init__()
+        super().__init__(optimizer)
         if not callable(sparsity):
             check_sparsity("sparsity", sparsity)
         check_number("share", share, "above 0 and below 1", lambda value: 0 < value < 1)
         check_integer("frequency", frequency, 1)
-        if isinstance(stop, float):
-            check_number("stop", stop, "in [0, 1], a share of the fit's steps, or an integer", lambda v: 0 <= v <= 1)
-        else:
-            check_integer("stop", stop, 0)
-        check_is_optimizer("optimizer", optimizer)
-        self.method = METHODS.get(method)
-        self.schedule = as_schedule(sparsity) if callable(sparsity) else None
-        self.sparsity = sparsity
+        check_share("stop", stop)
+        self.schedule = as_schedule(sparsity if callable(sparsity) else Constant(sparsity))
         self.start = PruningConfig("random", scope=scope, pattern=pattern, seed=seed)
-        self.share, self.frequency, self.stop = share, frequency, stop
+        self.method, self.share, self.frequency, self.stop = METHODS.get(method), share, frequency, stop
         self.data = PruningConfig(self.method).take(data, batches) or None
-        self.optimizer = optimizer
-        self._counter = Counter(self, optimizer)
         self._begin()
 
     def _begin(self) -> None:
         """Forget an earlier fit."""
         self._counter.forget()
         self.updates = 0
-        self._end: int | None = None  # the last step with an update
+        self._end: int | None = None  # the last step with an update, counted from where the fit starts
 
     def on_train_begin(self, logs: Any = None) -> None:
         with self.undone():
             if self._restored:
                 return
             self._begin()
-            weights, sparsity = masked_weights(self.model), self._sparsity(self._counter.now())
+            weights, sparsity = masked_weights(self.model), self.schedule(self._counter.now())
             size, kept = sum(w.size for w in weights), sum(int(w.kept().sum()) for w in weights)
             if size - kept < zeros_for(size, sparsity):
                 set_masks(self.model, self.start.masks(self.model, sparsity), self.optimizer)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        with self.undone():
-            taken = self._counter.begin_epoch()
-            if self._end is None:
-                self._end = (self._counter.begun or 0) + self._steps(epoch)
-            self._update(taken)
-        super().on_epoch_begin(epoch)
+    def plan(self, taken: int, epoch: int) -> None:
+        if self._end is None:
+            self._end = steps_of("stop", self.stop, self._counter.planned(epoch))
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        taken = self._counter.after_batch(batch, self._due(self.updates + 1))
-        if taken is not None:
-            self._update(taken)
+    def next_due(self) -> int:
+        return (self._counter.begun or 0) + (self.updates + 1) * self.frequency
 
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._update(self._counter.end_epoch())
-        super().on_epoch_end(epoch, logs)
+    def update(self, taken: int) -> None:
+        """Move weights if an update has come due; the last one of several that passed at once."""
+        begun, end = self._counter.begun or 0, self._end or 0
+        last = min(taken - begun, end) // self.frequency
+        if last > self.updates:
+            self.updates, step = last, begun + last * self.frequency
+            share = share_at(self.method, self.share, last * self.frequency / max(1, end))
+            asked: dict[str, Any] = {"seed": self.start.seed + step, "data": self.data, "batches": None}
+            n_keep, pattern = self._n_keep(step), self.start.pattern
+            masks = drop_and_grow(self.model, self.method, n_keep, share, pattern=pattern, **asked)
+            set_masks(self.model, masks, self.optimizer)
 
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)
         if self.updates == 0:
-            logging.warning(
-                "DynamicSparseTraining: no weight has moved, because the first update is due at step %d and the last "
-                "at step %s. Lower `frequency`, raise `stop`, or train longer.",
-                self.frequency,
-                None if self._end is None else self._end - (self._counter.begun or 0),
-            )
+            what = f"the first update is due at step {self.frequency} and the last at step {self._end}"
+            cure = "Lower `frequency`, raise `stop`, or train longer."
+            logging.warning("DynamicSparseTraining: no weight has moved, because %s. %s", what, cure)
 
     def get_state(self) -> dict[str, np.ndarray]:
-        state = {"0": np.array(self._counter.get_state(), "float64")}
-        end = -1 if self._end is None else self._end
-        return joined(counter=state, updates={"0": np.array([self.updates, end], "int64")})
+        own = np.array([self.updates, -1 if self._end is None else self._end], "int64")
+        return joined(counter={"0": np.array(self._counter.get_state(), "float64")}, updates={"0": own})
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         super().set_state(state)
@@ -154,52 +141,10 @@ class DynamicSparseTraining(MaskingCallback):
         self.updates, end = held["updates"]["0"].tolist()
         self._end = None if end < 0 else end
 
-    def _due(self, update: int) -> int:
-        return (self._counter.begun or 0) + update * self.frequency
-
-    def _update(self, taken: int) -> None:
-        """Move weights if an update is due; of several that passed at once, only the last."""
-        last = (min(taken, self._end or 0) - (self._counter.begun or 0)) // self.frequency
-        if last <= self.updates:
-            return
-        self.updates, step = last, self._due(last)
-        masks = drop_and_grow(
-            self.model,
-            self.method,
-            self._n_keep(step),
-            self._share(step),
-            pattern=self.start.pattern,
-            seed=self.start.seed + step,
-            data=self.data,
-            batches=None,
-        )
-        set_masks(self.model, masks, self.optimizer)
-
-    def _share(self, step: int) -> float:
-        if not trait(self.method, "anneals", False):
-            return self.share
-        begun = self._counter.begun or 0
-        return self.share * (1 + math.cos(math.pi * (step - begun) / max(1, (self._end or 0) - begun))) / 2
-
-    def _sparsity(self, step: int) -> float:
-        return float(self.sparsity) if self.schedule is None else self.schedule(step)  # type: ignore[arg-type]
-
     def _n_keep(self, step: int) -> dict[str, int]:
-        """path -> number of entries that each weight keeps from this step on."""
+        """path -> number of entries that each weight keeps from this step on: as many as it does, or what is due."""
         weights = masked_weights(self.model)
-        if self.schedule is None:
+        if isinstance(self.schedule, Constant):
             return {weight.path: int(weight.kept().sum()) for weight in weights}
         scores = {weight.path: np.abs(weight.value()) for weight in weights}
-        return shares_of(SCOPES.get(self.start.scope), scores, self._sparsity(step))
-
-    def _steps(self, epoch: int) -> int:
-        """The number of steps, from where the fit starts, until which weights move."""
-        if not isinstance(self.stop, float):
-            return self.stop
-        planned = self._counter.planned(epoch)
-        if planned is None:
-            raise ValueError(
-                "`stop` is a share of the fit's steps, which are unknown: pass steps_per_epoch to fit, or `stop` as a "
-                f"number of steps. Received: stop={self.stop!r}"
-            )
-        return math.floor(round(self.stop * planned, 6))
+        return shares_of(SCOPES.get(self.start.scope), scores, self.schedule(step))

@@ -59,8 +59,7 @@ class EarlyBird(MaskingCallback):
     (2, 3, 0.5)
     """
 
-    prunes = True
-    prunes_in_training = True
+    prunes = "during"
 
     def __init__(
         self,

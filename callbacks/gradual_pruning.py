@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,17 +12,16 @@ from absl import logging
 
 from kprune.config import PruningConfig
 from kprune.masks import masked_weights
-from kprune.masks.optimizers import check_is_optimizer
 from kprune.pruning import Pruner
 from kprune.runtime.files import joined, split
 from kprune.schedules import Schedule, as_schedule
 from kprune.schedules.planned import Planned
+from kprune.util.checks import check_number
 
-from ._counter import Counter
-from .base import MaskingCallback
+from ._updating import UpdatingCallback
 
 
-class GradualPruning(MaskingCallback):
+class GradualPruning(UpdatingCallback):
     """Raise the sparsity step by step while the model trains (arXiv:1710.01878).
 
     Masks are updated when `optimizer.iterations` reaches an update step of the schedule, at the first batch end from
@@ -43,6 +43,11 @@ class GradualPruning(MaskingCallback):
         begin, end: with a sparsity, its first and its last update, counted from where the fit starts: a float in
             [0, 1] is a share of the steps that the fit plans, an int a number of steps.
         frequency: with a sparsity, steps between two updates; by default about a hundredth of those from begin to end.
+        margin: lets pruned weights return (dynamic network surgery, arXiv:1608.04493; Keras 3 only). They keep their
+            value behind the mask and train on, with the gradient that they would have if they were kept; at an update
+            one returns if its score is `margin` times that of a kept one, at least 1, whose place it takes (the paper:
+            1.1 / 0.9; with 1 it is straight-through magnitude pruning). An unmasked model is given masks with
+            `store="latent"`, one that is masked must have them: see `kprune.mask`.
         optimizer: the one whose steps count, where a `train_step` has its own; the compiled one by default.
         data, batches: as in `kprune.prune`.
         config_fields: scope, pattern, rounds (here 1 by default) and seed, as in `kprune.PruningConfig`.
@@ -65,9 +70,6 @@ class GradualPruning(MaskingCallback):
     (0.75, 1, 11)
     """
 
-    prunes = True
-    prunes_in_training = True
-
     def __init__(
         self,
         schedule: float | Mapping[str, float] | Schedule | Any,
@@ -76,12 +78,13 @@ class GradualPruning(MaskingCallback):
         begin: float | int = 0.1,
         end: float | int = 0.7,
         frequency: int | None = None,
+        margin: float | None = None,
         optimizer: Any = None,
         data: Any = None,
         batches: int | None = 1,
         **config_fields: Any,
     ):
-        super().__init__()
+        super().__init__(optimizer)
         self._planned: Planned | None = None
         if isinstance(schedule, Mapping) or (isinstance(schedule, numbers.Real) and not isinstance(schedule, bool)):
             self._planned = Planned(schedule, begin, end, frequency)
@@ -91,12 +94,12 @@ class GradualPruning(MaskingCallback):
                 f"Received: schedule={schedule!r:.200}, begin={begin!r}, end={end!r}, frequency={frequency!r}"
             )
         self.schedule: Schedule | None = as_schedule(schedule) if self._planned is None else None
-        check_is_optimizer("optimizer", optimizer)
+        if margin is not None:
+            check_number("margin", margin, ">= 1", lambda value: 1 <= value < math.inf)
+            self.store = "latent"
         if not isinstance(criterion, PruningConfig):
             config_fields = {"rounds": 1, **config_fields}
-        self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
-        self.optimizer = optimizer
-        self._counter = Counter(self, optimizer)
+        self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches, margin)
         self._begin()
 
     def _begin(self) -> None:
@@ -114,25 +117,35 @@ class GradualPruning(MaskingCallback):
         if schedule is not None:
             schedule.check(weight.path for weight in masked_weights(self.model))
 
+    def prunes_after(self, epoch: int) -> bool:
+        left = self._counter.planned(epoch + 1)
+        return None not in (self._next, self._taken, left) and self._next <= self._taken + left  # type: ignore[operator]
+
     def on_train_begin(self, logs: Any = None) -> None:
         with self.undone():
             if not self._restored:
                 self._begin()
                 self.pruner.forget()
                 self.pruner.begin(self.model)
-            self._update(self._counter.now())
+            self.update(self._counter.now())
 
     def get_state(self) -> dict[str, np.ndarray]:
         at = [self.schedule.begin_step, self.schedule.end_step, self.schedule.frequency] if self.schedule else []
-        kept = {"counter": {"0": np.array(self._counter.get_state(), "float64")}, "steps": {"0": np.array(at, "int64")}}
-        return joined(tracker=self.pruner.get_state(), **kept)
+        return joined(
+            tracker=self.pruner.get_state(),
+            counter={"0": np.array(self._counter.get_state(), "float64")},
+            steps={"0": np.array(at, "int64")},
+            updated={"0": np.array([] if self._updated_at is None else [self._updated_at], "int64")},
+        )
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         super().set_state(state)
         self._begin()
-        # Backups of kprune 0.1 name the tracker by its criterion, and hold neither of the others.
-        held = split(state, "tracker", "initial", "movement", "counter", "steps")
-        counter, steps = held.pop("counter"), held.pop("steps")
+        # Backups of kprune 0.1 name the tracker by its criterion, and hold none of the others.
+        held = split(state, "tracker", "initial", "movement", "counter", "steps", "updated")
+        counter, steps, updated = held.pop("counter"), held.pop("steps"), held.pop("updated")
+        if updated and updated["0"].size:
+            self._updated_at = int(updated["0"][0])
         if counter:
             self._counter.set_state(counter["0"].tolist())
         if self._planned is not None and steps and steps["0"].size:
@@ -140,34 +153,29 @@ class GradualPruning(MaskingCallback):
         self.pruner.set_state(self.model, next(filter(None, held.values()), {}))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        with self.undone():
-            taken = self._counter.begin_epoch()
-            if self.schedule is None and self._planned is not None:
-                self.schedule = self._planned.schedule(taken, self._counter.planned(epoch))
-            if self._warned is None:
-                self._warned = self._warn_of_a_short_fit(taken, epoch)
-            # Also what an epoch's end has brought after its backup was written.
-            self._update(taken)
         super().on_epoch_begin(epoch)
         self.pruner.resume(self.model)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        taken = self._counter.after_batch(batch, self._next)
         if self.pruner.watches:
             self.pruner.after_step(self.model)
-        if taken is not None:
-            self._update(taken)
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._update(self._counter.end_epoch())
-        super().on_epoch_end(epoch, logs)
+        super().on_train_batch_end(batch)
 
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)
         if self._taken is not None and not self._warned:
             self._warn_of_steps_not_reached(self._taken, f"this fit ended at step {self._taken}")
 
-    def _update(self, taken: int) -> None:
+    def plan(self, taken: int, epoch: int) -> None:
+        if self.schedule is None and self._planned is not None:
+            self.schedule = self._planned.schedule(taken, self._counter.planned(epoch))
+        if self._warned is None:
+            self._warned = self._warn_of_a_short_fit(taken, epoch)
+
+    def next_due(self) -> int | None:
+        return self._next
+
+    def update(self, taken: int) -> None:
         if self.schedule is None:
             return
         self._taken, self._next = taken, self.schedule.next_due(taken)

@@ -81,8 +81,7 @@ class LotteryTicket(MaskingCallback):
     ([0, 1, 2], [0.0, 0.5, 0.75])
     """
 
-    prunes = True
-    prunes_in_training = True
+    prunes = "during"
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ class PruneAtInit(MaskingCallback):
     0.9
     """
 
-    prunes = True
+    prunes = "before"
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ from .deploy.recalibrate import recalibrate  # noqa: E402
 from .deploy.shrink import shrink  # noqa: E402
 from .experiments.find_ticket import find_ticket  # noqa: E402
 from .experiments.lottery_runs import LotteryRuns, run_lotteries  # noqa: E402
+from .experiments.search import Trial, search  # noqa: E402
+from .experiments.search_report import SearchResult, SearchRow  # noqa: E402
 from .experiments.sensitivity import Sensitivity, sensitivity  # noqa: E402
 from .experiments.sweep import Sweep, sweep  # noqa: E402
 from .lottery.levels import Level  # noqa: E402
@@ -49,11 +51,14 @@ __all__ = [
     "PruningConfig",
     "RewindPoint",
     "RewindableBatches",
+    "SearchResult",
+    "SearchRow",
     "Sensitivity",
     "Snapshot",
     "Summary",
     "Sweep",
     "Ticket",
+    "Trial",
     "__version__",
     "adopt",
     "analysis",
@@ -78,6 +83,7 @@ __all__ = [
     "run_lotteries",
     "schedules",
     "scopes",
+    "search",
     "sensitivity",
     "set_masks",
     "shrink",

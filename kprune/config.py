@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from .runtime.distribution import outside_strategies
 from .scopes import SCOPES, global_scope
 from .selection import keep_highest
 from .sparsities import by_group, check_sparsities
-from .util.checks import check_integer
+from .util.checks import check_fields, check_integer
 from .util.progress import check_verbose, progress
 from .util.ranking import zeros_for
 from .util.registry import trait
@@ -85,16 +85,17 @@ class PruningConfig:
         object.__setattr__(self, "rounds", rounds)
 
     @classmethod
-    def of(cls, criterion: str | Callable[..., Any] | PruningConfig, **fields: Any) -> PruningConfig:
+    def of(cls, criterion: str | Callable[..., Any] | PruningConfig, **given: Any) -> PruningConfig:
         """The config that a user gave in place of a criterion, or that of a criterion and the other fields."""
         if isinstance(criterion, numbers.Real):
             raise ValueError(f"The criterion comes first, then the sparsity. Received: criterion={criterion!r}")
         if not isinstance(criterion, PruningConfig):
-            return cls(criterion, **fields)
-        if fields:
+            check_fields("PruningConfig", given, [name for name in _FIELDS if name != "criterion"])
+            return cls(criterion, **given)
+        if given:
             raise ValueError(
                 "A PruningConfig already holds all fields: change it with dataclasses.replace(config, ...). "
-                f"Received: {', '.join(f'{name}={value!r:.100}' for name, value in fields.items())}"
+                f"Received: {', '.join(f'{name}={value!r:.100}' for name, value in given.items())}"
             )
         return criterion
 
@@ -116,11 +117,12 @@ class PruningConfig:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PruningConfig:
-        """The config that `get_config` described."""
+        """The config that `get_config` described; ValueError if it has other fields."""
+        check_fields("PruningConfig", config, _FIELDS)
         registries = {"criterion": CRITERIA, "scope": SCOPES, "pattern": PATTERNS}
         made = {name: registry.deserialize(config[name]) for name, registry in registries.items() if name in config}
-        fields: dict[str, Any] = {n: one if isinstance(one, str) else made.get(n, one) for n, one in config.items()}
-        return cls(**fields)
+        values: dict[str, Any] = {n: one if isinstance(one, str) else made.get(n, one) for n, one in config.items()}
+        return cls(**values)
 
     def masks(
         self,
@@ -294,6 +296,9 @@ class PruningConfig:
             return cut_by_counts(scope, named, groups, masks, of)
         layouts = context.once("layouts", lambda: {weight.path: layout_of(weight) for weight in context.weights})
         return cut_by_pattern(scope, pattern, layouts, named, groups, masks)
+
+
+_FIELDS = [one.name for one in fields(PruningConfig)]
 
 
 def _checked(weights: list[MaskedWeight], within: Masks) -> Masks:

@@ -11,7 +11,7 @@ import numpy as np
 from .masks import Masks
 from .masks.layout import Layout
 from .patterns import Pattern, pooled
-from .scopes import Scope, shares_of
+from .scopes.base import Scope, shares_of
 from .selection import keep_highest
 from .util.ranking import Counted, alive
 from .util.registry import trait

@@ -1,17 +1,18 @@
-"""Drop and grow: move weights to other places while the network trains, at constant density."""
+"""Masks that may grow: drop and grow, which moves weights at constant density, and splicing, which lets them return."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .config import PruningConfig
-from .criteria import Context, Scores, gradient, random
-from .masks import Masks, masked_weights
-from .util.registry import Registry
+from .criteria import CRITERIA, Context, Scores, gradient, random
+from .masks import MaskedWeight, Masks, masked_weights
+from .util.registry import Registry, trait
 
 METHODS = Registry("method")
 METHODS.register("set")(random)
@@ -73,8 +74,63 @@ def drop_and_grow(
         # Above all that can be grown: a survivor stays.
         return {path: np.where(survivors[path], 2 * abs(score.max()) + 1, score) for path, score in grown.items()}
 
-    everything = {weight.path: np.ones(weight.shape, bool) for weight in weights}
-    return _cut(model, scores, n_keep, pattern, within=everything, data=batched, batches=None, seed=seed)
+    return _cut(model, scores, n_keep, pattern, within=open_masks(weights), data=batched, batches=None, seed=seed)
+
+
+def share_at(method: Callable[..., Any], share: float, progress: float) -> float:
+    """The share that an update drops, at a progress from 0 to 1: half a cosine to 0 for methods that anneal it.
+
+    >>> round(share_at(METHODS.get("rigl"), 0.3, 0.5), 6), share_at(METHODS.get("set"), 0.3, 0.5)
+    (0.15, 0.3)
+    """
+    return share * (1 + math.cos(math.pi * progress)) / 2 if trait(method, "anneals", False) else share
+
+
+def splice(
+    config: PruningConfig, model: Any, sparsity: float | dict[str, float], margin: float, **options: Any
+) -> Masks:
+    """The masks to which a config prunes a model whose pruned weights may return (arXiv:1608.04493).
+
+    score = the criterion's, raised by the margin where the entry is kept now (s * margin if s > 0, else s / margin). So
+    there are two thresholds, in the ratio of the margin: below the lower one a kept entry goes, above the higher one a
+    pruned entry returns. They lie where as many are kept as the sparsity says. A model that is sparser keeps its masks.
+
+    Args:
+        config: what to prune by; its criterion scores pruned entries, too, by the values that they have.
+        model: a masked model; with `kprune.mask(model, store="latent")` pruned entries have values.
+        sparsity: as in `kprune.prune`.
+        margin: at least 1.
+        options: of `PruningConfig.masks`.
+
+    >>> import keras, kprune
+    >>> dense = keras.layers.Dense(1, use_bias=False)
+    >>> model = keras.Sequential([keras.Input((4,)), dense])
+    >>> _ = kprune.mask(model, store="latent")
+    >>> dense.set_weights([np.array([[4.0], [3.0], [2.0], [1.0]])])
+    >>> _ = kprune.prune(model, "magnitude", 0.5)
+    >>> dense.set_weights([np.array([[4.0], [3.0], [3.3], [3.9]])])
+    >>> masks = splice(kprune.PruningConfig(), model, 0.5, margin=1.2)
+    >>> [mask.ravel().tolist() for mask in masks.values()]  # 3.9 is above 3.0 * 1.2
+    [[True, False, False, True]]
+    """
+    criterion, weights = CRITERIA.get(config.criterion), masked_weights(model)
+    current = {weight.path: weight.kept() for weight in weights}
+
+    def raised(context: Context) -> Scores:
+        scores = {path: np.asarray(score) for path, score in criterion(context).items()}
+        return {p: np.where(current[p], np.maximum(s * margin, s / margin), s) for p, s in scores.items()}
+
+    raised.__name__ = config.name
+    for name, default in (("needs", ()), ("tracker", None), ("revives", False)):
+        setattr(raised, name, trait(criterion, name, default))
+    masks = replace(config, criterion=raised).masks(model, sparsity, within=open_masks(weights), **options)
+    denser = sum(int(masks[path].sum()) - int(mask.sum()) for path, mask in current.items()) > 0
+    return current if denser else masks
+
+
+def open_masks(weights: list[MaskedWeight]) -> Masks:
+    """What the masks of a method that grows may keep: all entries of weights that train, of others what they keep."""
+    return {weight.path: weight.kept() | weight.trainable for weight in weights}
 
 
 def _cut(model: Any, criterion: Any, n_keep: dict[str, int], pattern: Any, seed: int = 0, **options: Any) -> Masks:
@@ -83,4 +139,4 @@ def _cut(model: Any, criterion: Any, n_keep: dict[str, int], pattern: Any, seed:
     return config.masks(model, 0.0, **options)
 
 
-__all__ = ["METHODS", "drop_and_grow"]
+__all__ = ["METHODS", "drop_and_grow", "open_masks", "share_at", "splice"]

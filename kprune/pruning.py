@@ -10,6 +10,7 @@ from absl import logging
 
 from .config import PruningConfig
 from .criteria.trackers import Tracker
+from .growth import splice
 from .masks import Masks, masked, set_masks
 from .sparsities import check_sparsities
 from .updates import update_on_device
@@ -82,10 +83,11 @@ class Pruner:
         config: what to prune by.
         data, batches: as in `kprune.prune`. They are taken once: a generator gives each batch only once, and all
             updates of a fit are to see the same data.
+        margin: of `kprune.growth.splice`, where pruned weights may return; None where they do not.
     """
 
-    def __init__(self, config: PruningConfig, data: Any = None, batches: int | None = 1):
-        self.config = config
+    def __init__(self, config: PruningConfig, data: Any = None, batches: int | None = 1, margin: float | None = None):
+        self.config, self.margin = config, margin
         self.data = config.take(data, batches) or None
         self.tracker: Tracker | None = None
         self._warned = False
@@ -116,7 +118,11 @@ class Pruner:
 
     def masks(self, model: Any, sparsity: float | dict[str, float], **options: Any) -> Masks:
         """As `PruningConfig.masks`; of weights that are pruned to nothing a fit says so once."""
-        masks = self.config.masks(model, sparsity, data=self.data, batches=None, trackers=self.tracker, **options)
+        options = {"data": self.data, "batches": None, "trackers": self.tracker, **options}
+        if self.margin is None:
+            masks = self.config.masks(model, sparsity, **options)
+        else:
+            masks = splice(self.config, model, sparsity, self.margin, **options)
         self._warned = self._warned or _warn_of_collapse(_emptied(masks), len(masks))
         return masks
 

@@ -24,9 +24,9 @@ from keras import ops
 from .config import PruningConfig
 from .criteria import CRITERIA
 from .cutting import shares_by_counts
-from .masks import MaskedWeight, is_tf_keras, masked_weights
-from .masks.holders import fits, trainers
+from .masks import MaskedWeight, library_of, masked_weights
 from .masks.layout import Layout, layout_of
+from .masks.optimizers import fits, trainers
 from .masks.variables import forget_given
 from .masks.zeros import note_change
 from .patterns import PATTERNS, unstructured
@@ -89,7 +89,7 @@ def device_scores(config: PruningConfig, weights: list[MaskedWeight]) -> Callabl
         or not plain
         or not trait(SCOPES.get(config.scope), "counts", False)
         or not any(weight.trainable for weight in weights)
-        or any(is_tf_keras(weight.layer) for weight in weights)
+        or any(weight.store == "latent" or library_of(weight.layer).package is not keras for weight in weights)
         or not dtypes <= {"float32", "bfloat16", "float16"}
         or sum(weight.size for weight in weights) >= -LOWEST
         or on_host(weight.variable for weight in weights)

@@ -44,6 +44,7 @@ class Network:
         width: multiplies the units and channels asked for.
         library: a Keras module, or None for Keras 3.
         smallest: the fewest pixels, in height and in width, that the network can take.
+        flat: whether it takes vectors, too, of shape (features,).
 
     Raises:
         ValueError: an argument is out of range; nothing has been built.
@@ -56,17 +57,24 @@ class Network:
     """
 
     def __init__(
-        self, name: str, input_shape: Shape, classes: int, width: float, library: Any, smallest: int = 1
+        self,
+        name: str,
+        input_shape: Shape | tuple[int],
+        classes: int,
+        width: float,
+        library: Any,
+        smallest: int = 1,
+        flat: bool = False,
     ) -> None:
         require(
             isinstance(input_shape, (tuple, list))
-            and len(input_shape) == 3
+            and len(input_shape) in ((1, 3) if flat else (3,))
             and all(isinstance(size, Integral) and size >= 1 for size in input_shape),
-            "input_shape must be (height, width, channels), whole numbers of at least 1.",
+            f"input_shape must be (height, width, channels){' or (features,)' if flat else ''}, integers >= 1.",
             input_shape=input_shape,
         )
         require(
-            min(input_shape[:2]) >= smallest,
+            len(input_shape) == 1 or min(input_shape[:2]) >= smallest,
             f"{name} needs images of at least {smallest}x{smallest} pixels.",
             input_shape=input_shape,
         )

@@ -8,14 +8,14 @@ from ._build import Network, Shape
 
 
 def lenet_300_100(
-    input_shape: Shape = (28, 28, 1), classes: int = 10, width: float = 1.0, *, library: Any = None
+    input_shape: Shape | tuple[int] = (28, 28, 1), classes: int = 10, width: float = 1.0, *, library: Any = None
 ) -> Any:
     """LeNet-300-100 for MNIST, as pruned by Han et al. (arXiv:1506.02626): two hidden dense layers.
 
     266,200 prunable weights by default.
 
     Args:
-        input_shape: (height, width, channels) of one image.
+        input_shape: (height, width, channels) of one image; or (features,), for data of another kind.
         classes: number of logits.
         width: multiplies the hidden units (rounded, at least 1).
         library: the Keras to build with: None for Keras 3, or the module `tf_keras`.
@@ -31,7 +31,7 @@ def lenet_300_100(
         >>> models.lenet_300_100().count_params()
         266610
     """
-    net = Network("lenet_300_100", input_shape, classes, width, library)
+    net = Network("lenet_300_100", input_shape, classes, width, library, flat=True)
     x = net.flatten(net.input)
     x = net.dense(x, 300, name="dense1")
     x = net.dense(x, 100, name="dense2")

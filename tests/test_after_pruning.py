@@ -70,6 +70,27 @@ def test_patience_begins_with_the_last_pruning():
     assert int(model.optimizer.iterations) == 8
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_no_epoch_counts_while_the_schedule_rests(first):
+    keras.utils.set_random_seed(0)
+    model, stop = mlp(), stopping(patience=2)
+    model.compile("sgd", "mse")
+    pruning = GradualPruning(kprune.schedules.Linear(0.0, 0.75, begin_step=4, end_step=12, frequency=4))
+    callbacks = [AfterPruning(stop), pruning] if first else [pruning, AfterPruning(stop)]
+    model.fit(*data(), batch_size=64, epochs=30, callbacks=[Worsening(), *callbacks], verbose=0)
+    assert stop.stopped_epoch - stop.best_epoch == 2 and stop.best_epoch in (11, 12)
+    assert kprune.summary(model).sparsity == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_schedule_that_the_fit_does_not_reach_is_not_waited_for():
+    model, stop = mlp(), stopping(patience=9)
+    model.compile("sgd", "mse")
+    pruning = GradualPruning(kprune.schedules.Linear(0.25, 0.75, begin_step=2, end_step=20, frequency=6))
+    callbacks = [Worsening(), pruning, AfterPruning(stop)]
+    model.fit(*data(), batch_size=64, epochs=7, callbacks=callbacks, verbose=0)
+    assert stop.best is not None, "the next update is due in step 8"
+
+
 def test_a_fit_that_prunes_nothing_says_that_nothing_was_counted(caplog):
     model = mlp()
     model.compile("sgd", "mse")

@@ -14,7 +14,7 @@ import kprune
 from kprune.report.reached import reached
 from kprune.runtime.optimizers import iterations
 from kprune.schedules import Constant, PerLayer, PolynomialDecay
-from kprune.scopes import zeros_for
+from kprune.util.ranking import zeros_for
 
 TOTAL = 8 * 12 + 12 * 12 + 12 * 3
 

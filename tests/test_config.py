@@ -1,8 +1,10 @@
 """PruningConfig: what to prune by, as one value; and what watches a training for the criteria that need it."""
 
+import copy
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -110,7 +112,7 @@ def test_all_take_a_config_or_its_fields(name):
     assert name in ("prune", "find_ticket") or getattr(made, "lottery", made).pruner.config == config
     with pytest.raises(ValueError, match=r"already holds all fields.*Received: scope='erk', seed=3$"):
         CALLBACKS[name](criterion=config, scope="erk", seed=3)
-    with pytest.raises(TypeError, match="scoop"):
+    with pytest.raises(ValueError, match=r"PruningConfig has no field 'scoop'. Its fields: .*Received: scoop='erk'$"):
         CALLBACKS[name](criterion="random", scoop="erk")
 
 
@@ -255,3 +257,58 @@ def test_what_was_watched_comes_back_from_a_backup(make, kind, tmp_path):
     for a, b in zip(kprune.masked_weights(whole), kprune.masked_weights(resumed), strict=True):
         np.testing.assert_array_equal(a.kept(), b.kept())
         np.testing.assert_array_equal(a.value(), b.value())
+
+
+SCHEDULE = kprune.schedules.Linear(0.1, 0.8, 1, 9)
+WRITTEN = {
+    "schedule": (GradualPruning, (SCHEDULE,), dict(margin=np.float64(1.5), rounds=2)),
+    "shares": (GradualPruning, ({"conv": 0.5}, "lamp"), dict(begin=3, end=0.9)),
+    "per layer": (GradualPruning, (kprune.schedules.PerLayer({"": SCHEDULE}), PruningConfig("snip", seed=4)), {}),
+    "partial": (PruneAtInit, (functools.partial(kprune.criteria.snip, training=True),), dict(pattern="2:4")),
+    "scope": (kprune.callbacks.SynFlow, (0.5,), dict(scope=kprune.scopes.with_floor("erk", 2))),
+    "early bird": (EarlyBird, (), dict(patience=3, stop=False)),
+    "sparse": (kprune.callbacks.DynamicSparseTraining, ("set", SCHEDULE), dict(stop=0.5)),
+    "lottery": (LotteryTicket, (3, 2), dict(rewind_to="epoch:1", path=Path("ticket.npz"))),
+    "snapshot": (kprune.callbacks.TakeSnapshot, (3,), {}),
+    "logger": (kprune.callbacks.SparsityLogger, (), dict(table=False)),
+    "backup": (kprune.callbacks.BackupAndRestore, (Path("backup.npz"),), {}),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_callbacks_are_written_down_and_made_again(name):
+    cls, args, kwargs = WRITTEN[name]
+    data = dict(data=(np.ones((4, 8)), np.ones((4, 3)))) if name in ("per layer", "partial") else {}
+    made = cls(*args, **kwargs, **data)
+    config = json.loads(json.dumps(made.get_config()))
+    again = cls.from_config(config, **data)
+    assert type(again) is cls and again.get_config() == made.get_config()
+    for attribute in ("pruner.config", "lottery.pruner.config", "schedule", "point", "margin", "stop", "path"):
+        assert find(made, attribute) == find(again, attribute), attribute
+    with pytest.raises(ValueError, match=rf"^{cls.__name__} has no field 'scoop'\. Its fields: .*Received: scoop=1$"):
+        cls.from_config({**config, "scoop": 1})
+    with pytest.raises(ValueError, match=r"is given no such object anew\. Received: model=1$"):
+        cls.from_config(config, model=1)
+    assert copy.copy(made).get_config() == made.get_config()
+
+
+def find(callback, attribute):
+    for name in attribute.split("."):
+        callback = getattr(callback, name, None)
+    return callback.get_config() if hasattr(callback, "get_config") else str(callback)
+
+
+def test_what_cannot_be_written_down_is_an_error():
+    made = GradualPruning(SCHEDULE, lambda context: {})
+    with pytest.raises(ValueError, match="A custom criterion must be registered"):
+        made.get_config()
+    with pytest.raises(ValueError, match=r"^LotteryTicket needs the field 'epochs_per_level'\. Received: levels$"):
+        LotteryTicket.from_config({"levels": 2})
+    with pytest.raises(ValueError, match=r"^The config of EarlyBird must be a dict\. Received: config=3$"):
+        EarlyBird.from_config(3)
+    with pytest.raises(ValueError, match=r"^PruningConfig has no field 'scoop'.*Received: scoop=1$"):
+        PruningConfig.from_config({"scoop": 1})
+    with pytest.raises(ValueError, match=r"^Linear has no field 'ends'.*Received: ends=1$"):
+        kprune.schedules.Linear.from_config({**SCHEDULE.get_config(), "ends": 1})
+    with pytest.raises(ValueError, match=r"^with_floor has no field 'flor'.*Received: flor=1$"):
+        PruningConfig.from_config({"scope": {"name": "with_floor", "options": {"scope": "erk", "flor": 1}}})

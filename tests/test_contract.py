@@ -25,7 +25,8 @@ from kprune.criteria import CRITERIA, Context
 from kprune.masks.below import all_layers
 from kprune.patterns import PATTERNS
 from kprune.schedules import SCHEDULES, as_schedule
-from kprune.scopes import SCOPES, zeros_for
+from kprune.scopes import SCOPES
+from kprune.util.ranking import zeros_for
 from kprune.util.registry import trait
 
 pytestmark = pytest.mark.one_session

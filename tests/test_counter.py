@@ -15,7 +15,7 @@ from kprune.callbacks._counter import Counter
 
 import kprune
 from kprune.schedules import Linear, PolynomialDecay
-from kprune.scopes import zeros_for
+from kprune.util.ranking import zeros_for
 
 JAX = keras.backend.backend() == "jax"
 TOTAL = 8 * 12 + 12 * 12 + 12 * 3
@@ -36,7 +36,8 @@ class Optimizer:
 
 
 def counter(optimizer, steps=None, **options):
-    model = SimpleNamespace(optimizer=optimizer, _flatten_layers=lambda **_: [])
+    model = keras.layers.Layer()
+    model.optimizer = optimizer
     said = []
     callback = SimpleNamespace(model=model, params={"steps": steps}, say_once=lambda *words: said.append(words))
     made = Counter(callback, **options)

@@ -13,7 +13,7 @@ import kprune
 from kprune.criteria import Movement
 from kprune.runtime.optimizers import iterations
 from kprune.schedules import Constant, Linear, PolynomialDecay
-from kprune.scopes import zeros_for
+from kprune.util.ranking import zeros_for
 
 TOTAL = 8 * 12 + 12 * 12 + 12 * 3
 SAMPLE = data(n=16, seed=5)

@@ -1,5 +1,6 @@
 """The README and the pages of docs/: what they show runs, in one session and in the order of the site."""
 
+import ast
 import pathlib
 import re
 
@@ -12,6 +13,7 @@ IN_ORDER = [
     "README.md",
     *(f"docs/{page}" for page in re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)),
 ]
+DEFINES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 PAGES = [page for page in IN_ORDER if (ROOT / page).exists()]  # the rest is made by docs/site.py
 
 
@@ -41,6 +43,25 @@ def test_a_block_that_prints_something_else_is_an_error_that_names_its_line(tmp_
     with pytest.raises(ZeroDivisionError) as raised:
         Block(page, 40, "\n1 / 0\n", None).run({})
     assert raised.traceback[-1].lineno == 41  # counted from 0
+
+
+def test_each_block_shows_that_it_did_what_it_says():
+    """A block prints what the page shows, or asserts it; one that only defines is used by the next."""
+    silent = [block for page in PAGES for block in blocks(ROOT / page) if block.shown is None]
+    silent = [block for block in silent if "assert " not in block.code]
+    defines = [all(isinstance(node, DEFINES) for node in ast.parse(block.code).body) for block in silent]
+    assert all(defines), [(block.page.name, block.line) for block in silent]
+
+
+def test_nothing_says_to_install_kprune_from_an_index():
+    """It is on none yet."""
+    files = [path for end in ("md", "ipynb", "py") for path in ROOT.rglob(f"*.{end}") if ".venv" not in str(path)]
+    wrong = re.compile(r"pip install[^\n`]* kprune(?![-*.\w])(?!/)|pip install kprune")
+    assert len(files) > 100 and not [
+        (path.name, found[0])
+        for path in files
+        if path != pathlib.Path(__file__) and (found := wrong.search(path.read_text()))
+    ]
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES[1:]])

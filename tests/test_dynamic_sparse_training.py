@@ -9,7 +9,7 @@ from test_prune import zeros
 
 import kprune
 from kprune.schedules import Linear
-from kprune.scopes import zeros_for
+from kprune.util.ranking import zeros_for
 
 
 class Watch(keras.callbacks.Callback):

@@ -88,6 +88,22 @@ def test_no_module_reaches_itself():
     assert not [name for name in MODULES if name in reachable(name)]
 
 
+# What is true of one library alone. All else asks `kprune.masks.library_of`.
+TELL_APART = {
+    "kprune.callbacks.backup_and_restore",  # tf_keras has its own, which is safe
+    "kprune.channels.constants",  # of operations, which are no layers
+    "kprune.deploy.saved_model",
+    "kprune.experiments.lottery_network",
+    "kprune.masks.libraries",
+    "kprune.report.flops",  # how to run a model on shapes alone
+}
+
+
+def test_only_these_modules_tell_the_two_libraries_apart():
+    asked = {name for name, file in MODULES.items() if re.search(r"(?<!def )is_tf_keras\(", file.read_text())}
+    assert asked == TELL_APART
+
+
 def test_the_page_on_the_architecture_names_every_room():
     page = (ROOT / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| (\d+) \| `([\w/.]+)`", page, re.MULTILINE)

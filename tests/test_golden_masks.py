@@ -18,7 +18,8 @@ import kprune
 from kprune.config import PruningConfig
 from kprune.criteria import CRITERIA, Context, grasp, snip
 from kprune.pruning import Pruner
-from kprune.scopes import global_scope, zeros_for
+from kprune.scopes import global_scope
+from kprune.util.ranking import zeros_for
 
 
 def linear(final, scores, sparsity):

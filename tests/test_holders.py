@@ -178,6 +178,7 @@ def test_a_step_of_ones_own_is_named_within_one_step_of_a_fit(callback):
     assert step.taken == {"at initialization": 1, "gradual": 6}[callback]
 
 
+@pytest.mark.private_api
 @pytest.mark.parametrize("kind", ["set_weights", "of a model around", "assign"])
 def test_values_that_the_user_gives_are_no_leak(kind):
     inner, outer = pair("sgd")

@@ -127,6 +127,19 @@ def test_a_summary_counts_the_zeros_of_int8_kernels():
     assert kprune.summary(stripped).size == report.size
 
 
+@pytest.mark.parametrize("rows", [8, 300])
+def test_zeros_of_int4_are_those_of_the_weights_that_the_layer_multiplies_by(rows):
+    """Two entries are stored as one; since Keras 3.15 each block of 128 rows has a zero point of its own."""
+    model = keras.Sequential([keras.Input((rows,)), layers.Dense(5, use_bias=False)])
+    kprune.prune(model, "random", 0.5, verbose=False)
+    pruned = ~kprune.masked_weights(model)[0].kept()
+    model.quantize("int4")
+    multiplied = values(model(np.eye(rows, dtype="float32")))
+    assert np.all(multiplied[pruned] == 0)
+    [row] = kprune.summary(model).rows
+    assert (row.shape, row.size, row.zeros) == ((rows, 5), 5 * rows, np.count_nonzero(multiplied == 0))
+
+
 def test_lora_is_merged_before_it_is_quantized():
     model, layer, x = tuned()
     mask, before = kprune.masked_weights(model)[0].kept(), model.predict(x, verbose=0)

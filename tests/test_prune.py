@@ -14,7 +14,8 @@ import kprune
 from kprune.config import PruningConfig
 from kprune.masks.below import all_layers
 from kprune.masks.masked_layers import Masked
-from kprune.scopes import with_floor, zeros_for
+from kprune.scopes import with_floor
+from kprune.util.ranking import zeros_for
 
 pytestmark = pytest.mark.one_session
 

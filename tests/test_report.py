@@ -15,7 +15,7 @@ from helpers import mlp
 from keras import layers
 
 import kprune
-from kprune.report.flops import owned_weights
+from kprune.masks import library_of
 from kprune.report.summary import Row, Summary
 from kprune.util.plotting import short_paths
 
@@ -243,7 +243,7 @@ def test_nothing_in_the_model_changes_also_when_it_raises():
     model.head.add(layers.Dense(3, activity_regularizer="l2"))
     model(np.ones((1, 5, 5, 2), "float32"))
     kprune.prune(model, "magnitude", sparsity=0.5, verbose=False)
-    everything = [layer for layer, _ in owned_weights(model)]
+    everything = [layer for layer, _ in library_of(model).owned_weights(model)]
 
     def state():
         values = [v.numpy().tobytes() for v in model.variables]
@@ -387,3 +387,14 @@ def test_reports_show_their_tables_in_a_notebook():
         assert shown == f"<pre>{html.escape(str(report))}</pre>" and len(shown) > 100
     for kind in (kprune.Sensitivity, kprune.Sweep, kprune.LotteryRuns, kprune.analysis.LinearPath):
         assert kind._repr_html_ is type(report)._repr_html_
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="Keras takes strings on TensorFlow alone")
+def test_multiply_adds_of_a_model_that_takes_strings():
+    """What is cut into words has lost the size of the batch."""
+    words = layers.TextVectorization(max_tokens=50, output_sequence_length=8)
+    words.adapt(["the cat sat on the mat", "a dog ate the cat"])
+    pooled = [layers.Embedding(50, 8), layers.GlobalAveragePooling1D(), layers.Dense(16, "relu"), layers.Dense(1)]
+    model = keras.Sequential([keras.Input((), dtype="string"), words, *pooled])
+    report = kprune.summary(model)
+    assert (report.flops, report.note) == (8 * 16 + 16, "")

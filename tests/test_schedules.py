@@ -25,7 +25,7 @@ from kprune.schedules import (
     Schedule,
     as_schedule,
 )
-from kprune.scopes import zeros_for
+from kprune.util.ranking import zeros_for
 
 pytestmark = pytest.mark.one_session
 steady = settings(steady, max_examples=200)

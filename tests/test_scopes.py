@@ -22,9 +22,8 @@ from kprune.scopes import (
     uniform_plus,
     with_ceiling,
     with_floor,
-    zeros_for,
 )
-from kprune.util.ranking import in_proportion, scaled
+from kprune.util.ranking import in_proportion, scaled, zeros_for
 
 pytestmark = pytest.mark.one_session
 steady = settings(steady, max_examples=200)

@@ -12,7 +12,7 @@ from test_prune import assert_unchanged, snapshot, trained
 
 import kprune
 from kprune.experiments.sensitivity import Sensitivity, SensitivityRow
-from kprune.scopes import zeros_for
+from kprune.util.ranking import zeros_for
 
 CHEAP = dict(jit_compile=keras.backend.backend() == "jax")
 SPARSITIES = (0.0, 0.5, 0.9, 0.99)
@@ -388,6 +388,7 @@ def test_the_figure(tmp_path):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["first/kernel", "second/kernel"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.5", "0.99"]
     assert figure.get_suptitle() == "accuracy; 0.975 as it is"
+    assert figure.axes[1].get_ylabel() == "accuracy"  # of the color bar
     np.testing.assert_array_equal(axes.images[0].get_array()[0], [0.96, 0.125])
     with pytest.raises(ValueError, match=r"Received: path='scan.jpeg'$"):
         REPORT.plot("scan.jpeg")

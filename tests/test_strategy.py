@@ -149,9 +149,9 @@ def test_the_command_line_trains_on_all_devices(tmp_path):
 
 
 def test_data_are_cut_for_the_devices_and_dealt_to_the_processes(monkeypatch):
-    monkeypatch.setattr("kprune.data.datasets.replicas", lambda: 4)
+    monkeypatch.setattr("kprune.data.dataset.replicas", lambda: 4)
     monkeypatch.setattr(
-        "kprune.data.datasets.local_rows", lambda size: slice(size // 2, size)
+        "kprune.data.dataset.local_rows", lambda size: slice(size // 2, size)
     )  # the second of two processes
     digits = kprune.data.load("digits", batch_size=64)
     data = digits.divisible()

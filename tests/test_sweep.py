@@ -13,6 +13,7 @@ from helpers import built
 
 import kprune
 from kprune.experiments.sweep import Sweep, SweepRun, sweep
+from kprune.util.plotting import LINES
 
 DIGITS = kprune.data.load("digits")
 SMALL = dataclasses.replace(DIGITS, train=tuple(part[:128] for part in DIGITS.train))
@@ -314,6 +315,7 @@ def test_the_figure(tmp_path):
     np.testing.assert_allclose(lines["random"].get_xydata(), [[1, 0.97], [100, 0.3]])
     np.testing.assert_allclose(lines["synflow"].get_xydata(), [[1, 0.97], [100, 0.85]])
     assert set(lines["chance"].get_ydata()) == {0.1}
+    assert [lines[name].get_color() for name in ("random", "synflow")] == [LINES[0], LINES[4]], "as among all five"
     bands, points = axes.collections[0::3], [axes.collections[i].get_offsets().tolist() for i in (1, 2, 4, 5)]
     assert [(band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()) for band in bands] == [
         (0.1, 0.98),

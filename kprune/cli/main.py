@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from .._version import __version__
+from ..util.checks import did_you_mean
 from .commands import COMMANDS
 
 
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"kprune {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        return _refuse(f"kprune: unknown command {words[0]!r}; there are {', '.join(COMMANDS)} (see kprune --help)")
+        hint = did_you_mean(words[0], COMMANDS).rstrip(".")
+        known = ", ".join(COMMANDS)
+        return _refuse(f"kprune: unknown command {words[0]!r}; there are {known}{hint} (see kprune --help)")
     command = COMMANDS[words[0]]
     if {"--help", "-h"} & set(words[1:]):
         print(command.help, end="")

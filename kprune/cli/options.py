@@ -9,6 +9,21 @@ from typing import Any
 
 from absl import flags
 
+from ..util.checks import did_you_mean
+
+
+class _OneOf(flags.EnumParser):
+    """One of some words; of what is near one of them, the error says so."""
+
+    def __init__(self, words: Sequence[str]):
+        super().__init__(list(words))
+
+    def parse(self, argument: str) -> str:
+        try:
+            return super().parse(argument)
+        except ValueError as error:
+            raise ValueError(f"{error}{did_you_mean(argument, self.enum_values)}".rstrip(".")) from None
+
 
 @dataclass(frozen=True)
 class Option:
@@ -20,7 +35,7 @@ class Option:
         help: one line.
         kind: what its value is: str, int, float, bool or list (words with commas between them, which its default is
             written as, too); or a tuple of the values that it takes.
-        check: what a value must satisfy, and the sentence that says so.
+        check: what a value must satisfy, and the sentence that says so, or a function of the value that returns it.
         word: what the help writes for a value of kind str.
     """
 
@@ -28,13 +43,13 @@ class Option:
     default: Any
     help: str
     kind: type | tuple[str, ...] = str
-    check: tuple[Callable[[Any], bool], str] | None = None
+    check: tuple[Callable[[Any], bool], str | Callable[[Any], str]] | None = None
     word: str = "PATH"
 
     def define(self, values: flags.FlagValues) -> None:
         """Add the flag to `values`."""
         if isinstance(self.kind, tuple):
-            flags.DEFINE_enum(self.name, self.default, list(self.kind), self.help, flag_values=values)
+            flags.DEFINE(_OneOf(self.kind), self.name, self.default, self.help, flag_values=values)
         else:
             kinds = {str: "string", int: "integer", float: "float", bool: "boolean", list: "list"}
             getattr(flags, f"DEFINE_{kinds[self.kind]}")(self.name, self.default, self.help, flag_values=values)
@@ -43,8 +58,14 @@ class Option:
                 self.name, lambda v: v is None or "\0" not in v, "must not contain NUL characters", flag_values=values
             )
         if self.check is not None:
-            test, message = self.check
-            flags.register_validator(self.name, lambda v: v is None or test(v), message, flag_values=values)
+            test, says = self.check
+
+            def check(value: Any) -> bool:
+                if value is None or test(value):
+                    return True
+                raise flags.ValidationError(says if isinstance(says, str) else says(value))
+
+            flags.register_validator(self.name, check, flag_values=values)
 
     @property
     def usage(self) -> str:

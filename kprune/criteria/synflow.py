@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from ..masks import MaskedWeight, Masks, is_tf_keras
+from ..masks import MaskedWeight, Masks, library_of
 from ..masks.below import all_layers
 from ..masks.masked_layers import is_masked
 from ..runtime.distribution import to_numpy, undistributed
@@ -138,21 +138,13 @@ def _vanishes(context: Context, power: int, inputs: str, i: int) -> bool:
 
 
 def _make_scorer(context: Context, power: float = 1, inputs: str = "ones") -> Scorer:
-    given = _inputs(context, inputs)
-    if is_tf_keras(context.model):
-        from .engines.synflow_tf_keras import float64_scorer
-
-        return float64_scorer(context.model, context.weights, power, given)
-    make = {"tensorflow": _tensorflow_scorer, "jax": _jax_scorer}.get(keras.backend.backend())
-    if make is None:
+    backend = library_of(context.model).backend()
+    if backend not in _SCORERS:
         raise ValueError(
             "SynFlow needs the tensorflow or jax backend: set KERAS_BACKEND before importing keras. "
-            f"Received: keras.backend.backend()={keras.backend.backend()!r}"
+            f"Received: keras.backend.backend()={backend!r}"
         )
-    flow = _make_flow(context, power, given)
-    # XLA has no fast convolution of float64 on a CPU; TensorFlow has one.
-    with linearized(context.model, products=make is _jax_scorer):
-        return make(flow)
+    return _SCORERS[backend](context, power, _inputs(context, inputs))
 
 
 def _make_flow(context: Context, power: float, given: dict[str, Any]) -> _Flow:
@@ -271,6 +263,28 @@ def _jax_scorer(flow: _Flow) -> Scorer:
             return float(total), [np.asarray(s) for s in scores]
 
     return scorer
+
+
+def _tensorflow_scores(context: Context, power: float, given: dict[str, Any]) -> Scorer:
+    flow = _make_flow(context, power, given)
+    # XLA has no fast convolution of float64 on a CPU; TensorFlow has one.
+    with linearized(context.model, products=False):
+        return _tensorflow_scorer(flow)
+
+
+def _jax_scores(context: Context, power: float, given: dict[str, Any]) -> Scorer:
+    flow = _make_flow(context, power, given)
+    with linearized(context.model, products=True):
+        return _jax_scorer(flow)
+
+
+def _tf_keras_scores(context: Context, power: float, given: dict[str, Any]) -> Scorer:
+    from .engines.synflow_tf_keras import float64_scorer
+
+    return float64_scorer(context.model, context.weights, power, given)
+
+
+_SCORERS = {"tensorflow": _tensorflow_scores, "jax": _jax_scores, "tf_keras": _tf_keras_scores}
 
 
 def _warn_of_biases(model: Any) -> None:

@@ -7,9 +7,12 @@ from .batches import (
     examples,
     take_batches,
 )
+from .dataset import (
+    Dataset,
+)
 from .datasets import (
     NAMES,
-    Dataset,
+    kind_of,
     load,
 )
 from .rewindable import (
@@ -24,6 +27,7 @@ __all__ = [
     "balanced_sample",
     "check_batches",
     "examples",
+    "kind_of",
     "load",
     "take_batches",
 ]

@@ -5,19 +5,15 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
-from absl import logging
 
-from ..runtime.distribution import local_rows, replicas
-from .batches import balanced_sample
-
-Arrays = tuple[np.ndarray, np.ndarray]
+from ..util.checks import did_you_mean
+from .dataset import Arrays, Dataset
+from .own import from_csv, from_folder, from_npz, scaled
 
 
 @dataclass(frozen=True)
@@ -46,170 +42,46 @@ NAMES = ("digits", *_DOWNLOADS, "imagenet")
 """The names that `load` takes."""
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A data set split into a training and a test part.
-
-    Attributes:
-        name: One of `NAMES`.
-        train: The training part. Either `(x, y)`, with `x` float32 of shape `(n, *input_shape)` in [0, 1]
-            and `y` int32 class ids of shape `(n,)`, or, for `"imagenet"`, a `tf.data.Dataset` of such
-            pairs in batches.
-        test: The test part, in the same form.
-        input_shape: `(height, width, channels)` of one image.
-        classes: Number of classes; class ids run from 0 to `classes - 1`.
-        batch_size: Examples per step.
-
-    Example:
-        >>> data = load("digits", batch_size=32)
-        >>> sorted(data.fit_kwargs())
-        ['batch_size', 'validation_data', 'x', 'y']
-        >>> sorted(data.evaluate_kwargs())
-        ['batch_size', 'x', 'y']
-    """
-
-    name: str
-    train: Arrays | Iterable
-    test: Arrays | Iterable
-    input_shape: tuple[int, int, int]
-    classes: int
-    batch_size: int
-
-    def fit_kwargs(self) -> dict[str, Any]:
-        """The data arguments of `model.fit`: train on `train`, validate on `test`.
-
-        Returns:
-            `model.fit(**data.fit_kwargs(), epochs=2)` does the right thing for arrays and for batches. Of several
-            processes that train together on JAX, each is given its own part of the arrays and of each batch.
-        """
-        inputs, test = self._inputs(self.train), self._inputs(self.test)
-        # Batches come shuffled; Keras would warn that it does not shuffle them again.
-        shuffle = {} if "y" in inputs else {"shuffle": False}
-        return {**inputs, **shuffle, "validation_data": (test["x"], test["y"]) if "y" in test else test["x"]}
-
-    def evaluate_kwargs(self) -> dict[str, Any]:
-        """The data arguments of `model.evaluate` on `test`.
-
-        Returns:
-            `model.evaluate(**data.evaluate_kwargs())` does the right thing for arrays and for batches.
-        """
-        return self._inputs(self.test)
-
-    def divisible(self) -> "Dataset":
-        """The data set without the last few examples that the devices of `keras.distribution` cannot share.
-
-        JAX divides each batch evenly among them, the last of an epoch, too. Without a distribution, and on TensorFlow,
-        which can divide unevenly, it is the data set itself.
-
-        Raises:
-            ValueError: the batch size cannot be divided, or the data do not come as arrays.
-
-        Example:
-            >>> data = load("digits")
-            >>> data.divisible() is data
-            True
-        """
-        devices = replicas()
-        if devices == 1:
-            return self
-        if not isinstance(self.train, tuple) or not isinstance(self.test, tuple):
-            raise ValueError(
-                f"Only arrays can be divided among {devices} devices, not folders. Received: data={self.name!r}"
-            )
-        if self.batch_size % devices:
-            raise ValueError(
-                f"`batch_size` must be a multiple of the {devices} devices. Received: batch_size={self.batch_size}"
-            )
-
-        def cut(x: np.ndarray, y: np.ndarray) -> Arrays:
-            left = len(x) % devices
-            if left:
-                logging.warning(
-                    "%s: left out %d of %d examples to divide the rest evenly among %d devices.",
-                    self.name,
-                    left,
-                    len(x),
-                    devices,
-                )
-            return x[: len(x) - left], y[: len(x) - left]
-
-        return replace(self, train=cut(*self.train), test=cut(*self.test))
-
-    def sample(self, per_class: int = 10, seed: int = 0) -> Arrays:
-        """Training examples, the same number per class, for the criteria that need data.
-
-        Args:
-            per_class: Examples of each class; all of those of a class that has fewer.
-            seed: Of the draw from arrays. Batches come shuffled: of these, the first examples of each class are taken.
-
-        Returns:
-            `(x, y)` as `kprune.balanced_sample` returns them. Give them to a criterion with `batches=None`: they may
-            be more than one batch.
-
-        Raises:
-            ValueError: `per_class` is below 1.
-
-        Example:
-            >>> x, y = load("digits").sample(per_class=2)
-            >>> x.shape, y[:4].tolist()
-            ((20, 8, 8, 1), [0, 0, 1, 1])
-        """
-        if isinstance(self.train, tuple):
-            x, y = self.train
-            return balanced_sample(x, y, per_class, seed)
-        if per_class < 1:
-            raise ValueError(f"`per_class` must be an integer >= 1. Received: per_class={per_class!r}")
-        missing = np.full(self.classes, per_class)
-        images, labels = [], []
-        for x, y in self.train:
-            for image, label in zip(np.asarray(x), np.asarray(y), strict=True):
-                if missing[label] > 0:
-                    missing[label] -= 1
-                    images.append(image)
-                    labels.append(label)
-            if not missing.any():
-                break
-        return balanced_sample(np.stack(images), np.stack(labels), per_class, seed)
-
-    def _inputs(self, part: Arrays | Iterable) -> dict[str, Any]:
-        if isinstance(part, tuple):
-            rows = local_rows(self.batch_size)
-            share = rows.stop - rows.start
-            x, y = (array[rows.start // share :: self.batch_size // share] for array in part)
-            return {"x": x, "y": y, "batch_size": share}
-        # Keras 2 refuses a batch_size next to data that comes in batches.
-        return {"x": part}
-
-
 def load(
     name: str,
     *,
     directory: str | os.PathLike | None = None,
     image_size: tuple[int, int] | None = None,
+    target: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Dataset:
-    """Loads a data set by its name.
+    """Loads a data set by its name, or one of your own.
 
     `"digits"` comes with scikit-learn (1437 training and 360 test images of 8x8 pixels, always the same
     split). `"mnist"`, `"fashion_mnist"`, `"cifar10"` and `"cifar100"` come through `keras.datasets`, which
     downloads a missing file into `$KERAS_HOME` or `~/.keras`. `"imagenet"` reads any folder of RGB images
     laid out as `train/<class>/*` and `val/<class>/*` (or `test/`), batch by batch.
 
+    Of your own, with classes to tell apart:
+
+    - `"file.npz"` holds x_train, y_train, x_test and y_test. `y` are class ids from 0 on. uint8 is divided by 255, and
+      uint8 of shape (n, height, width) are images of one channel; all else is taken as it is.
+    - `"file.csv"` has a header and a column `target`; its different values, sorted, are the classes. The other columns
+      must be numbers, and are taken as they are. A fifth of each class is the test part, always the same one.
+    - a folder is that of `"imagenet"`, or holds `<class>/*` alone: then a fifth is the test part, always the same one.
+
     Args:
-        name: One of `NAMES`.
+        name: One of `NAMES`, or the path of a file or folder.
         directory: For `"imagenet"` only: the folder that holds `train/` and `val/` or `test/`.
-        image_size: For `"imagenet"` only: `(height, width)` in pixels; every image is resized to it.
+        image_size: For folders of images only: `(height, width)` in pixels; every image is resized to it.
+        target: For a `.csv` only: the name of the column that holds the classes.
         batch_size: Examples per step, at least 1.
-        seed: For `"imagenet"` only: seed of the order of the training images.
+        seed: For folders of images only: seed of the order of the training images.
 
     Returns:
-        A `Dataset`: images in [0, 1] as float32 with channels last, class ids as int32.
+        A `Dataset`: float32 (images in [0, 1], channels last), class ids as int32.
 
     Raises:
-        ValueError: An unknown name, a missing or superfluous argument, or a directory laid out otherwise.
-        ImportError: `"digits"` without scikit-learn.
-        OSError: A download that fails, or a cached file that cannot be read.
+        ValueError: An unknown name, a missing or superfluous argument, a directory laid out otherwise, or a file that
+            holds something else; it says what.
+        ImportError: `"digits"` without scikit-learn, or a folder without TensorFlow, which reads images.
+        OSError: A download that fails, or a file that is not there or cannot be read.
 
     Example:
         >>> data = load("digits")
@@ -219,17 +91,57 @@ def load(
         >>> data.input_shape, data.classes
         ((8, 8, 1), 10)
     """
-    if name not in NAMES:
-        raise ValueError(f"`name` must be one of {', '.join(map(repr, NAMES))}. Received: name={name!r}")
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be >= 1. Received: batch_size={batch_size!r}")
-    if name == "imagenet":
-        return _images(name, directory, image_size, batch_size, seed)
-    for argument, value in {"directory": directory, "image_size": image_size}.items():
-        if value is not None:
-            raise ValueError(f"`{argument}` is only for 'imagenet'. Received: {argument}={value!r}")
+    kind = kind_of(name)
+    for argument, value, kinds in (
+        ("directory", directory, ("imagenet",)),
+        ("image_size", image_size, ("imagenet", "folder")),
+        ("target", target, (".csv",)),
+    ):
+        if value is not None and kind not in kinds:
+            raise ValueError(f"`{argument}` is only for {_WORDS[kinds[-1]]}. Received: {argument}={value!r}")
+    if kind == "imagenet":
+        return from_folder(directory, name, image_size, batch_size, seed)
+    if kind == "folder":
+        return from_folder(name, None, image_size, batch_size, seed)
+    if kind == ".npz":
+        return from_npz(name, batch_size)
+    if kind == ".csv":
+        return from_csv(name, target, batch_size)
     train, test, classes = _digits() if name == "digits" else _downloaded(name)
     return Dataset(name, train, test, train[0].shape[1:], classes, batch_size)
+
+
+_WORDS = {"imagenet": "'imagenet'", "folder": "'imagenet' and folders of images", ".csv": "a .csv file"}
+
+
+def kind_of(name: str) -> str:
+    """One of `NAMES`, or ".npz", ".csv" or "folder" for data of one's own; nothing is read yet.
+
+    Raises:
+        ValueError: it is none of them.
+        OSError: the file is not there.
+
+    Example:
+        >>> kind_of("mnist")
+        'mnist'
+    """
+    if name in NAMES:
+        return name
+    if isinstance(name, str | os.PathLike) and "\0" not in os.fspath(name):
+        suffix = Path(name).suffix.lower()
+        if suffix in (".npz", ".csv"):
+            if not Path(name).is_file():
+                raise OSError(f"There is no file {os.fspath(name)!r}.")
+            return suffix
+        if Path(name).is_dir():
+            return "folder"
+    known = ", ".join(map(repr, NAMES))
+    raise ValueError(
+        f"`name` must be one of {known}, or the path of a .npz file, a .csv file or a folder of images"
+        f"{did_you_mean(name, NAMES)} Received: name={name!r}"
+    )
 
 
 def _digits() -> tuple[Arrays, Arrays, int]:
@@ -237,10 +149,10 @@ def _digits() -> tuple[Arrays, Arrays, int]:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        message = "The data set 'digits' comes with scikit-learn, which is not installed: pip install kprune[demo]"
+        message = "The data set 'digits' comes with scikit-learn, which is not installed: pip install scikit-learn"
         raise ImportError(message) from error
     images, labels = load_digits(return_X_y=True)
-    x = _scaled(images.reshape(-1, 8, 8), 16)
+    x = scaled(images.reshape(-1, 8, 8), 16)
     parts = train_test_split(x, labels.astype(np.int32), test_size=0.2, random_state=0, stratify=labels)
     x_train, x_test, y_train, y_test = parts
     return (x_train, y_train), (x_test, y_test), 10
@@ -254,16 +166,8 @@ def _downloaded(name: str) -> tuple[Arrays, Arrays, int]:
         parts = getattr(keras.datasets, name).load_data()
     except Exception as error:  # a bare Exception is what Keras raises for a failed download
         raise OSError(_explain(name, paths, cached, error)) from error
-    train, test = ((_scaled(images, 255), labels.reshape(-1).astype(np.int32)) for images, labels in parts)
+    train, test = ((scaled(images, 255), labels.reshape(-1).astype(np.int32)) for images, labels in parts)
     return train, test, spec.classes
-
-
-def _scaled(images: np.ndarray, maximum: int) -> np.ndarray:
-    if images.ndim == 3:
-        images = images[..., np.newaxis]
-    elif keras.config.image_data_format() == "channels_first":
-        images = np.moveaxis(images, 1, -1)
-    return np.divide(images, maximum, dtype=np.float32)
 
 
 def _keras_home() -> Path:
@@ -305,42 +209,4 @@ def _is_damaged_idx(path: Path) -> bool:
     return len(content) != 4 + 4 * rank + math.prod(sizes)
 
 
-def _images(
-    name: str,
-    directory: str | os.PathLike | None,
-    image_size: tuple[int, int] | None,
-    batch_size: int,
-    seed: int,
-) -> Dataset:
-    if directory is None:
-        raise ValueError(f"{name!r} needs `directory`, a folder that holds train/ and val/. Received: directory=None")
-    if image_size is None or len(image_size) != 2 or min(image_size) < 1:
-        raise ValueError(f"{name!r} needs `image_size`, (height, width) in pixels. Received: image_size={image_size!r}")
-    root = Path(directory)
-    train_folder = root / "train"
-    test_folder = root / "val" if (root / "val").is_dir() else root / "test"
-    if not (train_folder.is_dir() and test_folder.is_dir()):
-        raise ValueError(f"`directory` must hold train/, and val/ or test/. Received: directory='{root}'")
-    classes = _class_names(train_folder)
-    # A class folder missing on one side would shift the class ids of the other.
-    if not classes or _class_names(test_folder) != classes:
-        raise ValueError(
-            f"train/ and {test_folder.name}/ must hold the same class folders. Received: directory='{root}'"
-        )
-
-    def batches(folder: Path, shuffle: bool) -> Any:
-        images = keras.utils.image_dataset_from_directory(
-            folder, class_names=classes, image_size=tuple(image_size), batch_size=batch_size,
-            shuffle=shuffle, seed=seed, data_format="channels_last", verbose=False,
-        )  # fmt: skip
-        return images.map(lambda x, y: (x / 255.0, y)).prefetch(2)
-
-    train, test = batches(train_folder, True), batches(test_folder, False)
-    return Dataset(name, train, test, (*image_size, 3), len(classes), batch_size)
-
-
-def _class_names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-__all__ = ["NAMES", "Dataset", "load"]
+__all__ = ["NAMES", "load"]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
-from ..masks import is_tf_keras
-from ..masks.below import all_layers
+from ..masks import library_of
 from ..report import quantized
-from ..report.flops import owned_weights
 from ..report.saved_variables import SavedVariables
 from ..report.summary import weight_paths
 from ..runtime.distribution import to_numpy
@@ -97,7 +96,7 @@ class Format:
                     f"pip install {install}, or export format='keras' and convert that file on another machine "
                     "(kprune export MODEL.keras --format=...)."
                 ) from error
-        if is_tf_keras(model) and not self.tf_keras:
+        if library_of(model).package is not keras and not self.tf_keras:
             raise ValueError(
                 f"Keras writes {self.title} of Keras 3 models only; of a tf_keras model export a SavedModel, which "
                 f"tf2onnx and OpenVINO's ovc read. Received: format={name!r}, model={model.name!r}"
@@ -109,7 +108,7 @@ class Format:
 
     def allowed(self, model: Any) -> float:
         """The tolerance for this model."""
-        layers = model.submodules if is_tf_keras(model) else all_layers(model)
+        layers = library_of(model).all_layers(model)
         short = any(getattr(layer, "compute_dtype", None) in ("float16", "bfloat16") for layer in layers)
         return max(self.tolerance, _TOLERANCE_16_BITS) if short and self.extra else self.tolerance
 
@@ -156,9 +155,7 @@ def count_zeros(values: list[np.ndarray]) -> tuple[int, int]:
 
 def zeros_of(model: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> tuple[int, int]:
     """Zeros and entries of a model's weights of rank 2 or more, of 4-bit integers as they are dequantized."""
-    if is_tf_keras(model):
-        return count_zeros([read(v) for _, v in weight_paths(model)])
-    weights = {id(v): (layer, v) for layer, v in owned_weights(model)}.values()
+    weights = {id(v): (layer, v) for layer, v in library_of(model).owned_weights(model)}.values()
     # What `count_zeros` sees of a packed kernel are its entries that are not 0.
     values = [
         quantized.kept(layer, v, read).astype("uint8") if quantized.is_packed(layer, v) else read(v)
@@ -170,7 +167,7 @@ def zeros_of(model: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> tuple[
 
 def is_packed(model: Any) -> bool:
     """Whether a kernel of the model holds two 4-bit integers in a byte."""
-    return not is_tf_keras(model) and any(quantized.is_packed(layer, v) for layer, v in owned_weights(model))
+    return any(quantized.is_packed(layer, v) for layer, v in library_of(model).owned_weights(model))
 
 
 def _open_saved_model(folder: Path, model: Any) -> Opened:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
-from ..masks import is_tf_keras
-from ..masks.keras3 import seed_states
+from ..masks import library_of
 from .sample import Sample
 
 
@@ -26,10 +24,9 @@ def write(model: Any, file: Path, batch: Sample) -> None:
 
 def load(file: Path, model: Any) -> Any:
     """The model that it holds, of the Keras that `model` is of, its seeds where those of `model` are."""
-    library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
-    loaded = library.models.load_model(str(file), compile=False)
-    if not is_tf_keras(model):
-        # A layer of the user's own may make its seed anew when it is loaded; to be compared, both draw from one.
-        for mine, theirs in zip(seed_states(model), seed_states(loaded), strict=False):
-            theirs.assign(mine)
+    library = library_of(model)
+    loaded = library.package.models.load_model(str(file), compile=False)
+    # A layer of the user's own may make its seed anew when it is loaded; to be compared, both draw from one.
+    for mine, theirs in zip(library.seed_states(model), library.seed_states(loaded), strict=False):
+        theirs.assign(mine)
     return loaded

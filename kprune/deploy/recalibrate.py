@@ -14,8 +14,7 @@ import numpy as np
 from absl import logging
 
 from ..data.batches import take_batches
-from ..masks import is_tf_keras, masked_weights
-from ..masks.below import all_layers
+from ..masks import library_of, masked_weights
 from ..masks.built import check_built
 from ..runtime.distribution import to_numpy
 from .sample import unchanged
@@ -48,7 +47,7 @@ def recalibrate(model: Any, data: Any, *, batches: int | None = None) -> None:
     """
     masked_weights(model)  # raises for what is no model
     check_built(model)
-    known = [layer for layer in _layers(model) if _statistics(layer)]
+    known = [layer for layer in library_of(model).all_layers(model) if _statistics(layer)]
     layers = [layer for layer in known if layer.trainable]
     if not layers:
         frozen = " that is not frozen" if known else ""
@@ -112,12 +111,6 @@ class _Watched:
             if self._weight:
                 v.assign((total / self._weight).astype(to_numpy(v).dtype))
         return self._weight > 0
-
-
-def _layers(model: Any) -> list[Any]:
-    if not is_tf_keras(model):
-        return all_layers(model)
-    return [layer for layer in model.submodules if is_tf_keras(layer)]
 
 
 def _statistics(layer: Any) -> list[Any]:

@@ -11,8 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ..masks import is_tf_keras
-from ..masks.below import all_layers
+from ..masks import library_of
 from ..runtime.distribution import to_numpy
 from ..runtime.inputs import call_with, input_like
 
@@ -180,7 +179,7 @@ def _states(model: Any) -> list[Any]:
 
 def _recurrent_states(model: Any) -> list[Any]:
     """States that neither Keras lists among a model's variables."""
-    layers = model.submodules if is_tf_keras(model) else all_layers(model)
+    layers = library_of(model).all_layers(model)
     stateful = [layer for layer in layers if getattr(layer, "stateful", False) and getattr(layer, "states", None)]
     return [state for layer in stateful for state in keras.tree.flatten(layer.states) if state is not None]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import keras
 from absl import logging
 
-from ..masks import is_tf_keras
+from ..masks import is_tf_keras, library_of
 from ..masks.below import all_layers
 from ..report.saved_variables import write_paths
 from ..report.summary import weight_paths
@@ -75,9 +74,9 @@ def constants(batch: Sample) -> dict[str, Any]:
 
 def _traced(model: Any, batch: Sample) -> Any:
     """Keras's archive with the one endpoint, traced."""
-    library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
+    library = library_of(model).package
     archive = library.export.ExportArchive()
-    if is_tf_keras(model) or keras.backend.backend() == "jax":
+    if library_of(model).backend() != "tensorflow":
         archive.track(model)
     else:
         # Not the model: Keras (checked with 3.13.2 and 3.15.1) would write each of its variables twice, once as its own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from absl import logging
 
 from ..channels import ChannelGraph, channel_graph
 from ..channels.graph import reader
-from ..masks import KNOWN_WEIGHTS, is_tf_keras, mask, masked_weights, plain, set_masks
+from ..masks import KNOWN_WEIGHTS, library_of, mask, masked_weights, plain, set_masks
 from ..runtime.distribution import to_numpy
 from ..runtime.inputs import call_with, input_like
 from ..util.checks import check_flag, check_integer, check_number
@@ -94,7 +93,7 @@ def _rebuilt(model: Any, graph: ChannelGraph, planned: Plan) -> Any:
             config[size.key] = tuple(shape)
     for layer in planned.new_biases:
         graph.configs[layer]["config"]["use_bias"] = True
-    library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
+    library = library_of(model).package
     own = {
         cls.__name__: cls for layer in _layers(model) if (cls := type(layer)).__module__.split(".")[0] not in LIBRARIES
     }
@@ -114,7 +113,7 @@ def _rebuilt(model: Any, graph: ChannelGraph, planned: Plan) -> Any:
 
 def _class(model: Any) -> Any:
     """The class that reads the config of a Functional or Sequential model; Keras's, for custom classes."""
-    library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
+    library = library_of(model).package
     return library.Sequential if hasattr(model, "add") else library.Model
 
 

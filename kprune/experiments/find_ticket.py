@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +17,7 @@ from ..callbacks.base import Callback, MaskingCallback
 from ..config import PruningConfig
 from ..lottery.levels import STATE, Level, Lottery, State
 from ..lottery.ticket import Ticket
-from ..masks import is_tf_keras, masked
+from ..masks import library_of, masked
 from ..pruning import Pruner
 from ..runtime.locks import Lock
 from ..util.checks import check_function, check_path
@@ -95,7 +94,7 @@ def find_ticket(
             for level in lottery.run(model, state):
                 watching = watch(lottery, state)
                 if shuffle_seed is not None:
-                    library = importlib.import_module("tf_keras" if is_tf_keras(model) else "keras")
+                    library = library_of(model).package
                     library.utils.set_random_seed(shuffle_seed)
                     watching.append(_Seeded(shuffle_seed))
                 own = None if folder is None else Path(folder, f"level-{level.number}")

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import is_tf_keras
-from ..masks.below import all_layers
+from ..masks import library_of
 
 
 def _attributes(model: Any) -> Iterator[tuple[Any, str, Any]]:
     """(layer, attribute without leading underscores, value) of all layers; those of Keras name their weights so."""
-    below = model.submodules if is_tf_keras(model) else all_layers(model)
-    for layer in [model, *below]:
+    for layer in library_of(model).all_layers(model):
         for name, value in vars(layer).items():
             yield layer, name.lstrip("_"), value
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..lottery.rewind import RENAMED
-from ..util.plotting import LINES, TEXT, plain_axes
+from ..util.plotting import LINES, TEXT, percent, plain_axes
 from ..util.tables import new_table, table_lines
 from .runs import RunsReport, band, runs_drawn
 
@@ -152,7 +152,6 @@ _PANELS = {
 
 def _figure(report: LotteryRuns) -> Figure:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
     names = list(_PANELS) if report.knows_early_stops else ["accuracy"]
     figure = Figure(figsize=(4.5 + 4.5 * len(names), 5), dpi=100, layout="constrained")
@@ -164,9 +163,9 @@ def _figure(report: LotteryRuns) -> Figure:
         axes.axhline(dense, color=TEXT, linewidth=1, linestyle=":", label="dense")
         axes.set_xscale("log")
         axes.invert_xaxis()
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.xaxis.set_major_formatter(percent())
         if name != "early_stop":
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            axes.yaxis.set_major_formatter(percent())
         axes.set_xlabel("density: weights left / weights")
         axes.set_ylabel(_PANELS[name])
         plain_axes(axes)

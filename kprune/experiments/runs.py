@@ -61,6 +61,7 @@ _CONVERT: dict[str, Callable[[str], Any]] = {
 _RANGES = {
     **dict.fromkeys(("accuracy", "best", "early_accuracy", "sparsity", "density"), (0.0, 1.0)),
     "compression": (1.0, math.inf),
+    "value": (-math.inf, math.inf),
 }
 _MOST_ROWS = 100_000
 

@@ -208,6 +208,6 @@ def _figure(report: Sensitivity) -> Figure:
     axes.set_xlabel("sparsity of this weight alone")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02).outline.set_visible(False)
+    figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=report.metric).outline.set_visible(False)
     figure.suptitle(f"{report.metric}; {report.dense:.4g} as it is", fontsize=11)
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import time
@@ -14,7 +13,7 @@ from ..callbacks import PruneAtInit
 from ..criteria import CRITERIA
 from ..data import Dataset
 from ..masks import masked_weights
-from ..util.plotting import LINES, TEXT, new_axes, plain_axes
+from ..util.plotting import TEXT, line_of, new_axes, percent, plain_axes
 from ..util.progress import check_verbose, progress
 from ..util.registry import trait
 from ..util.tables import new_table, table_lines
@@ -239,21 +238,20 @@ def _shown(cells: Sequence[SweepRun]) -> str:
 
 
 def _figure(report: Sweep) -> Figure:
-    from matplotlib.ticker import PercentFormatter
-
     figure, axes = new_axes(9, 5)
     at = report.compressions
-    for method, color in zip(report.methods, itertools.cycle(LINES), strict=False):
-        columns = [report.of(method, compression) for compression in at]
-        means = band(axes, at, columns, color=color, label=method)
+    known = (*METHODS, *sorted(set(CRITERIA) - set(METHODS)))
+    for method in report.methods:
+        columns, line = [report.of(method, compression) for compression in at], line_of(method, known)
+        means = band(axes, at, columns, **line, label=method)
         for gone, marker in ((False, "o"), (True, "x")):
             some = [i for i, column in enumerate(columns) if any(cell.collapsed for cell in column) == gone]
-            axes.scatter([at[i] for i in some], [means[i] for i in some], color=color, marker=marker)
+            axes.scatter([at[i] for i in some], [means[i] for i in some], color=line["color"], marker=marker)
     axes.axhline(report.chance, color=TEXT, linewidth=1, linestyle=":", label="chance")
     axes.plot([], [], color=TEXT, linestyle="", marker="x", label="a layer with nothing left")
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(percent())
     axes.set_xlabel("compression: weights / weights left")
     axes.set_ylabel("test accuracy after the last epoch")
     plain_axes(axes)

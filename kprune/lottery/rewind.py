@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from ..masks import Masks, check_masks, current_masks, is_tf_keras, masked_weights, set_masks, unique_paths
-from ..masks.keras3 import seed_states
+from ..masks import (
+    Masks,
+    check_masks,
+    current_masks,
+    held_optimizers,
+    library_of,
+    masked_weights,
+    set_masks,
+    unique_paths,
+)
 from ..masks.matching import Arrays, matched
-from ..masks.optimizers import optimizers_of
 from ..runtime.distribution import to_numpy
 from ..runtime.files import joined, split
 from ..runtime.optimizers import all_variables, build, initial_value
@@ -154,17 +161,11 @@ def check_rewind(name: str, word: Any, words: Sequence[str] = REWINDS) -> None:
 def model_weights(model: Any) -> dict[str, Any]:
     """path -> variable of each weight of the model, in its order, masks left out; masked ones by their known path."""
     masked = {id(weight.variable): weight.path for weight in masked_weights(model)}
-    if is_tf_keras(model):
-        from ..masks.tf_keras import plain_variables
-
-        variables = plain_variables(model)
-    else:
-        variables = model.weights
+    library = library_of(model)
+    variables, seeds = library.plain_variables(model), library.seed_states(model)
     names = unique_paths([getattr(v, "path", v.name) for v in variables])
-    if not is_tf_keras(model):
-        # Keras numbers the generators of a process, so their own names are others in each run.
-        seeds = seed_states(model)
-        variables, names = [*variables, *seeds], [*names, *(f"seed_generator/{i}" for i in range(len(seeds)))]
+    # Keras numbers the generators of a process, so their own names are others in each run.
+    variables, names = [*variables, *seeds], [*names, *(f"seed_generator/{i}" for i in range(len(seeds)))]
     return {masked.get(id(v), name): v for v, name in zip(variables, names, strict=True)}
 
 
@@ -291,7 +292,7 @@ def _optimizer_variables(model: Any, optimizer: Any) -> tuple[dict[str, Any], di
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     if optimizer is not None:
         build(optimizer, model)
-    listed = [one for one in optimizers_of(model, optimizer) if one is not optimizer]
+    listed = [one for one in held_optimizers(model, optimizer) if one is not optimizer]
     own = {} if optimizer is None else {f"{i}/{v.name}": v for i, v in enumerate(all_variables(optimizer))}
     others = {
         f"{_OTHER}{n}/{i}/{v.name}": (v, initial_value(one, v))

@@ -8,6 +8,7 @@ from .api import (
     MaskReport,
     Masks,
     adopt,
+    check_leaks,
     check_masks,
     current_masks,
     is_tf_keras,
@@ -19,14 +20,16 @@ from .api import (
     strip,
     unique_paths,
 )
-from .holders import begin_fit, end_fit
+from .libraries import Library, library_of
+from .optimizers import begin_fit, check_is_optimizer, end_fit, held_optimizers
 from .undo import Undo, mask_for_pruning, masked
-from .zeros import changes, check_leaks, check_zeros
+from .zeros import changes, check_zeros
 
 __all__ = [
     "DEFAULT_WEIGHTS",
     "KNOWN_WEIGHTS",
     "Filters",
+    "Library",
     "MaskReport",
     "MaskedWeight",
     "Masks",
@@ -34,12 +37,15 @@ __all__ = [
     "adopt",
     "begin_fit",
     "changes",
+    "check_is_optimizer",
     "check_leaks",
     "check_masks",
     "check_zeros",
     "current_masks",
     "end_fit",
+    "held_optimizers",
     "is_tf_keras",
+    "library_of",
     "mask",
     "mask_for_pruning",
     "masked",

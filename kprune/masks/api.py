@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from dataclasses import replace
 from typing import Any
 
-import keras
 import numpy as np
 from absl import logging
 
 from ..runtime.optimizers import slots
 from ..runtime.writing import keep_where
 from ..util.checks import check_expression, check_strings
+from .behind import Behind
 from .built import check_built
-from .holders import fits, trainers
+from .libraries import library_of
+from .optimizers import fits, trainers
 from .types import (
     DEFAULT_WEIGHTS,
     KNOWN_WEIGHTS,
@@ -27,10 +28,17 @@ from .types import (
     matches,
     unique_paths,
 )
-from .zeros import check_leaks, moved_paths, note_change, warn_of_zeros
+from .zeros import moved_paths, note_change, warn_of_zeros
 
 
-def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_WEIGHTS) -> MaskReport:
+def mask(
+    model: Any,
+    filters: Filters = None,
+    weights: Sequence[str] = DEFAULT_WEIGHTS,
+    *,
+    store: str | None = None,
+    gradient: str | None = None,
+) -> MaskReport:
     """Give the weights of a built model masks, all True at first: the model predicts exactly as before.
 
     A Keras 3 model is masked in place. A tf_keras model comes back as `report.model`, a clone under tfmot's
@@ -45,13 +53,19 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
         weights: names of the weights to mask, among "kernel", "recurrent_kernel", "pointwise_kernel" (the default),
             "depthwise_kernel", "embeddings" and names that the model's own layers use. On tf_keras, tfmot's registry
             says which weights of a layer can be masked.
+        store: "zero" (the default): pruned entries are exactly 0 in the weight itself. "latent" (Keras 3 only): they
+            keep values behind the mask, and return with them; the layer reads where(mask, w, 0) all the same, and so do
+            `kprune.summary`, `strip`, `export` and `shrink`. What a model has already, it keeps by default.
+        gradient: of the loss by an entry behind the mask, with store="latent": "straight_through" (the default there),
+            as if it were kept, or "masked", which is 0.
 
     Returns:
         `MaskReport`: the model, the masked paths, and why each other weight was skipped.
 
     Raises:
         ValueError: the model is not built, Keras runs on another backend than TensorFlow or JAX, a name in `weights`
-            is not known, or `filters` is of another type.
+            is not known, `filters` is of another type, or `store` is none that the model's library can have, or not
+            the one that it has.
         RuntimeError: the model has masks, and training has given pruned entries values.
 
     >>> import keras, kprune
@@ -60,7 +74,7 @@ def mask(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_W
     >>> report.masked
     ('sequential/hidden/kernel',)
     """
-    report, fresh = _masked(model, filters, weights)
+    report, fresh = _masked(model, filters, weights, store, gradient)
     warn_of_zeros(fresh)
     return report
 
@@ -107,13 +121,16 @@ def adopt(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_
     return report
 
 
-def _masked(model: Any, filters: Filters, weights: Sequence[str]) -> tuple[MaskReport, list[MaskedWeight]]:
+def _masked(
+    model: Any, filters: Filters, weights: Sequence[str], store: str | None = None, gradient: str | None = None
+) -> tuple[MaskReport, list[MaskedWeight]]:
     """Mask a model; what `mask` returns, and the weights that had no mask before."""
-    backend = _backend(model)
+    library = library_of(model)
     check_built(model)
     before = masked_weights(model)
     check_leaks(model, before)
-    report = backend.mask_model(model, *_checked(backend.weight_names(model), filters, weights))
+    behind = Behind.of(store, gradient, library.behind(model))
+    report = library.mask_model(model, *_checked(library.weight_names(model), filters, weights), behind)
     known = {id(weight.variable) for weight in before}
     return report, [weight for weight in masked_weights(report.model) if id(weight.variable) not in known]
 
@@ -129,9 +146,9 @@ def masked_weights(model: Any) -> list[MaskedWeight]:
     >>> [(weight.shape, int(weight.kept().sum())) for weight in kprune.masked_weights(model)]
     [((4, 3), 12)]
     """
-    found = _backend(model).find_masked(model)
-    paths = unique_paths([path for path, *_ in found])
-    return [MaskedWeight(path, *rest) for path, (_, *rest) in zip(paths, found, strict=True)]
+    found = library_of(model).find_masked(model)
+    paths = unique_paths([weight.path for weight in found])
+    return [replace(weight, path=path) for weight, path in zip(found, paths, strict=True)]
 
 
 def current_masks(model: Any) -> Masks:
@@ -145,7 +162,8 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     w <- where(mask, w, 0); each optimizer slot of w (momentum, averages, accumulated gradients) takes its initial
     value wherever the new mask is False or differs from the old one. That goes for every optimizer of this process that
     trains w: the model's own, that of another model that shares the layer, those of a `train_step` or a custom training
-    loop. Nothing is retraced or recompiled.
+    loop. Nothing is retraced or recompiled. Where values stay behind the mask (`kprune.mask(store="latent")`), neither
+    weight nor slots change.
 
     Args:
         model: a masked model.
@@ -167,8 +185,9 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
         stays = new & weight.seen_mask()
         if stays.all():
             continue
-        held = [pair for trainer in optimizers for pair in slots(trainer, weight.variable)]
-        if np.array_equal(stays, new):
+        latent = weight.store == "latent"
+        held = [] if latent else [pair for trainer in optimizers for pair in slots(trainer, weight.variable)]
+        if latent or np.array_equal(stays, new):
             weight.write(new, held, donate)
         else:
             weight.write(new, donate=donate)
@@ -214,35 +233,29 @@ def strip(model: Any) -> Any:
     weights = masked_weights(model)
     check_leaks(model, weights)
     for weight in weights:
-        value = weight.value()
-        weight.variable.assign(np.where(weight.kept(), value, np.zeros((), value.dtype)))
-    return _backend(model).strip_model(model)
+        weight.variable.assign(weight.read())
+    return library_of(model).strip_model(model)
 
 
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
     """Inside, the stripped model; afterwards the model is masked again as it was."""
     check_leaks(model, masked_weights(model))
-    with _backend(model).plain(model) as stripped:
+    with library_of(model).plain(model) as stripped:
         yield stripped
 
 
+def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
+    """Outside of a fit: RuntimeError if training, not the user, gave pruned entries values.
+
+    tf_keras does not say who did, so there it is a warning.
+    """
+    library_of(model).check_leaks(model, weights)
+
+
 def moved_weights(model: Any) -> list[str]:
-    """Paths of the masked weights with a pruned entry that is not exactly 0; empty if there is none."""
+    """Paths of the masked weights with a pruned entry that should be 0 and is not; empty if there is none."""
     return moved_paths(masked_weights(model))
-
-
-def _backend(model: Any) -> ModuleType:
-    """The module that masks this kind of model: `kprune.masks.keras3`, or `kprune.masks.tf_keras` for tf_keras."""
-    if isinstance(model, keras.layers.Layer):
-        from . import keras3
-
-        return keras3
-    if is_tf_keras(model):
-        from . import tf_keras as wrappers
-
-        return wrappers
-    raise ValueError(f"Expected a keras.Model (Keras 3) or a tf_keras.Model. Received: model={type(model)!r}")
 
 
 def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tuple[Filters, tuple[str, ...]]:

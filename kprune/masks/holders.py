@@ -1,8 +1,8 @@
-"""Who else holds a weight: the live models that its layer is part of, and the live optimizers that train it.
+"""Who else holds a weight: the live objects that a layer knows nothing of, and what they have compiled.
 
-A layer knows neither, and both may have been made before kprune was imported; nothing public in Keras is told when a
-model takes a layer in. The garbage collector knows them: one look at all live objects takes about 0.1 s, so it is taken
-when masks come, go or change, and once per fit.
+A layer does not know the models that it is part of, nor the optimizers that train it, and both may have been made
+before kprune was imported; nothing public in Keras is told when a model takes a layer in. The garbage collector knows
+them: one look at all live objects takes about 0.1 s, so it is taken when masks come, go or change, and once per fit.
 
 TensorFlow keeps what a method decorated with `tf.function` has traced for an object in `_descriptor_cache`, which is
 used here and nowhere else (checked with TensorFlow 2.21; tests/test_holders.py).
@@ -13,16 +13,10 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import compress
 from typing import Any
 
-import keras
-
-from ..runtime.optimizers import inner_optimizers, trains
-from .types import is_tf_keras
-
-_IN_FIT: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Any]] = weakref.WeakKeyDictionary()
 _COMPILED: weakref.WeakKeyDictionary[type, list[Any]] = weakref.WeakKeyDictionary()
 
 
@@ -38,37 +32,6 @@ def _derived(kind: type) -> Iterator[type]:
     derived: type
     for derived in kind.__subclasses__():
         yield from _derived(derived)
-
-
-def trainers(model: Any, variables: Iterable[Any], besides: Any = None) -> list[Any]:
-    """The live optimizers, of the model's library, that train one of these variables; and `besides`, if given."""
-    candidates = _IN_FIT[model] if model in _IN_FIT else _optimizers(model)
-    variables = list(variables)
-    found = [optimizer for optimizer in candidates if trains(optimizer, variables)]
-    return found + ([] if besides is None or any(besides is known for known in found) else [besides])
-
-
-def begin_fit(model: Any) -> None:
-    """Look for optimizers now, and not again until `end_fit`: masks may change often in a fit."""
-    _IN_FIT[model] = weakref.WeakSet(_optimizers(model))
-
-
-def fits(model: Any) -> bool:
-    """Whether it is between `begin_fit` and `end_fit`."""
-    return model in _IN_FIT
-
-
-def end_fit(model: Any) -> None:
-    """Look at all live optimizers again."""
-    _IN_FIT.pop(model, None)
-
-
-def _optimizers(model: Any) -> list[Any]:
-    kinds = [keras.optimizers.Optimizer]
-    if is_tf_keras(model):
-        library = sys.modules["tf_keras"].optimizers
-        kinds = [library.Optimizer, library.legacy.Optimizer]
-    return [optimizer for optimizer in live(*kinds) if inner_optimizers(optimizer) == [optimizer]]
 
 
 def renew(model: Any, below: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Masks in Keras 3 models: the in-place half of `kprune.mask` and `kprune.strip`."""
+"""What kprune asks of Keras 3 (see libraries.py): layers are masked in place."""
 
 from __future__ import annotations
 
@@ -10,24 +10,35 @@ import keras
 import numpy as np
 from absl import logging
 
-from ..runtime.distribution import strategy_scope, to_numpy
+from ..runtime.distribution import strategy_scope
 from ..runtime.values import Values
+from .behind import Behind
 from .below import all_layers
 from .holders import live, renew
 from .masked_layers import attach, detach, is_masked, own_weights
 from .merged import factors, merge
-from .types import FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, skip_reason, unique_paths
+from .store import CARRIER
+from .types import FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, is_a, skip_reason, unique_paths
+from .variables import was_given_values
+from .zeros import check_zeros
 
+package = keras
+OPTIMIZERS = (keras.optimizers.Optimizer,)
+IN_PLACE = True
+ops = keras.ops
 BACKENDS = ("tensorflow", "jax")
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 
+def backend() -> str:
+    return str(keras.backend.backend())
+
+
 def weight_names(model: Any) -> set[str]:
-    """The names by which `mask(weights=...)` knows the model's weights."""
     return {weight_name(layer, v) for layer, v in _owned(model)}
 
 
-def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
+def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Behind) -> MaskReport:
     if keras.backend.backend() not in BACKENDS:
         raise ValueError(
             f"Masks need one of the Keras backends {', '.join(BACKENDS)}: on others a layer would train without its "
@@ -47,17 +58,16 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
             skipped[path] = reason
     if any(id(v) not in already for v in chosen):
         with strategy_scope(model):
-            attach(model, chosen)
+            attach(model, chosen, behind)
         renew_functions(model, _masked(model))
     return finish_report(model, masked, skipped)
 
 
-def mask_unfrozen(model: Any) -> None:
-    """Mask weights that were skipped because they were frozen, and that train now."""
+def take_over(model: Any) -> None:
     waiting = [v for _, v in _owned(model) if v.trainable and getattr(v, WAITS, False)]
     if waiting:
         with strategy_scope(model):
-            attach(model, waiting)
+            attach(model, waiting, behind(model) or Behind())
         for v in waiting:
             setattr(v, WAITS, False)
         renew_functions(model, _masked(model))
@@ -70,29 +80,37 @@ def mask_unfrozen(model: Any) -> None:
 def narrow(model: Any, variables: list[Any]) -> None:
     """Remove the masks of all weights but these."""
     wanted = {id(v) for v in variables}
-    kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model) if id(v) in wanted]
-    masked = _masked(model)
+    kept, masked = [one for one in _kept(model) if id(one[0].variable) in wanted], _masked(model)
     detach(model)
     _attach_again(model, kept)
     renew_functions(model, masked)
 
 
-def _attach_again(model: Any, kept: list[tuple[Any, np.ndarray]]) -> None:
+def _kept(model: Any) -> list[tuple[MaskedWeight, np.ndarray, Behind]]:
+    """The masked weights, the values of their masks, and what becomes of pruned ones."""
+    return [(weight, weight.kept(), weight.layer.mask_store.behind) for weight in find_masked(model)]
+
+
+def _attach_again(model: Any, kept: list[tuple[MaskedWeight, np.ndarray, Behind]]) -> None:
     with strategy_scope(model):
-        attach(model, [v for v, _ in kept])
-    masks = {id(v): mask for v, mask in kept}
-    for path, layer, v, mask in find_masked(model):
-        if id(v) in masks:
-            weight = MaskedWeight(path, layer, v, mask)
-            weight.write(masks[id(v)])
+        for kind in dict.fromkeys(kind for _, _, kind in kept):
+            attach(model, [weight.variable for weight, _, one in kept if one == kind], kind)
+    masks = {id(weight.variable): mask for weight, mask, _ in kept}
+    for weight in find_masked(model):
+        if id(weight.variable) in masks:
+            weight.write(masks[id(weight.variable)])
 
 
-def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
-    found: dict[int, tuple[str, Any, Any, Any]] = {}
-    for layer in all_layers(model):
-        if is_masked(layer):
-            for v, mask in zip(layer.mask_store.masked, layer.mask_store.masks, strict=True):
-                found.setdefault(id(v), (v.path, layer, v, mask))
+def behind(model: Any) -> Behind | None:
+    return next((layer.mask_store.behind for layer in all_layers(model) if is_masked(layer)), None)
+
+
+def find_masked(model: Any) -> list[MaskedWeight]:
+    found: dict[int, MaskedWeight] = {}
+    for layer in _masked(model):
+        store = layer.mask_store
+        for v, mask in zip(store.masked, store.masks, strict=True):
+            found.setdefault(id(v), MaskedWeight(v.path, layer, v, mask, store.behind.store))
     return list(found.values())
 
 
@@ -111,19 +129,19 @@ def _masked(model: Any) -> list[Any]:
 
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
-    """Inside, the model is stripped in place; afterwards its masks are back."""
-    kept = [(v, to_numpy(mask)) for _, _, v, mask in find_masked(model)]
-    layers = _masked(model)
-    unmerged = Values(v for layer in layers if factors(layer) for v in (*layer.mask_store.masked, *factors(layer)))
-    for layer in layers:
+    kept, layers = _kept(model), _masked(model)
+    changed = [layer for layer in layers if layer.mask_store.behind.latent or factors(layer)]
+    stored = Values(v for layer in changed for v in (*layer.mask_store.masked, *factors(layer)))
+    for layer in changed:
+        layer.mask_store.enforce()
         merge(layer, layer.mask_store.masked)
     detach(model)
     try:
         yield model
     finally:
-        unmerged.put_back()
+        stored.put_back()
         _attach_again(model, kept)
-        renew_functions(model, _masked(model))
+        renew_functions(model, layers)
 
 
 def renew_functions(model: Any, layers: list[Any]) -> None:
@@ -141,8 +159,16 @@ def renew_functions(model: Any, layers: list[Any]) -> None:
             renew(owner, below)
 
 
+def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
+    unknown = [weight for weight in weights if not was_given_values(weight.variable)]
+    check_zeros(unknown, getattr(model, "optimizer", None))
+
+
+def plain_variables(model: Any) -> list[Any]:
+    return list(model.weights)
+
+
 def seed_states(layer: Any) -> list[Any]:
-    """The states of the seed generators at and below the layer (dropout ...), which Keras counts as no weights."""
     weights = {id(v) for v in layer.weights}
     return [v for v in layer.variables if id(v) not in weights and v.name == "seed_generator_state"]
 
@@ -156,8 +182,40 @@ def _owned(model: Any) -> list[tuple[Any, Any]]:
     return list(found.values())
 
 
+def owned_weights(model: Any) -> list[tuple[Any, Any]]:
+    layers = all_layers(model)
+    in_rnn = {id(sub) for layer in layers if is_a(layer, "RNN") for sub in all_layers(layer)[1:]}
+    return [(layer, v) for layer in layers if id(layer) not in in_rnn for v in own_weights(layer)]
+
+
+def owner(layer: Any, v: Any) -> Any:
+    return layer
+
+
+def weight_path(v: Any) -> str:
+    return str(v.path)
+
+
+def holds_kernel(layer: Any, v: Any) -> bool:
+    # Floats, int8 and float8 are a value each; int4 packs two into one.
+    return len(v.shape) > 1 and layer.quantization_mode in (None, "int8", "float8")
+
+
+def carry(model: Any, carrier: Any) -> None:
+    # By the first masked weight, whose store saves it beside the masks.
+    variable = find_masked(model)[0].variable
+    if carrier is None:
+        delattr(variable, CARRIER)
+    else:
+        setattr(variable, CARRIER, carrier)
+
+
+def carried(model: Any) -> Any:
+    found = find_masked(model)
+    return getattr(found[0].variable, CARRIER, None) if found else None
+
+
 def weight_name(layer: Any, v: Any) -> str:
-    """The name by which `mask(weights=...)` knows a weight of this layer."""
     # A depthwise layer calls its only weight "kernel", where a separable one says "depthwise_kernel".
     return "depthwise_kernel" if v.name == "kernel" and is_depthwise(layer, v) else v.name
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .keras3 import is_depthwise
-from .types import MaskedWeight, is_tf_keras
+from .libraries import library_of
+from .types import MaskedWeight, is_a
 
 # Their kernels end in (..., out, in).
 TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
@@ -58,7 +59,7 @@ def layout_of(weight: MaskedWeight) -> Layout:
     >>> output.shape, layout_of(output).shape
     ((4, 3, 16), (12, 16))
     """
-    return layout_in(_owner(weight), weight.variable)
+    return layout_in(library_of(weight.layer).owner(weight.layer, weight.variable), weight.variable)
 
 
 def layout_in(layer: Any, variable: Any) -> Layout:
@@ -89,21 +90,8 @@ def layout_in(layer: Any, variable: Any) -> Layout:
     return Layout(shape, (*incoming, *outgoing), flat)
 
 
-def _owner(weight: MaskedWeight) -> Any:
-    """The layer that uses the weight: of tfmot's wrapper the layer inside, and of that the one that holds it."""
-    if not is_tf_keras(weight.layer):
-        return weight.layer
-    inside = weight.layer.layer
-    return next((sub for sub in inside.submodules if getattr(sub, "kernel", None) is weight.variable), inside)
-
-
 def einsum_labels(layer: Any) -> tuple[str, str, str]:
     """The labels of an EinsumDense layer's input, kernel and output: "...x,xy->...y" -> ("...x", "xy", "...y")."""
     left, _, output = layer.equation.replace(" ", "").partition("->")
     given, _, kernel = left.partition(",")
     return given, kernel, output
-
-
-def is_a(layer: Any, *names: str) -> bool:
-    """Whether a layer's class, or a base class, has one of these names, which Keras 3 and tf_keras share."""
-    return any(cls.__name__ in names for cls in type(layer).__mro__)

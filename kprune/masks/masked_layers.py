@@ -22,9 +22,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from .behind import Behind
 from .below import all_layers, states, sublayers
 from .merged import merge, merged_properties, quantize_unmasked
-from .spec import FORMAT, SPEC, plain_layer, registered_while_alive
+from .spec import SPEC, Pending, plain_layer, registered_while_alive, spec_of
 from .store import MaskStore, check_names, source_of, token_of
 from .variables import protect, release
 
@@ -32,15 +33,11 @@ from .variables import protect, release
 class MaskedRegularizer(keras.regularizers.Regularizer):
     """A weight regularizer that sees the masked weight, so its gradient at a pruned entry is zero."""
 
-    def __init__(self, regularizer: Any, mask: Any):
-        self.regularizer, self.mask = regularizer, mask
+    def __init__(self, regularizer: Any, mask: Any, behind: Behind):
+        self.regularizer, self.mask, self.behind = regularizer, mask, behind
 
     def __call__(self, weight: Any) -> Any:
-        return self.regularizer(_apply_mask(ops.convert_to_tensor(weight), self.mask))
-
-
-def _apply_mask(weight: Any, mask: Any) -> Any:
-    return ops.where(mask.value, weight, ops.zeros((), weight.dtype))
+        return self.regularizer(self.behind.read(ops.convert_to_tensor(weight), self.mask))
 
 
 @keras.saving.register_keras_serializable("kprune")
@@ -55,18 +52,18 @@ class Masked:
         spec = {key: plain[key] for key in ("module", "class_name", "registered_name")}
         masked, weights = _masked_ids(self), self.weights  # type: ignore[attr-defined]
         positions = [i for i, v in enumerate(weights) if id(v) in masked]
-        known = {"masked": positions, "weights": len(weights)}
+        known = spec_of(positions, len(weights), _behind(self))
         if type(self).__name__ == _plain(type(self)).__name__:
-            known |= {"format": FORMAT, "source": token_of(self.mask_store)}
+            known["source"] = token_of(self.mask_store)
+        else:  # as version 0.1.0 named it
+            del known["format"]
         registered_while_alive(self, Masked)
         return {**plain["config"], SPEC: {**spec, **known}}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **kwargs: Any) -> Any:
         layer, pending = plain_layer(config)
-        spec = config[SPEC]
-        named = masked_class if spec.get("format") == FORMAT else _masked_class_of_0_1_0
-        _mask_once_built(layer, (*pending, spec.get("source")), named)
+        _mask_once_built(layer, pending, masked_class if config[SPEC].get("format", 1) > 1 else _masked_class_of_0_1_0)
         return layer
 
     def load_own_variables(self, store: Any) -> None:
@@ -119,6 +116,8 @@ def _make_masked_class(cls: type, class_name: str) -> type:
     untraced = getattr(cls.call, "python_function", None)  # type: ignore[attr-defined]
 
     class MaskedLayer(Masked, cls):
+        load_own_variables = Masked.load_own_variables  # HGQ2 0.2.0 refuses a class that only inherits it
+
         @functools.wraps(cls.call)  # type: ignore[attr-defined]  # Keras reads the signature of `call`
         def call(self, *args: Any, **kwargs: Any) -> Any:
             store = self.mask_store
@@ -153,7 +152,7 @@ def _masked_scope(layer: Any, store: MaskStore) -> Iterator[None]:
         value = v.value
         values.append((v, value))
         # `add_update` sets the value as it is; the scope's constructor would cast it to the variable's dtype.
-        scope.add_update((v, _apply_mask(value, masks[id(v)]) if id(v) in masks else value))
+        scope.add_update((v, store.behind.read(value, masks[id(v)]) if id(v) in masks else value))
     with scope:
         yield
     for v, old in values:
@@ -180,7 +179,7 @@ def own_weights(layer: Any) -> list[Any]:
     return [v for v in layer.weights if id(v) not in below]
 
 
-def attach(layer: Any, variables: list[Any]) -> None:
+def attach(layer: Any, variables: list[Any], behind: Behind) -> None:
     """Mask `variables` (weights of the layer or of layers below it) in place; masked ones stay as they are."""
     wanted = {id(v) for v in variables}
     # A weight that several layers own (tied weights) has one mask, which all of them hold.
@@ -199,7 +198,7 @@ def attach(layer: Any, variables: list[Any]) -> None:
         visited[id(current)] = False
         own = [v for v in own_weights(current) if id(v) in wanted]
         if own:
-            _add_masks(current, own, masks)
+            _add_masks(current, own, masks, behind)
         below = [visit(sub) for sub in sublayers(current) if not isinstance(current, keras.layers.RNN)]
         if any(below) and not isinstance(current, Masked) and not _keras_container(current):
             current.__class__ = masked_class(type(current))
@@ -214,17 +213,18 @@ def _keras_container(layer: Any) -> bool:
     return isinstance(layer, keras.Model) and type(layer).__module__.startswith("keras.")
 
 
-def _add_masks(layer: Any, variables: list[Any], masks: dict[int, Any]) -> None:
+def _add_masks(layer: Any, variables: list[Any], masks: dict[int, Any], behind: Behind) -> None:
     if is_masked(layer):
         known = {id(v) for v in layer.mask_store.masked}
         wanted = known | {id(v) for v in variables}
         if wanted == known:
             return
         # A wider second `mask()`: one store per layer keeps the file format simple, so it is made anew.
+        behind = layer.mask_store.behind
         _remove_store(layer)
         variables = [v for v in own_weights(layer) if id(v) in wanted]
     store = MaskStore(name="mask_store")
-    store.add(variables, masks)
+    store.add(variables, masks, behind)
     with _unlocked(layer):
         layer.mask_store = store
         # One by one: Keras on TensorFlow never forgets the name of a tracked list, which an export would look for.
@@ -235,9 +235,10 @@ def _add_masks(layer: Any, variables: list[Any], masks: dict[int, Any]) -> None:
     layer.quantize = quantize_unmasked(layer, _plain(type(layer)), functools.partial(_unmask, layer))
     for v, mask in zip(store.masked, store.masks, strict=True):
         masks[id(v)] = mask
-        protect(v, mask)
+        if not behind.latent:
+            protect(v, mask)
         if v.regularizer is not None and not isinstance(v.regularizer, MaskedRegularizer):
-            v.regularizer = MaskedRegularizer(v.regularizer, mask)
+            v.regularizer = MaskedRegularizer(v.regularizer, mask, behind)
 
 
 def _remove_store(layer: Any) -> None:
@@ -300,11 +301,16 @@ def _masked_ids(layer: Any) -> set[int]:
     return {id(v) for sub in all_layers(layer) if is_masked(sub) for v in sub.mask_store.masked}
 
 
-def _mask_once_built(layer: Any, pending: tuple[list[int], int, str | None], named: Callable[[type], type]) -> None:
+def _behind(layer: Any) -> Behind:
+    stores = (sub.mask_store for sub in all_layers(layer) if is_masked(sub))
+    return next((store.behind for store in stores), Behind())
+
+
+def _mask_once_built(layer: Any, pending: Pending, named: Callable[[type], type]) -> None:
     """Mask the weights at these positions of `layer.weights` as soon as the layer has that many weights."""
     layer.__class__ = named(type(layer))
-    build = layer.build
-    object.__setattr__(layer, "_pending_masks", (*pending, build))
+    build = pending.build = layer.build
+    object.__setattr__(layer, "_pending_masks", pending)
 
     @functools.wraps(build)  # Keras reads the signature of `build`
     def build_and_mask(*args: Any, **kwargs: Any) -> None:
@@ -320,11 +326,11 @@ def attach_pending(layer: Any) -> None:
     without a `build` of its own, whose sublayers are built by it."""
     if "_pending_masks" not in vars(layer):
         return
-    positions, expected, source, build = vars(layer)["_pending_masks"]
+    pending: Pending = vars(layer)["_pending_masks"]
     weights = layer.weights
-    if len(weights) == expected:
+    if len(weights) == pending.expected:
         object.__delattr__(layer, "_pending_masks")
-        object.__setattr__(layer, "build", build)
-        attach(layer, [weights[i] for i in positions])
-        if layer.mask_store is not None and (original := source_of(source)) is not None:
+        object.__setattr__(layer, "build", pending.build)
+        attach(layer, [weights[i] for i in pending.positions], pending.behind)
+        if layer.mask_store is not None and (original := source_of(pending.source)) is not None:
             layer.mask_store.take(original)

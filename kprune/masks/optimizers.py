@@ -1,17 +1,27 @@
-"""The optimizers of a model: the compiled one, and those that its own train step uses."""
+"""The optimizers of a model: those that it holds, and those that train it.
+
+A snapshot keeps what the model holds (`held_optimizers`): the compiled one and its attributes, which are the same in
+every process that makes the model. Where masks change, every live optimizer that has slots of a weight has to forget
+(`trainers`), also one that a training loop's function alone knows; which of them are alive no model says.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 
-from .below import all_layers
+from ..runtime.optimizers import inner_optimizers, trains
+from .holders import live
+from .libraries import library_of
+
+_IN_FIT: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Any]] = weakref.WeakKeyDictionary()
 
 
-def optimizers_of(model: Any, optimizer: Any = None) -> list[Any]:
+def held_optimizers(model: Any, optimizer: Any = None) -> list[Any]:
     """All optimizers that may hold slots of a model's weights, each once.
 
     Args:
@@ -26,12 +36,45 @@ def optimizers_of(model: Any, optimizer: Any = None) -> list[Any]:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> model.compile("sgd", "mse")
     >>> model.own = {"critic": keras.optimizers.Adam()}
-    >>> [type(one).__name__ for one in optimizers_of(model)]
+    >>> [type(one).__name__ for one in held_optimizers(model)]
     ['SGD', 'Adam']
     """
-    held = [one for layer in all_layers(model) for value in vars(layer).values() for one in _optimizers(value)]
+    held = [
+        one
+        for layer in library_of(model).all_layers(model)
+        for value in vars(layer).values()
+        for one in _optimizers(value)
+    ]
     found = [one for one in (optimizer, getattr(model, "optimizer", None), *held) if one is not None]
     return list({id(one): one for one in found}.values())
+
+
+def trainers(model: Any, variables: Iterable[Any], besides: Any = None) -> list[Any]:
+    """The live optimizers, of the model's library, that train one of these variables; and `besides`, if given."""
+    candidates = _IN_FIT[model] if model in _IN_FIT else _live_optimizers(model)
+    variables = list(variables)
+    found = [optimizer for optimizer in candidates if trains(optimizer, variables)]
+    return found + ([] if besides is None or any(besides is known for known in found) else [besides])
+
+
+def begin_fit(model: Any) -> None:
+    """Look for optimizers now, and not again until `end_fit`: masks may change often in a fit."""
+    _IN_FIT[model] = weakref.WeakSet(_live_optimizers(model))
+
+
+def fits(model: Any) -> bool:
+    """Whether it is between `begin_fit` and `end_fit`."""
+    return model in _IN_FIT
+
+
+def end_fit(model: Any) -> None:
+    """Look at all live optimizers again from here on."""
+    _IN_FIT.pop(model, None)
+
+
+def _live_optimizers(model: Any) -> list[Any]:
+    found = live(*library_of(model).OPTIMIZERS)
+    return [optimizer for optimizer in found if inner_optimizers(optimizer) == [optimizer]]
 
 
 def check_is_optimizer(name: str, value: Any) -> None:

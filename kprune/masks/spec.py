@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 
+from .behind import Behind
+
 SPEC = "kprune"  # the key of a masked layer's config that holds the plain class and the masked weights' positions
 FORMAT = 2  # of the config; without one it is version 0.1.0's
+LATENT = 3  # the same with what becomes of pruned values, if that is not what FORMAT stands for
 _CLASS = ("module", "class_name", "registered_name")
 _saved: weakref.WeakKeyDictionary[type, set[int]] = weakref.WeakKeyDictionary()  # masked class -> ids of its layers
 
 
-def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int]]:
-    """The layer without masks, which positions of its weights are masked, and how many weights it has.
+def spec_of(positions: list[int], weights: int, behind: Behind) -> dict[str, Any]:
+    """What the config says of a layer's masks, beside its plain class."""
+    known: dict[str, Any] = {"masked": positions, "weights": weights, "format": FORMAT}
+    return known if behind == Behind() else {**known, "format": LATENT, **asdict(behind)}
+
+
+@dataclass
+class Pending:
+    """Masks that a layer is to have once all of its weights exist.
+
+    Attributes:
+        positions: of the masked weights among `layer.weights`.
+        expected: the number of weights that it will have.
+        behind: what becomes of the values of pruned entries.
+        source: the token of the store that the masks come from, in this process.
+        build: the layer's own method, which stands aside until then.
+    """
+
+    positions: list[int]
+    expected: int
+    behind: Behind
+    source: str | None
+    build: Any = None
+
+
+def plain_layer(config: dict[str, Any]) -> tuple[Any, Pending]:
+    """The layer without masks, and the masks that it is to have.
 
     Raises:
         ValueError: the config does not say so, or what it says cannot be.
@@ -31,7 +60,7 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int]]:
         raise ValueError(
             f"The config of a masked layer must say which of its weights are masked. Received: {SPEC}={spec!r:.80}"
         )
-    if spec.get("format", 1) not in (1, FORMAT):
+    if spec.get("format", 1) not in (1, FORMAT, LATENT):
         raise ValueError(
             "The config of this masked layer has a format that this version of kprune cannot read: install a newer "
             f"one. Received: format={spec['format']!r:.80}"
@@ -47,7 +76,8 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, tuple[list[int], int]]:
         raise ValueError(
             f"The config of a masked layer must name a layer class. Received: class_name={spec.get('class_name')!r:.80}"
         )
-    return layer, (masked, weights)
+    behind = Behind() if spec.get("format") != LATENT else Behind.of(spec.get("store"), spec.get("gradient"), None)
+    return layer, Pending(masked, weights, behind, spec.get("source"))
 
 
 def _are_positions(masked: list[Any], weights: int) -> bool:

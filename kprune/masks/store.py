@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 
 from ..runtime.distribution import device_layout, to_numpy
+from .behind import Behind
 from .stores import read_bytes
 
 CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states
@@ -40,17 +41,20 @@ class MaskStore(keras.Operation):
     On disk a mask is bit-packed: `ceil(size / 8)` bytes, uint8, C order.
 
     Attributes:
+        behind: what becomes of the values of pruned entries.
         masked: list of the masked `keras.Variable`s of the layer.
         masks: list of bool `keras.Variable`s, each of its weight's shape; True = kept.
         states: list of what the layer tracks, one per mask.
     """
 
+    behind: Behind
     masked: list[Any]
     masks: list[Any]
     states: list[MaskState]
 
-    def add(self, variables: list[Any], shared: dict[int, Any]) -> None:
+    def add(self, variables: list[Any], shared: dict[int, Any], behind: Behind) -> None:
         """Add a mask for each of `variables` (keras.Variable of any shape): `shared[id(v)]`, or a new one, all True."""
+        self.behind = behind
         self.masked = list(variables)
         self.masks = [shared[id(v)] if id(v) in shared else self._new(v) for v in variables]
         self.states = [MaskState(mask) for mask in self.masks]
@@ -86,7 +90,7 @@ class MaskStore(keras.Operation):
         keys = list(store.keys())
         if not keys:
             _warn_of_no_masks(getattr(store, "h5_file", None))
-            self.enforce()
+            self._settle()
             return
         stored = [key for key in keys if key != _CARRIED]
         if sorted(stored) != sorted(map(str, range(len(self.masks)))):
@@ -98,10 +102,14 @@ class MaskStore(keras.Operation):
         bits = [read_bytes(store, str(i), f"mask {i}", (size + 7) // 8) for i, size in enumerate(sizes)]
         for mask, size, packed in zip(self.masks, sizes, bits, strict=True):
             mask.assign(np.unpackbits(packed, count=size).reshape(mask.shape).astype(bool))
-        self.enforce()
+        self._settle()
         if _CARRIED in keys:
             for carrier in self._carriers():
                 carrier.load(read_bytes(store, _CARRIED, "state of the callbacks").tobytes())
+
+    def _settle(self) -> None:
+        if not self.behind.latent:
+            self.enforce()
 
     def _carriers(self) -> list[Any]:
         return [getattr(v, CARRIER) for v in self.masked if hasattr(v, CARRIER)]
@@ -139,7 +147,7 @@ def _warn_of_no_masks(file: Any) -> None:
         _without_masks = None if file is None else weakref.ref(file)
         logging.warning(
             "kprune: the weights being loaded come from a model without masks. This model keeps its masks; the loaded "
-            "values of pruned weights are set to 0."
+            "values of pruned weights are set to 0, or stay behind the masks where these have store='latent'."
         )
 
 

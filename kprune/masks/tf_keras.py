@@ -1,20 +1,14 @@
-"""Masks in tf_keras models: tfmot's `PruneLowMagnitude` wrappers, with kprune in charge of them.
+"""What kprune asks of tf_keras (see libraries.py): masks are tfmot's wrappers, with kprune in charge of them.
 
-tfmot multiplies weight and mask before each forward pass, so after each optimizer step its weights leak. Here the
-forward pass sees the masked weight, so that a pruned one gets no gradient, and the weight's constraint holds it at
-exactly 0 after the step; the wrapper's own schedule never prunes.
-
-tf_keras has no public setter for a variable's constraint, nor a public walk over all layers: `_constraint` and
-`_flatten_layers` are used here only, and what a layer does in its own `__call__` around `call` has no public name
-either (checked with tf_keras 2.21, tfmot 0.8.1).
+tf_keras has no public walk over all that it counts as a model's layers: `_flatten_layers` is used here and in
+wrappers.py only (checked with tf_keras 2.21).
 """
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import tensorflow as tf
@@ -24,93 +18,30 @@ from absl import logging
 from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry, pruning_wrapper
 
 from ..runtime.distribution import strategy_scope
+from .behind import Behind
 from .holders import live, renew
-from .types import FROZEN, WAITS, Filters, MaskReport, finish_report, skip_reason, unique_paths
+from .types import FROZEN, WAITS, Filters, MaskedWeight, MaskReport, finish_report, is_a, skip_reason, unique_paths
+from .wrappers import MaskConstraint, PruneLowMagnitude, constrain, is_never, never, own_name, weight_path
+from .zeros import CAUSE
 
-# tfmot's own ConstantSparsity, beginning at a step that no training reaches: a saved model loads without kprune.
-_NEVER = 2**62
+package = tf_keras
+OPTIMIZERS = (tf_keras.optimizers.Optimizer, tf_keras.optimizers.legacy.Optimizer)
+IN_PLACE = False
+ops = SimpleNamespace(
+    convert_to_tensor=tf.convert_to_tensor,
+    log=tf.math.log,
+    maximum=tf.maximum,
+    sigmoid=tf.sigmoid,
+    softmax=tf.nn.softmax,
+)
+
 # tfmot's threshold of a weight, which only tfmot's own pruning uses, says here whether kprune rules the weight; it is
 # saved with the model. tfmot's are never negative.
 _NOT_RULED = -1.0
 
 
-class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
-    """tfmot's wrapper without what changes a model's predictions or losses; under tfmot's name, so that both load it.
-
-    The layer computes with where(mask, w, 0). It keeps its own dtype policy and activity regularizer, takes part in
-    Keras's masking of time steps, and a MultiHeadAttention can be read back from a file.
-    """
-
-    def __init__(self, layer: Any, **kwargs: Any):
-        super().__init__(layer, **{"dtype": layer.dtype_policy, **kwargs})
-        self.supports_masking = layer.supports_masking
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._too_early():
-            self.layer(*args, **kwargs)
-        return super().__call__(*args, **kwargs)
-
-    def build(self, input_shape: Any) -> None:
-        if not self._too_early():
-            super().build(input_shape)
-
-    def _too_early(self) -> bool:
-        """Whether it is a MultiHeadAttention that has not been called: tfmot asks for weights that it makes then."""
-        dense = getattr(self.layer, "_output_dense", None)
-        return hasattr(self.layer, "_build_from_signature") and not getattr(dense, "built", False)
-
-    def add_weight(self, name: Any = None, *args: Any, **kwargs: Any) -> Any:
-        # The masks of one wrapper all get the same name from tfmot, which HDF5 files cannot hold: "1/mask", "2/mask".
-        taken = sum(_name(w) == name for w in self._non_trainable_weights)
-        with tf.name_scope(str(taken)) if taken else nullcontext():
-            return super().add_weight(name, *args, **kwargs)
-
-    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
-        if not _is_never(self.pruning_schedule):  # loaded from a file, and kprune has not taken over
-            return super().call(inputs, training=training, **kwargs)
-        known = inspect.signature(self.layer.call).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-            kwargs = {name: value for name, value in kwargs.items() if name in known or name != "mask"}
-        if "training" in known:
-            kwargs["training"] = training
-        swapped: list[tuple[dict[str, Any], str, Any, Any]] = []
-        layers = list(self.layer._flatten_layers())
-        for w, mask, _ in self.pruning_vars:
-            homes = [(vars(owner), name) for owner in layers for name, v in vars(owner).items() if v is w]
-            value = tf.convert_to_tensor(w)
-            value = tf.where(tf.cast(mask, tf.bool), value, tf.zeros_like(value))
-            swapped += [(*home, w, value) for home in homes]
-        try:
-            for attributes, name, _, value in swapped:
-                attributes[name] = value
-            outputs = self.layer.call(inputs, **kwargs)
-            self.layer._handle_activity_regularization(inputs, outputs)
-        finally:
-            for attributes, name, w, _ in swapped:
-                attributes[name] = w
-        return outputs
-
-    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
-        return self.layer.compute_mask(inputs, mask)
-
-
-# So that files of masked models load without tfmot's `prune_scope`; inside it tf_keras takes this one, too.
-tf_keras.utils.get_custom_objects().setdefault("PruneLowMagnitude", PruneLowMagnitude)
-
-
-class MaskConstraint:
-    """w -> where(mask, c(w), 0), where c is the constraint that the weight had."""
-
-    def __init__(self, mask: Any, constraint: Any):
-        self.mask, self.constraint = mask, constraint
-
-    def __call__(self, weight: Any) -> Any:
-        weight = weight if self.constraint is None else self.constraint(weight)
-        return tf.where(tf.cast(self.mask, tf.bool), weight, tf.zeros_like(weight))
-
-
 class CarriedState(tf.train.experimental.PythonState):
-    """The states of the callbacks of a fit, in TensorFlow's checkpoints of its model; see carry.py."""
+    """The states of the callbacks of a fit, in TensorFlow's checkpoints of its model; see callbacks/_carrier.py."""
 
     def __init__(self, carrier: Any):
         self.carrier = carrier
@@ -122,26 +53,29 @@ class CarriedState(tf.train.experimental.PythonState):
         self.carrier.load(string_value)
 
 
-def plain_variables(model: Any) -> list[Any]:
-    """The model's weights without what tfmot's wrappers add: masks, thresholds, steps."""
-    return _weights(model)
+def backend() -> str:
+    return "tf_keras"
 
 
 def weight_names(model: Any) -> set[str]:
     """The names by which `mask(weights=...)` knows the model's weights."""
-    return {_name(w) for w in model.weights}
+    return {own_name(w) for w in model.weights}
 
 
-def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskReport:
+def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Behind) -> MaskReport:
+    if behind != Behind():
+        raise ValueError(
+            "A tf_keras model cannot keep values behind its masks: tfmot's wrappers set pruned weights to 0. "
+            f"Received: store={behind.store!r}"
+        )
     if _wrappers(model):
-        _adopt(model)
-        ruled = {id(w) for _, _, w, _ in find_masked(model)}
-        _warn_of_unfrozen(model, ruled)
+        take_over(model)
+        ruled = {id(weight.variable) for weight in find_masked(model)}
         wrapped = {id(w) for wrapper in _wrappers(model) for w in wrapper.layer.weights}
         skipped = []
-        for w in _weights(model):
+        for w in plain_variables(model):
             if id(w) not in ruled:
-                reason = skip_reason(_name(w), w, _path(w), None, None, weights)
+                reason = skip_reason(own_name(w), w, weight_path(w), None, None, weights)
                 other = "it was left out when its layer was" if id(w) in wrapped else "its layer is not among those"
                 skipped.append((w, reason or f"{other} wrapped"))
         return _report(model, skipped)
@@ -151,7 +85,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
     for layer, reachable in leaves:
         prunable = _prunable(layer)
         for w in layer.weights:
-            reason = skip_reason(_name(w), w, _path(w), layer, filters, weights)
+            reason = skip_reason(own_name(w), w, weight_path(w), layer, filters, weights)
             if not reason and not reachable:
                 reason = "tfmot cannot wrap the layers of a subclassed model; wrap them where the model makes them"
             elif not reason and not any(w is p for p in prunable):
@@ -177,7 +111,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
                 if _clonable(layer):
                     made[id(layer)] = tf_keras.models.clone_model(layer, clone_function=wrap)
             elif id(layer) in chosen:
-                made[id(layer)] = PruneLowMagnitude(layer, pruning_schedule=_never())
+                made[id(layer)] = PruneLowMagnitude(layer, pruning_schedule=never())
         return made[id(layer)]
 
     with strategy_scope(model):
@@ -192,9 +126,18 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str]) -> MaskRepo
     return _report(clone, skipped)
 
 
-def find_masked(model: Any) -> list[tuple[str, Any, Any, Any]]:
+def take_over(model: Any) -> None:
+    _adopt(model)
+    _warn_of_unfrozen(model, {id(weight.variable) for weight in find_masked(model)})
+
+
+def behind(model: Any) -> Behind | None:
+    return None
+
+
+def find_masked(model: Any) -> list[MaskedWeight]:
     return [
-        (_path(w, wrapper.layer), wrapper, w, mask)
+        MaskedWeight(weight_path(w, wrapper.layer), wrapper, w, mask)
         for wrapper in _wrappers(model)
         for w, mask, threshold in wrapper.pruning_vars
         if float(threshold.numpy()) != _NOT_RULED
@@ -217,7 +160,7 @@ def _stripped(model: Any) -> Any:
     shape = model.input_shape if _wrappers(model) else None
     for w in _pruned_by_wrappers(model):
         if isinstance(w.constraint, MaskConstraint):
-            _constrain(w, w.constraint.constraint)
+            constrain(w, w.constraint.constraint)
     with strategy_scope(model):
         stripped = tfmot.sparsity.keras.strip_pruning(model)
         if not stripped.built:
@@ -233,7 +176,68 @@ def plain(model: Any) -> Iterator[Any]:
         yield _stripped(model) if _wrappers(model) else model
     finally:
         for w, constraint in constraints:
-            _constrain(w, constraint)
+            constrain(w, constraint)
+
+
+def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
+    # tf_keras does not say who gave a weight its values.
+    moved = [weight.path for weight in weights if weight.moved().size]
+    if moved:
+        logging.warning(
+            "kprune: pruned entries of %s were no longer 0. Unless you set weights yourself: %s",
+            ", ".join(moved[:4]),
+            CAUSE,
+        )
+
+
+def all_layers(model: Any) -> list[Any]:
+    return [model, *(sub for sub in model.submodules if isinstance(sub, tf_keras.layers.Layer))]
+
+
+def owned_weights(model: Any) -> list[tuple[Any, Any]]:
+    layers = all_layers(model)
+    in_rnn = {id(sub) for layer in layers if is_a(layer, "RNN") for sub in all_layers(layer)[1:]}
+    owners: dict[int, list[Any]] = {}
+    for layer in layers:
+        if id(layer) in in_rnn:
+            continue
+        subs = [] if is_a(layer, "RNN") else all_layers(layer)[1:]
+        below = {id(w) for sub in subs for w in sub.weights}
+        for w in layer.weights:
+            if id(w) not in below:
+                owners.setdefault(id(w), []).append(layer)
+    return [(layer, w) for w in plain_variables(model) for layer in owners.get(id(w), [])]
+
+
+def owner(wrapper: Any, variable: Any) -> Any:
+    inside = wrapper.layer
+    return next((sub for sub in inside.submodules if getattr(sub, "kernel", None) is variable), inside)
+
+
+def weight_name(layer: Any, w: Any) -> str:
+    return own_name(w)
+
+
+def holds_kernel(layer: Any, w: Any) -> bool:
+    return len(w.shape) > 1
+
+
+def seed_states(model: Any) -> list[Any]:
+    return []  # TensorFlow's own generators keep them
+
+
+def carry(model: Any, carrier: Any) -> None:
+    model._kprune_state = None if carrier is None else CarriedState(carrier)
+
+
+def carried(model: Any) -> Any:
+    state = getattr(model, "_kprune_state", None)
+    return None if state is None else state.carrier
+
+
+def plain_variables(model: Any) -> list[Any]:
+    masks = {id(v) for wrapper in _wrappers(model) for v in wrapper._non_trainable_weights}
+    return [w for w in model.weights if id(w) not in masks]
 
 
 def _adopt(model: Any) -> None:
@@ -246,9 +250,9 @@ def _adopt(model: Any) -> None:
             wrapper.__class__ = PruneLowMagnitude
             wrapper.supports_masking = wrapper.layer.supports_masking
             changed = True
-        if not _is_never(wrapper.pruning_schedule):
+        if not is_never(wrapper.pruning_schedule):
             ruled.add(type(wrapper.pruning_schedule).__name__)
-            wrapper.pruning_schedule = _never()
+            wrapper.pruning_schedule = never()
             wrapper.pruning_obj._pruning_schedule = wrapper.pruning_schedule
         # Before step 1 tfmot's wrapper asserts that its UpdatePruningStep callback is there, should tfmot load a file.
         if int(wrapper.pruning_step.numpy()) < 1:
@@ -256,7 +260,7 @@ def _adopt(model: Any) -> None:
         for w, mask, _ in wrapper.pruning_vars:
             own = w.constraint.constraint if isinstance(w.constraint, MaskConstraint) else w.constraint
             if own is w.constraint or w.constraint.mask is not mask:
-                _constrain(w, MaskConstraint(mask, own))
+                constrain(w, MaskConstraint(mask, own))
                 changed = True
     if changed or ruled:
         _renew_functions(model, _pruned_by_wrappers(model))
@@ -270,12 +274,12 @@ def _adopt(model: Any) -> None:
 
 def _warn_of_unfrozen(model: Any, ruled: set[int]) -> None:
     trained = {id(w) for w in model.trainable_weights}
-    waiting = [w for w in _weights(model) if getattr(w, WAITS, False) and id(w) in trained - ruled]
+    waiting = [w for w in plain_variables(model) if getattr(w, WAITS, False) and id(w) in trained - ruled]
     if waiting:
         logging.warning(
             "kprune: these weights were frozen when the model was masked and now train without masks: %s. tf_keras "
             "layers are wrapped only once: call kprune.strip, kprune.mask and `compile`, and set the masks again.",
-            ", ".join(map(_path, waiting[:4])),
+            ", ".join(map(weight_path, waiting[:4])),
         )
 
 
@@ -288,17 +292,9 @@ def _renew_functions(model: Any, weights: list[Any]) -> None:
 
 
 def _report(model: Any, skipped: list[tuple[Any, str]]) -> MaskReport:
-    paths = unique_paths([_path(w) for w, _ in skipped])
+    paths = unique_paths([weight_path(w) for w, _ in skipped])
     reasons = dict(zip(paths, (reason for _, reason in skipped), strict=True))
-    return finish_report(model, unique_paths([path for path, *_ in find_masked(model)]), reasons)
-
-
-def _never() -> Any:
-    return tfmot.sparsity.keras.ConstantSparsity(0.0, begin_step=_NEVER)
-
-
-def _is_never(schedule: Any) -> bool:
-    return getattr(schedule, "begin_step", None) == _NEVER
+    return finish_report(model, unique_paths([weight.path for weight in find_masked(model)]), reasons)
 
 
 def _wrappers(model: Any) -> list[Any]:
@@ -308,12 +304,6 @@ def _wrappers(model: Any) -> list[Any]:
 
 def _pruned_by_wrappers(model: Any) -> list[Any]:
     return [w for wrapper in _wrappers(model) for w, *_ in wrapper.pruning_vars]
-
-
-def _constrain(w: Any, constraint: Any) -> None:
-    w = getattr(w, "_variable", w)  # inside the variable that mixed precision casts
-    for variable in getattr(w, "_values", [w]):  # and in each replica's
-        variable._constraint = constraint
 
 
 def _leaves(model: Any, reachable: bool) -> list[tuple[Any, bool]]:
@@ -328,11 +318,6 @@ def _leaves(model: Any, reachable: bool) -> list[tuple[Any, bool]]:
     return list(found.values())
 
 
-def _weights(model: Any) -> list[Any]:
-    masks = {id(v) for wrapper in _wrappers(model) for v in wrapper._non_trainable_weights}
-    return [w for w in model.weights if id(w) not in masks]
-
-
 def _prunable(layer: Any) -> list[Any]:
     if prune_registry.PruneRegistry.supports(layer):
         prune_registry.PruneRegistry.make_prunable(layer)
@@ -341,13 +326,3 @@ def _prunable(layer: Any) -> list[Any]:
 
 def _clonable(model: Any) -> bool:
     return isinstance(model, tf_keras.Sequential) or (isinstance(model, tf_keras.Model) and model._is_graph_network)
-
-
-def _path(w: Any, layer: Any = None) -> str:
-    """The weight's path, the same whether it was made before or after its layer was wrapped, or by a file's loader."""
-    path = re.sub(r"(^|/)prune_low_magnitude_", r"\1", str(w.name).partition(":")[0])
-    return path if layer is None or layer.name in path.split("/") else f"{layer.name}/{path}"
-
-
-def _name(w: Any) -> str:
-    return _path(w).rpartition("/")[2]

@@ -36,12 +36,14 @@ class MaskedWeight:
         layer: the layer (Keras 3) or the tfmot wrapper (tf_keras) that owns it.
         variable: the weight itself, float, of any shape (Keras's: kernels HWIO, dense in x out).
         mask: the mask variable of the same shape; True (or 1.0 in a tfmot wrapper) = kept.
+        store: "zero": pruned entries of the variable are 0; "latent": they keep values behind the mask.
     """
 
     path: str
     layer: Any = field(repr=False)
     variable: Any = field(repr=False)
     mask: Any = field(repr=False)
+    store: str = "zero"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,13 +58,22 @@ class MaskedWeight:
     @property
     def trainable(self) -> bool:
         """Whether the weight trains now; one that is frozen keeps its mask as it is."""
-        if is_tf_keras(self.layer):  # where layers are frozen, not variables
-            return any(w is self.variable for w in self.layer.trainable_weights)
-        return bool(self.variable.trainable)
+        # tf_keras freezes layers, not variables; in Keras 3 a layer that is frozen lists no trainable weights either.
+        return any(w is self.variable for w in self.layer.trainable_weights)
 
     def value(self) -> np.ndarray:
-        """The weight's value as an array of its own dtype."""
+        """The weight's value as it is stored, an array of its own dtype."""
         return to_numpy(self.variable)
+
+    def read(self) -> np.ndarray:
+        """What the layer computes with: where(kept, value, 0)."""
+        value = self.value()
+        return np.where(self.kept(), value, np.zeros((), value.dtype))
+
+    def moved(self) -> np.ndarray:
+        """The pruned entries that are not 0 and should be; none where values stay behind the mask."""
+        pruned = self.value()[~self.kept()]
+        return pruned[pruned != 0] if self.store == "zero" else pruned[:0]
 
     def kept(self) -> np.ndarray:
         """The mask as a bool array, True = kept."""
@@ -79,14 +90,17 @@ class MaskedWeight:
     def write(self, kept: np.ndarray, slots: list[tuple[Any, float]] | None = None, donate: bool = False) -> None:
         """Give the weight a mask (bool, True = kept), and 0 where it prunes; slots, their initial value.
 
+        Where values stay behind the mask, weight and slots stay as they are.
+
         Args:
             kept: the mask.
             slots: (slot, initial value) of optimizers; those not given are not told.
             donate: as of `keep_where`.
         """
         self.mask.assign(kept.astype(keras.backend.standardize_dtype(self.mask.dtype), copy=False))
-        keep_where(kept, [(self.variable, 0.0), *(slots or ())], donate)
-        forget_given(self.variable)
+        if self.store == "zero":
+            keep_where(kept, [(self.variable, 0.0), *(slots or ())], donate)
+            forget_given(self.variable)
 
 
 @dataclass(frozen=True)
@@ -114,6 +128,11 @@ def is_tf_keras(model: Any) -> bool:
     """Whether the model or layer belongs to tf_keras (Keras 2); never imports it."""
     tf_keras = sys.modules.get("tf_keras")
     return tf_keras is not None and isinstance(model, tf_keras.layers.Layer)
+
+
+def is_a(layer: Any, *names: str) -> bool:
+    """Whether a layer's class, or a base class, has one of these names, which Keras 3 and tf_keras share."""
+    return any(cls.__name__ in names for cls in type(layer).__mro__)
 
 
 def unique_paths(paths: Iterable[str]) -> list[str]:

@@ -10,32 +10,33 @@ from absl import logging
 
 from ..runtime.optimizers import all_variables
 from ..runtime.values import Values
-from .api import mask, masked_weights, strip
-from .holders import trainers
-from .keras3 import mask_unfrozen, narrow
-from .types import is_tf_keras
-from .zeros import check_leaks
+from .api import check_leaks, mask, masked_weights, strip
+from .keras3 import narrow
+from .libraries import library_of
+from .optimizers import trainers
 
 
-def mask_for_pruning(model: Any) -> bool:
-    """Mask an unmasked Keras 3 model in place (True), or adopt one that tfmot wrapped; ValueError if neither can be."""
+def mask_for_pruning(model: Any, store: str | None = None) -> bool:
+    """Mask an unmasked Keras 3 model in place (True), or adopt one that tfmot wrapped; ValueError if neither can be.
+
+    Args:
+        model: a built model of either Keras.
+        store: as in `kprune.mask`, of masks that are made.
+    """
     if weights := masked_weights(model):
-        if is_tf_keras(model):
-            mask(model)
-        else:
-            mask_unfrozen(model)
+        library_of(model).take_over(model)
         if frozen := [weight.path for weight in weights if not weight.trainable]:
             logging.warning(
                 "kprune: these masked weights are frozen; their masks stay, but do not count toward the sparsity: %s",
                 ", ".join(frozen[:4]) + (" ..." if len(frozen) > 4 else ""),
             )
         return False
-    if is_tf_keras(model):
+    if not library_of(model).IN_PLACE:
         raise ValueError(
             "A tf_keras model cannot be masked in place: use `model = kprune.mask(model).model`, then compile it. "
             f"Received: model={model.name!r}, which has no masks"
         )
-    report = mask(model)
+    report = mask(model, store=store)
     if not report.masked:
         raise ValueError(
             f"The model has no weight that can be masked: {report.skipped}. Received: model={model.name!r}"
@@ -49,6 +50,7 @@ class Undo:
     Args:
         model: a built model of either Keras.
         optimizer: of a custom training loop, beside the compiled one and those that the model holds.
+        store: as in `kprune.mask`, of masks that are made.
 
     Attributes:
         fresh: whether the model had no masks before.
@@ -58,12 +60,12 @@ class Undo:
         RuntimeError: training has given pruned entries values.
     """
 
-    def __init__(self, model: Any, optimizer: Any = None):
+    def __init__(self, model: Any, optimizer: Any = None, store: str | None = None):
         self.model, self._optimizer, self._values = model, optimizer, Values()
         check_leaks(model, masked_weights(model))  # ValueError for what is no model
         self._values.add(model.variables)
         self._masked = [weight.variable for weight in masked_weights(model)]
-        self.fresh = mask_for_pruning(model)
+        self.fresh = mask_for_pruning(model, store)
 
     def hold(self) -> None:
         """Take in what the optimizers hold that train the model, and all that has been made since.
@@ -80,7 +82,7 @@ class Undo:
         if self.fresh:
             self.fresh = False
             strip(self.model)
-        elif not is_tf_keras(self.model) and len(masked_weights(self.model)) > len(self._masked):
+        elif len(masked_weights(self.model)) > len(self._masked):  # of a Keras 3 model: what was frozen before
             narrow(self.model, self._masked)
 
     def back(self) -> None:

@@ -6,8 +6,9 @@ class, of the same name, whose `assign` asks whether a method of that name calle
 NumPy arrays that are assigned otherwise it notes that they came from the user. What comes any other way, from a
 training step for example, is a leak: see zeros.py.
 
-While JAX trains or evaluates, a model's variables are without their values, and stay so where the data raise. Keras
-keeps these in `_value`, which is used here and nowhere else (checked with Keras 3.15.1; tests/test_sensitivity.py).
+Two private ways of Keras are used here and nowhere else (checked with Keras 3.13.2 and 3.15.1; tests/test_holders.py):
+that `set_weights` calls `assign` itself, which no hook of a variable or layer tells, and `_value`, where a variable
+keeps its value: while JAX trains or evaluates it has none, and stays so where the data raise.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def _protected(cls: type) -> type:
                 mask = getattr(self, _MASK)
                 if mask._value is None:
                     return super().assign(value)
-                if sys._getframe(1).f_code.co_name == "set_weights":
+                if sys._getframe(1).f_code.co_name == "set_weights":  # of whatever model or layer holds it
                     value = ops.convert_to_tensor(value, self.dtype)
                     value = ops.where(mask.value, value, ops.zeros((), value.dtype))
                 elif isinstance(value, np.ndarray) and value.shape == tuple(self.shape):

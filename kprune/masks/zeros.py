@@ -9,11 +9,10 @@ import numpy as np
 from absl import logging
 
 from ..runtime.writing import pruned_entries
-from .types import MaskedWeight, is_tf_keras
-from .variables import was_given_values
+from .types import MaskedWeight
 
 _CHANGES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-_CAUSE = (
+CAUSE = (
     "A function compiled before the model was masked still runs without the masks: a tf.function or jax.jit step "
     "of your own, or one that a layer or model keeps. Mask before the first trace (call kprune.mask once the model is "
     "built), or recompile the function."
@@ -31,11 +30,12 @@ def note_change(model: Any) -> None:
 
 
 def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
-    """The fraction of pruned entries; RuntimeError, naming the weights, if one of them is not exactly 0."""
+    """The fraction of pruned entries; RuntimeError, naming the weights, if one that should be 0 is not."""
     counts = pruned_entries([(weight.variable, weight.mask) for weight in weights])
-    wrong = [weight for weight, (_, moved) in zip(weights, counts, strict=True) if moved]
+    found = zip(weights, counts, strict=True)
+    wrong = [weight for weight, (_, moved) in found if moved and weight.store == "zero"]
     moved = [weight.path for weight in wrong]
-    diverged = [weight.path for weight in wrong if np.any(np.isnan(weight.value()[~weight.kept()]))]
+    diverged = [weight.path for weight in wrong if np.any(np.isnan(weight.moved()))]
     if diverged:
         raise RuntimeError(
             f"{', '.join(diverged[:4])} became NaN: the training has diverged, and NaN times the zero of a pruned "
@@ -44,7 +44,7 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
         )
     if moved:
         raise RuntimeError(
-            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {_CAUSE} Other causes: a layer that reads "
+            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {CAUSE} Other causes: a layer that reads "
             "another layer's kernel, a constraint that moves zeros, weights loaded during training, or an optimizer "
             "that updates weights without a gradient. `model.set_weights(model.get_weights())` makes pruned entries 0. "
             f"Received: optimizer={type(optimizer).__name__}"
@@ -54,27 +54,10 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
 
 
 def moved_paths(weights: list[MaskedWeight]) -> list[str]:
-    """Paths of the weights with a pruned entry that is not exactly 0."""
-    counts = pruned_entries([(weight.variable, weight.mask) for weight in weights])
-    return [weight.path for weight, (_, moved) in zip(weights, counts, strict=True) if moved]
-
-
-def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
-    """Outside a fit: RuntimeError if training, not the user, gave pruned entries values.
-
-    tf_keras does not say who did, so there it is a warning.
-    """
-    if is_tf_keras(model):
-        moved = moved_paths(weights)
-        if moved:
-            logging.warning(
-                "kprune: pruned entries of %s were no longer 0. Unless you set weights yourself: %s",
-                ", ".join(moved[:4]),
-                _CAUSE,
-            )
-    else:
-        unknown = [weight for weight in weights if not was_given_values(weight.variable)]
-        check_zeros(unknown, getattr(model, "optimizer", None))
+    """Paths of the weights with a pruned entry that should be 0 and is not."""
+    zero = [weight for weight in weights if weight.store == "zero"]
+    counts = pruned_entries([(weight.variable, weight.mask) for weight in zero])
+    return [weight.path for weight, (_, moved) in zip(zero, counts, strict=True) if moved]
 
 
 def warn_of_zeros(weights: list[MaskedWeight]) -> None:

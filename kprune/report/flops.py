@@ -18,22 +18,12 @@ from typing import Any
 
 import keras
 
-from ..masks import is_tf_keras
-from ..masks.below import all_layers
-from ..masks.layout import TRANSPOSED, einsum_labels, is_a
-from ..masks.masked_layers import own_weights
+from ..masks import is_tf_keras, library_of
+from ..masks.layout import TRANSPOSED, einsum_labels
+from ..masks.types import is_a
 from ..runtime.inputs import call_with, input_like
 
 Shape = tuple[int, ...]
-
-
-def owned_weights(model: Any) -> list[tuple[Any, Any]]:
-    """(layer, weight) for each weight of a model of either Keras, in model order; a tied weight once per layer."""
-    if is_tf_keras(model):
-        return _owned_tf_keras(model)
-    layers = all_layers(model)
-    in_rnn = {id(sub) for layer in layers if is_a(layer, "RNN") for sub in all_layers(layer)[1:]}
-    return [(layer, v) for layer in layers if id(layer) not in in_rnn for v in own_weights(layer)]
 
 
 def kernel_uses(model: Any) -> tuple[dict[int, int | None], str]:
@@ -46,7 +36,7 @@ def kernel_uses(model: Any) -> tuple[dict[int, int | None], str]:
     Returns:
         The dict, for weights of layers that are known only, and why nothing is known, or "".
     """
-    owned = [(layer, v, rule) for layer, v in owned_weights(model) if (rule := _rule(layer))]
+    owned = [(layer, v, rule) for layer, v in library_of(model).owned_weights(model) if (rule := _rule(layer))]
     uses: dict[int, int | None] = {}
     # Twice at most: a tf_keras Sequential that was built on another batch size traces itself anew when it is called.
     for _ in range(2):
@@ -116,6 +106,7 @@ def _positions(layer: Any, shape: Shape) -> int:
 def _recording(model: Any, owned: list[tuple[Any, Any, Rule]], uses: dict[int, int | None]) -> Iterator[None]:
     """Inside, each call of these layers adds to `uses`; the layers are left as they were."""
     patched: list[tuple[Any, str, Any]] = []
+    strings = any(x.dtype == "string" for x in getattr(model, "inputs", None) or ())
 
     def patch(layer: Any, name: str, value: Any) -> None:
         # Into the dict: both Kerases would track what is set as an attribute.
@@ -128,7 +119,7 @@ def _recording(model: Any, owned: list[tuple[Any, Any, Rule]], uses: dict[int, i
         @functools.wraps(call)
         def call_and_record(*args: Any, **kwargs: Any) -> Any:
             output = call(*args, **kwargs)
-            given, made = _first_shape((args, kwargs)), _first_shape(output)
+            given, made = (_first_shape(structure, strings) for structure in ((args, kwargs), output))
             count = None if None in (*given, *made) else rule(layer, given, made)
             for key in ids:
                 known = uses[key]
@@ -144,7 +135,7 @@ def _recording(model: Any, owned: list[tuple[Any, Any, Rule]], uses: dict[int, i
         for layer, ids, rule in layers.values():
             patch(layer, "call", recorder(layer, ids, rule))
         if is_tf_keras(model):
-            for layer in _layers_tf_keras(model):
+            for layer in library_of(model).all_layers(model):
                 if is_a(layer, "TimeDistributed"):
                     # Otherwise it traces one step of a loop, whose number of turns the layer inside cannot see.
                     patch(layer, "_always_use_reshape", True)
@@ -160,8 +151,10 @@ def _recording(model: Any, owned: list[tuple[Any, Any, Rule]], uses: dict[int, i
 _ABSENT = object()
 
 
-def _first_shape(structure: Any) -> Shape:
-    return tuple(keras.tree.flatten(structure)[0].shape)
+def _first_shape(structure: Any, strings: bool) -> Shape:
+    """The shape of the first tensor. What is cut into words comes without the batch's size, which is 1."""
+    shape = tuple(keras.tree.flatten(structure)[0].shape)
+    return (1, *shape[1:]) if strings and shape and shape[0] is None else shape
 
 
 class _Run(keras.layers.Layer):
@@ -183,7 +176,7 @@ def _run_once(model: Any) -> None:
         import tensorflow as tf
 
         specs = input_like(model, lambda shape, dtype: tf.TensorSpec(shape, dtype))
-        losses = [(layer, layer._eager_losses) for layer in _layers_tf_keras(model)]
+        losses = [(layer, layer._eager_losses) for layer in library_of(model).all_layers(model)]
         try:
             # Traced and never executed: tfmot's wrappers assign to the weights when they run.
             tf.function(lambda inputs: call_with(model, inputs, training=False)).get_concrete_function(specs)
@@ -199,26 +192,3 @@ def _reason(error: Exception) -> str:
     """What went wrong, on one line, without what Keras wraps around it: it sets the message itself in bold."""
     message = str(error).rpartition("\x1b[1m")[2].partition("\x1b[0m")[0].rpartition("Error encountered:")[2]
     return message.strip().partition("\n")[0] or type(error).__name__
-
-
-def _layers_tf_keras(model: Any) -> list[Any]:
-    import tf_keras
-
-    return [model, *(sub for sub in model.submodules if isinstance(sub, tf_keras.layers.Layer))]
-
-
-def _owned_tf_keras(model: Any) -> list[tuple[Any, Any]]:
-    from ..masks.tf_keras import _weights
-
-    layers = _layers_tf_keras(model)
-    in_rnn = {id(sub) for layer in layers if is_a(layer, "RNN") for sub in _layers_tf_keras(layer)[1:]}
-    owners: dict[int, list[Any]] = {}
-    for layer in layers:
-        if id(layer) in in_rnn:
-            continue
-        subs = [] if is_a(layer, "RNN") else _layers_tf_keras(layer)[1:]
-        below = {id(w) for sub in subs for w in sub.weights}
-        for w in layer.weights:
-            if id(w) not in below:
-                owners.setdefault(id(w), []).append(layer)
-    return [(layer, w) for w in _weights(model) for layer in owners.get(id(w), [])]

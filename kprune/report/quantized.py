@@ -10,18 +10,9 @@ import numpy as np
 
 from ..runtime.distribution import to_numpy
 
-# Modes whose kernel holds a value in each entry, 0 for 0.
-_PLAIN = (None, "int8", "float8")
 _PACKED = ("int4", "gptq", "awq")
 SCALES = ("kernel_scale", "kernel_zero")
 """What a quantized layer holds beside its kernel: no kernels, though of rank 2."""
-
-
-def can_count(layer: Any, v: Any) -> bool:
-    """Whether `kept` can tell which entries of this weight are 0."""
-    if len(v.shape) < 2:
-        return False
-    return layer.quantization_mode in _PLAIN or is_packed(layer, v)
 
 
 def kept(layer: Any, v: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> np.ndarray:
@@ -53,5 +44,6 @@ def kept(layer: Any, v: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> np
 
 def is_packed(layer: Any, v: Any) -> bool:
     """Whether a weight is the integer kernel of a Dense layer that packs, which says itself how."""
-    integers = keras.backend.standardize_dtype(v.dtype) in ("int8", "uint8")
-    return layer.quantization_mode in _PACKED and type(layer) is keras.layers.Dense and v.name == "kernel" and integers
+    if type(layer) is not keras.layers.Dense or layer.quantization_mode not in _PACKED:
+        return False
+    return v.name == "kernel" and keras.backend.standardize_dtype(v.dtype) in ("int8", "uint8")

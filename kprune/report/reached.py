@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ..masks import DEFAULT_WEIGHTS, masked_weights
-from .flops import owned_weights
-from .summary import naming, percentage, size_of
+from ..masks import DEFAULT_WEIGHTS, library_of, masked_weights
+from .summary import percentage, size_of
 
 
 def reached(model: Any) -> str:
@@ -22,15 +21,15 @@ def reached(model: Any) -> str:
     masked = masked_weights(model)
     zeros, size = sum(int((~weight.kept()).sum()) for weight in masked), sum(weight.size for weight in masked)
     inside = {id(weight.variable) for weight in masked}
-    others = {id(v): (layer, v) for layer, v in owned_weights(model) if id(v) not in inside}
+    library = library_of(model)
+    others = {id(v): (layer, v) for layer, v in library.owned_weights(model) if id(v) not in inside}
     total = size + sum(size_of(v) for _, v in others.values())
-    named = naming(model)
 
     def reason(layer: Any, v: Any) -> str:
-        name = named.name(layer, v)
+        name = library.weight_name(layer, v)
         if name not in DEFAULT_WEIGHTS:
             return name
-        return f"{'unfit' if not named.fit(layer, v) else 'left out' if v.trainable else 'frozen'} {name}"
+        return f"{'unfit' if not library.holds_kernel(layer, v) else 'left out' if v.trainable else 'frozen'} {name}"
 
     skipped = Counter(reason(layer, v) for layer, v in others.values())
     return (

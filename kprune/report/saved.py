@@ -141,7 +141,7 @@ def _check_masks(model: Any) -> Any:
     """Masks wait for as many weights as the config says: forever, if the layer has a different number."""
     for layer in all_layers(model):
         if "_pending_masks" in vars(layer):
-            _, expected, _ = vars(layer)["_pending_masks"]
+            expected = vars(layer)["_pending_masks"].expected
             raise ValueError(
                 f"the masks of layer {layer.name!r} are for a layer of {expected:,} weights, but it has "
                 f"{len(layer.weights)}"

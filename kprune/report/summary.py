@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, check_leaks, is_tf_keras, masked_weights, unique_paths
+from ..masks import DEFAULT_WEIGHTS, KNOWN_WEIGHTS, Library, check_leaks, library_of, masked_weights, unique_paths
 from ..masks.built import check_built
 from ..masks.layout import layout_in
-from ..runtime.distribution import to_numpy
 from ..util.tables import Printed, new_table, table_lines
 from . import quantized
-from .flops import kernel_uses, owned_weights
+from .flops import kernel_uses
 
 
 @dataclass(frozen=True)
@@ -194,15 +193,15 @@ def summary(model: Any) -> Summary:
     check_leaks(model, masked)
     uses, note = kernel_uses(model)
     owned: dict[int, tuple[Any, Any]] = {}
-    for layer, v in owned_weights(model):
+    library = library_of(model)
+    for layer, v in library.owned_weights(model):
         owned.setdefault(id(v), (layer, v))
-    named = naming(model)
     if masked:
         listed = [(w.path, w.variable, w.kept()) for w in masked]
     else:
-        kernels = [(layer, v) for layer, v in owned.values() if named.default(layer, v)]
-        paths = unique_paths([named.path(v) for _, v in kernels])
-        listed = [(path, v, named.kept(layer, v)) for path, (layer, v) in zip(paths, kernels, strict=True)]
+        kernels = [(layer, v) for layer, v in owned.values() if is_default(library, layer, v)]
+        paths = unique_paths([library.weight_path(v) for _, v in kernels])
+        listed = [(path, v, quantized.kept(layer, v)) for path, (layer, v) in zip(paths, kernels, strict=True)]
     rows = []
     for path, v, kept in listed:
         layer, _ = owned[id(v)]
@@ -212,7 +211,7 @@ def summary(model: Any) -> Summary:
     other_flops = _sum_known(
         None if (times := uses.get(id(v))) is None else times * size_of(v)
         for layer, v in others
-        if named.name(layer, v) in KNOWN_WEIGHTS and len(v.shape) > 1
+        if library.weight_name(layer, v) in KNOWN_WEIGHTS and len(v.shape) > 1
     )
     if not note and (unknown := sorted({row.layer for row in rows if row.flops is None})):
         note = f"kprune cannot tell how often a kernel of {', '.join(unknown)} is used"
@@ -221,38 +220,17 @@ def summary(model: Any) -> Summary:
 
 def weight_paths(model: Any) -> list[tuple[str, Any]]:
     """(path, variable) for each weight of a built model, once, with the path that `summary` gives it."""
-    owned = {id(v): v for _, v in owned_weights(model)}
-    return [(naming(model).path(v), v) for v in owned.values()]
+    library = library_of(model)
+    owned = {id(v): v for _, v in library.owned_weights(model)}
+    return [(library.weight_path(v), v) for v in owned.values()]
 
 
-@dataclass(frozen=True)
-class _Naming:
-    """How `kprune.mask` sees the weights of one Keras."""
-
-    name: Callable[[Any, Any], str]
-    path: Callable[[Any], str]
-    fit: Callable[[Any, Any], bool]
-    kept: Callable[[Any, Any], np.ndarray]
-
-    def default(self, layer: Any, v: Any) -> bool:
-        # Frozen kernels are listed too: whether a weight trains says nothing about its zeros.
-        return self.name(layer, v) in DEFAULT_WEIGHTS and self.fit(layer, v)
-
-
-def naming(model: Any) -> _Naming:
-    """How `kprune.mask` sees the weights of this model's Keras."""
-    if is_tf_keras(model):
-        from ..masks import tf_keras as wrappers
-
-        return _Naming(
-            lambda layer, w: wrappers._name(w),
-            wrappers._path,
-            lambda layer, w: len(w.shape) > 1,
-            lambda layer, w: to_numpy(w) != 0,
-        )
-    from ..masks import keras3
-
-    return _Naming(keras3.weight_name, lambda v: str(v.path), quantized.can_count, quantized.kept)
+def is_default(library: Library, layer: Any, v: Any) -> bool:
+    """Whether `kprune.mask` would mask a weight by its name and shape, also where it is frozen."""
+    # Whether a weight trains says nothing about its zeros.
+    if library.weight_name(layer, v) not in DEFAULT_WEIGHTS:
+        return False
+    return library.holds_kernel(layer, v) or quantized.is_packed(layer, v)
 
 
 def _row(path: str, layer: Any, variable: Any, kept: np.ndarray, uses: int | None) -> Row:

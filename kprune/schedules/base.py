@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from ..util.checks import check_fields
 from ..util.registry import Registry
 
 SCHEDULES = Registry("schedule")
@@ -144,7 +145,10 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """The schedule that `get_config` described."""
+        """The schedule that `get_config` described; ValueError if it has other fields, or lacks one."""
+        parameters = inspect.signature(cls).parameters
+        needed = [name for name, one in parameters.items() if one.default is one.empty]
+        check_fields(cls.__name__, config, parameters, needed)
         return cls(**config)
 
 

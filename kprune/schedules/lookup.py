@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ..util.checks import check_expression
+from ..util.checks import check_expression, check_fields
 from .base import SCHEDULES, Schedule
 from .tfmot import TfmotSchedule, as_schedule
 
@@ -105,6 +105,7 @@ class PerLayer(Schedule):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
+        check_fields("PerLayer", config, ["schedules"], ["schedules"])
         return cls({expression: deserialize(member) for expression, member in config["schedules"].items()})
 
 

@@ -47,11 +47,7 @@ class Planned:
         else:
             _check_goal("schedule", self.sparsity)
         for name in ("begin", "end"):
-            value = getattr(self, name)
-            if isinstance(value, float):
-                check_number(name, value, "in [0, 1], a share of the fit's steps, or an integer", lambda v: 0 <= v <= 1)
-            else:
-                check_integer(name, value, 0)
+            check_share(name, getattr(self, name))
         if type(self.begin) is type(self.end) and self.end < self.begin:
             raise ValueError(f"`end` must not come before `begin`. Received: begin={self.begin!r}, end={self.end!r}")
         if self.frequency is not None:
@@ -59,7 +55,7 @@ class Planned:
 
     def schedule(self, start: int, steps: int | None) -> Schedule:
         """The schedule in a fit that starts at the optimizer's step `start` and plans so many; None if not known."""
-        first, last = (start + self._steps(name, steps) for name in ("begin", "end"))
+        first, last = (start + steps_of(name, getattr(self, name), steps) for name in ("begin", "end"))
         if last < first:
             raise ValueError(
                 f"`end` must not come before `begin`: in this fit of {steps} steps they are steps {first - start} and "
@@ -77,16 +73,25 @@ class Planned:
             return PerLayer({expression: decay(sparsity) for expression, sparsity in self.sparsity.items()})
         return decay(self.sparsity)
 
-    def _steps(self, name: str, steps: int | None) -> int:
-        value = getattr(self, name)
-        if not isinstance(value, float):
-            return int(value)
-        if steps is None:
-            raise ValueError(
-                f"`{name}` is a share of the fit's steps, which are unknown: pass steps_per_epoch to fit, or `{name}` "
-                f"as a number of steps. Received: {name}={value!r}"
-            )
-        return math.floor(round(value * steps, 6))
+
+def check_share(name: str, value: Any) -> None:
+    """Raises ValueError unless the value is an integer >= 0, or a float in [0, 1]: a share of a fit's steps."""
+    if isinstance(value, float):
+        check_number(name, value, "in [0, 1], a share of the fit's steps, or an integer", lambda v: 0 <= v <= 1)
+    else:
+        check_integer(name, value, 0)
+
+
+def steps_of(name: str, value: float | int, steps: int | None) -> int:
+    """The number of steps that such a value stands for in a fit of so many; ValueError where these are not known."""
+    if not isinstance(value, float):
+        return int(value)
+    if steps is None:
+        raise ValueError(
+            f"`{name}` is a share of the fit's steps, which are unknown: pass steps_per_epoch to fit, or `{name}` "
+            f"as a number of steps. Received: {name}={value!r}"
+        )
+    return math.floor(round(value * steps, 6))
 
 
 def _check_goal(name: str, value: Any) -> None:

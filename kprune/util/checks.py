@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,40 @@ def check_number(name: str, value: Any, says: str, holds: Any) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not holds(value):
         raise ValueError(f"`{name}` must be a number {says}. Received: {name}={value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises ValueError unless the value is one of these strings.
+
+    >>> check_choice("store", "disk", ("zero", "latent"))
+    Traceback (most recent call last):
+    ...
+    ValueError: `store` must be one of 'zero', 'latent'. Received: store='disk'
+    """
+    if not isinstance(value, str) or value not in choices:
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"`{name}` must be one of {known}. Received: {name}={value!r:.200}")
+
+
+def check_fields(of: str, config: Any, known: Iterable[str], needed: Iterable[str] = ()) -> None:
+    """Raises ValueError unless a config is a dict with these fields only, and with those that are needed.
+
+    >>> check_fields("Linear", {"end": 3}, ("begin_step", "end_step"))
+    Traceback (most recent call last):
+    ...
+    ValueError: Linear has no field 'end'. Its fields: begin_step, end_step. Received: end=3
+    """
+    known = list(known)
+    if not isinstance(config, Mapping):
+        raise ValueError(f"The config of {of} must be a dict. Received: config={config!r:.200}")
+    for name, value in config.items():
+        if name not in known:
+            raise ValueError(
+                f"{of} has no field {name!r}. Its fields: {', '.join(known)}. Received: {name}={value!r:.100}"
+            )
+    for name in needed:
+        if name not in config:
+            raise ValueError(f"{of} needs the field {name!r}. Received: {', '.join(config) or 'no field'}")
 
 
 def check_function(name: str, value: Any, of: str) -> None:
@@ -111,3 +146,13 @@ def check_expression(expression: Any, name: str = "expression") -> None:
         raise ValueError(
             f"`{name}` must be a regular expression, to search for in weight paths. Received: {name}={expression!r}"
         ) from None
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """How an error goes on that lists what is known: "; did you mean 'vgg-11'?", or "." where nothing is near.
+
+    >>> did_you_mean("vgg11", ["vgg-11", "lenet-5"]), did_you_mean("xyz", ["vgg-11"])
+    ("; did you mean 'vgg-11'?", '.')
+    """
+    near = difflib.get_close_matches(str(word).lower(), list(known), 1, 0.6)
+    return f"; did you mean {near[0]!r}?" if near else "."

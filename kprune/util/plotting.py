@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .checks import check_path
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TOTAL, KEPT, GONE, TEXT = "#d5dbe3", "#2f6db5", "#c62828", "#333333"
 LINES = ("#8a94a3", "#d9730d", "#2a9d8f", "#8e5bb5", "#2f6db5", "#c62828", "#b8860b", "#333333")
+_STYLES = ("-", "--", "-.", ":")
 _LABEL_WIDTH = 42
 FILE_TYPES = (".png", ".svg", ".pdf")
 
@@ -61,9 +62,33 @@ class Drawable(Printed):
 
 
 def plain_axes(axes: Any) -> None:
+    """Axes with two spines and a light grid; call it when all is drawn and the scales are set."""
+    from matplotlib.ticker import NullFormatter
+
+    for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))):
+        if axis.get_scale() == "log":
+            # Matplotlib's own would write 6 x 10^-1 between the decades, whatever the unit.
+            axis.set_minor_formatter(axis.get_major_formatter() if high < 20 * low else NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#ececec", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def percent() -> Any:
+    """A formatter of ticks, fractions in plain percent: matplotlib's own writes 0.001 as 0%."""
+    from matplotlib.ticker import FuncFormatter
+
+    return FuncFormatter(lambda value, _: f"{100 * value:.3g}%")
+
+
+def line_of(name: str, known: Sequence[str]) -> dict[str, str]:
+    """The color and style of a line that goes by a name: by its place among all known ones, so alike in each figure.
+
+    >>> line_of("snip", ["random", "snip"])
+    {'color': '#d9730d', 'linestyle': '-'}
+    """
+    place = list(known).index(name)
+    return {"color": LINES[place % len(LINES)], "linestyle": _STYLES[place // len(LINES) % len(_STYLES)]}
 
 
 def short_paths(paths: list[str]) -> list[str]:

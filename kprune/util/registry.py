@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from .checks import check_fields
+
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 _MADE_BY = "_kprune_made_by"
 
@@ -140,9 +142,12 @@ class Registry:
                 f"Expected a name, or a dict with a name and options. Received: {self.kind}={config!r:.200}"
             )
         options = {k: self.deserialize(v) if _is_config(v) else v for k, v in config["options"].items()}
-        if config["name"] in self._makers:
-            return self._makers[config["name"]](**options)
-        return functools.partial(self.get(config["name"]), **options)
+        maker = self._makers.get(config["name"])
+        function = maker or self.get(config["name"])
+        parameters = inspect.signature(function).parameters
+        needed = [name for name, one in parameters.items() if one.default is one.empty] if maker else []
+        check_fields(str(config["name"]), options, parameters, needed)
+        return maker(**options) if maker else functools.partial(function, **options)
 
     def _of_a_family(self, name: str) -> bool:
         return any(re.fullmatch(expression, name) for expression, _ in self._families.values())

@@ -13,7 +13,7 @@ from tf_keras import layers
 from tfk_helpers import masked_mlp, mlp, pruned_fraction, sequential, state, wrappers
 
 import kprune
-from kprune.scopes import zeros_for
+from kprune.util.ranking import zeros_for
 
 SIZE = 8 * 12 + 12 * 12 + 12 * 3
 

@@ -9,7 +9,7 @@ import tf_keras
 from tf_keras import layers
 
 import kprune
-from kprune.report.flops import owned_weights
+from kprune.masks import library_of
 
 
 def sequential(shape, *stack, dtype="float32"):
@@ -164,7 +164,7 @@ def test_nothing_in_the_model_changes(how, last):
     if how == "stale weights":
         for weight in kprune.masked_weights(model):
             weight.variable.assign(np.ones(weight.shape))
-    objects = [model, time, *(layer for layer, _ in owned_weights(model))]
+    objects = [model, time, *(layer for layer, _ in library_of(model).owned_weights(model))]
 
     def state():
         values = [v.numpy().tobytes() for v in model.variables]

@@ -1,5 +1,8 @@
 """kprune.mask on tf_keras: what is wrapped, what is skipped and why, and models that the user wrapped with tfmot."""
 
+import inspect
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,6 +14,7 @@ from tf_keras import layers
 from tfk_helpers import assert_same, mlp, outputs, sequential, wrappers
 
 import kprune
+from kprune.masks import Library, library_of
 
 SERIES = np.random.default_rng(0).normal(size=(6, 5, 4)).astype("float32")
 SERIES[:, 3:] = 0
@@ -432,3 +436,25 @@ def test_what_was_frozen_and_trains_now_is_said_and_what_is_frozen_now_is_left_a
     )
     np.testing.assert_array_equal(first.kept(), kept)
     assert int((~second.kept()).sum()) == int(0.8 * second.size)
+
+
+@pytest.mark.parametrize("model", [keras.layers.Dense(1), tf_keras.layers.Dense(1)], ids=["keras", "tf_keras"])
+def test_both_libraries_answer_the_same_questions(model):
+    asked = {name for name in vars(Library) if not name.startswith("_")}
+    library = library_of(model)
+    assert len(asked) > 20 and asked <= set(vars(library))
+    for name in asked:
+        question, answer = getattr(Library, name), getattr(library, name)
+        if callable(question):
+            arguments = list(inspect.signature(question).parameters)[1:]
+            assert len(inspect.signature(answer).parameters) >= len(arguments), name
+
+
+def test_values_behind_the_mask_are_refused():
+    with pytest.raises(ValueError, match=r"cannot keep values behind its masks.*Received: store='latent'$"):
+        kprune.mask(mlp(), store="latent")
+    model = kprune.mask(mlp()).model
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=r"needs masks with store='latent'.*Received: .* with store='zero'$"):
+        model.fit(*data(), verbose=0, callbacks=[kprune.callbacks.GradualPruning(0.5, margin=1.2)])
+    assert not any(np.any(weight.value() == 0) for weight in kprune.masked_weights(model))

@@ -4,10 +4,11 @@ from ..options import Command
 from .export import EXPORT
 from .inspect import INSPECT
 from .lottery import LOTTERY
+from .search import SEARCH
 from .sensitivity import SENSITIVITY
 from .sweep import SWEEP
 from .train import TRAIN
 
-_ALL = (TRAIN, INSPECT, EXPORT, SENSITIVITY, SWEEP, LOTTERY)
+_ALL = (TRAIN, INSPECT, EXPORT, SEARCH, SENSITIVITY, SWEEP, LOTTERY)
 COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}
 """The subcommands by name."""

@@ -10,16 +10,19 @@ from typing import Any
 
 from ... import data, models
 from ...criteria import CRITERIA
-from ...masks import mask
+from ...masks import mask, masked_weights
+from ...patterns import PATTERNS
 from ...scopes import SCOPES
+from ...util.checks import did_you_mean
 from ...util.plotting import FILE_TYPES
 from ...util.registry import trait
+from .. import own
 from ..options import Option
 
 _RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.05}
 _DECAYS = "cosine (to 0), step (to 1/10 at 1/2, 1/100 at 3/4), none"
 
-Check = tuple[Callable[[Any], bool], str]
+Check = tuple[Callable[[Any], bool], str | Callable[[Any], str]]
 
 
 def at_least(least: int) -> Check:
@@ -30,14 +33,32 @@ def at_least(least: int) -> Check:
 def each(words: Iterable[str]) -> Check:
     """Check of a list flag: it must hold one or more of these words, each once."""
     known = tuple(words)
-    return (
-        lambda value: 0 < len(value) == len(set(value)) and set(value) <= set(known),
-        f"must be one or more of {', '.join(known)}, each once",
-    )
+
+    def says(value: list[str]) -> str:
+        unknown = [word for word in value if word not in known]
+        hint = did_you_mean(unknown[0], known).rstrip(".") if unknown else ""
+        return f"must be one or more of {', '.join(known)}, each once{hint}"
+
+    return lambda value: 0 < len(value) == len(set(value)) and set(value) <= set(known), says
 
 
-def numbers(convert: Callable[[str], float], test: Callable[[float], bool], message: str) -> Check:
-    """Check of a list flag: it must hold numbers, each once."""
+def _fraction(says: str) -> Callable[[Any], str]:
+    """What an error about a fraction, or a list of them, says; of a percentage, also the fraction that it is."""
+
+    def message(value: Any) -> str:
+        try:
+            numbers = [float(word) for word in (value if isinstance(value, list) else [value])]
+        except ValueError:
+            return says
+        percent = [number for number in numbers if 1 <= number <= 100]
+        hint = f"; {percent[0]:g} % is {percent[0] / 100:g}" if percent and percent[0] > 1 else ""
+        return says + hint
+
+    return message
+
+
+def numbers(convert: Callable[[str], float], test: Callable[[float], bool], message: Any) -> Check:
+    """The check of a list flag that holds numbers, each once."""
 
     def right(value: list[str]) -> bool:
         try:
@@ -61,24 +82,83 @@ def criteria(*given: str) -> tuple[str, ...]:
 
 
 POSITIVE = (lambda value: value > 0, "must be above 0")
-SPARSITY = (lambda value: 0 <= value < 1, "must be at least 0 and below 1")
-SPARSITIES = numbers(float, SPARSITY[0], "must be numbers of at least 0 and below 1, each once")
+SPARSITY = (lambda value: 0 <= value < 1, _fraction("must be at least 0 and below 1"))
+SPARSITIES = numbers(float, SPARSITY[0], _fraction("must be numbers of at least 0 and below 1, each once"))
+FRACTION = (lambda value: 0 < value < 1, _fraction("must be above 0 and below 1"))
+
+
+def _is_pattern(name: str) -> bool:
+    try:
+        PATTERNS.get(name)
+    except ValueError:
+        return False
+    return True
+
+
+PATTERN = Option(
+    "pattern",
+    "unstructured",
+    "shape of the zeros: unstructured, channel, 2:4, 4x4 ...",
+    str,
+    (_is_pattern, f"must be one of {', '.join(PATTERNS)}, or such as 1:4 (n:m) or 4x4 (tiles)"),
+    "NAME",
+)
 FIGURE = (lambda value: Path(value).suffix.lower() in FILE_TYPES, f"must end in {', '.join(FILE_TYPES)}")
+MODEL = (
+    lambda value: own.is_own(value) or value in models.MODELS,
+    lambda value: (
+        f"must be {own.EXPECTED}; the names are {', '.join(models.MODELS)}"
+        f"{did_you_mean(value.replace('_', '-'), models.MODELS).rstrip('.')}"
+    ),
+)
 LOGGING = (
     Option("verbose", False, "log more", bool),
     Option("debug", False, "show the traceback of an error", bool),
 )
+
+
+def _dataset(kinds: tuple[str, ...], says: str) -> Check:
+    """The check of a data set that is of one of these kinds, and what else the error says that it may be."""
+
+    def test(value: str) -> bool:
+        try:
+            return data.kind_of(value) in kinds
+        except OSError:
+            return True  # that there is no such file is said by what opens it
+        except ValueError:
+            return False
+
+    names = tuple(name for name in data.NAMES if name in kinds)
+    return test, lambda value: f"must be {', '.join(names)}, {says}{did_you_mean(value, names).rstrip('.')}"
+
+
+_OF_FILES = (".npz", ".csv")
+ANY_DATA = _dataset((*data.NAMES, *_OF_FILES, "folder"), "or the path of a .npz, a .csv or a folder of images")
+ARRAYS = _dataset((*(n for n in data.NAMES if n != "imagenet"), *_OF_FILES), "or the path of a .npz or .csv")
 DATA = (
-    Option("dataset", "digits", "data set, listed below", data.NAMES),
-    Option("batch_size", 64, "images per step", int, at_least(1)),
+    Option("dataset", "digits", "data set: a name, or data of your own; see below", str, ANY_DATA, "DATA"),
+    Option("target", None, "for a .csv: the column that holds the classes", str, word="COLUMN"),
+    Option("batch_size", 64, "examples per step", int, at_least(1)),
     Option("data_dir", None, "for imagenet: folder with train/CLASS/* and val/CLASS/*"),
-    Option("image_size", None, "for imagenet: height and width in pixels", int, at_least(1)),
+    Option("image_size", None, "for folders of images: height and width in pixels", int, at_least(1)),
 )
 LIBRARY = Option("library", "keras", "keras (Keras 3) or tf_keras (Keras 2, tfmot's wrappers)", ("keras", "tf_keras"))
-DATA_NOTES = (
-    f"Data:     {', '.join(data.NAMES)}\n          (digits needs no download; imagenet is any folder of images)"
+OWN_DATA_NOTES = (
+    "          file.npz: x_train, y_train, x_test, y_test (class ids; uint8 is divided by 255)\n"
+    "          file.csv: numbers, and --target=COLUMN; a fifth is the test part"
 )
-MODEL_NOTES = f"Models:   {', '.join(tuple(models.MODELS)[:9])},\n          {', '.join(tuple(models.MODELS)[9:])}"
+DATA_NOTES = (
+    f"Data:     {', '.join(data.NAMES)}\n"
+    "          (digits needs no download; imagenet is any folder of images), or your own:\n"
+    f"{OWN_DATA_NOTES}\n"
+    "          a folder of images: train/CLASS/* and val/CLASS/*, or CLASS/*, of which a fifth is the test part"
+)
+MODEL_NOTES = (
+    f"Models:   {', '.join(tuple(models.MODELS)[:9])},\n          {', '.join(tuple(models.MODELS)[9:])},\n"
+    "          or your own: a .keras file, from whose weights each training starts; or module:function, called with\n"
+    "          those of input_shape, classes, seed and width that it takes. One that comes compiled, with\n"
+    "          metrics=['accuracy'], is trained as it is; any other for classes, by the flags."
+)
 NETWORK_NOTES = f"{MODEL_NOTES}\n{DATA_NOTES}"
 
 
@@ -88,7 +168,7 @@ def training_options(
     """The flags of a training, with these defaults; None is the optimizer's own rate, and the pattern's own scope."""
     usual = "" if rate else " [0.001; for sgd 0.05]"
     return (
-        Option("model", model, "network, listed below", tuple(models.MODELS)),
+        Option("model", model, "network: a name, a .keras file or module:function; see below", str, MODEL, "MODEL"),
         Option("width", width, "factor on the network's channels and units", float, POSITIVE),
         *DATA,
         Option("epochs", epochs, "passes over the training images", int, at_least(1)),
@@ -104,31 +184,58 @@ def load_data(values: Any, seed: int) -> data.Dataset:
     """The data set that the flags name."""
     size = None if values.image_size is None else (values.image_size, values.image_size)
     return data.load(
-        values.dataset, directory=values.data_dir, image_size=size, batch_size=values.batch_size, seed=seed
+        values.dataset,
+        directory=values.data_dir,
+        image_size=size,
+        target=values.target,
+        batch_size=values.batch_size,
+        seed=seed,
     )
 
 
 def new_network(
-    values: Any, dataset: data.Dataset, seed: int, masked: bool, library_name: str = "keras", **optimizer: Any
+    values: Any,
+    dataset: data.Dataset,
+    seed: int,
+    masked: bool,
+    library_name: str = "keras",
+    *,
+    model: str | None = None,
+    **optimizer: Any,
 ) -> Any:
     """The network that the flags name, compiled; in tfmot's wrappers if it is from tf_keras and will be masked.
 
-    Further arguments are the optimizer's, beside those that the flags name.
+    `model` stands for the flag of that name where a command has none. Further arguments are the optimizer's, beside
+    those that the flags name.
     """
     library = importlib.import_module(library_name)
     library.utils.set_random_seed(seed)
-    network = models.get(values.model)(dataset.input_shape, dataset.classes, values.width, library=library)
-    if library_name == "tf_keras" and masked:
+    model = values.model if model is None else model
+    is_own = own.is_own(model)
+    if is_own:
+        network = own.build(model, dataset, seed, values.width, library)
+    else:
+        network = models.get(model)(dataset.input_shape, dataset.classes, values.width, library=library)
+    probabilities = is_own and own.gives_probabilities(network, dataset)
+    compiled = is_own and own.comes_compiled(values, model, network, dataset)
+    if library_name == "tf_keras" and masked and not masked_weights(network):
+        if compiled:
+            raise ValueError(
+                "tfmot's wrappers make another model of a compiled one: return it uncompiled, or wrapped by "
+                f"kprune.mask and compiled then. Received: model={model!r}"
+            )
         network = mask(network).model
-    compile_for_classes(network, library, _optimizer(library, values, count_steps(values, dataset), **optimizer))
+    if not compiled:
+        how = _optimizer(library, values, count_steps(values, dataset), **optimizer)
+        compile_for_classes(network, library, how, from_logits=not probabilities)
     return network
 
 
-def compile_for_classes(network: Any, library: Any, optimizer: Any = "sgd") -> None:
-    """Compile a network that returns logits for accuracy."""
+def compile_for_classes(network: Any, library: Any, optimizer: Any = "sgd", from_logits: bool = True) -> None:
+    """Compile a network that returns a number for each class for accuracy."""
     network.compile(
         optimizer=optimizer,
-        loss=library.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss=library.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
         metrics=["accuracy"],
     )
 

@@ -36,7 +36,7 @@ def run(values: Any, arguments: list[str]) -> None:
         )
     # None leaves the optimizer's own: AdamW has one.
     shrinking = {} if values.weight_decay is None else {"weight_decay": values.weight_decay}
-    dataset = data.load(values.dataset, batch_size=values.batch_size)
+    dataset = data.load(values.dataset, target=values.target, batch_size=values.batch_size)
     table = Path(values.out_dir, "lottery.csv")
     figure = values.plot or table.with_suffix(".png")
     report = run_lotteries(
@@ -74,11 +74,10 @@ _POINT = (_is_point, 'must be "init", a share such as 0.1, "epoch:2", or a numbe
 _RENAMED = ", ".join(f'"{then}" is called "{now}" now' for then, now in RENAMED.items())
 _MODES = (common.each(MODES)[0], f"must be one or more of {', '.join(MODES)}, each once ({_RENAMED})")
 _CRITERIA = common.criteria("data", "training")
-_RATE = (lambda value: 0 < value < 1, "must be above 0 and below 1")
 _DECAY = "share of each weight to subtract per step, times the learning rate"
 # The order of data is rewound, too, which is known of arrays alone.
 _ARRAYS = tuple(name for name in data.NAMES if name != "imagenet")
-_CHANGED: dict[str, dict[str, Any]] = {"dataset": {"kind": _ARRAYS}, "decay": {"default": "step"}}
+_CHANGED: dict[str, dict[str, Any]] = {"dataset": {"check": common.ARRAYS}, "decay": {"default": "step"}}
 
 
 def _training_options() -> tuple[Option, ...]:
@@ -98,7 +97,7 @@ LOTTERY = Command(
     (
         Option("modes", "init,weights,reinitialize,shuffle", "what to compare: see below", list, _MODES),
         Option("levels", 8, "how often to prune", int, common.at_least(1)),
-        Option("rate", 0.4, "fraction of what is left that is pruned each time", float, _RATE),
+        Option("rate", 0.4, "fraction of what is left that is pruned each time", float, common.FRACTION),
         Option("rewind_to", "epoch:1", "a share of the training (0.1), an epoch, or a step", str, _POINT, "POINT"),
         Option("criterion", "magnitude", "what to prune by, listed below", _CRITERIA),
         Option("seeds", 3, "number of trainings of each, with seeds from 0", int, common.at_least(1)),
@@ -116,6 +115,6 @@ LOTTERY = Command(
     "          reinitialize   control: the masks of init (or else of weights) with fresh weights\n"
     "          shuffle        control: those masks shuffled within each weight, with the ticket's weights\n"
     f"Criteria: {', '.join(_CRITERIA[:9])},\n          {', '.join(_CRITERIA[9:])}\n"
-    f"{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}",
+    f"{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}, or your own:\n{common.OWN_DATA_NOTES}",
     run,
 )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 from typing import Any
 
 from ...data import Dataset
 from ...experiments.sensitivity import Sensitivity, sensitivity
-from ...masks import is_tf_keras, mask
+from ...masks import library_of, mask
 from ...report.saved import load
 from ..options import Command, Option
 from . import common
@@ -28,10 +27,8 @@ def run(values: Any, arguments: list[str]) -> None:
     model = load(arguments[0])
     dataset = common.load_data(values, values.seed)
     _check_shapes(model, dataset, arguments[0])
-    old = is_tf_keras(model)
-    if old:
-        model = mask(model).model
-    common.compile_for_classes(model, importlib.import_module("tf_keras" if old else "keras"))
+    model = mask(model).model
+    common.compile_for_classes(model, library_of(model).package)
 
     def accuracy(model: Any) -> float:
         return model.evaluate(**dataset.evaluate_kwargs(), verbose=0, return_dict=True)["accuracy"]

@@ -15,7 +15,6 @@ from ...callbacks import GradualPruning, PruneAtInit, SparsityLogger
 from ...criteria import CRITERIA
 from ...data import Dataset
 from ...deploy.export import export, targets
-from ...patterns import PATTERNS
 from ...report.plot import plot_sparsity
 from ...report.summary import summary
 from ...runtime.distribution import is_chief
@@ -130,15 +129,6 @@ def _callbacks(values: Any, dataset: Dataset, steps: int) -> list[Any]:
     return [pruning, SparsityLogger(table=values.verbose)]
 
 
-def _is_pattern(name: str) -> bool:
-    try:
-        PATTERNS.get(name)
-    except ValueError:
-        return False
-    return True
-
-
-_PATTERN = (_is_pattern, f"must be one of {', '.join(PATTERNS)}, or such as 1:4 (n:m) or 4x4 (tiles)")
 _WITH_DATA = ", ".join(sorted(set(METHODS[2:]) - set(common.criteria())))
 _WITHOUT = ", ".join(common.criteria())
 
@@ -151,9 +141,7 @@ TRAIN = Command(
         Option("method", "synflow", "how to prune: see below", METHODS),
         Option("sparsity", 0.9, "fraction of zeros to prune to", float, common.SPARSITY),
         *common.training_options("conv-4", 1.0, 15, scope=None),
-        Option(
-            "pattern", "unstructured", "shape of the zeros: unstructured, channel, 2:4, 4x4 ...", str, _PATTERN, "NAME"
-        ),
+        common.PATTERN,
         common.LIBRARY,
         Option(
             "strategy", "auto", "devices: all TPU cores, GPUs (mirrored) or workers; or the first (none)", STRATEGIES

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from ...data.batches import Batch
-from ...masks import is_tf_keras
+from ...masks import library_of
 from ...masks.below import all_layers
 from ...masks.masked_layers import is_masked
 from ...runtime.distribution import device_layout, to_numpy, undistributed
@@ -47,19 +47,13 @@ class Gradients:
             raise ValueError(f"`temperature` must be a positive number. Received: temperature={temperature!r}")
         _check_compiled(model, context.data[0])
         heat = _heat(model, temperature)
-        if is_tf_keras(model):
-            from .gradients_tf_keras import derivatives
-
-            self._gradient, self._curvature = derivatives(context, training, heat, _no_loss)
-            return
-        loss = _own_loss(model, context.data[0])
-        make = {"tensorflow": _tensorflow_derivatives, "jax": _jax_derivatives}.get(keras.backend.backend())
-        if make is None:
+        backend = library_of(model).backend()
+        if backend not in _DERIVATIVES:
             raise ValueError(
                 "Gradients need the tensorflow or jax backend: set KERAS_BACKEND before importing keras. "
-                f"Received: keras.backend.backend()={keras.backend.backend()!r}"
+                f"Received: keras.backend.backend()={backend!r}"
             )
-        self._gradient, self._curvature = make(context, training, heat, loss)
+        self._gradient, self._curvature = _DERIVATIVES[backend](context, training, heat)
 
     def gradient(self, values: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
         """dL/dw at these values of the weights on one batch."""
@@ -78,7 +72,7 @@ def gradients_of(context: Context, training: bool = False, temperature: float = 
 def _check_compiled(model: Any, batch: Batch) -> None:
     if getattr(model, "optimizer", None) is None:
         raise _no_loss(model)
-    own = type(model).compute_loss is not (keras.Model.compute_loss if not is_tf_keras(model) else _tf_keras_loss())
+    own = type(model).compute_loss is not library_of(model).package.Model.compute_loss
     if batch[1] is None and getattr(model, "loss", None) and not own:
         raise ValueError("The compiled loss needs targets: each batch must be a tuple (x, y). Received: y=None")
 
@@ -90,12 +84,6 @@ def _no_loss(model: Any) -> ValueError:
         "in `compute_loss` or `add_loss`; a loss inside `train_step` is out of reach. "
         f"Received: model={model.name!r}, which is not compiled with a loss"
     )
-
-
-def _tf_keras_loss() -> Any:
-    import tf_keras
-
-    return tf_keras.Model.compute_loss
 
 
 def _own_loss(model: Any, batch: Batch) -> Any:
@@ -149,7 +137,7 @@ def _mask_variables(model: Any) -> list[Any]:
 
 
 def _tensorflow_derivatives(
-    context: Context, training: bool, heat: Callable[[Any], Any], own_loss: Any
+    context: Context, training: bool, heat: Callable[[Any], Any]
 ) -> tuple[Derivative, Derivative]:
     import tensorflow as tf
 
@@ -157,6 +145,7 @@ def _tensorflow_derivatives(
     from .precision_tensorflow import without_tf32
 
     model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
+    own_loss = _own_loss(model, context.data[0])
     variables = [w.variable for w in context.weights]
 
     def gradient(values: list[Any], batch: Any) -> list[Any]:
@@ -187,12 +176,11 @@ def _tensorflow_derivatives(
     return run(first), run(second)
 
 
-def _jax_derivatives(
-    context: Context, training: bool, heat: Callable[[Any], Any], own_loss: Any
-) -> tuple[Derivative, Derivative]:
+def _jax_derivatives(context: Context, training: bool, heat: Callable[[Any], Any]) -> tuple[Derivative, Derivative]:
     import jax
 
     model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
+    own_loss = _own_loss(model, context.data[0])
     scored = {id(w.variable) for w in context.weights} | {id(m) for m in masks}
     variables = [w.variable for w in context.weights]
     others = [v for v in model.variables if id(v) not in scored]
@@ -223,25 +211,31 @@ def _jax_derivatives(
     return run(first), run(second)
 
 
+def _tf_keras_derivatives(
+    context: Context, training: bool, heat: Callable[[Any], Any]
+) -> tuple[Derivative, Derivative]:
+    from .gradients_tf_keras import derivatives
+
+    return derivatives(context, training, heat, _no_loss)
+
+
+_DERIVATIVES = {"tensorflow": _tensorflow_derivatives, "jax": _jax_derivatives, "tf_keras": _tf_keras_derivatives}
+
+
 def _heat(model: Any, temperature: float) -> Callable[[Any], Any]:
     """Outputs -> outputs as if the logits had been divided by the temperature."""
     if temperature == 1:
         return lambda outputs: outputs
-    if is_tf_keras(model):
-        import tensorflow as tf
-
-        log, sigmoid, softmax, maximum = tf.math.log, tf.sigmoid, tf.nn.softmax, tf.maximum
-    else:
-        log, sigmoid, softmax, maximum = ops.log, ops.sigmoid, ops.softmax, ops.maximum
+    ops = library_of(model).ops
 
     def heated(output: Any, loss: Any) -> Any:
         kind = _probabilities(loss)
         # Below this a float32 has no reciprocal; no gradient comes from there.
-        safe = lambda p: log(maximum(p, 1e-37))  # noqa: E731
+        safe = lambda p: ops.log(ops.maximum(p, 1e-37))  # noqa: E731
         if kind == "softmax":
-            return softmax(safe(output) / temperature)
+            return ops.softmax(safe(output) / temperature)
         if kind == "sigmoid":
-            return sigmoid((safe(output) - safe(1 - output)) / temperature)
+            return ops.sigmoid((safe(output) - safe(1 - output)) / temperature)
         return output / temperature
 
     def heat(outputs: Any) -> Any:

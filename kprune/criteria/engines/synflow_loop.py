@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from ...masks import Masks, is_tf_keras
+from ...masks import Masks, library_of
 from ...runtime.distribution import undistributed
 from ...selection import keep_highest_jax
 from ..base import Context
@@ -26,7 +26,7 @@ def accelerator(context: Context) -> Any:
 
     That is a GPU under Keras 3 on JAX. A TPU has no float64, and on a CPU the rounds are faster one by one.
     """
-    if is_tf_keras(context.model) or keras.backend.backend() != "jax" or keras.distribution.distribution() is not None:
+    if library_of(context.model).backend() != "jax" or keras.distribution.distribution() is not None:
         return None
     devices = set().union(*(weight.variable.value.devices() for weight in context.weights))
     return devices.pop() if len(devices) == 1 and next(iter(devices)).platform == "gpu" else None

@@ -1,98 +1,18 @@
-"""Scopes: how a sparsity is shared among the weights. A scope turns scores into the number that each weight keeps.
-
-Where scores lie on an accelerator, the scopes of this file are given `Counted` in their place (the trait `counts`);
-a function of the user's own always gets arrays.
-"""
+"""Scopes within bounds: no weight keeps less than a floor or more than a ceiling, or some stay dense."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
+from ..util.checks import check_flag, check_strings
+from ..util.ranking import alive, zeros_for
+from .base import SCOPES, Scope, Scores, by_expression, like, shares_of
+from .shares import uniform
 
-from .patterns import nth_highest
-from .util.checks import check_expression, check_flag, check_strings
-from .util.ranking import Counted, alive, in_proportion, zeros_for
-from .util.registry import Registry, trait
-
-Scores = dict[str, np.ndarray]
-Scope = Callable[[Scores, float], dict[str, int]]
 Bound = int | float | dict[str, int | float] | Callable[[str], int | float]
-
-SCOPES = Registry("scope")
-
-
-@SCOPES.register("global", counts=True)
-def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
-    """One ranking over all weights together; each keeps what it has above the common cut.
-
-    sum(n_keep) = N - floor(sparsity * N), N = number of entries of all weights; ties go to the earlier weight.
-
-    Args:
-        scores: path -> float array; higher = keep; -inf = pruned already.
-        sparsity: fraction of zeros over all weights, in [0, 1).
-
-    Returns:
-        path -> number of entries to keep.
-
-    >>> global_scope({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
-    {'a': 2, 'b': 0}
-    """
-    size = sum(score.size for score in scores.values())
-    n_keep = size - zeros_for(size, sparsity)
-    if n_keep == 0:
-        return dict.fromkeys(scores, 0)
-    first = next(iter(scores.values()))
-    if isinstance(first, Counted):
-        counts = first.counts(n_keep)
-    else:
-        _, counts = nth_highest([score.reshape(-1) for score in scores.values()], n_keep)
-    ties = n_keep - sum(above for above, _ in counts)
-    shares = {}
-    for path, (above, equal) in zip(scores, counts, strict=True):
-        shares[path] = above + min(ties, equal)
-        ties -= min(ties, equal)
-    return shares
-
-
-@SCOPES.register("layerwise", counts=True)
-def layerwise(scores: Scores, sparsity: float) -> dict[str, int]:
-    """The same sparsity in each weight: n_keep = size - floor(sparsity * size).
-
-    >>> layerwise({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
-    {'a': 1, 'b': 1}
-    """
-    return {path: score.size - zeros_for(score.size, sparsity) for path, score in scores.items()}
-
-
-@SCOPES.register("uniform", counts=True)
-def uniform(scores: Scores, sparsity: float) -> dict[str, int]:
-    """The same density in each weight, and the exact total: sum(n_keep) = N - floor(sparsity * N).
-
-    "layerwise" rounds each weight up, so it keeps up to an entry per weight more. See `in_proportion`.
-
-    >>> scores = {"a": np.ones(5), "b": np.ones(5)}
-    >>> uniform(scores, 0.5), layerwise(scores, 0.5)
-    ({'a': 3, 'b': 2}, {'a': 3, 'b': 3})
-    """
-    return in_proportion(scores, sparsity, dict.fromkeys(scores, 1.0))
-
-
-@SCOPES.register("erk", counts=True)
-def erk(scores: Scores, sparsity: float) -> dict[str, int]:
-    """Erdos-Renyi-Kernel densities (arXiv:1911.11134): small weights stay denser than large ones.
-
-    density[p] = min(1, c * sum(shape[p]) / prod(shape[p])), with the c of the exact total N - floor(sparsity * N). See
-    `in_proportion`.
-
-    >>> erk({"a": np.ones((2, 2)), "b": np.ones((8, 8))}, 0.75)  # densities min(1, 1.0 c) and 0.25 c, c = 0.85
-    {'a': 3, 'b': 14}
-    """
-    return in_proportion(scores, sparsity, {path: sum(s.shape) / max(s.size, 1) for path, s in scores.items()})
 
 
 @SCOPES.register("uniform_plus", counts=True)
@@ -111,6 +31,7 @@ def uniform_plus(scores: Scores, sparsity: float) -> dict[str, int]:
     Raises:
         ValueError: the first weight and a fifth of the last need more entries than the sparsity leaves.
 
+    >>> import numpy as np
     >>> uniform_plus({"a": np.ones(2), "b": np.ones(20), "c": np.ones(10)}, 0.75)
     {'a': 2, 'b': 4, 'c': 2}
     """
@@ -122,52 +43,6 @@ def uniform_plus(scores: Scores, sparsity: float) -> dict[str, int]:
     return _bounded(
         uniform, scores, sparsity, low, None, "The first weight and 20 % of the last", "scope='uniform_plus'"
     )
-
-
-@SCOPES.maker
-def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], float]) -> Scope:
-    """A scope of given densities, scaled by one factor to the exact number of entries that the sparsity leaves.
-
-    n_keep[p] = min(size[p], round(c * density[p] * size[p])), c = 1 where the sparsity asked for is the one that the
-    densities imply; see `in_proportion`. With criterion="random" it is the control of arXiv:2009.08576 and 2009.11094:
-    does a method find good weights, or just good densities?
-
-    Args:
-        densities: regular expression, searched in a weight's path, the first that matches counts -> density; or a
-            function of path and shape. Finite, >= 0; only their ratios count, so one may be above 1.
-
-    Raises:
-        ValueError: a density is none; or, when called, no expression matches a weight, or one matches no weight.
-
-    >>> scope = per_layer({"logits": 0.5, "dense": 0.1})
-    >>> scope({"dense_1/kernel": np.ones(90), "logits/kernel": np.ones(10)}, 0.86)
-    {'dense_1/kernel': 9, 'logits/kernel': 5}
-    """
-    if not isinstance(densities, dict) and not callable(densities):
-        raise ValueError(f"`densities` must be a dict or a function. Received: densities={densities!r}")
-
-    def check(values: Iterable[Any]) -> None:
-        for value in values:
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
-                raise ValueError(f"A density must be a finite number >= 0: {value!r} is not. Received: {received}")
-
-    received = f"densities={densities}"
-    check(densities.values() if isinstance(densities, dict) else ())
-
-    def scope(scores: Scores, sparsity: float) -> dict[str, int]:
-        if isinstance(densities, dict):
-            relative = _by_expression(densities, scores, None, received)
-            unmatched = [path for path, density in relative.items() if density is None]
-            if unmatched:
-                raise ValueError(
-                    f"No expression matches {', '.join(unmatched)}: add a density for each. Received: {received}"
-                )
-        else:
-            relative = {path: densities(path, score.shape) for path, score in scores.items()}
-            check(relative.values())
-        return in_proportion(scores, sparsity, relative)
-
-    return _like(global_scope, scope)
 
 
 @SCOPES.maker
@@ -187,6 +62,7 @@ def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
         ValueError: a floor is negative or a density above 1; or, when called, an expression matches no weight, or the
             floors alone need more entries than the budget has.
 
+    >>> import numpy as np
     >>> with_floor("global", 1)({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
     {'a': 1, 'b': 1}
     """
@@ -198,7 +74,7 @@ def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
         low = {path: min(alive(scores[path]), math.ceil(least)) for path, least in entries(scores).items()}
         return _bounded(base, scores, sparsity, low, None, "The floors", f"floor={floor}")
 
-    return _like(base, floored)
+    return like(base, floored)
 
 
 @SCOPES.maker
@@ -216,6 +92,7 @@ def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
         ValueError: a ceiling is negative or a density above 1; or, when called, an expression matches no weight, or
             the ceilings do not hold as many entries as are to be kept.
 
+    >>> import numpy as np
     >>> with_ceiling("global", 0.75)({"a": np.array([8.0, 7.0, 6.0, 5.0]), "b": np.array([4.0, 3.0, 2.0, 1.0])}, 0.5)
     {'a': 3, 'b': 1}
     """
@@ -226,7 +103,7 @@ def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
         high = {path: math.floor(most) for path, most in entries(scores).items()}
         return _bounded(base, scores, sparsity, dict.fromkeys(scores, 0), high, "The ceilings", f"ceiling={ceiling}")
 
-    return _like(base, capped)
+    return like(base, capped)
 
 
 @SCOPES.maker
@@ -245,6 +122,7 @@ def kept_out(
         ValueError: nothing is to be kept out; or, when called, an expression matches no weight, or the dense weights
             alone need more entries than the budget has.
 
+    >>> import numpy as np
     >>> kept_out("uniform", first=True)({"a": np.ones(2), "b": np.ones(4), "c": np.ones(4)}, 0.6)
     {'a': 2, 'b': 1, 'c': 1}
     """
@@ -259,37 +137,13 @@ def kept_out(
         )
 
     def outside(scores: Scores, sparsity: float) -> dict[str, int]:
-        dense = _by_expression(dict.fromkeys(expressions, True), scores, False, received)
+        dense = by_expression(dict.fromkeys(expressions, True), scores, False, received)
         dense[next(iter(scores))] |= first
         dense[next(reversed(scores))] |= last
         low = {path: alive(score) if dense[path] else 0 for path, score in scores.items()}
         return _bounded(base, scores, sparsity, low, None, "The weights that stay dense", received)
 
-    return _like(base, outside)
-
-
-def _like(base: Scope, scope: Scope) -> Scope:
-    """The scope, which asks no more of the scores than another does."""
-    scope.counts = trait(base, "counts", False)  # type: ignore[attr-defined]
-    return scope
-
-
-def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:
-    """A scope's answer: path -> number of entries to keep; ValueError if it is anything else."""
-    shares, name = scope(scores, sparsity), SCOPES.name_of(scope)
-    if not isinstance(shares, dict):
-        raise ValueError(
-            f"A scope must return a dict: path -> number of entries to keep. Received: scope={name!r}, which returned "
-            f"{shares!r:.100}"
-        )
-    for path, score in scores.items():
-        n_keep = shares.get(path)
-        if not isinstance(n_keep, Integral) or isinstance(n_keep, bool) or not 0 <= n_keep <= score.size:
-            raise ValueError(
-                f"A scope must return an integer from 0 to {score.size} for {path}. Received: scope={name!r}, which "
-                f"returned {n_keep!r:.100}"
-            )
-    return {path: int(shares[path]) for path in scores}
+    return like(base, outside)
 
 
 def _bounded(
@@ -348,18 +202,6 @@ def _bounded(
     return best
 
 
-def _by_expression(values: dict[str, Any], paths: Iterable[str], default: Any, received: str) -> dict[str, Any]:
-    """path -> the value of the first expression that is found in it, or the default."""
-    paths = list(paths)
-    for expression in values:
-        check_expression(expression)
-        if not any(re.search(expression, path) for path in paths):
-            raise ValueError(
-                f"Regular expression {expression!r} matches none of {', '.join(paths)}. Received: {received}"
-            )
-    return {path: next((v for e, v in values.items() if re.search(e, path)), default) for path in paths}
-
-
 def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[Scores], dict[str, float]]:
     """The bound in entries (densities unrounded) of each weight; ValueError if it is not a bound."""
 
@@ -380,13 +222,9 @@ def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[S
 
     def of_each(scores: Scores) -> dict[str, float]:
         if isinstance(bound, dict):
-            values = _by_expression(bound, scores, default, f"{name}={bound}")
+            values = by_expression(bound, scores, default, f"{name}={bound}")
         else:
             values = {path: bound(path) if callable(bound) else bound for path in scores}
         return {path: entries(values[path], score.size) for path, score in scores.items()}
 
     return of_each
-
-
-__all__ = ["SCOPES", "erk", "global_scope", "layerwise", "uniform", "uniform_plus"]
-__all__ += ["kept_out", "per_layer", "with_ceiling", "with_floor"]

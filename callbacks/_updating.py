@@ -1,0 +1,58 @@
+"""What the callbacks share that change masks at steps of their own: when they are asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kprune.masks import check_is_optimizer
+
+from ._counter import Counter
+from .base import MaskingCallback
+
+
+class UpdatingCallback(MaskingCallback):
+    """A callback that is asked to update masks when its next update may have come due.
+
+    It is asked before an epoch's first step, after the batches at which the counter may have reached `next_due`, and at
+    an epoch's end, so that what is saved there holds all updates up to then.
+
+    Args:
+        optimizer: the one whose steps count; the compiled one by default.
+    """
+
+    prunes = "during"
+
+    def __init__(self, optimizer: Any = None):
+        super().__init__()
+        check_is_optimizer("optimizer", optimizer)
+        self.optimizer = optimizer
+        self._counter = Counter(self, optimizer)
+
+    def next_due(self) -> int | None:
+        """The step of the next update; None if there is none."""
+        raise NotImplementedError
+
+    def plan(self, taken: int, epoch: int) -> None:
+        """An epoch begins after so many steps: say when updates are due."""
+        raise NotImplementedError
+
+    def update(self, taken: int) -> None:
+        """Update the masks if an update has come due by this step."""
+        raise NotImplementedError
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        with self.undone():
+            taken = self._counter.begin_epoch()
+            self.plan(taken, epoch)
+            # Also what an epoch's end has brought after its backup was written.
+            self.update(taken)
+        super().on_epoch_begin(epoch)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        taken = self._counter.after_batch(batch, self.next_due())
+        if taken is not None:
+            self.update(taken)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.update(self._counter.end_epoch())
+        super().on_epoch_end(epoch, logs)

@@ -1,0 +1,110 @@
+"""`kprune search`: the sparsest network that is nearly as good as the dense one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from ...deploy.export import export
+from ...experiments.search import search
+from ..options import Command, Option
+from . import common
+
+# With the search's own, all flags that decide the outcome of a training.
+_SETTINGS = ("width", "data_dir", "image_size", "target", "batch_size", "epochs", "optimizer", "decay", "library")
+
+
+def run(values: Any, arguments: list[str]) -> None:
+    """`kprune search`: the search, as a CSV file, a figure and a table, and the network that it found.
+
+    Args:
+        values: the flags of the command, as attributes.
+        arguments: the model.
+
+    Raises:
+        ValueError, OSError, ImportError, RuntimeError: as the library raises them; what can be checked is checked
+            before the training.
+    """
+    [model] = arguments
+    known, says = common.MODEL
+    if not known(model):
+        raise ValueError(f"MODEL {says(model)}. Received: model={model!r}")
+    if not values.low < values.high:
+        raise ValueError(f"--low must be below --high. Received: low={values.low}, high={values.high}")
+    dataset = common.load_data(values, seed=0)
+    folder = Path(values.out_dir)
+
+    def build(seed: int) -> Any:
+        return common.new_network(values, dataset, seed, True, values.library, model=model)
+
+    def train(network: Any, trial: Any) -> None:
+        network.fit(**dataset.fit_kwargs(), epochs=values.epochs, callbacks=trial.callbacks, verbose=0)
+
+    def accuracy(network: Any) -> float:
+        return network.evaluate(**dataset.evaluate_kwargs(), verbose=0, return_dict=True)["accuracy"]
+
+    report = search(
+        build(0) if model.endswith(".keras") else build,
+        train,
+        accuracy,
+        within=values.within,
+        low=values.low,
+        high=values.high,
+        steps=values.steps,
+        seeds=range(values.seeds),
+        criterion=values.criterion,
+        scope=values.scope,
+        pattern=values.pattern,
+        rounds=values.rounds,
+        data=dataset.sample() if values.criterion not in common.criteria("training") else None,
+        batches=None,
+        folder=folder,
+        settings={
+            "model": model,
+            "dataset": dataset.name,
+            **{name: getattr(values, name) for name in _SETTINGS},
+            "learning_rate": common.learning_rate(values),
+            "backend": keras.backend.backend(),
+        },
+    )
+    figure = values.plot or folder / "search.png"
+    report.plot(figure)
+    print(f"{report}\ntable: {folder / 'search.csv'}\nfigure: {figure}")
+    if report.model is not None:
+        print(f"model: {export(report.model, folder / 'sparsest', 'keras', overwrite=True, verbose=0)}")
+
+
+_CRITERIA = common.criteria("data", "training")
+
+
+def _training_options() -> tuple[Option, ...]:
+    return tuple(option for option in common.training_options("", 1.0, 15, scope=None) if option.name != "model")
+
+
+SEARCH = Command(
+    "search",
+    "Find the sparsest network that is nearly as accurate as the dense one.",
+    "MODEL",
+    "kprune search lenet-300-100 --dataset=digits --within=0.01 --out_dir=out",
+    (
+        Option("within", 0.01, "by how much it may be less accurate: 0.01 is one per cent", float, common.SPARSITY),
+        Option("low", 0.5, "sparsity to search from", float, common.FRACTION),
+        Option("high", 0.99, "sparsity to search to", float, common.FRACTION),
+        Option("steps", 6, "how many sparsities to try between them", int, common.at_least(0)),
+        Option("seeds", 3, "how many trainings of each, from seed 0 on", int, common.at_least(1)),
+        Option("criterion", "magnitude", "what to prune by; the names are below", _CRITERIA),
+        *_training_options(),
+        common.PATTERN,
+        common.LIBRARY,
+        Option("out_dir", "out", "folder for search.csv, which a second run goes on with, and sparsest.keras"),
+        Option("plot", None, "file for the figure [OUT_DIR/search.png]", str, common.FIGURE),
+        *common.LOGGING,
+    ),
+    "Each training starts anew, prunes gradually until 0.7 of its steps, and is tested; what is found is trained and\n"
+    "tested once more, on fresh seeds, beside the dense network. Accuracy that rises with sparsity is reported.\n"
+    f"Criteria: {', '.join(_CRITERIA[:9])},\n          {', '.join(_CRITERIA[9:])}\n"
+    f"{common.NETWORK_NOTES.replace('Models:  ', 'MODEL:   ', 1)}",
+    run,
+)

@@ -1,0 +1,194 @@
+"""Data of one's own, with classes to tell apart: arrays in a file, a table, a folder of images."""
+
+import csv
+import io
+import os
+import zipfile
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from ..util.checks import did_you_mean
+from .dataset import Arrays, Dataset
+
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def scaled(images: np.ndarray, maximum: int) -> np.ndarray:
+    """Images from 0 to `maximum` as float32 in [0, 1], with channels last."""
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    elif keras.config.image_data_format() == "channels_first":
+        images = np.moveaxis(images, 1, -1)
+    return np.divide(images, maximum, dtype=np.float32)
+
+
+def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
+    """The data set in an .npz file, as `kprune.data.load` says."""
+    received = f"Received: name={os.fspath(path)!r}"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in _ARRAYS if name not in file]
+            if missing:
+                raise ValueError(f"the arrays {', '.join(missing)} are missing; there are {', '.join(file) or 'none'}")
+            arrays = {name: file[name] for name in _ARRAYS}
+        x_train, x_test = (_inputs(name, arrays[name]) for name in ("x_train", "x_test"))
+        y_train, y_test = (_class_ids(name, arrays[name]) for name in ("y_train", "y_test"))
+        for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+            if not 0 < len(x) == len(y):
+                raise ValueError(f"x_{part} has {len(x):,} examples, y_{part} {len(y):,}")
+        if x_train.shape[1:] != x_test.shape[1:]:
+            raise ValueError(f"an example has shape {x_train.shape[1:]} in x_train, {x_test.shape[1:]} in x_test")
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"The file cannot be used as a data set: {str(error).rstrip('.')}. {received}") from error
+    classes = int(max(y_train.max(), y_test.max())) + 1
+    return Dataset(Path(path).name, (x_train, y_train), (x_test, y_test), x_train.shape[1:], classes, batch_size)
+
+
+def _inputs(name: str, x: np.ndarray) -> np.ndarray:
+    if x.dtype.kind not in "fiub" or x.ndim < 2:
+        raise ValueError(f"{name} must hold numbers, an example in each row, not {x.dtype} of shape {x.shape}")
+    if x.dtype == np.uint8:
+        return scaled(x, 255) if x.ndim == 3 else np.divide(x, 255, dtype=np.float32)
+    x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} holds NaN or infinite values, or such as float32 cannot hold")
+    return x
+
+
+def _class_ids(name: str, y: np.ndarray) -> np.ndarray:
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or y.dtype.kind not in "fiub" or (y != np.floor(y)).any() or (y < 0).any() or (y > 1e6).any():
+        raise ValueError(
+            f"{name} must hold class ids, integers from 0 on, one for each example, not {y.dtype} of shape {y.shape} "
+            "(one-hot rows become ids by y.argmax(axis=1))"
+        )
+    return y.astype(np.int32)
+
+
+def from_csv(path: str | os.PathLike, target: str | None, batch_size: int) -> Dataset:
+    """The data set in a .csv file, as `kprune.data.load` says."""
+    received = f"Received: name={os.fspath(path)!r}"
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            file.seek(0)
+            delimiter = max(",;\t", key=first.count)
+            header, *rows = [row for row in csv.reader(file, delimiter=delimiter) if row] or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"The file is not a CSV file: {error}. {received}") from error
+    columns = ", ".join(header[:20]) + (" ..." if len(header) > 20 else "")
+    if target is None or target not in header:
+        hint = "." if target is None else did_you_mean(target, header)
+        raise ValueError(
+            f"`target` must name the column that holds the classes; the file has {columns or 'no columns'}{hint} "
+            f"Received: target={target!r}"
+        )
+    place = header.index(target)
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise ValueError(f"Line {number} has {len(row)} cells, the header has {len(header)}. {received}")
+    x = np.empty((len(rows), len(header) - 1), np.float32)
+    for at, column in enumerate(i for i in range(len(header)) if i != place):
+        x[:, at] = [_number(row[column], header[column], number, received) for number, row in enumerate(rows, start=2)]
+    y, classes = _classes([row[place].strip() for row in rows], target, received)
+    test = _a_fifth(y)
+    if not x.shape[1] or not test.any():
+        raise ValueError(f"The file needs a column besides the target, and examples to test on. {received}")
+    train = ~test
+    return Dataset(Path(path).name, (x[train], y[train]), (x[test], y[test]), (x.shape[1],), classes, batch_size)
+
+
+def _number(word: str, column: str, line: int, received: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = np.nan
+    if not abs(value) <= np.finfo(np.float32).max:
+        raise ValueError(
+            f"Every column but the target must hold finite numbers; column {column!r} has {word!r:.40} in line {line}. "
+            f"Make numbers of words, and fill what is missing, beforehand. {received}"
+        )
+    return value
+
+
+def _classes(words: list[str], target: str, received: str) -> tuple[np.ndarray, int]:
+    """Class ids, by the order of the values, and the number of classes."""
+    values: list[Any]
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        values = words
+    known = sorted(set(values))
+    if any(isinstance(value, float) and not value.is_integer() for value in known) or "" in known:
+        raise ValueError(
+            f"The target must hold classes, words or integers, and none may be missing. {received}, target={target!r}"
+        )
+    if len(known) < 2:
+        raise ValueError(f"The target must hold at least two classes. {received}, target={target!r}")
+    ids = {value: number for number, value in enumerate(known)}
+    return np.array([ids[value] for value in values], np.int32), len(known)
+
+
+def _a_fifth(y: np.ndarray) -> np.ndarray:
+    """Whether each example is one for testing: a fifth of each class, drawn alike each time."""
+    test, draw = np.zeros(len(y), bool), np.random.default_rng(0)
+    for label in np.unique(y):
+        members = draw.permutation(np.flatnonzero(y == label))
+        test[members[: max(1, len(members) // 5) if len(members) > 1 else 0]] = True
+    return test
+
+
+def from_folder(
+    directory: str | os.PathLike | None,
+    name: str | None,
+    image_size: tuple[int, int] | None,
+    batch_size: int,
+    seed: int,
+) -> Dataset:
+    """The images in a folder, as `kprune.data.load` says; without a name it goes by its own."""
+    if directory is None:
+        raise ValueError(f"{name!r} needs `directory`, a folder that holds train/ and val/. Received: directory=None")
+    root = Path(directory)
+    if image_size is None or len(image_size) != 2 or min(image_size) < 1:
+        raise ValueError(
+            f"{name or root.name!r} needs `image_size`, (height, width) in pixels. Received: image_size={image_size!r}"
+        )
+    train_folder = root / "train"
+    test_folder = root / "val" if (root / "val").is_dir() else root / "test"
+    split = name is None and not train_folder.is_dir()
+    if split:
+        train_folder = test_folder = root
+    if not (train_folder.is_dir() and test_folder.is_dir()):
+        raise ValueError(f"`directory` must hold train/, and val/ or test/. Received: directory='{root}'")
+    classes = _class_names(train_folder)
+    # A class folder missing on one side would shift the class ids of the other.
+    if not classes or _class_names(test_folder) != classes:
+        raise ValueError(
+            f"The folder must hold one folder for each class. Received: directory='{root}'"
+            if split
+            else f"train/ and {test_folder.name}/ must hold the same class folders. Received: directory='{root}'"
+        )
+
+    def batches(folder: Path, train: bool) -> Any:
+        part = {"validation_split": 0.2, "subset": "training" if train else "validation"} if split else {}
+        with redirect_stdout(io.StringIO()):  # of a part, Keras prints how many files it has
+            images = keras.utils.image_dataset_from_directory(
+                folder, class_names=classes, image_size=tuple(image_size), batch_size=batch_size,
+                shuffle=train or split, seed=0 if split else seed, data_format="channels_last", verbose=False, **part,
+            )  # fmt: skip
+        return images.map(lambda x, y: (x / 255.0, y)).prefetch(2)
+
+    train, test = batches(train_folder, True), batches(test_folder, False)
+    return Dataset(name or root.name, train, test, (*image_size, 3), len(classes), batch_size)
+
+
+def _class_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+__all__ = ["Arrays", "from_csv", "from_folder", "from_npz", "scaled"]

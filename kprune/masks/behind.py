@@ -1,0 +1,63 @@
+"""What becomes of the values of pruned entries: they are 0, or they stay behind the mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from keras import ops
+
+from ..util.checks import check_choice
+
+STORES = ("zero", "latent")
+GRADIENTS = ("masked", "straight_through")
+
+
+@dataclass(frozen=True)
+class Behind:
+    """How a masked layer reads and keeps a weight w under a mask m.
+
+    It reads where(m, w, 0) in any case.
+
+    Attributes:
+        store: "zero": pruned entries of w are 0; "latent": they keep their values, and return with them.
+        gradient: of the loss by pruned entries. "masked": 0; "straight_through": that by what is read, as if the entry
+            were kept.
+    """
+
+    store: str = "zero"
+    gradient: str = "masked"
+
+    @classmethod
+    def of(cls, store: str | None, gradient: str | None, known: Behind | None) -> Behind:
+        """What a user asks for, for a model whose masks are `known` already; ValueError if it cannot be."""
+        if store is not None:
+            check_choice("store", store, STORES)
+        if gradient is not None:
+            check_choice("gradient", gradient, GRADIENTS)
+        store = store or (known.store if known else "zero")
+        default = known.gradient if known and known.store == store else {"latent": GRADIENTS[1]}.get(store, "masked")
+        asked = cls(store, gradient or default)
+        if asked == cls("zero", "straight_through"):
+            raise ValueError(
+                "Pruned entries that get gradients do not stay 0: with gradient='straight_through' say store='latent'. "
+                f"Received: store={store!r}, gradient={gradient!r}"
+            )
+        if known is not None and asked != known:
+            raise ValueError(
+                f"The model has masks of another kind, with store={known.store!r} and gradient={known.gradient!r}: "
+                f"call kprune.strip(model) first. Received: store={asked.store!r}, gradient={asked.gradient!r}"
+            )
+        return asked
+
+    @property
+    def latent(self) -> bool:
+        """Whether pruned entries keep their values."""
+        return self.store == "latent"
+
+    def read(self, weight: Any, mask: Any) -> Any:
+        """What the layer computes with: where(mask, weight, 0), a tensor of the weight's shape."""
+        if self.gradient == "masked":
+            return ops.where(mask.value, weight, ops.zeros((), weight.dtype))
+        # Exactly 0 where pruned, but with the gradient of the weight.
+        return ops.where(mask.value, weight, weight - ops.stop_gradient(weight))

@@ -1,0 +1,8 @@
+"""Scopes: how a sparsity is shared among the weights. A scope turns scores into the number that each weight keeps."""
+
+from .base import SCOPES
+from .bounds import kept_out, uniform_plus, with_ceiling, with_floor
+from .shares import erk, global_scope, layerwise, per_layer, uniform
+
+__all__ = ["SCOPES", "erk", "global_scope", "layerwise", "uniform", "uniform_plus"]
+__all__ += ["kept_out", "per_layer", "with_ceiling", "with_floor"]

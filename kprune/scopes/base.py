@@ -1,0 +1,58 @@
+"""What a scope is, the registry of scopes, and what a scope answers, checked.
+
+Where scores lie on an accelerator, the scopes of this folder are given `Counted` in their place (the trait `counts`);
+a function of the user's own always gets arrays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from ..util.checks import check_expression
+from ..util.registry import Registry, trait
+
+Scores = dict[str, np.ndarray]
+Scope = Callable[[Scores, float], dict[str, int]]
+
+SCOPES = Registry("scope")
+
+
+def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:
+    """A scope's answer: path -> number of entries to keep; ValueError if it is anything else."""
+    shares, name = scope(scores, sparsity), SCOPES.name_of(scope)
+    if not isinstance(shares, dict):
+        raise ValueError(
+            f"A scope must return a dict: path -> number of entries to keep. Received: scope={name!r}, which returned "
+            f"{shares!r:.100}"
+        )
+    for path, score in scores.items():
+        n_keep = shares.get(path)
+        if not isinstance(n_keep, Integral) or isinstance(n_keep, bool) or not 0 <= n_keep <= score.size:
+            raise ValueError(
+                f"A scope must return an integer from 0 to {score.size} for {path}. Received: scope={name!r}, which "
+                f"returned {n_keep!r:.100}"
+            )
+    return {path: int(shares[path]) for path in scores}
+
+
+def like(base: Scope, scope: Scope) -> Scope:
+    """The scope, which asks no more of the scores than another does."""
+    scope.counts = trait(base, "counts", False)  # type: ignore[attr-defined]
+    return scope
+
+
+def by_expression(values: dict[str, Any], paths: Iterable[str], default: Any, received: str) -> dict[str, Any]:
+    """path -> the value of the first expression that is found in it, or the default."""
+    paths = list(paths)
+    for expression in values:
+        check_expression(expression)
+        if not any(re.search(expression, path) for path in paths):
+            raise ValueError(
+                f"Regular expression {expression!r} matches none of {', '.join(paths)}. Received: {received}"
+            )
+    return {path: next((v for e, v in values.items() if re.search(e, path)), default) for path in paths}
