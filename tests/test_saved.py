@@ -100,6 +100,12 @@ def damages():
         with zipfile.ZipFile(write(path, parts), "a") as archive, pytest.warns(UserWarning):
             archive.writestr("config.json", b"{}")
 
+    def moved(path, parts):
+        """The tree of the first group lies at 2**64 - 2."""
+        data = bytearray(parts["model.weights.h5"])
+        data[120:128] = (2**64 - 2).to_bytes(8, "little")
+        write(path, parts, **{"model.weights.h5": bytes(data)})
+
     return {
         "empty": (lambda path, parts: path.write_bytes(b""), "not a zip file"),
         "text": (lambda path, parts: path.write_text("not a model"), "not a zip file"),
@@ -121,6 +127,7 @@ def damages():
         "version of tomorrow": (replaced("metadata.json", {"keras_version": "4.0.0"}), "keras_version='4.0.0'"),
         "version is a number": (replaced("metadata.json", {"keras_version": 3}), "keras_version=3"),
         "weights are text": (replaced("model.weights.h5", b"weights"), "damaged"),
+        "an address in the weights": (moved, "damaged"),
         "weights of another model": (replaced("model.weights.h5", h5(x=np.ones(3))), ""),
     }
 

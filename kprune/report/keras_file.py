@@ -36,6 +36,7 @@ _DAMAGED = (
     KeyError,
     TypeError,
     AttributeError,
+    OverflowError,  # of addresses in HDF5
 )
 
 
