@@ -20,7 +20,7 @@ help:
 	@echo "make quick  run the tests of the seams, in a minute or two"
 	@echo "make test   check style and types, run all tests"
 	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end; read"
-	@echo "                   10,000 damaged and hostile files of each kind; shrink 500 random networks"
+	@echo "                   10,000 damaged and hostile files of each kind, and bombs; shrink 500 random networks"
 	@echo "make strategies   run the tests on several devices and in several processes, print a table of them"
 	@echo "make mutations   damage 30 functions, one after the other, and see which test notices (an hour)"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
@@ -84,7 +84,7 @@ test-tensorflow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) tests $(APART:%=--ignore=tests/%)
 
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends.
-ONCE := data faults files fuzz golden_masks layout locks lottery_runs models own_data patterns plotting schedules scopes shrink_random sweep
+ONCE := bombs data faults files fuzz golden_masks layout locks lottery_runs models own_data patterns plotting schedules scopes shrink_random sweep
 test-jax: install-test
 	KERAS_BACKEND=jax $(PYTEST) tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
 
@@ -100,6 +100,8 @@ test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_INPUTS=10000 $(PYTEST) tests/test_readers.py -k random -rP
 	KERAS_BACKEND=jax KPRUNE_INPUTS=10000 $(PYTEST) tests/test_readers.py -k random -rP
 	KERAS_BACKEND=tensorflow KPRUNE_INPUTS=10000 $(PYTEST) tests/tf_keras/test_readers_tf_keras.py -k random -rP
+	KERAS_BACKEND=tensorflow $(PYTEST) tests/test_bombs.py -rP
+	KERAS_BACKEND=jax $(PYTEST) tests/test_bombs.py -rP
 
 # Goes on where it was stopped; out/mutations.jsonl says what was noticed, and by which test.
 mutations: install-test

@@ -14,6 +14,9 @@ from kprune.runtime.optimizers import batches_per_step
 
 from ._counter import Counter
 
+# Of JSON, which takes some twenty times as much once it is read; a level of a lottery takes about 200 bytes.
+_MOST_PROGRESS = 2**20
+
 
 class SnapshotTaker:
     """What a callback tells of its fit to have the model's snapshot at one point of it.
@@ -113,4 +116,7 @@ class SnapshotTaker:
 
 def progress_of(state: dict[str, np.ndarray]) -> dict[str, Any]:
     """The values that went with what `SnapshotTaker.get_state` gave."""
-    return json.loads(state["progress"].tobytes())
+    written = state["progress"]
+    if written.nbytes > _MOST_PROGRESS:
+        raise ValueError(f"a callback's progress takes {written.nbytes:,} bytes; the most is {_MOST_PROGRESS:,}")
+    return json.loads(written.tobytes())

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import signal
 import sys
 
 import numpy as np
@@ -22,6 +23,8 @@ NAMES = [
 VALUES = [None, True, False, 0, -1, 7, 1.5, float("nan"), "", [], {}, [[]], {"a": 1}, [None, 4], ["x", 0, 0]]
 # What a program does that reading a file may not.
 _EVENTS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "urllib.Request"}
+# Seconds after which a reader, which takes milliseconds, will not come to an end.
+_HANGS = 300
 _seen = None
 
 
@@ -31,6 +34,17 @@ def _audit(event, arguments):
 
 
 sys.addaudithook(_audit)
+
+
+class Hangs(BaseException):
+    """A reader did not come to an end; no `except Exception` of its own keeps this."""
+
+
+def _hangs(*_):
+    raise Hangs
+
+
+signal.signal(signal.SIGALRM, _hangs)
 
 
 class Watch:
@@ -128,12 +142,15 @@ def survives(read, path, inputs, seed, make):
         make(rng)
         with bounded_memory() as taken, Watch() as seen:
             try:
+                signal.alarm(_HANGS)
                 read(path)
             except ValueError as error:
                 assert str(error).endswith(f"Received: path={str(path)!r}"), f"input {number}: {error}"
                 refused += 1
             except BaseException as error:
                 raise AssertionError(f"input {number} of seed {seed}: {error!r}") from error
+            finally:
+                signal.alarm(0)
         assert not seen, f"input {number} of seed {seed}: {seen}"
         most = max(most, *taken)
     return (

@@ -20,9 +20,11 @@ from kprune.callbacks import BackupAndRestore, TakeSnapshot
 from kprune.callbacks._carrier import release
 
 import kprune
+from kprune.experiments.lottery_network import LotteryNetwork
 from kprune.experiments.lottery_runs import LotteryRun
 from kprune.experiments.runs import RunTable
 from kprune.experiments.sweep import SweepRun
+from kprune.lottery.rewind import RewindPoint, snapshot
 from kprune.runtime import files
 
 pytestmark = [pytest.mark.one_session, pytest.mark.filterwarnings("ignore:Duplicate name")]
@@ -144,6 +146,36 @@ def test_states_of_find_ticket(tmp_path, name):
             raise
 
     survive(f"find_ticket {name}", whole, fuzz.hostile_npz, read)
+
+
+class Stops(LotteryNetwork):
+    def _batches(self):
+        return [0]
+
+    def _fit(self, *_):
+        raise Trains
+
+
+def test_rewind_points_of_lotteries(tmp_path):
+    target = model()
+    network = Stops(target, None, 1, 0, tmp_path, print)
+    (tmp_path / "init").mkdir()
+    kprune.Ticket.of(target).save(tmp_path / "init" / "level-0.npz")
+    path, before = tmp_path / "init" / "rewind-point.npz", values(target)
+    whole = files.pack(snapshot(target).to_arrays(), {})
+
+    def read(content):
+        path.write_bytes(content)
+        put_back(target, before)
+        try:
+            network.control("shuffle", "init", 0, RewindPoint.of("init"))
+        except Trains:
+            return
+        except ValueError:
+            assert_same(before, values(target))
+            raise
+
+    survive("run_lotteries", whole, fuzz.hostile_npz, read)
 
 
 # What is small on disk and would be large in memory

@@ -100,6 +100,12 @@ def damages():
         with zipfile.ZipFile(write(path, parts), "a") as archive, pytest.warns(UserWarning):
             archive.writestr("config.json", b"{}")
 
+    def moved(path, parts):
+        """The tree of the first group lies at 2**64 - 2."""
+        data = bytearray(parts["model.weights.h5"])
+        data[120:128] = (2**64 - 2).to_bytes(8, "little")
+        write(path, parts, **{"model.weights.h5": bytes(data)})
+
     return {
         "empty": (lambda path, parts: path.write_bytes(b""), "not a zip file"),
         "text": (lambda path, parts: path.write_text("not a model"), "not a zip file"),
@@ -121,6 +127,7 @@ def damages():
         "version of tomorrow": (replaced("metadata.json", {"keras_version": "4.0.0"}), "keras_version='4.0.0'"),
         "version is a number": (replaced("metadata.json", {"keras_version": 3}), "keras_version=3"),
         "weights are text": (replaced("model.weights.h5", b"weights"), "damaged"),
+        "an address in the weights": (moved, "damaged"),
         "weights of another model": (replaced("model.weights.h5", h5(x=np.ones(3))), ""),
     }
 
@@ -181,7 +188,47 @@ def test_an_array_that_unpacks_to_more_than_a_model_needs(masked, tmp_path, caps
         file.create_dataset("mask", (2**33,), "uint8", compression="gzip", chunks=(2**20,))
     file = write(tmp_path / "bomb.keras", parts_of(masked), **{"model.weights.h5": buffer.getvalue()})
     assert peak(lambda: refusal(file, capsys)) < 8 * 2**20
-    assert "the arrays of model.weights.h5 are 8,589,934,592 bytes unpacked" in refusal(file, capsys)
+    assert "the arrays of model.weights.h5 are 77,309,411,328 bytes unpacked" in refusal(file, capsys)
+
+
+def in_chunks(file):
+    """A number in a chunk of 400 MB, which is read whole."""
+    made = file.create_dataset("x", (1,), "float32", maxshape=(None,), chunks=(10**8,), compression="gzip")
+    assert made.nbytes == 4
+
+
+def in_strings(file):
+    file["x"] = ["a", "bc"]
+
+
+def in_attributes(file):
+    file.attrs["dtype"] = ["a", "bc"]
+
+
+def in_many_attributes(file):
+    file.attrs["dtype"] = np.zeros(2000, "uint8")
+
+
+@pytest.mark.parametrize(
+    "fill, words",
+    [
+        (in_chunks, "are 400,000,000 bytes unpacked"),
+        (in_strings, "the array '/x' of model.weights.h5 holds no numbers"),
+        (in_attributes, "the attribute 'dtype' of '/' in model.weights.h5 is no model's"),
+        (in_many_attributes, "the attribute 'dtype' of '/' in model.weights.h5 is no model's"),
+    ],
+)
+def test_arrays_that_take_more_than_they_say(fill, words, masked, tmp_path, capsys):
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        fill(file)
+    path = write(tmp_path / "bomb.keras", parts_of(masked), **{"model.weights.h5": buffer.getvalue()})
+    assert words in refusal(path, capsys)
+
+
+def test_more_members_than_any_model_has(masked, tmp_path, capsys):
+    parts = {**parts_of(masked), **{f"assets/{i}": b"" for i in range(5000)}}
+    assert "it holds 5,003 files, more than any model's" in refusal(write(tmp_path / "many.keras", parts), capsys)
 
 
 @pytest.mark.parametrize("depth", [1, 150])

@@ -5,6 +5,7 @@ import shutil
 
 import keras
 import pytest
+from checkpoints import edit, replace_graph, table
 from helpers import halve
 from keras import layers
 
@@ -137,3 +138,92 @@ def test_damaged(kind, words, exported, tmp_path, capsys):
         saved.read(folder)
     assert cli.main(["inspect", str(folder)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def axes(*sizes):
+    def change(key, entry):
+        if key.startswith(b"variables/0"):
+            del entry.shape.dim[:]
+            for size in sizes:
+                entry.shape.dim.add(size=size)
+
+    return change
+
+
+def value(**fields):
+    def change(key, entry):
+        if key.startswith(b"variables/0"):
+            for name, number in fields.items():
+                setattr(entry, name, number)
+
+    return change
+
+
+def sliced(key, entry):
+    entry.slices.add().extent.add(start=-5, length=3)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (axes(-1), "a shape or dtype that cannot be"),
+        (axes(2**40, 2**40), "a shape or dtype that cannot be"),
+        (axes(2**62, 2**62, 0), "a shape or dtype that cannot be"),
+        (axes(*[1] * 300), "a shape or dtype that cannot be"),
+        (value(dtype=101), "a shape or dtype that cannot be"),
+        (sliced, "a shape or dtype that cannot be"),
+        (lambda key, entry: b"\xff\xff\xff", ""),
+        (lambda key, entry: setattr(entry, "size", 2**60), ""),
+    ],
+    ids=["negative", "overflow", "overflow times 0", "300 axes", "reference", "slice", "no entry", "size"],
+)
+def test_an_index_that_would_stop_the_process(change, words, exported, tmp_path):
+    """Each one's checksums are right: TensorFlow aborts on what it says, so a failure here is a crash."""
+    folder = copy(exported, tmp_path)
+    edit(folder, change)
+    with pytest.raises(ValueError, match=rf"^This SavedModel cannot be read: .*{words}.* Received: path='.*copy'$"):
+        saved.read(folder)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        table([(b"", b"")]).replace(b"\0\0\0\0\1\0\0\0", b"\3\0\0\0\1\0\0\0"),  # where a reader begins
+        table([(b"", b""), (b"abc", b"")]).replace(b"\3\0\0\0\2\0\0\0", b"\5\0\0\0\2\0\0\0"),
+        table([(b"", b"")])[:-20] + bytes(20),
+        table([(b"", b"")])[-48:],
+        b"\xff" * 40 + table([(b"", b"")])[-8:],
+        table([(b"%06d" % i, b"") for i in range(70_000)]),
+        b"",
+    ],
+    ids=[
+        "begins elsewhere",
+        "goes on elsewhere",
+        "no magic",
+        "no blocks",
+        "no end of a number",
+        "many entries",
+        "empty",
+    ],
+)
+def test_an_index_that_is_none(index, exported, tmp_path):
+    folder = copy(exported, tmp_path)
+    (folder / "variables" / "variables.index").write_bytes(index)
+    with pytest.raises(ValueError, match=r"^This SavedModel cannot be read: its index "):
+        saved.read(folder)
+
+
+def test_an_index_written_by_hand_is_read(exported, tmp_path):
+    """So that the ones above are refused for what they say."""
+    folder = copy(exported, tmp_path)
+    edit(folder, lambda key, entry: None)
+    assert saved.read(folder).rows == saved.read(exported[1]).rows
+    replace_graph(folder, b"\x0a\0" * 3)
+    assert not saved.read(folder).rows
+
+
+def test_a_graph_of_more_objects_than_a_model_has(exported, tmp_path):
+    folder = copy(exported, tmp_path)
+    edit(folder, lambda key, entry: setattr(entry, "size", 2**23) if key.startswith(b"_CHECK") else None)
+    with pytest.raises(ValueError, match=r"its graph of objects takes 8,388,608 bytes, more than any model's"):
+        saved.read(folder)

@@ -116,6 +116,39 @@ def test_refused(config, words):
         check_config(sequential(masked), keras)
 
 
+TENSOR = {"class_name": "__keras_tensor__", "config": {"keras_history": ["x", 0, 0]}}
+ONE = {"class_name": "__numpy__", "config": {"value": [1.0], "dtype": "float32"}}
+
+
+@pytest.mark.one_session
+@pytest.mark.parametrize(
+    "node, refused",
+    [
+        ({"args": [ONE], "kwargs": {}}, True),
+        ({"args": [{**ONE, "more": TENSOR}], "kwargs": {}}, True),
+        ({"args": [{"class_name": "__numpy__", "config": {**ONE["config"], "x": TENSOR}}], "kwargs": {}}, True),
+        ({"args": [ONE], "kwargs": {"x": {"class_name": "__slice__", "config": {"start": TENSOR}}}}, True),
+        ({"args": [["a", "b", "c"]], "kwargs": {}}, True),
+        ({"args": [ONE], "kwargs": {}, "more": TENSOR}, True),
+        ([["_CONSTANT_VALUE", -1, ["a", "b", "c"], {}]], True),
+        ([["_CONSTANT_VALUE", -1, 1.0, {"x": {**TENSOR, "config": {}}}]], True),
+        ([], True),
+        ({"args": [ONE, [TENSOR]], "kwargs": {}}, False),
+        ({"args": [ONE], "kwargs": {"x": {"y": [TENSOR]}}}, False),
+        ([["_CONSTANT_VALUE", -1, 1.0, {"x": [["net", 0, 0]]}]], False),
+        ([["net", 0, 0, {}]], False),
+    ],
+)
+def test_a_tensor_that_is_taken_for_a_constant_hides_no_operation(node, refused):
+    """With constants only, the operation would be computed as the file is loaded, at any size that it asks for."""
+    tile = entry("keras.src.ops.numpy", "Tile", {"repeats": [10**10]}, inbound_nodes=[node])
+    if refused:
+        with pytest.raises(ValueError, match=r"'keras\.src\.ops\.numpy\.Tile' is called on constants only$"):
+            check_config(sequential(tile), keras)
+    else:
+        check_config(sequential(tile), keras)
+
+
 @pytest.mark.parametrize("nest", [lambda x: [x], lambda x: {"config": x}, lambda x: {"kprune": x, "config": x}])
 def test_nesting_without_end(nest, plain, tmp_path):
     config = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import zipfile
 import zlib
@@ -18,8 +19,11 @@ _LIMITS = {_METADATA: 2**16, _CONFIG: 2**23}
 # Lists and dicts in a config, some 20 per layer: each takes far more memory than its two bytes in the file.
 _MOST_PARTS = 2**18
 # Neither Keras packs anything. What somebody has packed since may unpack to this many times its size, as weights of
-# which 19 in 20 are 0 do, or to this many bytes.
-_UNPACKED, _SMALL = 20, 2**26
+# which 19 in 20 are 0 do, or to this many bytes, of which a variable takes up to four times as many at first.
+_UNPACKED, _SMALL = 20, 2**25
+# Keras writes three members, and one for each vocabulary.
+_MOST_MEMBERS = 2**12
+_MOST_NUMBERS = 2**10
 # What zipfile, json and h5py raise on damaged bytes.
 _DAMAGED = (
     zipfile.BadZipFile,
@@ -32,6 +36,7 @@ _DAMAGED = (
     KeyError,
     TypeError,
     AttributeError,
+    OverflowError,  # of addresses in HDF5
 )
 
 
@@ -41,7 +46,7 @@ class Description(NamedTuple):
     Attributes:
         version: of the Keras that wrote it, as "3.13.2".
         config: what JSON made of its config.json.
-        array_bytes: what its arrays take.
+        array_bytes: what its arrays take once they are loaded.
     """
 
     version: str
@@ -53,7 +58,7 @@ def describe(path: str | os.PathLike[str]) -> Description:
     """Read what a `.keras` file says about itself; nothing in it is run or imported.
 
     The sizes of all that is in it are looked at before it is read: the file may not unpack to more than 20 times its
-    size (or 64 MiB), its config to no more than 8 MiB.
+    size (or 32 MiB), its config to no more than 8 MiB.
 
     Args:
         path: the file.
@@ -98,6 +103,8 @@ def _parsed(name: str, text: bytes) -> Any:
 
 
 def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
+    if len(members) > _MOST_MEMBERS:
+        raise _Unfit(f"it holds {len(members):,} files, more than any model's ({_MOST_MEMBERS:,})")
     names = [member.filename for member in members]
     for name in (_METADATA, _CONFIG, _WEIGHTS):
         if names.count(name) != 1:
@@ -112,16 +119,21 @@ def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
 
 
 def _checked_weights(data: bytes, limit: int) -> int:
-    """What the arrays take, which HDF5 unpacks as they are read; ValueError for those that lie in other files."""
+    """What the arrays take once they are loaded; ValueError for those that lie in other files, or are no numbers."""
     total = 0
     with h5py.File(io.BytesIO(data), "r") as file:
         groups: list[Any] = [file]
         file.visititems(lambda _, item: groups.append(item))
         for item in groups:
+            _check_attributes(item)
             if isinstance(item, h5py.Dataset):
-                total += item.nbytes
+                # A chunk is read whole, for however few numbers, and a mask has a byte for each bit in the file.
+                chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
+                total += max(chunk, item.nbytes * (9 if item.dtype == "uint8" else 1))
                 if item.external or item.is_virtual:
                     raise _Unfit(f"the array {item.name!r} of {_WEIGHTS} is stored in another file")
+                if item.dtype.hasobject:
+                    raise _Unfit(f"the array {item.name!r} of {_WEIGHTS} holds no numbers")
             else:
                 for name in item:
                     if not isinstance(item.get(name, getlink=True), h5py.HardLink):
@@ -129,6 +141,14 @@ def _checked_weights(data: bytes, limit: int) -> int:
     if total > limit:
         raise _Unfit(_too_large(f"the arrays of {_WEIGHTS} are", total, limit))
     return total
+
+
+def _check_attributes(item: Any) -> None:
+    """Each may be one string or a few numbers; of many strings, all could be one that is as long as the file."""
+    for name in item.attrs:
+        attribute = item.attrs.get_id(name)
+        if math.prod(attribute.shape) > (1 if attribute.dtype.hasobject else _MOST_NUMBERS):
+            raise _Unfit(f"the attribute {name!r:.80} of {item.name!r:.80} in {_WEIGHTS} is no model's")
 
 
 def _too_large(what: str, size: int, limit: int) -> str:

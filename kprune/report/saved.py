@@ -15,10 +15,12 @@ from ..masks.below import all_layers
 from .keras_file import Description, describe
 from .saved_variables import SavedVariables
 from .summary import Row, Summary, summary
+from .tf_keras_rounds import rounds_that_end
 from .trusted import check_config
 from .variable_budget import variables_within
 
-_SMALL = 2**26
+# Variables that no file holds: the states of stateful layers, counters.
+_BESIDE = 2**24
 
 
 def read(path: str | os.PathLike[str]) -> Summary:
@@ -111,8 +113,7 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 
 def _load_checked(file: str, about: Description) -> Any:
-    # Once more for masks, of which the file holds eight to a byte, and for whatever else a layer keeps.
-    limit = _SMALL + 2 * about.array_bytes
+    limit = _BESIDE + about.array_bytes
     if about.version.startswith("3."):
         import keras
 
@@ -125,7 +126,7 @@ def _load_checked(file: str, about: Description) -> Any:
 
     with tfmot.sparsity.keras.prune_scope():  # where tfmot's wrappers are known by their names
         check_config(about.config, tf_keras)
-        with variables_within(limit, tf_keras):
+        with variables_within(limit, tf_keras), rounds_that_end():
             model = tf_keras.models.load_model(file, compile=False, safe_mode=True)
         return _check_model(model, tf_keras.Model)
 

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 
 from ..masks import unique_paths
+from .checkpoint_index import check_index
 
 # TensorFlow copies and serves a SavedModel with this folder in it, and never looks into it.
 _PATHS = ("assets.extra", "kprune.json")
@@ -43,6 +44,7 @@ class SavedVariables:
         prefix = folder / "variables" / "variables"
         if not prefix.with_suffix(".index").is_file():
             raise ValueError("it has no variables")
+        check_index(prefix.with_suffix(".index"))
         self._reader = tf.train.load_checkpoint(str(prefix))
         shapes, dtypes = self._reader.get_variable_to_shape_map(), self._reader.get_variable_to_dtype_map()
         numbers = {key for key, dtype in dtypes.items() if dtype.size and dtype != tf.string}

@@ -197,19 +197,28 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
 
 
 def _has_tensor(node: Any) -> bool:
-    """Whether an inbound node of a functional model takes the output of a layer, in the notation of either Keras."""
-    open_nodes = [node]
-    while open_nodes:
-        value = open_nodes.pop()
-        if isinstance(value, dict):
-            if value.get("class_name") == "__keras_tensor__":
-                return True
-            open_nodes += value.values()
-        elif isinstance(value, list):
-            if len(value) in (3, 4) and isinstance(value[0], str) and value[0] != "_CONSTANT_VALUE":
-                return True
-            open_nodes += value
-    return False
+    """Whether an inbound node of a functional model takes the output of a layer, in the notation of either Keras.
+
+    Only where they look for one: what they take for a constant may hold what looks like one elsewhere.
+    """
+    if isinstance(node, dict) and "args" in node:
+        return _has_keras_tensor([node.get("args"), node.get("kwargs")])
+    return isinstance(node, list) and _has_listed_tensor(node)
+
+
+def _has_keras_tensor(value: Any) -> bool:
+    if isinstance(value, dict) and "class_name" in value and value["class_name"] != "__tuple__":
+        return value["class_name"] == "__keras_tensor__"
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_has_keras_tensor, within))
+
+
+def _has_listed_tensor(value: Any) -> bool:
+    """Of tf_keras: [layer, node, tensor] or [layer, node, tensor, arguments]; a constant has another name first."""
+    if isinstance(value, list) and len(value) in (3, 4) and isinstance(value[0], str):
+        return value[0] != "_CONSTANT_VALUE" or _has_listed_tensor(value[3:])
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_has_listed_tensor, within))
 
 
 def _lookup(name: str, module: str | None, is_function: bool, library: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import pathlib
 import re
 import resource
@@ -12,7 +13,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from crafted import entry, functional, hostile, layer, operation, rewrite
+from crafted import entry, functional, hostile, layer, operation, parts_of, rewrite, write
 from crafted import sequential as described
 from reviewed_layers import TF_KERAS, loadable
 from tensorflow.python.util import tf_export
@@ -128,6 +129,38 @@ def test_operations_on_constants_alone_are_not_computed(plain, tmp_path):
     tiled = functional(operation("TFOpLambda", function="tile"), [0.0], multiples=[10**8])
     with pytest.raises(ValueError, match=r"TFOpLambda' is called on constants only"):
         saved.load(rewrite(tmp_path / "tiled.keras", plain, tiled))
+
+
+def test_a_constant_that_looks_like_a_tensor_is_none(plain, tmp_path):
+    tiled = functional(operation("TFOpLambda", function="tile"), ["inputs", "0", "0"], multiples=[10**8])
+    with pytest.raises(ValueError, match=r"TFOpLambda' is called on constants only"):
+        saved.load(rewrite(tmp_path / "tiled.keras", plain, tiled))
+
+
+def connected(*nodes):
+    """A model of an input and a Dense layer with these inbound nodes."""
+    config = functional(layer("Dense", units=3), 0)
+    config["config"]["layers"][1]["inbound_nodes"] = list(nodes)
+    return config
+
+
+@pytest.mark.private_api
+@pytest.mark.parametrize("nodes", [[[["called", 0, 0, {}]]], [[["inputs", 0, 0, {}]], [["called", 5, 0, {}]]]])
+def test_layers_that_wait_for_each_other_come_to_an_end(nodes, plain, tmp_path):
+    with pytest.raises(ValueError, match=r"layers wait for each other's outputs"):
+        saved.load(rewrite(tmp_path / "loop.keras", plain, connected(*nodes)))
+
+
+def test_layers_are_put_together_in_any_order(plain, tmp_path):
+    """Last layer first, so that each round connects one: as many rounds as there are nodes."""
+    x = y = tf_keras.Input((4,))
+    for _ in range(9):
+        y = layers.Dense(4)(y)
+    tf_keras.Model(x, y).save(tmp_path / "model.keras")
+    config = json.loads(parts_of(tmp_path / "model.keras")["config.json"])
+    config["config"]["layers"].reverse()
+    file = write(tmp_path / "turned.keras", parts_of(tmp_path / "model.keras"), **{"config.json": config})
+    assert len(saved.load(file).layers) == 10
 
 
 @tf_keras.saving.register_keras_serializable("kprune_tests")
