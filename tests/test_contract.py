@@ -828,9 +828,19 @@ def test_a_callback_refuses_what_it_cannot_prune_before_anything_changes(name):
     assert_unchanged(model, before, ["weights"])
 
 
-@pytest.mark.parametrize("name", PRUNING)
-@pytest.mark.parametrize("sparsity", [1.0, -0.1, "0.5", True, None])
-def test_a_callback_refuses_what_is_not_a_sparsity(name, sparsity):
+DEFAULT_SPARSITY = ("PruneAtInit", "SynFlow")  # None is 0.9, or the budget
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "name"),
+    [
+        (sparsity, name)
+        for sparsity in (1.0, -0.1, "0.5", True, None)
+        for name in PRUNING
+        if sparsity is not None or name not in DEFAULT_SPARSITY
+    ],
+)
+def test_a_callback_refuses_what_is_not_a_sparsity(sparsity, name):
     with pytest.raises(ValueError) as error:
         CALLBACK_ROWS[name].make(sparsity)
     assert f"sparsity={sparsity!r}" in str(error.value).partition("Received: ")[2]
