@@ -92,7 +92,6 @@ def test_no_module_reaches_itself():
 TELL_APART = {
     "kprune.callbacks.backup_and_restore",  # tf_keras has its own, which is safe
     "kprune.channels.constants",  # of operations, which are no layers
-    "kprune.cli.own",  # what a user returns may be no model of either
     "kprune.deploy.saved_model",
     "kprune.experiments.lottery_network",
     "kprune.flops",  # how to run a model on shapes alone
