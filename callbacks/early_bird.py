@@ -64,7 +64,7 @@ class EarlyBird(MaskingCallback):
 
     def __init__(
         self,
-        criterion: str | Callable[..., Any] = "magnitude",
+        criterion: str | Callable[..., Any] | PruningConfig = "magnitude",
         sparsity: float = 0.9,
         *,
         threshold: float = 0.1,

@@ -76,7 +76,7 @@ class GradualPruning(UpdatingCallback):
     def __init__(
         self,
         schedule: float | Mapping[str, float] | Schedule | Any = None,
-        criterion: str | Callable[..., Any] = "magnitude",
+        criterion: str | Callable[..., Any] | PruningConfig = "magnitude",
         *,
         begin: float | int = 0.1,
         end: float | int = 0.7,

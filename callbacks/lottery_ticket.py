@@ -91,7 +91,7 @@ class LotteryTicket(MaskingCallback):
         rate: float = 0.2,
         rewind_to: str | int | float = "init",
         rewind: str = "weights",
-        criterion: str | Callable[..., Any] = "magnitude",
+        criterion: str | Callable[..., Any] | PruningConfig = "magnitude",
         data: Any = None,
         batches: int | None = 1,
         optimizer: Any = None,

@@ -49,7 +49,7 @@ class PruneAtInit(MaskingCallback):
 
     def __init__(
         self,
-        criterion: str | Callable[..., Any] = "synflow",
+        criterion: str | Callable[..., Any] | PruningConfig = "synflow",
         sparsity: float | None = None,
         *,
         data: Any = None,
