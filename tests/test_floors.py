@@ -1,6 +1,7 @@
 """The floors of docs/architecture.md: a module imports from its own floor and those below; there is no circle."""
 
 import ast
+import configparser
 import re
 from pathlib import Path
 
@@ -116,3 +117,15 @@ def test_a_module_under_kprune_is_not_hidden_by_a_function_of_its_name():
 
     tops = {name.split(".")[1] for name in MODULES if not name.split(".")[1].startswith("_")}
     assert not [name for name in tops if hasattr(kprune, name) and not hasattr(getattr(kprune, name), "__file__")]
+
+
+def test_every_package_is_installed():
+    read = configparser.ConfigParser()
+    read.read(ROOT / "setup.cfg")
+    listed = read["options"]["packages"].split()
+    folders = [
+        file.parent.relative_to(ROOT)
+        for top in ("kprune", "callbacks", "models")
+        for file in (ROOT / top).rglob("__init__.py")
+    ]
+    assert sorted(listed) == sorted(f"kprune.{'.'.join(f.parts)}".replace("kprune.kprune", "kprune") for f in folders)
