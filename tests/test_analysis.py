@@ -388,8 +388,8 @@ def test_a_ticket_of_another_model_is_refused():
     before = snapshot(model)
     for wrong, message in [
         (None, r"Received: ticket=<class 'NoneType'>$"),
-        (kprune.Ticket({}, weights), r"`ticket` does not match.*Received: 0 arrays, ticket$"),
-        (kprune.Ticket(masks, {}), r"`ticket` does not match.*Received: 0 arrays, ticket$"),
+        (kprune.Ticket({}, weights), r"`ticket` does not fit the model.*Received: arrays=0$"),
+        (kprune.Ticket(masks, {}), r"`ticket` does not fit the model.*Received: arrays=0$"),
     ]:
         with pytest.raises(ValueError, match=message):
             supermask(model, wrong, weight_of)
