@@ -198,7 +198,9 @@ def test_8_bit_integers_keep_the_zeros(tmp_path, rng):
         kprune.export(model, tmp_path / "n", "litert_int8", representative=x, verbose=0)
 
 
-@pytest.mark.parametrize(("format", "given"), [("litert_int8", None), ("keras", np.ones((2, 8)))])
+@pytest.mark.parametrize(
+    ("format", "given"), [pytest.param("litert_int8", None, marks=LITERT), ("keras", np.ones((2, 8)))]
+)
 def test_representative_examples_go_with_8_bit_integers(format, given, tmp_path):
     with pytest.raises(ValueError, match=r"for format='litert_int8'.*Received: format=\('\w+',\), representative="):
         kprune.export(mlp(), tmp_path / "m", format, representative=given)
