@@ -190,7 +190,7 @@ def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
         ("{header}\n{row},7,0.5,0.9,0,1.5\n", r"accuracy must be between 0 and 1, not 7.0"),
         ("{header}\n{row},0.5,0.5,0.9,-3,1.5\n", r"collapsed must be finite and at least 0, not -3"),
         ("{header}\n{row},0.5,0.5,0.9,0,inf\n", r"seconds must be finite and at least 0, not inf"),
-        ("{header}\n{row},0.5,0.5,0.9,0,1.5,9\n", r"more cells than columns"),
+        ("{header}\n{row},0.5,0.5,0.9,0,1.5,9\n", r"more cells than there are columns"),
         ("{header}\n{row},0.5,0.5,0.9,0,1.5\n{row},0.6,0.6,0.9,0,1.5\n", r"^Row 2 .*repeats an earlier run"),
     ],
 )
