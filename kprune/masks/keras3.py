@@ -78,11 +78,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Beh
 def take_over(model: Any) -> None:
     waiting = [v for _, v in _owned(model) if v.trainable and getattr(v, WAITS, False)]
     if waiting:
-        with strategy_scope(model):
-            attach(model, waiting, behind(model) or Behind())
-        for v in waiting:
-            setattr(v, WAITS, False)
-        renew_functions(model, _masked(model))
+        _attach_too(model, waiting, WAITS, False)
         logging.warning(
             "kprune: these weights were frozen when the model was masked; they train now, so they are now masked: %s",
             ", ".join(v.path for v in waiting[:4]) + (" ..." if len(waiting) > 4 else ""),
@@ -93,11 +89,16 @@ def mask_followers(model: Any, variables: list[Any]) -> None:
     already = {id(weight.variable) for weight in _find(model)}
     new = [v for v in variables if id(v) not in already and "float" in v.dtype]
     if new:
-        with strategy_scope(model):
-            attach(model, new, behind(model) or Behind())
-        for v in new:
-            setattr(v, FOLLOWS, True)
-        renew_functions(model, _masked(model))
+        _attach_too(model, new, FOLLOWS, True)
+
+
+def _attach_too(model: Any, variables: list[Any], mark: str, value: bool) -> None:
+    """Mask more weights of a model as the others are masked, and mark them."""
+    with strategy_scope(model):
+        attach(model, variables, behind(model) or Behind())
+    for v in variables:
+        setattr(v, mark, value)
+    renew_functions(model, _masked(model))
 
 
 def narrow(model: Any, variables: list[Any]) -> None:

@@ -98,8 +98,8 @@ class Advice(Printed):
 def advise(model: Any, target: str, *, sparsity: float = 0.9) -> Advice:
     """Say before training what pruning would buy where a model will run, and which pattern pays there.
 
-    Nothing is trained or measured, and the model stays as it is: kernels are counted, and channels are drawn by
-    magnitude, as `kprune.prune` would now. The answer may be "nothing".
+    The model is neither trained, timed nor changed. Sizes are counted from its kernels, and the channels to remove are
+    chosen by magnitude, as `kprune.prune` would choose them now. The answer may be "nothing".
 
     Args:
         model: a built model of either Keras; of tf_keras, one that `kprune.mask` returned.
