@@ -129,11 +129,11 @@ def shuffle_masks(
                 f"Received: values={sorted(values) if isinstance(values, Mapping) else values!r}"
             )
         arrays = {path: np.asarray(value) for path, value in values.items()}
-        values = matched({weight.path: weight.variable for weight in weights}, arrays, "model")
+        starts = matched({weight.path: weight.variable for weight in weights}, arrays, "model")
     with masked(model, optimizer):
         set_masks(model, masks, optimizer)
         for weight in weights if values is not None else ():
-            _begin(model, optimizer, weight.variable, np.where(masks[weight.path], values[weight.path], 0))
+            _begin(model, optimizer, weight.variable, np.where(masks[weight.path], starts[weight.path], 0))
     return masks
 
 
