@@ -204,8 +204,16 @@ def _number(name: str, value: Any) -> Any:
 
 def check_each_once(name: str, values: Sequence[Any]) -> None:
     """Raise ValueError unless there is at least one value and no duplicate."""
-    if isinstance(values, str) or not isinstance(values, Collection) or len(set(values)) < max(len(values), 1):
-        raise ValueError(f"`{name}` must hold at least one entry and no duplicates. Received: {name}={values!r}")
+    try:
+        right = (
+            not isinstance(values, str | bytes)
+            and isinstance(values, Collection)
+            and 0 < len(values) == len(set(values))
+        )
+    except TypeError:  # an array of none, or entries that cannot be told apart
+        right = False
+    if not right:
+        raise ValueError(f"`{name}` must hold at least one entry and no duplicates. Received: {name}={values!r:.200}")
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
