@@ -15,8 +15,9 @@ import kprune
 from kprune.experiments.lottery_runs import run_lotteries
 from kprune.experiments.runs import RunTable
 from kprune.experiments.sweep import SweepRun, sweep
-from kprune.runtime import files, locks, temporary
+from kprune.runtime import files, locks
 from kprune.runtime.locks import Lock
+from kprune.util import temporary
 
 pytestmark = pytest.mark.one_session
 
