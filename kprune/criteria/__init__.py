@@ -15,6 +15,7 @@ from .lookup import deserialize, get, serialize
 from .loss import fisher, force, gradient, grasp, iterative_snip, snip, taylor
 from .magnitude import lamp, large_final, magnitude
 from .movement import Movement, movement
+from .neurons import apoz, network_slimming, taylor_gates
 from .random import random
 from .synflow import synflow, synflow_l2
 from .trackers import InitialWeights, Tracker
@@ -26,6 +27,7 @@ __all__ = [
     "Movement",
     "Scores",
     "Tracker",
+    "apoz",
     "assume_homogeneous",
     "deserialize",
     "fisher",
@@ -41,10 +43,12 @@ __all__ = [
     "magnitude",
     "magnitude_increase",
     "movement",
+    "network_slimming",
     "random",
     "serialize",
     "snip",
     "synflow",
     "synflow_l2",
     "taylor",
+    "taylor_gates",
 ]
