@@ -24,6 +24,7 @@ from . import (  # noqa: E402
     growth,
     models,
     patterns,
+    regularizers,
     schedules,
     scopes,
     targets,
@@ -49,6 +50,7 @@ from .lottery.rewind import RewindPoint, Snapshot, rewind, snapshot  # noqa: E40
 from .lottery.ticket import Ticket  # noqa: E402
 from .masks import MaskedWeight, MaskReport, adopt, mask, masked_weights, set_masks, strip  # noqa: E402
 from .pruning import prune  # noqa: E402
+from .regularizers import regularize  # noqa: E402
 from .report.plot import plot_sparsity  # noqa: E402
 from .report.summary import Summary, summary  # noqa: E402
 from .runtime.strategy import auto_strategy  # noqa: E402
@@ -95,6 +97,8 @@ __all__ = [
     "plot_sparsity",
     "prune",
     "recalibrate",
+    "regularize",
+    "regularizers",
     "rewind",
     "run_lotteries",
     "schedules",

@@ -11,7 +11,7 @@ FLOORS = (
     ("_version", "util", "models"),
     ("runtime",),
     ("masks",),
-    ("channels", "data", "flops"),
+    ("channels", "data", "flops", "regularizers"),
     ("criteria", "patterns", "schedules", "scopes", "selection", "sparsities"),
     ("config", "cutting"),
     ("growth", "pruning", "updates"),
