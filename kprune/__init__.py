@@ -31,6 +31,7 @@ from . import (  # noqa: E402
     tickets,
 )
 from ._version import __version__  # noqa: E402
+from .after_training import prune_after_training  # noqa: E402
 from .callbacks.after_pruning import AfterPruning  # noqa: E402
 from .config import PruningConfig  # noqa: E402
 from .data.batches import balanced_sample  # noqa: E402
@@ -96,6 +97,7 @@ __all__ = [
     "plot_schedule",
     "plot_sparsity",
     "prune",
+    "prune_after_training",
     "recalibrate",
     "regularize",
     "regularizers",

@@ -97,6 +97,7 @@ CRITERIA_ROWS = {
     "apoz": CriterionRow(breaks_layer_calls, differs=behind_relu),
     "network_slimming": CriterionRow(breaks_layer_calls, differs=several_units),
     "taylor_gates": CriterionRow(breaks_layer_calls, differs=several_units),
+    "wanda": CriterionRow(breaks_layer_calls),
     "fisher": CriterionRow(breaks_layer_calls),
     "force": CriterionRow(breaks_layer_calls),
     "gradient": CriterionRow(breaks_layer_calls),
@@ -165,6 +166,7 @@ def whole(h, w):
 PATTERN_ROWS = {
     "unstructured": PatternRow(lambda mask: True, prunes_again=True),
     "2:4": PatternRow(at_most(2, 4)),
+    "fan_in": PatternRow(lambda mask: np.ptp(mask.sum(0)) <= 1),
     "channel": PatternRow(whole(1000, 1), block=lambda shape: np.prod(shape[:-1], dtype=int)),
 }
 # Of the patterns whose names have numbers, some that a rule for one pair of numbers could get wrong.

@@ -14,7 +14,7 @@ FLOORS = (
     ("channels", "data", "flops", "regularizers"),
     ("criteria", "patterns", "schedules", "scopes", "selection", "sparsities"),
     ("config", "cutting"),
-    ("growth", "pruning", "updates"),
+    ("after_training", "growth", "pruning", "updates"),
     ("deploy", "report", "targets"),
     ("lottery",),
     ("callbacks",),

@@ -8,6 +8,7 @@ A new criterion is one function of a `Context`, registered under a name, plus on
 ...     return {weight.path: -np.abs(weight.value()) for weight in context.weights}
 """
 
+from .activations import wanda
 from .base import CRITERIA, Context, Scores
 from .engines.linearize import assume_homogeneous
 from .initial import init_final_sign, large_init, magnitude_increase
@@ -51,4 +52,5 @@ __all__ = [
     "synflow_l2",
     "taylor",
     "taylor_gates",
+    "wanda",
 ]
