@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any
 
-from ..patterns import nth_highest
-from ..util.ranking import Counted, in_proportion, zeros_for
+from ..util.ranking import Counted, in_proportion, nth_highest, zeros_for
 from .base import SCOPES, Scope, Scores, by_expression, check_request, like
 
 
