@@ -194,6 +194,17 @@ def test_what_is_interrupted_changes_nothing(apply, where, masked, monkeypatch):
     assert state(model) == before
 
 
+def test_a_strip_that_is_interrupted_loses_nothing_behind_the_masks(monkeypatch):
+    model, read, done = network(), kprune.MaskedWeight.read, []
+    kprune.mask(model, store="latent")
+    kprune.prune(model, "magnitude", 0.7, verbose=False)
+    before = state(model)
+    monkeypatch.setattr(kprune.MaskedWeight, "read", lambda w: fails(w) if done else (done.append(w), read(w))[1])
+    with pytest.raises(KeyboardInterrupt):
+        kprune.strip(model)
+    assert state(model) == before
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_ticket_whose_masks_are_not_bool_changes_nothing(masked):
     model, other = network(masked), network(True)
