@@ -90,7 +90,7 @@ def test_a_pattern_rules_the_zeros_and_its_own_scope(run, tmp_path):
     status, out, _ = run("inspect", folder / "model.keras", "--json")
     assert [row["zeros"] for row in json.loads(out)["rows"]] == [960, 150, 50]
     status, _, err = run("train", *TINY, "--pattern=4:2")
-    assert status == 2 and "2:4, channel, unstructured, or such as 1:4" in err
+    assert status == 2 and "2:4, channel, fan_in, unstructured, or such as 1:4" in err
 
 
 @pytest.mark.once
