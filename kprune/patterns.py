@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -272,8 +273,10 @@ def _named(pattern: Pattern, name: str, factory: Callable[..., Any], **traits: A
 
 
 def _check_count(score: np.ndarray, n_keep: int) -> None:
-    if not 0 <= n_keep <= score.size:
-        raise ValueError(f"`n_keep` must be from 0 to {score.size}. Received: n_keep={n_keep}")
+    if not isinstance(score, np.ndarray) or score.dtype.kind not in "biufV":  # "V": bfloat16
+        raise ValueError(f"`score` must be an array of numbers. Received: score={score!r:.200}")
+    if not isinstance(n_keep, Integral) or isinstance(n_keep, bool) or not 0 <= n_keep <= score.size:
+        raise ValueError(f"`n_keep` must be an integer from 0 to {score.size}. Received: n_keep={n_keep!r:.200}")
 
 
 def _check_sizes(**sizes: int) -> None:

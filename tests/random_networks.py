@@ -10,8 +10,9 @@ import kprune
 ACTIVATIONS = ["relu", "linear", "tanh", "gelu", "sigmoid", "elu"]
 STEPS = [
     *["convolution", "convolution", "separable", "depthwise", "transposed", "normalization", "layer_normalization"],
-    *["activation", "softmax", "pool", "padding", "add", "multiply", "concatenate", "nested", "dropout"],
+    *["activation", "softmax", "pool", "padding", "add", "multiply", "concatenate", "nested", "dropout", "einsum"],
 ]
+SEQUENCES = ["heads", "shared_heads", "two_directions", "each_step", "einsum"]
 
 
 def convolution(draw, x, filters=None):
@@ -74,7 +75,35 @@ def step(draw, x):
             layers.BatchNormalization(),
         ]
         return keras.Sequential(inner)(x)
+    if kind == "einsum":
+        return einsum(draw, x, "abcd,de->abce")
     return layers.Dropout(0.5)(x)
+
+
+def einsum(draw, x, equation):
+    bias, activation = draw(st.sampled_from([None, "e"])), draw(st.sampled_from(ACTIVATIONS))
+    shape = (*x.shape[1:-1], draw(st.integers(1, 6)))
+    return layers.EinsumDense(equation, shape, bias_axes=bias, activation=activation)(x)
+
+
+def sequence(draw, x):
+    """Something that works on a sequence of at most 9 steps."""
+    while x.shape[1] * x.shape[2] > 9:
+        x = layers.MaxPooling2D(2)(x)
+    x = layers.Reshape((x.shape[1] * x.shape[2], x.shape[3]))(x)
+    kind = draw(st.sampled_from(SEQUENCES))
+    if kind == "heads":
+        return layers.MultiHeadAttention(3, 2)(x, x, use_causal_mask=draw(st.booleans()))
+    if kind == "shared_heads":
+        return layers.GroupQueryAttention(2, 6, 3)(x, x)
+    if kind == "two_directions":
+        cell = draw(st.sampled_from([layers.SimpleRNN, layers.LSTM, layers.GRU]))
+        mode = draw(st.sampled_from(["concat", "sum", "mul"]))
+        return layers.Bidirectional(cell(4, return_sequences=True), merge_mode=mode)(x)
+    if kind == "each_step":
+        x = layers.TimeDistributed(layers.Dense(5, "relu", use_bias=draw(st.booleans())))(x)
+        return layers.TimeDistributed(layers.BatchNormalization())(x)
+    return einsum(draw, x, draw(st.sampled_from(["abd,de->abe", "...d,ed->...e"])))
 
 
 def network(draw):
@@ -85,9 +114,9 @@ def network(draw):
     x = convolution(draw, inputs)
     for _ in range(draw(st.integers(1, 5))):
         x = step(draw, x)
-    if draw(st.integers(0, 4)) == 0:
-        x = layers.Reshape((x.shape[1] * x.shape[2], x.shape[3]))(x)
-        x = layers.Reshape((x.shape[1], 1, x.shape[2]))(layers.MultiHeadAttention(3, 2)(x, x))
+    if draw(st.integers(0, 2)) == 0:
+        x = sequence(draw, x)
+        x = layers.Reshape((x.shape[1], 1, x.shape[2]))(x)
     ends = {"flatten": layers.Flatten, "average": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
     x = ends[draw(st.sampled_from(sorted(ends)))]()(x)
     x = layers.Dense(draw(st.integers(1, 6)), draw(st.sampled_from(ACTIVATIONS)))(x)
@@ -97,7 +126,7 @@ def network(draw):
         values = rng.uniform(0.5, 1.5, v.shape) if "variance" in v.path else rng.normal(size=v.shape)
         # Biases of dead channels are zero often: as they come from training without any, and as a mask makes them.
         v.assign(values * (rng.random() < 0.6) if v.name in ("bias", "beta") else values)
-    kprune.mask(model, weights=("kernel", "pointwise_kernel", "depthwise_kernel"))
+    kprune.mask(model, weights=("kernel", "pointwise_kernel", "depthwise_kernel", "recurrent_kernel"))
     kinds = draw(st.sampled_from(["out", "in", "both", "unstructured"]))
     kprune.set_masks(model, {w.path: zeros(rng, w.shape, kinds) for w in kprune.masked_weights(model)})
     keras.config.set_dtype_policy("float32")
@@ -110,6 +139,8 @@ def zeros(rng, shape, kind):
         mask &= rng.random(shape[-1]) < 0.6
     if kind in ("in", "both"):
         mask &= (rng.random(shape[-2]) < 0.6)[:, None]
+    if kind in ("in", "both") and len(shape) == 3:  # whole heads of what reads them
+        mask &= (rng.random(shape[0]) < 0.6)[:, None, None]
     if kind == "unstructured":
         mask &= rng.random(shape) < 0.15
     return mask

@@ -288,3 +288,61 @@ def test_a_unit_that_only_the_state_reads_stays(both):
     x = layers.Bidirectional(rnn, merge_mode="sum", name="rnn")(given) if both else rnn(given)
     model = values(keras.Model(given, layers.Dense(2, name="out")(x)), zero={"out/kernel": [0]})
     assert kprune.shrink(model).count_params() == model.count_params()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "given", "axis"),
+    [
+        (("ab,bc->ac", 8, "c"), ("ab,bc->ac", 3, "c"), (4,), 0),
+        (("abc,cd->abd", (5, 8), "d"), ("abc,dc->abd", (5, 3), "d"), (5, 4), 1),
+        (("...x,xy->...y", 8, "y"), ("...x,xy->...y", 3, "y"), (5, 4), 0),
+        (("abc,cd->abd", (5, 8), "d"), ("abc,bcd->ad", 3, "d"), (5, 4), 1),  # the steps are summed over, too
+        (("abc,bd->acd", (4, 8), "d"), ("abc,cd->abd", (4, 3), "d"), (5, 4), 0),  # neurons that mix the steps
+    ],
+)
+@pytest.mark.parametrize("folds", [True, False])
+def test_neurons_of_einsum_dense(first, second, given, axis, folds):
+    inputs = keras.Input(given)
+    x = layers.EinsumDense(first[0], first[1], bias_axes=first[2], activation="relu", name="a")(inputs)
+    x = layers.EinsumDense(second[0], second[1], bias_axes=second[2] if folds else None, name="b")(x)
+    model = keras.Model(inputs, x)
+    a = model.get_layer("a")
+    values(model, zero={"b/kernel": (*[slice(None)] * axis, [1, 3]), "a/kernel": (..., [5])})
+    a.bias.assign(np.arange(8) - 3.0)  # nothing leads to neuron 5: it is the constant 2
+    small = kprune.shrink(model)
+    assert small.get_layer("a").kernel.shape[-1] == (5 if folds else 6)
+    agree(model, small, given)
+
+
+def test_neurons_along_another_axis_than_the_last():
+    inputs = keras.Input((5, 4))
+    x = layers.EinsumDense("abc,bd->adc", (8, 4), activation="relu", name="a")(inputs)
+    model = keras.Model(inputs, layers.EinsumDense("abc,bd->adc", (3, 4), name="b")(x))
+    small = kprune.shrink(values(model, zero={"b/kernel": IN}))
+    assert small.get_layer("a").output.shape == (None, 6, 4)
+    agree(model, small, (5, 4))
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape", "bias"),
+    [("abc,cde->abde", (5, 2, 3), None), ("abc,bcd->abd", (5, 3), None), ("abc,cd->abd", (5, 3), "bd")],
+)
+def test_what_an_einsum_dense_does_beyond_a_product_is_a_barrier(equation, shape, bias):
+    inputs = keras.Input((5, 4))
+    x = layers.EinsumDense(equation, shape, bias_axes=bias, name="e")(layers.Dense(4, name="a")(inputs))
+    model = keras.Model(inputs, x)
+    small = kprune.shrink(values(model, zero={"e/kernel": (*[slice(None)] * equation.split(",")[1].index("c"), [1])}))
+    assert small.get_layer("a").units == 4 and kprune.channels.channel_graph(model).barriers.keys() == {"e"}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_heads_that_share_a_key_go_together(causal):
+    inputs = keras.Input((5, 6))
+    model = keras.Model(inputs, layers.GroupQueryAttention(2, 6, 3, name="g")(inputs, inputs, use_causal_mask=causal))
+    # Heads 2 and 3 share a key, and nothing reads them; of heads 4 and 5 only one.
+    small = kprune.shrink(values(model, zero={"attention_output/kernel": ([2, 3, 4],)}))
+    layer = small.get_layer("g")
+    assert (layer.num_query_heads, layer.num_key_value_heads) == (4, 2)
+    agree(model, small, (5, 6))
+    kprune.prune(model, "magnitude", 0.7, groups="channels", verbose=0)
+    assert kprune.shrink(model).get_layer("g").num_key_value_heads == 1

@@ -100,13 +100,15 @@ class Call:
 class Size:
     """An entry of a layer's config that counts channels: `config[key]` is the number of atoms that stay.
 
-    With `axis`, `config[key]` is a shape, and the entry is that axis of it.
+    With `axis`, `config[key]` is a shape, and the entry is that axis of it. `own` channels are those that the layer
+    makes, of which it must keep some.
     """
 
     layer: Any
     key: str
     atoms: np.ndarray
     axis: int | None = None
+    own: bool = True
 
 
 @dataclass(eq=False)

@@ -87,7 +87,7 @@ class ChannelGroups:
             if slot.role == "out":
                 for number in found[found >= 0].tolist():
                     self._makers[number].add(path)
-        self.layers = [numbered(size.atoms) for size in graph.sizes if size.axis is None]
+        self.layers = [numbered(size.atoms) for size in graph.sizes if size.own]
 
     def listed(self) -> list[ChannelGroup]:
         """Each group with its members and followers."""

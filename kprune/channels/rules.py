@@ -16,92 +16,34 @@ import numpy as np
 
 from .elementwise import is_elementwise
 from .graph import OTHER_AXIS, Call, ChannelGraph, Mixer, Shape, Size, Tensor
+from .products import channel_axis, convolution, dense, einsum, made_by, transposed
 from .units import attention, recurrent
 from .wrappers import bidirectional, time_distributed
 
 Rule = Callable[[ChannelGraph, Any, list[Tensor], Shape], Tensor | str]
 
 
-def _channel_axis(layer: Any) -> int:
-    return 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else -1
-
-
-def _made(graph: ChannelGraph, layer: Any, axis: int, atoms: np.ndarray, shape: Shape) -> Tensor:
-    """The output of a layer with its own activation: whole, if that mixes channels."""
-    if shape is None:
-        graph.tie(atoms, np.zeros_like(atoms))
-        return Tensor()
-    made = Tensor(shape, axis % len(shape), atoms)
-    if not is_elementwise(getattr(layer, "activation", None)):
-        graph.keep_whole(made)
-    return made
-
-
-def _mix(
-    graph: ChannelGraph, layer: Any, given: Tensor, shape: Shape, kernel: Any, rows: int, columns: int, size: str
-) -> Tensor | str:
-    """A product with one kernel, whose axes `rows` and `columns` are the inputs and the outputs."""
-    axis = _channel_axis(layer)
-    rows, columns = rows % len(kernel.shape), columns % len(kernel.shape)
-    incoming = graph.read(given, axis, int(kernel.shape[rows]))
-    if incoming is None:
-        return OTHER_AXIS
-    made = _made(graph, layer, axis, graph.new(int(kernel.shape[columns])), shape)
-    outgoing = made.atoms if made.atoms is not None else np.zeros(int(kernel.shape[columns]), int)
-    positions = tuple(a for a in range(len(kernel.shape)) if a not in (rows, columns))
-
-    def weights(read: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        value = np.moveaxis(read(kernel), (rows, columns), (-2, -1))
-        flat = tuple(range(len(positions)))
-        return (value != 0).any(axis=flat), value.sum(axis=flat)
-
-    bias = layer.bias if layer.use_bias else None
-    graph.slot(layer, kernel, rows, incoming, "in")
-    graph.slot(layer, kernel, columns, outgoing, "out")
-    graph.slot(layer, bias, -1, outgoing, "along")
-    graph.sizes.append(Size(layer, size, outgoing))
-    spatial = math.prod(int(kernel.shape[a]) for a in positions)
-    transposed = "Transpose" in type(layer).__name__
-    border = transposed or (spatial > 1 and getattr(layer, "padding", "valid") != "valid")
-    graph.order.append(Mixer(layer, given, made, incoming, outgoing, weights, kernel, rows, bias, border=border))
-    return made
-
-
-def _dense(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    return _mix(graph, layer, inputs[0], shape, layer.kernel, 0, 1, "units")
-
-
-def _conv(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    if layer.groups != 1:
-        return "its channels are in groups"
-    return _mix(graph, layer, inputs[0], shape, layer.kernel, -2, -1, "filters")
-
-
-def _transposed(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    return _mix(graph, layer, inputs[0], shape, layer.kernel, -1, -2, "filters")
-
-
 def _depthwise(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
     kernel = getattr(layer, "depthwise_kernel", None)
     kernel = layer.kernel if kernel is None else kernel
-    axis, multiplier = _channel_axis(layer), int(kernel.shape[-1])
+    axis, multiplier = channel_axis(layer), int(kernel.shape[-1])
     incoming = graph.read(inputs[0], axis, int(kernel.shape[-2]))
     if incoming is None:
         return OTHER_AXIS
     graph.slot(layer, kernel, -2, incoming, "along")
     graph.slot(layer, layer.bias if layer.use_bias else None, -1, np.repeat(incoming, multiplier), "along")
-    made = _made(graph, layer, axis, np.repeat(incoming, multiplier), shape)
+    made = made_by(graph, layer, axis, np.repeat(incoming, multiplier), shape)
     graph.order.append(Call("depthwise", layer, inputs, made))
     return made
 
 
 def _separable(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
     depthwise, pointwise = layer.depthwise_kernel, layer.pointwise_kernel
-    axis, multiplier = _channel_axis(layer), int(depthwise.shape[-1])
+    axis, multiplier = channel_axis(layer), int(depthwise.shape[-1])
     incoming = graph.read(inputs[0], axis, int(depthwise.shape[-2]))
     if incoming is None:
         return OTHER_AXIS
-    made = _made(graph, layer, axis, graph.new(int(pointwise.shape[-1])), shape)
+    made = made_by(graph, layer, axis, graph.new(int(pointwise.shape[-1])), shape)
     outgoing = made.atoms if made.atoms is not None else np.zeros(int(pointwise.shape[-1]), int)
     bias = layer.bias if layer.use_bias else None
 
@@ -124,7 +66,7 @@ def _separable(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Sha
 
 def _embedding(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
     table = layer.embeddings
-    made = _made(graph, layer, -1, graph.new(int(table.shape[1])), shape)
+    made = made_by(graph, layer, -1, graph.new(int(table.shape[1])), shape)
     outgoing = made.atoms if made.atoms is not None else np.zeros(int(table.shape[1]), int)
     graph.keep_whole(inputs[0])
     graph.slot(layer, table, 1, outgoing, "out")
@@ -170,7 +112,7 @@ def _spatial(kind: str) -> Rule:
     def rule(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
         [given] = inputs
         known = given.atoms is not None and given.shape is not None
-        if known and _channel_axis(layer) % len(given.shape or ()) != given.axis:
+        if known and channel_axis(layer) % len(given.shape or ()) != given.axis:
             return OTHER_AXIS
         return _same(kind)(graph, layer, inputs, shape)
 
@@ -241,20 +183,21 @@ def _reshape(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape
         return "it splits channels"
     made = Tensor(shape, len(shape) - 1, np.tile(given.atoms, shape[-1] // size))
     if hasattr(layer, "target_shape"):
-        graph.sizes.append(Size(layer, "target_shape", made.atoms, axis=-1))  # type: ignore[arg-type]
+        graph.sizes.append(Size(layer, "target_shape", made.atoms, axis=-1, own=False))  # type: ignore[arg-type]
     graph.order.append(Call("tile", layer, inputs, made))
     return made
 
 
 RULES: dict[str, Rule] = {
-    "Dense": _dense,
-    **{f"Conv{n}D": _conv for n in (1, 2, 3)},
-    **{f"Conv{n}DTranspose": _transposed for n in (1, 2, 3)},
+    "Dense": dense,
+    "EinsumDense": einsum,
+    **{f"Conv{n}D": convolution for n in (1, 2, 3)},
+    **{f"Conv{n}DTranspose": transposed for n in (1, 2, 3)},
     **{f"DepthwiseConv{n}D": _depthwise for n in (1, 2)},
     **{f"SeparableConv{n}D": _separable for n in (1, 2)},
     "Embedding": _embedding,
     **dict.fromkeys(("SimpleRNN", "LSTM", "GRU"), recurrent),
-    "MultiHeadAttention": attention,
+    **dict.fromkeys(("MultiHeadAttention", "GroupedQueryAttention"), attention),
     "BatchNormalization": _normalization,
     "Activation": _activation,
     "PReLU": _prelu,

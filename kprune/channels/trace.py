@@ -200,7 +200,7 @@ def _resized(graph: ChannelGraph, layer: Any, given: Tensor) -> None:
     for key in ("batch_shape", "batch_input_shape"):
         if given.atoms is not None and entry["config"].get(key) is not None:
             graph.configs[id(layer)] = entry
-            graph.sizes.append(Size(layer, key, given.atoms, given.axis))
+            graph.sizes.append(Size(layer, key, given.atoms, given.axis, own=False))
 
 
 def _operations(model: Any) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def _others(structure: Any, keys: list[Key]) -> Iterator[Any]:
     if isinstance(structure, dict):
         if structure.get("class_name") != "__keras_tensor__":
             for name, value in structure.items():
-                if name not in ("mask", "training"):
+                if name not in ("mask", "training", "use_causal_mask"):
                     yield from _others(value, keys)
     elif isinstance(structure, list | tuple):
         if len(structure) == 4 and isinstance(structure[0], str) and tuple(structure[:3]) in keys:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..masks import library_of
 from .elementwise import is_elementwise
 from .graph import OTHER_AXIS, ChannelGraph, Mixer, Shape, Size, Tensor
 
@@ -45,25 +46,37 @@ def recurrent(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shap
 
 
 def attention(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """Heads: they go where the output projection does not read them. What goes in and comes out stays whole."""
-    if not hasattr(layer, "output_dense"):
-        return "its projections have no public names in this version"
-    output = layer.output_dense
+    """Heads: they go where the output projection does not read them. What goes in and comes out stays whole.
+
+    Where several heads of the query share one of the key and the value, they go with it or stay with it.
+    """
+    # By their names, as Keras (checked with 3.13.2 and 3.15.1) has no public attributes for all of them.
+    parts = {part.name: part for part in library_of(layer).all_layers(layer)}
+    if not {"query", "key", "value", "attention_output"} <= set(parts):
+        return "its projections have other names in this version"
+    output = parts["attention_output"]
     for tensor in inputs:
         graph.keep_whole(tensor)
-    heads = graph.new(int(output.kernel.shape[0]))
-    for dense in (layer.query_dense, layer.key_dense, layer.value_dense):
-        graph.slot(dense, dense.kernel, 1, heads, "out")
-        graph.slot(dense, dense.bias, 0, heads, "along")
-    graph.slot(output, output.kernel, 0, heads, "in")
-    graph.sizes.append(Size(layer, "num_heads", heads))
+    heads = graph.new(int(parts["key"].kernel.shape[1]))
+    queries = np.repeat(heads, int(output.kernel.shape[0]) // len(heads))
+    for name, atoms in {"query": queries, "gate": queries, "key": heads, "value": heads}.items():
+        if name in parts:
+            graph.slot(parts[name], parts[name].kernel, 1, atoms, "out")
+            graph.slot(parts[name], parts[name].bias, 0, atoms, "along")
+    graph.slot(output, output.kernel, 0, queries, "in")
+    if hasattr(layer, "num_key_value_heads"):
+        graph.sizes += [Size(layer, "num_query_heads", queries), Size(layer, "num_key_value_heads", heads)]
+    else:
+        graph.sizes.append(Size(layer, "num_heads", heads))
 
     def weights(read: Callable[[Any], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        value = read(output.kernel).reshape(len(heads), -1)
+        value = read(output.kernel).reshape(len(queries), -1)
         return (value != 0).any(axis=1, keepdims=True), value.sum(axis=1, keepdims=True)
 
     made, outgoing = Tensor(shape), np.zeros(1, int)
-    graph.order.append(Mixer(layer, None, made, heads, outgoing, weights, foldable=False, constant=False, border=True))
+    graph.order.append(
+        Mixer(layer, None, made, queries, outgoing, weights, foldable=False, constant=False, border=True)
+    )
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import islice
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 Batch = tuple[Any, Any, Any]
 
 BATCH_SIZE = 256
+_NO_BATCHES = (str, bytes, Set, np.generic)  # though one can go through them
 # What `batches=None` takes at most of data that do not say how many batches they hold, and may never end.
 MOST_BATCHES, MOST_BYTES = 10_000, 2**32
 
@@ -37,8 +38,9 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
         A list of (x, y or None, sample_weight or None).
 
     Raises:
-        ValueError: `batches` is not an integer >= 1, the data hold no batch, or all batches are asked for of data
-            without end: those that say so, or that do not end within 10,000 batches and 4 GiB.
+        ValueError: `batches` is not an integer >= 1, the data hold no batch, or what is no array or differs in length,
+            or all batches are asked for of data without end: those that say so, or that do not end within 10,000
+            batches and 4 GiB.
 
     >>> x, y = np.zeros((300, 8)), np.zeros(300)
     >>> [len(batch[0]) for batch in take_batches((x, y), batches=None)]
@@ -49,7 +51,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
         data = (data,)
     if isinstance(data, tuple):
         source = _slices(data)
-    elif not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+    elif not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")) or isinstance(data, _NO_BATCHES):
         raise ValueError(
             "`data` must be a tuple (x, y), or yield such tuples: a tf.data.Dataset, a generator, a list of batches. "
             f"Received: data={type(data).__name__}"
@@ -60,6 +62,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
     for batch in islice(source, batches):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
         taken.append((_arrays(x), _arrays(y), _arrays(weight)))
+        _lengths(taken[-1])
     if not taken or not len(keras.tree.flatten(taken[0][0])[0]):
         raise ValueError("`data` must hold at least one example. Received: batches=0")
     return taken
@@ -128,11 +131,8 @@ def _finite(data: Any) -> Iterator[Any]:
 def _slices(data: tuple[Any, ...]) -> Iterator[Batch]:
     if len(data) not in (1, 2, 3):
         raise ValueError(f"`data`, if a tuple, must be (x, y) or (x, y, sample_weight). Received: length={len(data)}")
-    arrays = keras.tree.map_structure(np.asarray, tuple(data), none_is_leaf=False)
-    lengths = {len(array) for array in _leaves(arrays)}
-    if len(lengths) != 1:
-        raise ValueError(f"`x` and `y` must have the same number of examples. Received: lengths={sorted(lengths)}")
-    for start in range(0, lengths.pop(), BATCH_SIZE):
+    arrays = _arrays(tuple(data))
+    for start in range(0, _lengths(arrays), BATCH_SIZE):
         yield keras.tree.map_structure(
             lambda array, start=start: array[start : start + BATCH_SIZE], arrays, none_is_leaf=False
         )
@@ -143,4 +143,20 @@ def _leaves(structure: Any) -> list[Any]:
 
 
 def _arrays(structure: Any) -> Any:
-    return keras.tree.map_structure(np.asarray, structure, none_is_leaf=False)
+    try:
+        return keras.tree.map_structure(np.asarray, structure, none_is_leaf=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`data` must hold arrays: {error}. Received: data={structure!r:.200}") from error
+
+
+def _lengths(arrays: Any) -> int:
+    """The number of examples in these arrays; ValueError if they hold different ones, or none is an array of some."""
+    shapes = [np.shape(array) for array in _leaves(arrays)]
+    if not _leaves(arrays[0]) or not all(shapes):
+        raise ValueError(
+            f"`data` must hold arrays whose first axis is the example, x first. Received: shapes={shapes[:4]}"
+        )
+    lengths = {shape[0] for shape in shapes}
+    if len(lengths) != 1:
+        raise ValueError(f"`x` and `y` must have the same number of examples. Received: lengths={sorted(lengths)}")
+    return lengths.pop()

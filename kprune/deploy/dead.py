@@ -154,7 +154,7 @@ def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
 
 def _fill_up(graph: ChannelGraph, living: np.ndarray, divisor: int) -> None:
     """Keep dead channels where a layer would have none left, or not a multiple of the divisor."""
-    layers = [graph.roots(size.atoms) for size in graph.sizes if size.axis is None]
+    layers = [graph.roots(size.atoms) for size in graph.sizes if size.own]
     changed = True
     while changed:
         changed = False

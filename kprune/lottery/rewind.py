@@ -13,6 +13,7 @@ from absl import logging
 
 from ..masks import (
     Masks,
+    check_like_optimizer,
     check_masks,
     current_masks,
     held_optimizers,
@@ -21,7 +22,7 @@ from ..masks import (
     set_masks,
     unique_paths,
 )
-from ..masks.matching import Arrays, matched
+from ..masks.matching import Arrays, check_numbers, matched
 from ..runtime.distribution import to_numpy
 from ..runtime.files import joined, split
 from ..runtime.optimizers import all_variables, build, initial_value
@@ -139,6 +140,10 @@ class Snapshot:
 
     weights: Arrays
     optimizer: Arrays
+
+    def __post_init__(self) -> None:
+        check_numbers("weights", self.weights)
+        check_numbers("optimizer", self.optimizer)
 
     def to_arrays(self) -> Arrays:
         """One dict of all arrays, for a file."""
@@ -289,6 +294,7 @@ def _optimizer_variables(model: Any, optimizer: Any) -> tuple[dict[str, Any], di
 
     The others are built by the user, since only the user knows what each trains.
     """
+    check_like_optimizer(optimizer)
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     if optimizer is not None:
         build(optimizer, model)

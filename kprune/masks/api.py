@@ -17,7 +17,7 @@ from .behind import Behind
 from .built import check_built
 from .following import follow
 from .libraries import library_of
-from .optimizers import fits, trainers
+from .optimizers import check_like_optimizer, fits, trainers
 from .types import (
     DEFAULT_WEIGHTS,
     KNOWN_WEIGHTS,
@@ -190,10 +190,11 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
         optimizer: one to reset besides, such as one that only looks like one of Keras's.
 
     Raises:
-        ValueError: a path or a shape is wrong. Nothing has been changed then.
+        ValueError: a path, a shape or a dtype is wrong, or `optimizer` is none. Nothing has been changed then.
         RuntimeError: training has given pruned entries values since the masks were set.
     """
     by_path = check_masks(model, masks)
+    check_like_optimizer(optimizer)
     # A fit's callbacks look after each step themselves, and its steps donate their arrays, too.
     donate = fits(model)
     if not donate:
