@@ -1,5 +1,7 @@
 """Patterns: hand-computed masks, exact counts and ties by index, against definitions written as plain loops."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from kprune.patterns import PATTERNS, block, channel, fan_in, n_of_m, pooled, unstructured
 from kprune.util.ranking import nth_highest
+from kprune.util.registry import Registry
 
 
 def test_fan_in_of_two_outputs_by_hand():
@@ -342,3 +345,22 @@ def test_names():
     with pytest.raises(ValueError, match=r"already registered.*Received: name='unstructured'$"):
         PATTERNS.register("unstructured")(by_sorting)
     assert PATTERNS.get("unstructured") is unstructured
+
+
+def test_a_function_that_is_defined_again_takes_its_own_place():
+    """As the cell of a notebook does that is run again."""
+    kinds = Registry("shape")
+
+    def define(sides):
+        @kinds.register("polygon")
+        def polygon():
+            return sides
+
+    define(3)
+    define(4)
+    assert kinds.get("polygon")() == 4
+    with pytest.raises(ValueError, match=r"already registered.*Received: name='polygon'$"):
+        kinds.register("polygon")(by_sorting)
+    with pytest.raises(ValueError, match="already registered"):
+        kinds.register("polygon")(functools.partial(by_sorting))
+    assert kinds.get("polygon")() == 4

@@ -82,8 +82,8 @@ def search(
     network is trained alike. A sparsity is accepted if the mean over the seeds is at least the dense mean - `within`.
     Tried are `high`, `low`, then, where `low` holds and `high` does not, up to two sparsities between them, and from
     there on the middle between the sparsest one accepted and the next one, with the densities' geometric mean as the
-    middle. What is chosen among noisy values is chosen for its luck, too: so it is trained and measured anew, with the
-    dense network, on as many fresh seeds; if it does not hold, the next sparser ones that were accepted are, downwards.
+    middle. What is chosen among noisy values is chosen for its luck, too. So it and the dense network are trained and
+    measured again with as many fresh seeds; if it does not hold, the accepted sparsities below it are tried in turn.
 
     Args:
         model: a built, compiled model, from whose state each trial begins: a Keras 3 model, masked first if it has no

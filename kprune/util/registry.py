@@ -38,14 +38,16 @@ class Registry:
     def register(self, name: str, **traits: Any) -> Callable[[Entry], Entry]:
         """Decorator: makes a function available under `name`, with `traits` as its attributes (see `trait`).
 
-        Raises ValueError if the name is none, or taken.
+        A function that is defined again, as when the cell of a notebook runs again, takes its own place. Raises
+        ValueError if the name is none, or taken by another function.
         """
 
         if not isinstance(name, str) or not name:
             raise ValueError(f"`name` must be a str, not empty. Received: name={name!r:.200}")
 
         def add(entry: Entry) -> Entry:
-            if name in self._entries:
+            known = self._entries.get(name)
+            if known is not None and _home(known) != _home(entry):
                 raise ValueError(
                     f"This {self.kind} is already registered: choose another name. Received: name={name!r}"
                 )
@@ -200,3 +202,7 @@ def _is_config(value: Any) -> bool:
 
 def _unwrapped(entry: Any) -> Any:
     return _unwrapped(entry.func) if isinstance(entry, functools.partial) else entry
+
+
+def _home(entry: Callable[..., Any]) -> tuple[Any, Any]:
+    return getattr(entry, "__module__", None), getattr(entry, "__qualname__", id(entry))
