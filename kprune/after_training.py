@@ -127,7 +127,7 @@ def compensated(
 
     >>> hessian = np.array([[2.0, 1.0], [1.0, 2.0]])
     >>> keep_last = lambda i, scores: np.array([[False], [True]])
-    >>> compensated(np.array([[2.0], [1.0]]), hessian, np.ones((2, 1), bool), keep_last, [0])[0].tolist()
+    >>> compensated(np.array([[2.0], [1.0]]), hessian, np.ones((2, 1), bool), keep_last, [0])[0].round(6).tolist()
     [[0.0], [2.0]]
     """
     try:

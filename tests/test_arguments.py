@@ -13,7 +13,7 @@ from kprune import analysis, growth, patterns, scopes
 from kprune.criteria import CRITERIA, InitialWeights
 from kprune.data import take_batches
 from kprune.runtime.files import pack
-from kprune.schedules import PolynomialDecay
+from kprune.schedules import PolynomialDecay, TfmotSchedule
 
 ANYTHING = [None, -1, 1.5, math.nan, True, "", set(), np.array(3), object(), {"wrong": 1}, {1: 2}, [object()]]
 ANYTHING.append(np.ones(3))
@@ -77,9 +77,25 @@ TABLE = {
     "splice margin": (lambda m, margin: growth.splice(kprune.PruningConfig(), m, 0.5, margin), "margin", but(1.5)),
     "name of a criterion": (lambda m, name: CRITERIA.register(name), "name", ANYTHING),
     "state of a tracker": (lambda m, state: InitialWeights().set_state(state), "state", ANYTHING),
+    "balanced_sample seed": (
+        lambda m, seed: kprune.balanced_sample(np.ones((3, 2)), np.array([0, 1, 1]), 1, seed),
+        "seed",
+        ANYTHING,
+    ),
+    "shrink inputs": (kprune.shrink, "inputs", [*but(None, np.ndarray), np.array(3)]),
+    "tfmot's schedule": (lambda m, schedule: TfmotSchedule.of(schedule), "schedule", ANYTHING),
+    "search seeds": (lambda m, seeds: kprune.search(m, trained, ones, seeds=seeds), "seeds", [*ANYTHING, [[1], [2]]]),
+    "RewindPoint epochs": (lambda m, epochs: kprune.RewindPoint(epochs=epochs), "epochs", but(None, 1.5)),
+    "in_epochs epochs": (lambda m, epochs: kprune.RewindPoint(steps=1).in_epochs(epochs, 9), "epochs", ANYTHING),
+    "in_batches batches": (lambda m, n: kprune.RewindPoint(epochs=1).in_batches(9, n), "n", but(1.5)),
+    "find_ticket shuffle_seed": (
+        lambda m, **a: kprune.find_ticket(m, trained, levels=1, **a),
+        "shuffle_seed",
+        but(None),
+    ),
     "rewind to": (kprune.rewind, "to", ANYTHING),
     "rewind what": (lambda m, what: kprune.rewind(m, kprune.snapshot(m), what), "what", ANYTHING),
-    "sensitivity evaluate": (kprune.sensitivity, "evaluate", [*but(list, np.ndarray), np.array(3)]),
+    "sensitivity evaluate": (kprune.sensitivity, "evaluate", [*but(list, np.ndarray), np.array(3), b"x"]),
     "sensitivity sparsities": (lambda m, **a: kprune.sensitivity(m, ones, **a), "sparsities", ANYTHING),
     "supermask": (lambda m, ticket: analysis.supermask(m, ticket, ones), "ticket", ANYTHING),
     "linear_path one": (lambda m, one: analysis.linear_path(m, one, kprune.snapshot(m), ones), "one", ANYTHING),

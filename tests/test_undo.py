@@ -174,12 +174,34 @@ def test_masks_stay_where_a_fit_evaluates():
     assert kprune.summary(model).sparsity == pytest.approx(0.7, abs=0.02)
 
 
-def test_prune_that_is_interrupted_changes_nothing(monkeypatch):
-    model = network()
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "where", ["api.slots", "types.keep_where"]
+)  # before a mask is set; and after, before the zeros
+@pytest.mark.parametrize("apply", [False, True])
+def test_what_is_interrupted_changes_nothing(apply, where, masked, monkeypatch):
+    model, other = network(masked), network(True)
+    kprune.prune(other, "magnitude", 0.7, verbose=False)
+    ticket = kprune.Ticket.of(other)
     before = state(model)
-    monkeypatch.setattr(kprune.masks.api, "slots", lambda *args: fails(None))
+    monkeypatch.setattr(f"kprune.masks.{where}", lambda *args, **kwargs: fails(None))
     with pytest.raises(KeyboardInterrupt):
-        kprune.prune(model, "magnitude", 0.5, verbose=False)
+        if apply:
+            ticket.apply(model)
+        else:
+            kprune.prune(model, "magnitude", 0.7, verbose=False)
+    monkeypatch.undo()
+    assert state(model) == before
+
+
+def test_a_strip_that_is_interrupted_loses_nothing_behind_the_masks(monkeypatch):
+    model, read, done = network(), kprune.MaskedWeight.read, []
+    kprune.mask(model, store="latent")
+    kprune.prune(model, "magnitude", 0.7, verbose=False)
+    before = state(model)
+    monkeypatch.setattr(kprune.MaskedWeight, "read", lambda w: fails(w) if done else (done.append(w), read(w))[1])
+    with pytest.raises(KeyboardInterrupt):
+        kprune.strip(model)
     assert state(model) == before
 
 

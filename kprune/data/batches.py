@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Set
 from itertools import islice
 from typing import Any
 
 import keras
 import numpy as np
+
+from ..util.checks import check_integer
 
 # One batch: inputs, targets and sample weights (None if there are none), each an array or a structure of arrays.
 Batch = tuple[Any, Any, Any]
@@ -59,7 +62,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
     else:
         source = _finite(data) if batches is None else iter(data)
     taken = []
-    for batch in islice(source, batches):
+    for batch in islice(source, None if batches is None else min(batches, sys.maxsize)):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
         taken.append((_arrays(x), _arrays(y), _arrays(weight)))
         _lengths(taken[-1])
@@ -82,7 +85,7 @@ def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple
         classes, so score with batches=None.
 
     Raises:
-        ValueError: `per_class` is below 1, or x and y differ in length.
+        ValueError: `per_class` is below 1, `seed` below 0, or x and y differ in length.
 
     >>> x, y = balanced_sample(np.arange(6), np.array([0, 0, 0, 0, 1, 1]), per_class=2)
     >>> y.tolist()
@@ -92,8 +95,8 @@ def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple
     shapes = [np.shape(part) for part in (*keras.tree.flatten(x), y)]
     if not all(shapes) or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(f"`x` and `y` must be arrays with the same number of examples. Received: shapes={shapes[:4]}")
-    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
-        raise ValueError(f"`per_class` must be an integer >= 1. Received: per_class={per_class!r}")
+    check_integer("per_class", per_class, 1)
+    check_integer("seed", seed, 0)
     ids = y.argmax(-1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(-1)
     draw = np.random.default_rng(seed)
     chosen = np.concatenate([draw.permutation(np.flatnonzero(ids == c))[:per_class] for c in np.unique(ids)])

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from ..runtime.optimizers import slots
+from ..runtime.values import Values
 from ..runtime.writing import keep_where
 from ..util.checks import check_expression, check_strings
 from .behind import Behind
@@ -254,8 +255,14 @@ def strip(model: Any) -> Any:
     """
     weights = masked_weights(model)
     check_leaks(model, weights)
-    for weight in (*weights, *followers(model)):
-        weight.variable.assign(weight.read())
+    every = [*weights, *followers(model)]
+    behind = Values(weight.variable for weight in every if weight.store == "latent")
+    try:
+        for weight in every:
+            weight.variable.assign(weight.read())
+    except BaseException:
+        behind.put_back()  # what is behind the masks would be lost
+        raise
     return library_of(model).strip_model(model)
 
 

@@ -92,9 +92,13 @@ class Undo:
 
     def back(self) -> None:
         """Restore the model: masks, weights, statistics, seeds and the optimizer."""
-        if not self.fresh:
+        if self.fresh:
+            self.fresh = False
+            # Not by `strip`: what was interrupted may have set a mask and not yet the zeros, which it takes for a leak.
+            library_of(self.model).strip_model(self.model)
+        else:
             self._values.put_back()  # masks, too, before the last of them are made anew
-        self.unmask()
+            self.unmask()
         self._values.put_back()
 
 

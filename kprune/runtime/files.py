@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..util.checks import check_arrays
 from ..util.whole import write_whole
 from .distribution import from_chief, is_chief
 
@@ -127,11 +128,12 @@ def joined(**parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, np.ndarray]]:
-    """The dicts of which `joined` made one; ValueError if it has a part beside these.
+    """The dicts of which `joined` made one; ValueError if it is no dict, or has a part beside these.
 
     >>> split(joined(a={"x": np.array(1)}), "a", "b")
     {'a': {'x': array(1)}, 'b': {}}
     """
+    check_arrays("arrays", arrays)
     found: dict[str, dict[str, np.ndarray]] = {part: {} for part in parts}
     for name, array in arrays.items():
         part, _, rest = name.partition("/")

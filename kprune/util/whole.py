@@ -17,7 +17,7 @@ def write_whole(path: str | os.PathLike[str], fill: bytes | Callable[[str], obje
         fill: the bytes, or a function that writes the file whose name it is given (it ends as `path` does).
 
     Raises:
-        OSError: it cannot be written (no space left ...). What was at `path` is as it was.
+        OSError: it cannot be written (no space left ...), and is named. What was at `path` is as it was.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -36,8 +36,10 @@ def write_whole(path: str | os.PathLike[str], fill: bytes | Callable[[str], obje
             temporary.write_bytes(fill)
         sync(temporary)
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # which names no file, or the temporary one
+            raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
         raise
     sync(target.parent)
 
