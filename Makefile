@@ -91,10 +91,11 @@ APART := tf_keras tf_distribute jax_distribution tpu
 test-tensorflow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) tests $(APART:%=--ignore=tests/%)
 
-# What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends.
+# What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends: these files, and what
+# is marked `once` in others.
 ONCE := bombs data faults files fuzz golden_masks layout locks lottery_runs models own_data patterns plotting schedules scopes shrink_random sweep
 test-jax: install-test
-	KERAS_BACKEND=jax $(PYTEST) tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
+	KERAS_BACKEND=jax $(PYTEST) -m "not once" tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
 
 # On four virtual devices, and in several processes. A file stays in one worker, which compiles each step once.
 test-jax-distribution: install-test
@@ -136,7 +137,7 @@ test-private: install-test
 # loss go back to default precision: their scores must not need this.
 GPU := XLA_FLAGS=--xla_gpu_autotune_level=0 XLA_PYTHON_CLIENT_PREALLOCATE=false TF_FORCE_GPU_ALLOW_GROWTH=true
 FULL := JAX_DEFAULT_MATMUL_PRECISION=highest
-ON_GPU := tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
+ON_GPU := -m "not once" tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
 test-gpu:
 	$(MAKE) VENV=.venv-gpu run-on-gpu
 run-on-gpu: install-gpu

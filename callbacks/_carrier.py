@@ -25,6 +25,7 @@ from kprune.masks import (
     moved_weights,
     set_masks,
 )
+from kprune.masks.matching import matched
 from kprune.runtime.distribution import to_numpy
 from kprune.runtime.files import pack, understanding, unpack
 
@@ -160,18 +161,24 @@ class Carrier:
     def restore(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
         """Give the callbacks their states; ValueError if they are those of another list of callbacks."""
         self.check(about)
-        for i, v in enumerate(library_of(self.model).seed_states(self.model)):
-            v.assign(arrays[f"seeds/{i}"])
+        seeds = {f"seeds/{i}": v for i, v in enumerate(library_of(self.model).seed_states(self.model))}
+        then = matched(seeds, {name: array for name, array in arrays.items() if name.startswith("seeds/")}, "model")
+        for name, v in seeds.items():
+            v.assign(then[name])
         for name, holder in self.holders.items():
             holder.set_state({key[len(name) + 1 :]: a for key, a in arrays.items() if key.startswith(f"{name}/")})
         self.loaded_epoch = about["epoch"]
 
     def check(self, about: dict[str, Any]) -> None:
-        """Raises ValueError if the states that this describes are those of another list of callbacks."""
+        """Raises ValueError if the states that this describes are of another list of callbacks, or of no epoch."""
         if about["holders"] != list(self.holders):
             raise ValueError(
                 f"The backup was made by a fit with the callbacks {about['holders']}: pass the same ones, in the "
                 f"same order. Received: callbacks={list(self.holders)}"
+            )
+        if type(about["epoch"]) is not int or about["epoch"] < 0:
+            raise ValueError(
+                f"The epoch of the callbacks' state must be an integer >= 0. Received: epoch={about['epoch']!r:.100}"
             )
 
     def begin(self, epoch: int, callback: Any) -> None:

@@ -135,12 +135,15 @@ class LotteryTicket(MaskingCallback):
         """The number of epochs to pass to `fit`.
 
         Args:
-            steps_per_epoch: needed if `rewind_to` is a number of steps other than 0: batches of an epoch, divided by
+            steps_per_epoch: needed if `rewind_to` is a number of steps that lies after the first epoch (if it is
+                missing, `fit` refuses the number of epochs and names the right one): batches of an epoch, divided by
                 the optimizer's `gradient_accumulation_steps` if it has some.
 
         Raises:
-            ValueError: it is needed, or the rewind point is not within a level.
+            ValueError: the rewind point is not within a level.
         """
+        if steps_per_epoch is None and self.lottery.point.steps:
+            return self._total(0)
         return self._total(self.lottery.point.in_epochs(self.epochs_per_level, steps_per_epoch))
 
     def fit_kwargs(self, steps_per_epoch: float | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:

@@ -24,12 +24,14 @@ from . import (  # noqa: E402
     growth,
     models,
     patterns,
+    regularizers,
     schedules,
     scopes,
     targets,
     tickets,
 )
 from ._version import __version__  # noqa: E402
+from .after_training import prune_after_training  # noqa: E402
 from .callbacks.after_pruning import AfterPruning  # noqa: E402
 from .config import PruningConfig  # noqa: E402
 from .data.batches import balanced_sample  # noqa: E402
@@ -49,6 +51,7 @@ from .lottery.rewind import RewindPoint, Snapshot, rewind, snapshot  # noqa: E40
 from .lottery.ticket import Ticket  # noqa: E402
 from .masks import MaskedWeight, MaskReport, adopt, mask, masked_weights, set_masks, strip  # noqa: E402
 from .pruning import prune  # noqa: E402
+from .regularizers import regularize  # noqa: E402
 from .report.plot import plot_sparsity  # noqa: E402
 from .report.summary import Summary, summary  # noqa: E402
 from .runtime.strategy import auto_strategy  # noqa: E402
@@ -94,7 +97,10 @@ __all__ = [
     "plot_schedule",
     "plot_sparsity",
     "prune",
+    "prune_after_training",
     "recalibrate",
+    "regularize",
+    "regularizers",
     "rewind",
     "run_lotteries",
     "schedules",

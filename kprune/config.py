@@ -178,8 +178,10 @@ class PruningConfig:
     def take(self, data: Any, batches: int | None = 1) -> list[Batch]:
         """The batches of data that the criterion uses; ValueError if it needs data and there are none."""
         check_batches(batches)
-        if data is None and "data" in trait(CRITERIA.get(self.criterion), "needs", ()):
-            raise ValueError(f"The criterion {self.name!r} needs the loss: pass data=(x, y). Received: data=None")
+        needs = trait(CRITERIA.get(self.criterion), "needs", ())
+        if data is None and "data" in needs:
+            needed = "the loss: pass data=(x, y)" if "loss" in needs else "data: pass data=(x,)"
+            raise ValueError(f"The criterion {self.name!r} needs {needed}. Received: data=None")
         return [] if data is None else take_batches(data, batches)
 
     def tracker(self) -> Tracker | None:

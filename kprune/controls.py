@@ -17,7 +17,7 @@ import numpy as np
 from .criteria import CRITERIA, Context, Scores
 from .experiments.fresh import draw, owners, statistics
 from .lottery.rewind import Arrays, matched, model_weights
-from .masks import Masks, masked_weights, set_masks
+from .masks import Masks, masked, masked_weights, set_masks
 from .report.summary import summary
 from .runtime.distribution import to_numpy
 from .runtime.optimizers import reset_slots
@@ -128,16 +128,12 @@ def shuffle_masks(
                 f"`values` must hold exactly one array per masked weight ({', '.join(masks)}). "
                 f"Received: values={sorted(values) if isinstance(values, Mapping) else values!r}"
             )
-        for weight in weights:
-            if np.shape(values[weight.path]) != weight.shape:
-                raise ValueError(
-                    f"The values of {weight.path} must be of shape {weight.shape}. "
-                    f"Received: shape={np.shape(values[weight.path])}"
-                )
-    set_masks(model, masks, optimizer)
-    if values is not None:
-        for weight in weights:
-            _begin(model, optimizer, weight.variable, np.where(masks[weight.path], values[weight.path], 0))
+        arrays = {path: np.asarray(value) for path, value in values.items()}
+        starts = matched({weight.path: weight.variable for weight in weights}, arrays, "model")
+    with masked(model, optimizer):
+        set_masks(model, masks, optimizer)
+        for weight in weights if values is not None else ():
+            _begin(model, optimizer, weight.variable, np.where(masks[weight.path], starts[weight.path], 0))
     return masks
 
 
@@ -206,10 +202,10 @@ def reinitialize(
             "`entries` must be 'kept', or 'pruned' with weights='masked'. "
             f"Received: entries={entries!r}, weights={weights!r}"
         )
-    masked = _masked(model)
+    owned = _masked(model)
     signs = None if signs is None else _signs(model, signs)
-    kept = {id(weight.variable): weight.kept() for weight in masked}
-    chosen = [(weight.path, weight.variable) for weight in masked]
+    kept = {id(weight.variable): weight.kept() for weight in owned}
+    chosen = [(weight.path, weight.variable) for weight in owned]
     if weights == "all":
         others = [*model.trainable_weights, *statistics(model)]
         chosen += [(getattr(v, "path", v.name), v) for v in others if id(v) not in kept]
@@ -222,10 +218,11 @@ def reinitialize(
             value = sign * (_deviation(path, value) if constant else np.abs(value))
         old = 0 if entries == "kept" else to_numpy(variable)
         fresh.append((variable, np.where(kept.get(id(variable), True) == (entries == "kept"), value, old)))
-    if entries == "pruned":
-        set_masks(model, {weight.path: np.ones(weight.shape, bool) for weight in masked}, optimizer)
-    for variable, value in fresh:
-        _begin(model, optimizer, variable, value)
+    with masked(model, optimizer):
+        if entries == "pruned":
+            set_masks(model, {weight.path: np.ones(weight.shape, bool) for weight in owned}, optimizer)
+        for variable, value in fresh:
+            _begin(model, optimizer, variable, value)
 
 
 def matched_epochs(model: Any, epochs: int) -> int:

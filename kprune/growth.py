@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from .config import PruningConfig
 from .criteria import CRITERIA, Context, Scores, gradient, random
 from .masks import MaskedWeight, Masks, masked_weights
+from .util.checks import check_number
 from .util.registry import Registry, trait
 
 METHODS = Registry("method")
@@ -63,8 +65,16 @@ def drop_and_grow(
     [False, True, False, True]
     """
     grow = METHODS.get(method)
-    batched = PruningConfig(grow).take(data, batches) or None
+    check_number("share", share, "from 0 to 1", lambda value: 0 <= value <= 1)
     weights = masked_weights(model)
+    for weight in weights:
+        n = n_keep.get(weight.path) if isinstance(n_keep, dict) else None
+        if not isinstance(n, Integral) or isinstance(n, bool) or not 0 <= n <= weight.size:
+            raise ValueError(
+                f"`n_keep` must be a dict that holds an integer from 0 to {weight.size} for {weight.path}. "
+                f"Received: n_keep={n_keep!r:.200}"
+            )
+    batched = PruningConfig(grow).take(data, batches) or None
     kept = {weight.path: int(weight.kept().sum()) for weight in weights}
     left = {path: min(n_keep[path], count - math.floor(share * count)) for path, count in kept.items()}
     survivors = _cut(model, "magnitude", left, pattern)
@@ -83,6 +93,8 @@ def share_at(method: Callable[..., Any], share: float, progress: float) -> float
     >>> round(share_at(METHODS.get("rigl"), 0.3, 0.5), 6), share_at(METHODS.get("set"), 0.3, 0.5)
     (0.15, 0.3)
     """
+    check_number("share", share, "from 0 to 1", lambda value: 0 <= value <= 1)
+    check_number("progress", progress, "from 0 to 1", lambda value: 0 <= value <= 1)
     return share * (1 + math.cos(math.pi * progress)) / 2 if trait(method, "anneals", False) else share
 
 
@@ -113,6 +125,9 @@ def splice(
     >>> [mask.ravel().tolist() for mask in masks.values()]  # 3.9 is above 3.0 * 1.2
     [[True, False, False, True]]
     """
+    if not isinstance(config, PruningConfig):
+        raise ValueError(f"`config` must be a kprune.PruningConfig. Received: config={config!r:.200}")
+    check_number("margin", margin, ">= 1", lambda value: value >= 1)
     criterion, weights = CRITERIA.get(config.criterion), masked_weights(model)
     current = {weight.path: weight.kept() for weight in weights}
 

@@ -12,19 +12,16 @@ differs from the plain case:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from .util.ranking import alive
+from .util.ranking import alive, nth_highest
 from .util.registry import Registry
-from .util.threads import side_by_side
 
 PATTERNS = Registry("pattern")
-SAMPLE = 16384
-BLOCK = 1 << 16  # entries that stay in a core's cache from one look to the next
-PIECE = 1 << 20  # entries that a thread looks at before it takes others
 
 Pattern = Callable[[np.ndarray, int], np.ndarray]
 Blocks = Callable[[tuple[int, ...]], np.ndarray]
@@ -108,6 +105,41 @@ def n_of_m(n: int, m: int) -> Pattern:
         return winners | unstructured(np.where(winners, -np.inf, score), n_keep - n_winners)
 
     return _named(keep, f"{n}:{m}", n_of_m, default_scope="layerwise", n_of_m=(n, m))
+
+
+@PATTERNS.register("fan_in")
+def fan_in(score: np.ndarray, n_keep: int) -> np.ndarray:
+    """Keep as many inputs of each output, those with its highest scores (arXiv:2306.11695, 2305.02299).
+
+    The best input of each output ranks above all second ones, these above all third ones, and so on; of one rank the
+    higher score goes first. The `n_keep` highest in that order are kept, so that the numbers of two outputs differ by
+    at most one. The inputs of a convolution are those at all of its positions.
+
+    Args:
+        score: float array (..., in, out); higher = keep; -inf = pruned already.
+        n_keep: number of entries to keep, 0 <= n_keep <= score.size.
+
+    Returns:
+        bool array of the score's shape with exactly `n_keep` True, or all that is not pruned if that is less.
+
+    Raises:
+        ValueError: n_keep is out of range.
+
+    >>> fan_in(np.array([[9.0, 1.0], [8.0, 2.0], [7.0, 3.0]]), 3)
+    array([[ True, False],
+           [ True, False],
+           [False,  True]])
+    """
+    _check_count(score, n_keep)
+    inputs = score.reshape(-1, score.shape[-1] if score.ndim > 1 else 1)
+    order = np.argsort(-inputs, axis=0, kind="stable")
+    rank, living = np.empty_like(order), inputs > -np.inf
+    np.put_along_axis(rank, order, np.arange(len(inputs))[:, None], axis=0)
+    up_to = np.cumsum(np.bincount(rank[living], minlength=len(inputs)))
+    last = int(np.searchsorted(up_to, n_keep))  # the rank of which some are kept
+    keep = living & (rank < last)
+    left = min(n_keep, alive(score)) - int(np.count_nonzero(keep))
+    return (keep | unstructured(np.where(rank == last, inputs, -np.inf), left)).reshape(score.shape)
 
 
 @PATTERNS.family(r"(\d+)x(\d+)", "hxw")
@@ -241,8 +273,10 @@ def _named(pattern: Pattern, name: str, factory: Callable[..., Any], **traits: A
 
 
 def _check_count(score: np.ndarray, n_keep: int) -> None:
-    if not 0 <= n_keep <= score.size:
-        raise ValueError(f"`n_keep` must be from 0 to {score.size}. Received: n_keep={n_keep}")
+    if not isinstance(score, np.ndarray) or score.dtype.kind not in "biufV":  # "V": bfloat16
+        raise ValueError(f"`score` must be an array of numbers. Received: score={score!r:.200}")
+    if not isinstance(n_keep, Integral) or isinstance(n_keep, bool) or not 0 <= n_keep <= score.size:
+        raise ValueError(f"`n_keep` must be an integer from 0 to {score.size}. Received: n_keep={n_keep!r:.200}")
 
 
 def _check_sizes(**sizes: int) -> None:
@@ -252,75 +286,7 @@ def _check_sizes(**sizes: int) -> None:
             raise ValueError(f"`{name}` must be an integer >= 1. Received: {received}")
 
 
-def nth_highest(vectors: list[np.ndarray], n: int, of: np.ufunc = np.positive) -> tuple[float, list[tuple[int, int]]]:
-    """The n-th highest value of all vectors together, and how many entries of each are above it; exact.
-
-    A sample brackets the value, so that only what lies inside the bracket has to be copied and partitioned: several
-    times faster than partitioning everything, which matters in SynFlow's hundred rounds over millions of weights.
-
-    Args:
-        vectors: float arrays of one dimension.
-        n: from 1 to the number of all their entries.
-        of: the values are `of` these entries, taken block by block, so that they need no memory.
-
-    Returns:
-        The value, and for each vector how many of its entries are above it and how many equal it.
-
-    >>> value, counts = nth_highest([np.array([4.0, 1.0]), np.array([-3.0, 2.0])], 2, np.absolute)
-    >>> float(value), counts
-    (3.0, [(1, 0), (0, 1)])
-    """
-    size = sum(v.size for v in vectors)
-    low, high = _bracket(vectors, n, size, of)
-    # A bracket that reaches down to the pruned entries (-inf, often most of them) stops short of them.
-    reaches = np.greater if np.isneginf(low) else np.greater_equal
-
-    def part(v: np.ndarray) -> tuple[int, np.ndarray]:
-        above, inside = 0, []
-        for _, values in blocks_of(v, of):
-            higher = values > high
-            above += int(np.count_nonzero(higher))
-            inside.append(values[reaches(values, low) ^ higher])
-        return above, np.concatenate(inside) if inside else v
-
-    pieces = [(i, v[at : at + PIECE]) for i, v in enumerate(vectors) for at in range(0, v.size, PIECE)]
-    owners, parts = [i for i, _ in pieces], side_by_side(lambda piece: part(piece[1]), pieces, size)
-    above, inside = sum(count for count, _ in parts), np.concatenate([values for _, values in parts])
-    if not above < n <= above + inside.size:  # the sample was not like the rest
-        parts, owners = [(0, of(v)) for v in vectors], list(range(len(vectors)))
-        above, inside = 0, np.concatenate([values for _, values in parts])
-    position = inside.size - (n - above)
-    value = np.partition(inside, position)[position]
-    counts = [(0, 0)] * len(vectors)
-    for i, (count, values) in zip(owners, parts, strict=True):
-        higher, equal = int(np.count_nonzero(values > value)), int(np.count_nonzero(values == value))
-        counts[i] = counts[i][0] + count + higher, counts[i][1] + equal
-    return value, counts
-
-
-def blocks_of(vector: np.ndarray, of: np.ufunc) -> Iterator[tuple[slice, np.ndarray]]:
-    """(where, `of` the entries there) of blocks that stay in a core's cache; each array lives until the next one.
-
-    >>> [(at.start, values.tolist()) for at, values in blocks_of(np.array([-1.0, 2.0]), np.absolute)]
-    [(0, [1.0, 2.0])]
-    """
-    scratch = np.empty(0 if of is np.positive else min(BLOCK, vector.size), vector.dtype)
-    for start in range(0, vector.size, BLOCK):
-        at = slice(start, min(start + BLOCK, vector.size))
-        yield at, vector[at] if of is np.positive else of(vector[at], out=scratch[: at.stop - at.start])
-
-
-def _bracket(vectors: list[np.ndarray], n: int, size: int, of: np.ufunc) -> tuple[float, float]:
-    """Two values between which the n-th highest almost surely lies: four standard errors of a sample around it."""
-    draw = np.random.default_rng(0)
-    # Drawn, not strided: scores differ by channel, and a stride that shares a factor with the last axis sees few.
-    sample = [v if size <= SAMPLE else v[draw.integers(v.size, size=1 + SAMPLE * v.size // size)] for v in vectors]
-    ordered = np.sort(of(np.concatenate(sample)))[::-1]
-    rank, slack = (n - 1) * ordered.size // size, ordered.size // 64
-    return ordered[min(rank + slack, ordered.size - 1)], ordered[max(rank - slack, 0)]
-
-
 PATTERNS.register("2:4")(n_of_m(2, 4))
 
 
-__all__ = ["PATTERNS", "block", "channel", "n_of_m", "unstructured"]
+__all__ = ["PATTERNS", "block", "channel", "fan_in", "n_of_m", "unstructured"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .patterns import blocks_of, nth_highest
+from .util.ranking import blocks_of, nth_highest
 from .util.threads import side_by_side
 
 

@@ -12,18 +12,21 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import gc
 
-import keras
-import numpy as np
 import pytest
 
-# What is imported by now stays: Keras's `clear_session` collects garbage in every test, and need not look at it.
-gc.collect()
-gc.freeze()
+
+def pytest_collection_finish():
+    """What is imported by now stays: `clear_session` collects garbage in every test, and need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
+# Keras is imported where it is used: the process that hands the tests to its workers needs none.
 @pytest.fixture(autouse=True)
 def seeded(request):
     """Every test starts from the same seed and, unless marked `one_session`, from fresh layer names."""
+    import keras
+
     if request.node.get_closest_marker("one_session") is None:
         keras.backend.clear_session()
         # TensorFlow never lets go of the functions it traced: looking at them again in each test takes half the time.
@@ -35,4 +38,21 @@ def seeded(request):
 
 @pytest.fixture
 def rng():
+    import numpy as np
+
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def quickly_compiled():
+    """For networks that XLA's optimizations take far longer for than they save; not where programs are compared."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

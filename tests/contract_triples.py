@@ -39,9 +39,10 @@ def words(values):
 
 def triples(module, library):
     """The lines "kind name, library, backend" of the entries with which tests of this module are parametrized."""
-    tests = [test for name, test in vars(module).items() if name.startswith("test_")]
-    marks = [mark for test in tests for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
-    found = {word for mark in marks for word in words(mark.args[1])}
+    tests = [getattr(test, "pytestmark", ()) for name, test in vars(module).items() if name.startswith("test_")]
+    if keras.backend.backend() != "tensorflow":
+        tests = [marks for marks in tests if all(mark.name != "once" for mark in marks)]
+    found = {word for marks in tests for mark in marks if mark.name == "parametrize" for word in words(mark.args[1])}
     entries = [f"{kind} {name}" for kind, names in REGISTERED.items() for name in names if name in found]
     return {f"{entry}, {library}, {keras.backend.backend()}" for entry in entries}
 

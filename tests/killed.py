@@ -1,7 +1,7 @@
-"""A training that may be killed: `python killed.py KIND FOLDER POINT COUNT` (run by test_faults.py).
+"""A training that may be killed: `python killed.py KIND FOLDER POINT COUNT [WHOLE]` (run by test_faults.py).
 
 It trains, with a backup in FOLDER, kills itself by SIGKILL when POINT is reached for the COUNT-th time, and writes
-FOLDER/result.npz if it comes to its end.
+FOLDER/result.npz if it comes to its end. If a folder WHOLE is named, it first trains there to the end.
 """
 
 import importlib
@@ -146,4 +146,9 @@ def main(kind, folder, point, count):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    kind, folder, point, count, *whole = sys.argv[1:]
+    if whole:
+        main(kind, *whole, "never", 1)
+        # The names of layers begin anew, as in a new process.
+        importlib.import_module("tf_keras" if kind.startswith("tf_keras") else "keras").backend.clear_session()
+    main(kind, folder, point, int(count))

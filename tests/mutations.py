@@ -91,7 +91,7 @@ def damaged_json(value, rng, entries=()):
         if kind == 0:
             del holder[key]
         elif kind == 1:
-            holder[key] = VALUES[rng.integers(len(VALUES))]
+            holder[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
         elif kind == 2 and entries:
             holder[key] = copy.deepcopy(entries[rng.integers(len(entries))])
         elif kind == 3:

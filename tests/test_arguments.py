@@ -9,8 +9,11 @@ from helpers import mlp
 from kprune.callbacks import EarlyBird, GradualPruning, LotteryTicket, PruneAtInit, TakeSnapshot
 
 import kprune
-from kprune import analysis, scopes
-from kprune.schedules import PolynomialDecay
+from kprune import analysis, growth, patterns, scopes
+from kprune.criteria import CRITERIA, InitialWeights
+from kprune.data import take_batches
+from kprune.runtime.files import pack
+from kprune.schedules import PolynomialDecay, TfmotSchedule
 
 ANYTHING = [None, -1, 1.5, math.nan, True, "", set(), np.array(3), object(), {"wrong": 1}, {1: 2}, [object()]]
 ANYTHING.append(np.ones(3))
@@ -56,9 +59,43 @@ TABLE = {
     "prune verbose": (lambda m, **a: kprune.prune(m, "magnitude", 0.5, **a), "verbose", but(int)),
     "prune trackers": (lambda m, **a: kprune.prune(m, "movement", 0.5, verbose=0, **a), "trackers", ANYTHING),
     "PruningConfig within": (lambda m, **a: kprune.PruningConfig().masks(m, 0.5, **a), "within", but(None)),
+    "prune optimizer": (lambda m, **a: kprune.prune(m, "magnitude", 0.5, verbose=0, **a), "optimizer", but(None)),
+    "set_masks optimizer": (lambda m, **a: kprune.set_masks(m, {}, **a), "optimizer", but(None)),
+    "snapshot optimizer": (kprune.snapshot, "optimizer", but(None)),
+    "rewind optimizer": (lambda m, **a: kprune.rewind(m, kprune.snapshot(m), **a), "optimizer", but(None)),
+    "take_batches data": (lambda m, data: take_batches(data), "data", [*but(np.ndarray), np.array(3)]),
+    "Ticket masks": (lambda m, masks: kprune.Ticket(masks, {}), "masks", ANYTHING),
+    "Ticket weights": (lambda m, weights: kprune.Ticket({}, weights), "weights", ANYTHING),
+    "Snapshot optimizer": (lambda m, optimizer: kprune.Snapshot({}, optimizer), "optimizer", ANYTHING),
+    "mask_distance": (lambda m, one: analysis.mask_distance(one, {}), "one", ANYTHING),
+    "pattern score": (lambda m, score: patterns.unstructured(score, 0), "score", but(np.ndarray)),
+    "pattern n_keep": (lambda m, n_keep: patterns.block(2, 2)(np.ones((3, 3)), n_keep), "n_keep", ANYTHING),
+    "scope scores": (lambda m, scores: scopes.uniform_plus(scores, 0.5), "scores", ANYTHING),
+    "scope sparsity": (lambda m, sparsity: scopes.erk(SCORES, sparsity), "sparsity", ANYTHING),
+    "step": (lambda m, step: PolynomialDecay(0.1, 0.5, 0, 4)(step), "step", [*but(int, float), True, math.nan]),
+    "drop_and_grow n_keep": (lambda m, n_keep: growth.drop_and_grow(m, "set", n_keep, 0.3), "n_keep", ANYTHING),
+    "splice margin": (lambda m, margin: growth.splice(kprune.PruningConfig(), m, 0.5, margin), "margin", but(1.5)),
+    "name of a criterion": (lambda m, name: CRITERIA.register(name), "name", ANYTHING),
+    "state of a tracker": (lambda m, state: InitialWeights().set_state(state), "state", ANYTHING),
+    "balanced_sample seed": (
+        lambda m, seed: kprune.balanced_sample(np.ones((3, 2)), np.array([0, 1, 1]), 1, seed),
+        "seed",
+        ANYTHING,
+    ),
+    "shrink inputs": (kprune.shrink, "inputs", [*but(None, np.ndarray), np.array(3)]),
+    "tfmot's schedule": (lambda m, schedule: TfmotSchedule.of(schedule), "schedule", ANYTHING),
+    "search seeds": (lambda m, seeds: kprune.search(m, trained, ones, seeds=seeds), "seeds", [*ANYTHING, [[1], [2]]]),
+    "RewindPoint epochs": (lambda m, epochs: kprune.RewindPoint(epochs=epochs), "epochs", but(None, 1.5)),
+    "in_epochs epochs": (lambda m, epochs: kprune.RewindPoint(steps=1).in_epochs(epochs, 9), "epochs", ANYTHING),
+    "in_batches batches": (lambda m, n: kprune.RewindPoint(epochs=1).in_batches(9, n), "n", but(1.5)),
+    "find_ticket shuffle_seed": (
+        lambda m, **a: kprune.find_ticket(m, trained, levels=1, **a),
+        "shuffle_seed",
+        but(None),
+    ),
     "rewind to": (kprune.rewind, "to", ANYTHING),
     "rewind what": (lambda m, what: kprune.rewind(m, kprune.snapshot(m), what), "what", ANYTHING),
-    "sensitivity evaluate": (kprune.sensitivity, "evaluate", [*but(list, np.ndarray), np.array(3)]),
+    "sensitivity evaluate": (kprune.sensitivity, "evaluate", [*but(list, np.ndarray), np.array(3), b"x"]),
     "sensitivity sparsities": (lambda m, **a: kprune.sensitivity(m, ones, **a), "sparsities", ANYTHING),
     "supermask": (lambda m, ticket: analysis.supermask(m, ticket, ones), "ticket", ANYTHING),
     "linear_path one": (lambda m, one: analysis.linear_path(m, one, kprune.snapshot(m), ones), "one", ANYTHING),
@@ -96,6 +133,12 @@ def test_a_wrong_argument_is_named_and_changes_nothing(row, model):
             function(model, **{name: value})
         assert "truth value" not in str(raised.value) and len(str(raised.value)) < 1000
     assert [v.numpy().tobytes() for v in model.variables] == before
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.array([object()])])
+def test_what_no_reader_could_read_is_not_written(array):
+    with pytest.raises(ValueError, match=r"must hold numbers\. Received: 'mask/a' of dtype="):
+        pack({"mask/a": array}, {})
 
 
 @pytest.mark.parametrize(

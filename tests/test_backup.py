@@ -108,10 +108,18 @@ def test_the_plan_of_a_sparsity_alone_is_that_of_the_first_fit(first, tmp_path):
 
 @pytest.mark.private_api
 @pytest.mark.parametrize(
-    "make", [lottery, gradual, lambda: gradual("movement"), lambda: SynFlow(0.8, rounds=5, verbose=False)]
+    ("kind", "first", "make"),
+    # Both kinds of backup, before and after the callback that has the most to keep; then each pair of the three once.
+    [
+        *((kind, first, lottery) for kind in ("keras", "kprune") for first in (True, False)),
+        ("keras", True, gradual),
+        ("kprune", False, gradual),
+        ("keras", False, lambda: gradual("movement")),
+        ("kprune", True, lambda: gradual("movement")),
+        ("keras", True, lambda: SynFlow(0.8, rounds=5, verbose=False)),
+        ("kprune", False, lambda: SynFlow(0.8, rounds=5, verbose=False)),
+    ],
 )
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("kind", ["keras", "kprune"])
 def test_resumed_it_ends_as_if_it_had_not_stopped(make, first, kind, tmp_path):
     def backup():
         if kind == "keras":

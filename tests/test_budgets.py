@@ -23,6 +23,7 @@ def units(model):
 
 # 8 -> 2 -> 2 -> 3: 16 + 4 + 6 = 26 multiply-adds; 21 without a unit of the second layer, 12 without one of each.
 # With biases 33 parameters; 27 and 17.
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("budget", "left"),
     [
@@ -69,6 +70,7 @@ def test_it_is_what_the_shrunk_model_costs(unit):
     assert all(np.array_equal(again[path], masks[path]) for path in masks)
 
 
+@pytest.mark.once
 def test_multiples_fit_it_too():
     model = mlp(units=24)
     kprune.prune(model, "magnitude", budget={"flops": 0.5}, groups="channels:8", verbose=0)
@@ -115,6 +117,7 @@ def test_what_cannot_be_kept_is_said_before_anything_changes(callback):
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
+@pytest.mark.once
 def test_wrong_arguments():
     for wrong in ({}, {"flops": 0.5, "parameters": 0.5}, {"macs": 0.5}, 0.5, {"flops": 1.0}, {"flops": None}):
         with pytest.raises(ValueError, match="Received: budget"):
@@ -139,6 +142,7 @@ def test_wrong_arguments():
             other()
 
 
+@pytest.mark.once
 def test_flops_that_are_not_known_are_refused():
     given = keras.Input((None, None, 2))
     model = keras.Model(given, layers.Conv2D(2, 1)(layers.Conv2D(4, 3)(given)))

@@ -47,6 +47,7 @@ def test_what_goes_together():
     }
 
 
+@pytest.mark.once
 def test_units_of_an_lstm():
     model = masked(keras.Sequential([keras.Input((5, 3)), layers.LSTM(2, name="lstm"), layers.Dense(2, name="out")]))
     [_, second] = groups_of(model)
@@ -58,6 +59,7 @@ def test_units_of_an_lstm():
     ]
 
 
+@pytest.mark.once
 def test_heads_of_an_attention():
     given = keras.Input((5, 6))
     model = masked(keras.Model(given, layers.MultiHeadAttention(3, 2, name="m")(given, given)))
@@ -66,6 +68,7 @@ def test_heads_of_an_attention():
     ]
 
 
+@pytest.mark.once
 def test_a_group_scores_the_mean_of_all_its_entries():
     model = masked(mlp(units=2, use_bias=False))
     weights = kprune.masked_weights(model)
@@ -92,6 +95,7 @@ def test_what_is_pruned_is_gone_after_shrink(criterion):
     assert all(w.kept().all() for w in kprune.masked_weights(small))
 
 
+@pytest.mark.once
 def test_more_changes_nothing():
     model = mlp(units=24)
     before = kprune.prune(model, "magnitude", 0.5, groups="channels")
@@ -100,6 +104,7 @@ def test_more_changes_nothing():
         np.testing.assert_array_equal(mask, again[path])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("divisor", [1, 5, 8])
 def test_multiples(divisor):
     model = mlp(units=24)
@@ -112,6 +117,7 @@ def test_multiples(divisor):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.once
 def test_a_layer_keeps_a_channel():
     model = mlp()
     masks = kprune.prune(model, "magnitude", 0.98, groups="channels")
@@ -119,6 +125,7 @@ def test_a_layer_keeps_a_channel():
     assert [layer.units for layer in kprune.shrink(model).layers] == [1, 1, 3]
 
 
+@pytest.mark.once
 def test_a_dict_prunes_what_it_names():
     model = mlp()
     kprune.prune(model, "magnitude", {"hidden1": 0.5}, groups="channels")
@@ -140,6 +147,7 @@ def test_in_training(callback):
     assert sum(np.prod(v.shape) for v in small.weights) < sum(np.prod(v.shape) for v in model.weights)
 
 
+@pytest.mark.once
 def test_wrong_arguments():
     for wrong in ({"groups": "channel"}, {"groups": "channels:0"}, {"groups": 8}):
         with pytest.raises(ValueError, match="Received: groups="):
@@ -151,6 +159,7 @@ def test_wrong_arguments():
     assert kprune.PruningConfig.from_config(config.get_config()) == config
 
 
+@pytest.mark.once
 def test_a_model_without_groups_is_refused_and_stays_as_it_is():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(6, name="a"), layers.Softmax(), layers.Dense(2)])
     with pytest.raises(ValueError, match=r"no channel group.*softmax"):

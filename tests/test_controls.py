@@ -213,7 +213,8 @@ def test_a_bad_shuffle_changes_nothing():
         ),
         (dict(values={**values, "z": values[first]}), r"Received: values=\[.*'z'\]$"),
         (dict(values=5), r"Received: values=5$"),
-        (dict(values={**values, first: values[first].T}), r"of shape \(8, 12\). Received: shape=\(12, 8\)$"),
+        (dict(values={**values, first: values[first].T}), r"has shape \(8, 12\). Received: shape=\(12, 8\)$"),
+        (dict(values={**values, first: values[first].astype(str)}), r"must be a NumPy array of numbers. Received: "),
     ]:
         with pytest.raises(ValueError, match=message):
             shuffle_masks(model, **arguments)
@@ -221,6 +222,29 @@ def test_a_bad_shuffle_changes_nothing():
     for control in (shuffle_masks, reinitialize):
         with pytest.raises(ValueError, match=r"has no masks: .* Received: model='plain'$"):
             control(keras.Sequential([keras.Input((2,)), layers.Dense(2)], name="plain"))
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        lambda model: shuffle_masks(model, 1, values_of(model)),
+        lambda model: reinitialize(model, 1, "all"),
+        lambda model: reinitialize(model, 1, entries="pruned"),
+    ],
+)
+def test_a_control_that_is_interrupted_changes_nothing(control, monkeypatch):
+    model = fitted()
+    before, done = snapshot(model), []
+
+    def interrupted(*_):
+        done.append(1)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(kprune.controls, "reset_slots", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        control(model)
+    assert_unchanged(model, before)
 
 
 # reinitialize

@@ -127,6 +127,28 @@ def pruned_by_initial(model, weights, criterion, sparsity, initial):
     return masks_of(copy)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "scores"),
+    [
+        ("large_init", [[4.5], [1.0], [0.5], [2.0]]),
+        ("magnitude_increase", [[0.5], [2.0], [0.25], [-1.0]]),
+        ("init_final_sign", [[5.0], [0.0], [0.75], [1.0]]),
+    ],
+)
+def test_scores_by_the_initial_weights_by_hand(criterion, scores):
+    dense = layers.Dense(1, use_bias=False)
+    model = keras.Sequential([keras.Input((4,)), dense])
+    kprune.mask(model)
+    initial = kprune.criteria.InitialWeights()
+    dense.kernel.assign([[4.5], [-1.0], [0.5], [-2.0]])
+    initial.begin(model)
+    dense.kernel.assign([[5.0], [3.0], [0.75], [-1.0]])
+    weights = kprune.masked_weights(model)
+    context = kprune.criteria.Context(model, weights, {w.path: w.kept() for w in weights}, tracker=initial)
+    (found,) = kprune.criteria.get(criterion)(context).values()
+    np.testing.assert_array_equal(found, scores)
+
+
 def test_a_tracker_of_another_model_is_refused():
     model = compiled()
     kprune.mask(model)

@@ -78,6 +78,15 @@ def test_each_weight_drops_its_share():
     assert any(np.any(old != new) for old, new in zip(before, after, strict=True))
 
 
+def test_constant_fan_in():
+    """SRigL's (arXiv:2305.02299): weights move within their output, or as many from each."""
+    model, watch = compiled(), Watch()
+    fit(model, DynamicSparseTraining("set", 0.5, scope="layerwise", pattern="fan_in", frequency=3, stop=9), watch)
+    assert watch.moved() == [3, 6, 9] and len(watch.masks) == 12
+    for masks in watch.masks:
+        assert [set(mask.sum(0).tolist()) for mask in masks] == [{4}, {6}, {6}]
+
+
 def test_a_schedule_makes_it_sparser_as_weights_move():
     model, watch = compiled(), Watch()
     schedule = Linear(0.5, 0.9, 0, 8, frequency=2)

@@ -89,8 +89,8 @@ def backup(kind, folder):
     return keras.callbacks.BackupAndRestore(folder / "b") if kind == "keras" else BackupAndRestore(folder / "b.npz")
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("kind", ["keras", "kprune"])
+# test_backup.py shows that either kind of backup may be listed before and after.
+@pytest.mark.parametrize(("kind", "first"), [("keras", True), ("kprune", False)])
 def test_resumed_it_ends_as_if_it_had_not_stopped(kind, first, tmp_path):
     def callbacks(*more):
         own = bird(stop=False)
@@ -99,7 +99,7 @@ def test_resumed_it_ends_as_if_it_had_not_stopped(kind, first, tmp_path):
     whole, uninterrupted = network(), bird(stop=False)
     distances = fit(whole, 6, uninterrupted).history["mask_distance"]
     assert uninterrupted.settled_at == 3 and zeros(whole) == 220
-    for stop in (1, 2, 4, 5):
+    for stop in (1, 2, 5):  # with one mask, with two, and after it has settled
         with pytest.raises(KeyboardInterrupt):
             fit(network(), 6, *callbacks(Interrupt(stop))[1])
     model, (resumed, listed) = network(), callbacks()
@@ -115,8 +115,7 @@ class KilledAtTheEnd(keras.callbacks.Callback):
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("kind", ["keras", "kprune"])
+@pytest.mark.parametrize(("kind", "first"), [("keras", False), ("kprune", True)])
 def test_killed_after_it_has_stopped_it_does_not_train_on(kind, first, tmp_path):
     def callbacks():
         pair = [backup(kind, tmp_path), bird(stop=True)]

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 import resource
 
@@ -176,6 +177,23 @@ def test_files_that_cannot_be_moved_leave_what_was_there(tmp_path, monkeypatch):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         name: name for name in ("m", "m.keras", "new", "new.keras")
     }
+
+
+def test_at_any_moment_there_is_a_file_and_it_is_on_the_disk(tmp_path, monkeypatch):
+    goal, source, synced = tmp_path / "m.keras", tmp_path / "new.keras", []
+    goal.write_text("old")
+    source.write_text("new")
+    replace, sync = pathlib.Path.replace, os.fsync
+
+    def watched(self, to):
+        assert goal.exists() and synced
+        replace(self, to)
+        assert goal.exists()
+
+    monkeypatch.setattr(pathlib.Path, "replace", watched)
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(sync(handle)))
+    _move({source: goal})
+    assert goal.read_text() == "new" and len(synced) == 2  # the file, and the folder's names
 
 
 def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):

@@ -1,13 +1,18 @@
 """Paths that a user gives: what cannot be one is refused before any work."""
 
+import resource
+
 import pytest
 from helpers import mlp
 from kprune.callbacks import BackupAndRestore, LotteryTicket, SparsityLogger
 
 import kprune
 from kprune.cli import main as cli
+from kprune.cli.commands.sensitivity import _write as write_table
 from kprune.experiments.lottery_runs import run_lotteries
+from kprune.experiments.sensitivity import Sensitivity, SensitivityRow
 from kprune.experiments.sweep import Sweep, sweep
+from kprune.util.plotting import new_axes
 
 pytestmark = pytest.mark.one_session
 
@@ -56,3 +61,20 @@ def test_a_terminal_that_lacks_a_layers_letters_shows_the_rest(tmp_path, monkeyp
         monkeypatch.setattr("sys.stdout", out)
         assert cli.main(["inspect", str(tmp_path / "m.keras")]) == 0
     assert r"gr\xf6\xdfe\u4e2d" in (tmp_path / "out").read_text("ascii")
+
+
+TABLE = Sensitivity((SensitivityRow("a/kernel", 4, {0.5: 1.0}),), 1.0, "loss")
+
+
+@pytest.mark.parametrize("write", [Sweep((), (), 0.1, {}).plot, lambda path: write_table(TABLE, path)])
+def test_a_full_disk_leaves_the_figure_or_table_that_was_there(tmp_path, monkeypatch, write):
+    file, limits = tmp_path / "made.png", resource.getrlimit(resource.RLIMIT_FSIZE)
+    file.write_text("old")
+    monkeypatch.setattr(Sweep, "_draw", lambda self: new_axes(1, 1)[0])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/made\.png'$"):
+            write(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]

@@ -15,8 +15,9 @@ import kprune
 from kprune.experiments.lottery_runs import run_lotteries
 from kprune.experiments.runs import RunTable
 from kprune.experiments.sweep import SweepRun, sweep
-from kprune.runtime import files, locks, temporary
+from kprune.runtime import files, locks
 from kprune.runtime.locks import Lock
+from kprune.util import temporary
 
 pytestmark = pytest.mark.one_session
 
@@ -80,6 +81,13 @@ def test_of_several_writers_each_succeeds_and_readers_see_whole_files(tmp_path):
             assert len(content) == 100_000 and len(set(content)) == 1
     assert set(ended.values()) == {0}
     assert names(tmp_path) == ["table.csv"]
+
+
+def test_writing_many_files_leaves_none_open(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(50):
+        files.write(tmp_path / f"{number}.csv", b"1")
+    assert len(os.listdir("/proc/self/fd")) < before + 10
 
 
 def test_what_dead_processes_left_goes_and_what_belongs_to_living_ones_stays(tmp_path):

@@ -144,6 +144,14 @@ def test_later_levels_start_from_the_rewind_point_and_share_its_history():
     assert lottery.results[1]["acc"] == history["acc"][4]
 
 
+def test_a_rewind_point_in_steps_needs_no_steps_per_epoch_within_the_first_epoch():
+    early = LotteryTicket(levels=1, epochs_per_level=2, rewind_to=STEPS - 1)
+    late = LotteryTicket(levels=1, epochs_per_level=2, rewind_to=STEPS)
+    assert early.total_epochs() == early.total_epochs(STEPS) == late.fit_kwargs()["epochs"] == 4
+    with pytest.raises(ValueError, match=r"call fit with epochs=3\. Received: epochs=4"):
+        train(network(), late.total_epochs(), late)
+
+
 @pytest.mark.parametrize("how", ["weights", "learning_rate", "none"])
 def test_what_each_rewind_brings_back(how):
     model = network()

@@ -13,6 +13,7 @@ import pytest
 from helpers import CHEAP, built
 
 import kprune
+from kprune.experiments.lottery_report import _COLORS
 from kprune.experiments.lottery_runs import MODES, LotteryRun, LotteryRuns, run_lotteries
 from kprune.experiments.runs import early_stop
 from kprune.lottery.rewind import restore, rewind
@@ -123,6 +124,7 @@ def test_each_mode_is_a_training_by_hand():
         assert (cell.accuracy, cell.best) == (accuracy[-1], max(accuracy))
         first = 3 - len(accuracy)
         assert cell.early_accuracy == accuracy[cell.early_stop // STEPS - 1 - first]
+        assert cell.curve == tuple(accuracy)
         assert cell.seconds > 0
     assert report.chance == 0.1
 
@@ -181,7 +183,7 @@ def test_criteria_that_need_more(criterion):
 
 SETTINGS = ["dataset", "batch_size", "epochs", "levels", "rate", "rewind_to", "criterion", "scope", "rounds"]
 RESULTS = ["mode", "masks_of", "level", "seed", "density", "accuracy", "best", "seconds"]
-RESULTS += ["early_stop", "early_accuracy"]
+RESULTS += ["early_stop", "early_accuracy", "curve"]
 
 
 def test_the_file(tmp_path):
@@ -194,6 +196,7 @@ def test_the_file(tmp_path):
             **{"levels": "1", "rate": "0.5", "rewind_to": "epoch:1", "criterion": "magnitude", "scope": ""},
             **{"rounds": ""},
             **{name: str(value) for name, value in dataclasses.asdict(cell).items()},
+            "curve": " ".join(map(str, cell.curve)),
         }
     assert sorted(file.name for file in path.parent.iterdir()) == ["cells-levels", "cells.csv"]
 
@@ -432,6 +435,30 @@ def test_early_stops_have_a_table_and_two_panels_of_their_own():
     assert {line.get_ydata()[0] for line in accuracy.lines} == {0.5}
 
 
+def test_the_training_is_drawn_by_density_and_by_mode(tmp_path):
+    curves = {cell.key: (0.25, cell.accuracy) if cell.level else (0.1, 0.25, cell.accuracy) for cell in REPORT.cells}
+    report = dataclasses.replace(REPORT, cells=tuple(dataclasses.replace(c, curve=curves[c.key]) for c in REPORT.cells))
+    by_density, by_mode = report.plot_training(tmp_path / "training.svg").axes
+    assert (tmp_path / "training.svg").stat().st_size > 0
+    lines = {line.get_label(): line for line in by_density.lines}
+    assert list(lines) == ["dense", "10.0%", "1.0%"]
+    np.testing.assert_allclose(lines["dense"].get_xydata(), [[1, 0.1], [2, 0.25], [3, 0.97]])
+    np.testing.assert_allclose(lines["1.0%"].get_xydata(), [[2, 0.25], [3, 0.55]])  # rewound to epoch 1
+    lines = {line.get_label(): line.get_ydata()[-1] for line in by_mode.lines}
+    assert lines == pytest.approx({"dense": 0.97, "init": 0.75, "shuffle": 0.5}) and "10.0%" in by_mode.get_title()
+    with pytest.raises(ValueError, match=r"before their curves were noted\. Received: curve=None$"):
+        REPORT.plot_training()
+
+
+def test_a_mode_keeps_its_color_whichever_others_are_drawn():
+    def colors(report):
+        return {line.get_label(): line.get_color() for line in report.plot().axes[0].lines}
+
+    alone = dataclasses.replace(REPORT, modes=("shuffle",))
+    assert colors(alone)["shuffle"] == colors(REPORT)["shuffle"] != colors(REPORT)["init"]
+    assert len({_COLORS[mode] for mode in MODES}) == len(MODES)
+
+
 def test_an_early_stop_is_the_epoch_of_the_lowest_test_loss():
     history = {"val_loss": [3.0, np.nan, 1.0, 2.0], "val_accuracy": [0.1, 0.2, 0.3, 0.4]}
     assert early_stop(history) == (3, 0.3)
@@ -446,11 +473,15 @@ def lotteries_in_the_docs():
     return [pytest.param(*parts, id=parts[2]) for parts in found]
 
 
+def _curve(text):
+    return tuple(map(float, text.split()))
+
+
 def read_report(name):
     """The report of a file of the docs, and its rows."""
     read = rows(DOCS / "lottery" / f"{name}.csv")
     kinds = {
-        field.name: {"str": str, "int": int, "float": float}[field.type.split()[0]]
+        field.name: {"str": str, "int": int, "float": float, "tuple[float,": _curve}[field.type.split()[0]]
         for field in dataclasses.fields(LotteryRun)
     }
     cells = tuple(LotteryRun(**{key: kind(row[key]) for key, kind in kinds.items() if key in row}) for row in read)

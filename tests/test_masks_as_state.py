@@ -125,6 +125,34 @@ def test_a_clone_has_its_sources_masks(kind):
     assert_zero(clone)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Pair(layers.Layer):
+    """Builds its sublayers in its first call, which Keras makes a symbolic one."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.first, self.second = layers.Dense(8), layers.Dense(6)
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("make", [Pair, lambda: layers.Dense(8), lambda: layers.MultiHeadAttention(2, 3)])
+def test_a_clone_with_weights_of_its_own_trains_under_its_sources_masks(make):
+    inputs, layer = keras.Input((4, 6)), make()
+    source = keras.Model(inputs, layer(inputs, inputs) if "Multi" in type(layer).__name__ else layer(inputs))
+    kprune.prune(source, "magnitude", 0.5, verbose=0)
+    clone = keras.models.clone_model(source)
+    for theirs, mine in zip(masks_of(source), masks_of(clone), strict=True):
+        np.testing.assert_array_equal(theirs, mine)
+    before = clone.get_weights()
+    clone.compile("sgd", "mse")
+    clone.fit(np.ones((8, 4, 6)), np.ones((8, *clone.output_shape[1:])), verbose=0)
+    assert any(np.any(old != new) for old, new in zip(before, clone.get_weights(), strict=True))
+    kprune.prune(clone, "magnitude", 0.6, verbose=0)
+    assert_zero(clone)
+
+
 def test_a_state_tree_has_each_path_once():
     model = pruned()
     model.compile("adam", "mse")

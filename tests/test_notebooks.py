@@ -11,6 +11,8 @@ from nbclient import NotebookClient
 
 import kprune
 
+# A notebook says which backend it is for.
+pytestmark = pytest.mark.once
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 SMALL = """
 DATASET = "digits"

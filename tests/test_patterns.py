@@ -6,7 +6,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from kprune.patterns import PATTERNS, block, channel, n_of_m, nth_highest, pooled, unstructured
+from kprune.patterns import PATTERNS, block, channel, fan_in, n_of_m, pooled, unstructured
+from kprune.util.ranking import nth_highest
+
+
+def test_fan_in_of_two_outputs_by_hand():
+    score = np.array([[9.0, 1.0], [8.0, 2.0], [7.0, 3.0]])
+    # In order: 9 and 3 (the best of each), 8 and 2, 7 and 1.
+    kept = [sorted(score[fan_in(score, n)].tolist()) for n in range(1, 7)]
+    assert kept == [
+        [9.0],
+        [3.0, 9.0],
+        [3.0, 8.0, 9.0],
+        [2.0, 3.0, 8.0, 9.0],
+        [2.0, 3.0, 7.0, 8.0, 9.0],
+        [1, 2, 3, 7, 8, 9],
+    ]
+
+
+def test_fan_in_counts_over_all_positions_and_what_is_pruned_already():
+    score = np.zeros((2, 2, 3))  # two positions, two inputs, three outputs: four inputs each
+    score[0, :, 0] = score[1, 0, 0] = -np.inf
+    assert fan_in(score, 6).reshape(4, 3).sum(0).tolist() == [1, 3, 2]
+    assert fan_in(score, 12).reshape(4, 3).sum(0).tolist() == [1, 4, 4]
 
 
 @pytest.fixture(autouse=True)
@@ -306,7 +328,9 @@ def test_names_with_numbers():
         with pytest.raises(ValueError, match=f"Received: {received}$"):
             PATTERNS.get(name)
     for name in ("2:4 ", "2:4:8", "a:4", "2x", "-1:4"):
-        with pytest.raises(ValueError, match=r"'2:4', 'channel', 'unstructured', 'n:m', 'hxw'.*Received: pattern="):
+        with pytest.raises(
+            ValueError, match=r"'2:4', 'channel', 'fan_in', 'unstructured', 'n:m', 'hxw'.*Received: pattern="
+        ):
             PATTERNS.get(name)
 
 

@@ -56,6 +56,24 @@ def test_zeros_are_kept_and_counted_as_dequantized(mode, tmp_path):
             assert (done.card.entry(format).zeros, done.card.entry(format).size) == (report.zeros, report.size)
 
 
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_what_is_quantized_is_counted_beside_what_is_still_masked(mode):
+    """Keras quantizes Dense layers, so the masks of convolutions stay."""
+    conv = [keras.Input((6, 6, 1)), layers.Conv2D(4, 3), layers.Flatten()]
+    model = keras.Sequential([*conv, layers.Dense(5, "relu"), layers.Dense(2)])
+    kprune.prune(model, "magnitude", 0.5, scope="uniform", verbose=0)
+    before = kprune.summary(model)
+    model.quantize(mode)
+    now = kprune.summary(model)
+    assert [row.path for row in now.rows] == [row.path for row in before.rows]
+    assert (now.size, now.other_size >= before.other_size) == (before.size, True)
+    assert all(row.zeros >= then.zeros > 0 for row, then in zip(now.rows, before.rows, strict=True))
+    assert now.quantized == tuple(row.path for row in before.rows[1:]) and now.masked
+    assert "zeros of the masks, and of quantized kernels themselves; " in str(now) and before.quantized == ()
+    kprune.strip(model)
+    assert [row.zeros for row in kprune.summary(model).rows] == [row.zeros for row in now.rows]
+
+
 @pytest.mark.parametrize("mode", ["gptq", "awq"])
 def test_a_masked_layer_refuses_what_moves_or_drops_its_zeros(mode):
     model = keras.Sequential([keras.Input((8,)), layers.Dense(4)])

@@ -148,6 +148,14 @@ def test_the_command_line_trains_on_all_devices(tmp_path):
     assert "10x compression" in ran.stdout and "largest relative difference" in ran.stdout
 
 
+@pytest.mark.parametrize(("devices", "rows"), [(1, 1437), (2, 1436), (4, 1436), (5, 1435)])
+def test_data_are_cut_to_what_the_devices_can_share(monkeypatch, devices, rows):
+    monkeypatch.setattr("kprune.data.dataset.replicas", lambda: devices)
+    digits = kprune.data.load("digits", batch_size=20)
+    data = digits.divisible()
+    assert (len(data.train[0]), data is digits) == (rows, devices == 1)
+
+
 def test_data_are_cut_for_the_devices_and_dealt_to_the_processes(monkeypatch):
     monkeypatch.setattr("kprune.data.dataset.replicas", lambda: 4)
     monkeypatch.setattr(

@@ -26,7 +26,7 @@ else:
     import tensorflow as tf
 
 # Read when the tests are collected, before any test registers a criterion of its own.
-NEED_DATA = [name for name in CRITERIA if "data" in trait(CRITERIA.get(name), "needs", ())]
+ASK_THE_LOSS = [name for name in CRITERIA if "loss" in trait(CRITERIA.get(name), "needs", ())]
 
 
 class Computed(layers.Layer):
@@ -164,7 +164,7 @@ def test_changing_masks_compiles_nothing(caplog):
 def test_the_documented_table_has_all_that_is_registered():
     """Made by `make test-tpu`: to be made again when it lacks a row."""
     text = (pathlib.Path(__file__).parents[1] / "docs" / "tpu.md").read_text()
-    scores = [f"scores: {name}" for name in NEED_DATA]
+    scores = [f"scores: {name}" for name in ASK_THE_LOSS]
     for road, more in {"Keras 3 on JAX": scores, "Keras 3 on TensorFlow": [], "tf_keras": []}.items():
         section = text.partition(f"### {road}\n")[2].partition("###")[0]
         rows = re.findall(r"^\| ([^|]+) \|(?: \d+\.\d s, \d+\.\d\d MiB[^|]*\|){3}$", section, re.MULTILINE)

@@ -78,9 +78,15 @@ def _fewer_callbacks(arrays, about):
     del about["callbacks"]["holders"][-1]
 
 
+def _no_epoch(arrays, about):
+    about["callbacks"]["epoch"] = "x"
+
+
 WRONG = {
     "state of a callback": _replace("callbacks/3 LotteryTicket/progress", lambda a: a[:5]),
     "seeds": _replace("callbacks/seeds/", lambda a: a[:1]),
+    "dtype of seeds": _replace("callbacks/seeds/", lambda a: a.astype("complex64")),
+    "epoch of the states": _no_epoch,
     "dtype of a weight": _replace("now/weights", lambda a: a.astype("complex64")),
     "dtype of a slot": _replace("now/optimizer/2", lambda a: a.astype("int32")),
     "dtype of a mask": _replace("mask/", lambda a: a.astype("float32")),
@@ -168,12 +174,34 @@ def test_masks_stay_where_a_fit_evaluates():
     assert kprune.summary(model).sparsity == pytest.approx(0.7, abs=0.02)
 
 
-def test_prune_that_is_interrupted_changes_nothing(monkeypatch):
-    model = network()
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "where", ["api.slots", "types.keep_where"]
+)  # before a mask is set; and after, before the zeros
+@pytest.mark.parametrize("apply", [False, True])
+def test_what_is_interrupted_changes_nothing(apply, where, masked, monkeypatch):
+    model, other = network(masked), network(True)
+    kprune.prune(other, "magnitude", 0.7, verbose=False)
+    ticket = kprune.Ticket.of(other)
     before = state(model)
-    monkeypatch.setattr(kprune.masks.api, "slots", lambda *args: fails(None))
+    monkeypatch.setattr(f"kprune.masks.{where}", lambda *args, **kwargs: fails(None))
     with pytest.raises(KeyboardInterrupt):
-        kprune.prune(model, "magnitude", 0.5, verbose=False)
+        if apply:
+            ticket.apply(model)
+        else:
+            kprune.prune(model, "magnitude", 0.7, verbose=False)
+    monkeypatch.undo()
+    assert state(model) == before
+
+
+def test_a_strip_that_is_interrupted_loses_nothing_behind_the_masks(monkeypatch):
+    model, read, done = network(), kprune.MaskedWeight.read, []
+    kprune.mask(model, store="latent")
+    kprune.prune(model, "magnitude", 0.7, verbose=False)
+    before = state(model)
+    monkeypatch.setattr(kprune.MaskedWeight, "read", lambda w: fails(w) if done else (done.append(w), read(w))[1])
+    with pytest.raises(KeyboardInterrupt):
+        kprune.strip(model)
     assert state(model) == before
 
 

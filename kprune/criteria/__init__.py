@@ -8,6 +8,7 @@ A new criterion is one function of a `Context`, registered under a name, plus on
 ...     return {weight.path: -np.abs(weight.value()) for weight in context.weights}
 """
 
+from .activations import wanda
 from .base import CRITERIA, Context, Scores
 from .engines.linearize import assume_homogeneous
 from .initial import init_final_sign, large_init, magnitude_increase
@@ -15,6 +16,7 @@ from .lookup import deserialize, get, serialize
 from .loss import fisher, force, gradient, grasp, iterative_snip, snip, taylor
 from .magnitude import lamp, large_final, magnitude
 from .movement import Movement, movement
+from .neurons import apoz, network_slimming, taylor_gates
 from .random import random
 from .synflow import synflow, synflow_l2
 from .trackers import InitialWeights, Tracker
@@ -26,6 +28,7 @@ __all__ = [
     "Movement",
     "Scores",
     "Tracker",
+    "apoz",
     "assume_homogeneous",
     "deserialize",
     "fisher",
@@ -41,10 +44,13 @@ __all__ = [
     "magnitude",
     "magnitude_increase",
     "movement",
+    "network_slimming",
     "random",
     "serialize",
     "snip",
     "synflow",
     "synflow_l2",
     "taylor",
+    "taylor_gates",
+    "wanda",
 ]

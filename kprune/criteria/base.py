@@ -3,7 +3,7 @@
 A criterion is registered with the traits in which it differs from the plain case:
 
 - `default_rounds`: rounds of scoring and cutting where the user does not say (1);
-- `needs`: ("data",) if it asks the loss, and so reads `context.data` (nothing);
+- `needs`: ("data",) if it reads `context.data`, ("data", "loss") if it asks the loss of it (nothing);
 - `tracker`: the class of what watches the training for it, a `Tracker`; it reads `context.tracker` then (None);
 - `entrywise`: the ufunc of NumPy, with one of its name in `keras.ops`, that makes a weight's entry its score; masks are
   then updated without holding the scores, or on an accelerator (None);

@@ -9,7 +9,7 @@ from .base import CRITERIA, Context, Scores
 from .engines.derivatives import gradients_of
 
 
-@CRITERIA.register("snip", needs=("data",))
+@CRITERIA.register("snip", needs=("data", "loss"))
 def snip(context: Context, training: bool = False) -> Scores:
     """Connection sensitivity: score = |w * dL/dw| / sum of it over all weights (arXiv:1810.02340).
 
@@ -41,7 +41,7 @@ def snip(context: Context, training: bool = False) -> Scores:
     return _normalised(context, scores, sum(float(score.sum()) for score in scores))
 
 
-@CRITERIA.register("iterative_snip", needs=("data",), default_rounds=100)
+@CRITERIA.register("iterative_snip", needs=("data", "loss"), default_rounds=100)
 def iterative_snip(context: Context, training: bool = False) -> Scores:
     """SNIP in rounds: each prunes the survivors of the last by their sensitivity in what is left (arXiv:2006.09081).
 
@@ -57,7 +57,7 @@ def iterative_snip(context: Context, training: bool = False) -> Scores:
     return snip(context, training)
 
 
-@CRITERIA.register("force", needs=("data",), default_rounds=100, revives=True)
+@CRITERIA.register("force", needs=("data", "loss"), default_rounds=100, revives=True)
 def force(context: Context, training: bool = False) -> Scores:
     """Foresight connection sensitivity: iterative SNIP whose weights may return (arXiv:2006.09081).
 
@@ -78,7 +78,7 @@ def force(context: Context, training: bool = False) -> Scores:
     return snip(context, training)
 
 
-@CRITERIA.register("gradient", needs=("data",))
+@CRITERIA.register("gradient", needs=("data", "loss"))
 def gradient(context: Context, training: bool = False) -> Scores:
     """How fast the loss changes with a weight, whatever it is: score = |dL/dw| (RigL's, arXiv:1911.11134).
 
@@ -107,7 +107,7 @@ def gradient(context: Context, training: bool = False) -> Scores:
     return {weight.path: np.abs(g) for weight, g in zip(context.weights, gradients, strict=True)}
 
 
-@CRITERIA.register("grasp", needs=("data",))
+@CRITERIA.register("grasp", needs=("data", "loss"))
 def grasp(context: Context, training: bool = False, temperature: float = 200.0) -> Scores:
     """Gradient signal preservation: score = w * (H g) / |its sum| (arXiv:2002.07376); signed.
 
@@ -144,7 +144,7 @@ def grasp(context: Context, training: bool = False, temperature: float = 200.0) 
     return _normalised(context, scores, abs(sum(float(score.sum()) for score in scores)))
 
 
-@CRITERIA.register("taylor", needs=("data",))
+@CRITERIA.register("taylor", needs=("data", "loss"))
 def taylor(context: Context, training: bool = False) -> Scores:
     """First order Taylor: score = mean over batches of |w * dL/dw| (arXiv:1611.06440).
 
@@ -176,7 +176,7 @@ def taylor(context: Context, training: bool = False) -> Scores:
     return _by_path(context, [part / len(context.data) for part in _sum(parts)])
 
 
-@CRITERIA.register("fisher", needs=("data",))
+@CRITERIA.register("fisher", needs=("data", "loss"))
 def fisher(context: Context) -> Scores:
     """Optimal brain damage with the empirical Fisher diagonal: score = w^2 * mean of (dL_i/dw)^2 / 2.
 

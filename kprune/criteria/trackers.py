@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..masks import masked_weights
+from ..masks.matching import check_numbers
 
 
 class Tracker:
@@ -64,6 +65,9 @@ class ArrayTracker(Tracker):
         return {str(i): array for i, array in enumerate(self.arrays)}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
+        check_numbers("state", state)
+        if any(str(i) not in state for i in range(len(state))):
+            raise ValueError(f"`state` must be what `get_state` returned. Received: state={list(state)!r:.200}")
         self.arrays = [np.array(state[str(i)]) for i in range(len(state))]
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Set
 from itertools import islice
 from typing import Any
 
 import keras
 import numpy as np
 
+from ..util.checks import check_integer
+
 # One batch: inputs, targets and sample weights (None if there are none), each an array or a structure of arrays.
 Batch = tuple[Any, Any, Any]
 
 BATCH_SIZE = 256
+_NO_BATCHES = (str, bytes, Set, np.generic)  # though one can go through them
 # What `batches=None` takes at most of data that do not say how many batches they hold, and may never end.
 MOST_BATCHES, MOST_BYTES = 10_000, 2**32
 
@@ -37,8 +41,9 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
         A list of (x, y or None, sample_weight or None).
 
     Raises:
-        ValueError: `batches` is not an integer >= 1, the data hold no batch, or all batches are asked for of data
-            without end: those that say so, or that do not end within 10,000 batches and 4 GiB.
+        ValueError: `batches` is not an integer >= 1, the data hold no batch, or what is no array or differs in length,
+            or all batches are asked for of data without end: those that say so, or that do not end within 10,000
+            batches and 4 GiB.
 
     >>> x, y = np.zeros((300, 8)), np.zeros(300)
     >>> [len(batch[0]) for batch in take_batches((x, y), batches=None)]
@@ -49,7 +54,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
         data = (data,)
     if isinstance(data, tuple):
         source = _slices(data)
-    elif not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+    elif not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")) or isinstance(data, _NO_BATCHES):
         raise ValueError(
             "`data` must be a tuple (x, y), or yield such tuples: a tf.data.Dataset, a generator, a list of batches. "
             f"Received: data={type(data).__name__}"
@@ -57,9 +62,10 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
     else:
         source = _finite(data) if batches is None else iter(data)
     taken = []
-    for batch in islice(source, batches):
+    for batch in islice(source, None if batches is None else min(batches, sys.maxsize)):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
         taken.append((_arrays(x), _arrays(y), _arrays(weight)))
+        _lengths(taken[-1])
     if not taken or not len(keras.tree.flatten(taken[0][0])[0]):
         raise ValueError("`data` must hold at least one example. Received: batches=0")
     return taken
@@ -79,7 +85,7 @@ def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple
         classes, so score with batches=None.
 
     Raises:
-        ValueError: `per_class` is below 1, or x and y differ in length.
+        ValueError: `per_class` is below 1, `seed` below 0, or x and y differ in length.
 
     >>> x, y = balanced_sample(np.arange(6), np.array([0, 0, 0, 0, 1, 1]), per_class=2)
     >>> y.tolist()
@@ -89,8 +95,8 @@ def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple
     shapes = [np.shape(part) for part in (*keras.tree.flatten(x), y)]
     if not all(shapes) or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(f"`x` and `y` must be arrays with the same number of examples. Received: shapes={shapes[:4]}")
-    if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
-        raise ValueError(f"`per_class` must be an integer >= 1. Received: per_class={per_class!r}")
+    check_integer("per_class", per_class, 1)
+    check_integer("seed", seed, 0)
     ids = y.argmax(-1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(-1)
     draw = np.random.default_rng(seed)
     chosen = np.concatenate([draw.permutation(np.flatnonzero(ids == c))[:per_class] for c in np.unique(ids)])
@@ -128,11 +134,8 @@ def _finite(data: Any) -> Iterator[Any]:
 def _slices(data: tuple[Any, ...]) -> Iterator[Batch]:
     if len(data) not in (1, 2, 3):
         raise ValueError(f"`data`, if a tuple, must be (x, y) or (x, y, sample_weight). Received: length={len(data)}")
-    arrays = keras.tree.map_structure(np.asarray, tuple(data), none_is_leaf=False)
-    lengths = {len(array) for array in _leaves(arrays)}
-    if len(lengths) != 1:
-        raise ValueError(f"`x` and `y` must have the same number of examples. Received: lengths={sorted(lengths)}")
-    for start in range(0, lengths.pop(), BATCH_SIZE):
+    arrays = _arrays(tuple(data))
+    for start in range(0, _lengths(arrays), BATCH_SIZE):
         yield keras.tree.map_structure(
             lambda array, start=start: array[start : start + BATCH_SIZE], arrays, none_is_leaf=False
         )
@@ -143,4 +146,20 @@ def _leaves(structure: Any) -> list[Any]:
 
 
 def _arrays(structure: Any) -> Any:
-    return keras.tree.map_structure(np.asarray, structure, none_is_leaf=False)
+    try:
+        return keras.tree.map_structure(np.asarray, structure, none_is_leaf=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`data` must hold arrays: {error}. Received: data={structure!r:.200}") from error
+
+
+def _lengths(arrays: Any) -> int:
+    """The number of examples in these arrays; ValueError if they hold different ones, or none is an array of some."""
+    shapes = [np.shape(array) for array in _leaves(arrays)]
+    if not _leaves(arrays[0]) or not all(shapes):
+        raise ValueError(
+            f"`data` must hold arrays whose first axis is the example, x first. Received: shapes={shapes[:4]}"
+        )
+    lengths = {shape[0] for shape in shapes}
+    if len(lengths) != 1:
+        raise ValueError(f"`x` and `y` must have the same number of examples. Received: lengths={sorted(lengths)}")
+    return lengths.pop()

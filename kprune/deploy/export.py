@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,9 @@ from absl import logging
 
 from ..masks import masked_weights, plain
 from ..runtime.distribution import is_chief
-from ..runtime.temporary import temporary_beside
 from ..util.checks import check_flag, check_path, check_strings
+from ..util.temporary import temporary_beside
+from ..util.whole import sync
 from . import card as cards
 from .card import Card
 from .compare import check_outputs, difference
@@ -309,14 +311,33 @@ def _os_errors(target: pathlib.Path) -> Iterator[None]:
 
 def _move(goals: dict[pathlib.Path, pathlib.Path]) -> None:
     """Rename each source to its goal; if one rename fails, restore what was at the goals."""
+    for source in goals:
+        for path in (source, *source.rglob("*")):
+            sync(path)
     moved: list[tuple[pathlib.Path, pathlib.Path]] = []
     try:
         for source, goal in goals.items():
-            for old, new in ((goal, source.with_name(f"old-{source.name}")), (source, goal)):
-                if old.exists():
-                    old.replace(new)
-                    moved.append((old, new))
+            old = source.with_name(f"old-{source.name}")
+            whole = goal.is_file() and source.is_file()
+            if whole:  # the new one takes its place in one step, so that at any moment there is a file
+                _keep(goal, old)
+                moved.append((old, goal))
+            for there, then in ((goal, old), (source, goal))[whole:]:
+                if there.exists():
+                    there.replace(then)
+                    moved.append((then, there))
     except BaseException:
-        for old, new in reversed(moved):
-            new.replace(old)
+        for then, there in reversed(moved):
+            then.replace(there)
+            then.unlink(missing_ok=True)  # two names of one file, of which `replace` leaves both
         raise
+    for folder in {goal.parent for goal in goals.values()}:
+        sync(folder)
+
+
+def _keep(file: pathlib.Path, name: pathlib.Path) -> None:
+    """Give a file a second name; where the file system has no links, copy it."""
+    try:
+        os.link(file, name)
+    except OSError:
+        shutil.copy2(file, name)

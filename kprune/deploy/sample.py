@@ -13,7 +13,7 @@ import numpy as np
 
 from ..masks import library_of
 from ..runtime.distribution import to_numpy
-from ..runtime.inputs import call_with, input_like
+from ..runtime.inputs import call_with, check_inputs, input_like
 
 # How a user gets past what cannot be found out.
 HINT = "pass `inputs=` with a batch that `model.predict` takes"
@@ -83,6 +83,7 @@ def sample(model: Any, inputs: Any = None) -> Sample:
         except ValueError as error:
             raise ValueError(f"{str(error).replace('Received:', f'Or {HINT}. Received:')}") from error
     else:
+        check_inputs(inputs)
         arguments = {"": inputs}
     leaves = [_array(leaf) for leaf in keras.tree.flatten(list(arguments.values()))]
     declared = declared if len(declared) == len(leaves) else [None] * len(leaves)

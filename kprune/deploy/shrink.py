@@ -14,7 +14,7 @@ from ..channels import ChannelGraph, channel_graph
 from ..channels.graph import reader
 from ..masks import KNOWN_WEIGHTS, library_of, mask, masked_weights, plain, set_masks
 from ..runtime.distribution import to_numpy
-from ..runtime.inputs import call_with, input_like
+from ..runtime.inputs import call_with, check_inputs, input_like
 from ..util.checks import check_flag, check_integer, check_number
 from .dead import Plan, Read, plan
 
@@ -64,6 +64,8 @@ def shrink(
     check_integer("divisible_by", divisible_by, 1)
     check_flag("keep_masks", keep_masks)
     check_number("tolerance", tolerance, ">= 0", lambda value: value >= 0)
+    if inputs is not None:
+        check_inputs(inputs)
     arguments = {"": inputs} if inputs is not None else input_like(model, _random(model), batch=4)
     expected = _outputs(model, arguments)
     masks = {id(weight.variable): weight.kept() for weight in masked}

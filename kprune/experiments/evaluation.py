@@ -48,7 +48,7 @@ def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
     elif isinstance(evaluate, list):
         inputs = lambda: {"x": (batch for batch in evaluate), "steps": len(evaluate)}  # noqa: E731
     elif (hasattr(evaluate, "__iter__") or hasattr(evaluate, "__getitem__")) and not (
-        isinstance(evaluate, str | Iterator | Set | Mapping) or getattr(evaluate, "ndim", 1) == 0
+        isinstance(evaluate, str | bytes | Iterator | Set | Mapping) or getattr(evaluate, "ndim", 1) == 0
     ):
         inputs = lambda: {"x": evaluate}  # noqa: E731
     else:

@@ -20,7 +20,7 @@ from ..lottery.ticket import Ticket
 from ..masks import library_of, masked
 from ..pruning import Pruner
 from ..runtime.locks import Lock
-from ..util.checks import check_function, check_path
+from ..util.checks import check_function, check_integer, check_path
 from ..util.progress import check_verbose, progress
 
 
@@ -85,6 +85,8 @@ def find_ticket(
     pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
     lottery = Lottery.of(levels, rate, rewind_to, rewind, pruner)
     check_function("train", train, "a model and a kprune.Level")
+    if shuffle_seed is not None:
+        check_integer("shuffle_seed", shuffle_seed, 0)
     if folder is not None:
         check_path("folder", folder)
     with nullcontext() if folder is None else Lock(Path(folder, STATE)):

@@ -97,7 +97,8 @@ class LotteryNetwork:
         kept = density(masked_weights(self.model))
         epochs, early_accuracy = early_stop(fitted.history)
         early = {"early_stop": (initial_epoch + epochs) * len(batches), "early_accuracy": early_accuracy}
-        return {"density": kept, "accuracy": accuracy, "best": best, "seconds": seconds, **early}
+        curve = [round(float(value), 6) for value in fitted.history["val_accuracy"]]
+        return {"density": kept, "accuracy": accuracy, "best": best, "seconds": seconds, **early, "curve": curve}
 
     def _batches(self) -> RewindableBatches:
         x, y = self.data.train

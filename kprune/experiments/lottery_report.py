@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..lottery.rewind import RENAMED
-from ..util.plotting import LINES, TEXT, percent, plain_axes
+from ..lottery.rewind import RENAMED, REWINDS
+from ..util.plotting import LINES, TEXT, percent, plain_axes, written
 from ..util.tables import new_table, table_lines
 from .runs import RunsReport, band, runs_drawn
 
@@ -38,6 +38,8 @@ class LotteryRun:
         early_stop: number of training batches, from the network's initialization on, after which the test loss was
             lowest of all epochs' ends: how fast it learns, in the paper. None in files of kprune 0.1.
         early_accuracy: on the test part then. It is chosen on the test part, as `best` is.
+        curve: on the test part after each epoch that was trained, the last of which is the last of the network's
+            training. None in files that were written before it was noted.
     """
 
     mode: str
@@ -50,8 +52,11 @@ class LotteryRun:
     seconds: float
     early_stop: int | None = None
     early_accuracy: float | None = None
+    curve: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.curve is not None:
+            object.__setattr__(self, "curve", tuple(self.curve))
         for name in ("mode", "masks_of"):  # in a file of kprune 0.1 by its old name
             object.__setattr__(self, name, RENAMED.get(getattr(self, name), getattr(self, name)))
 
@@ -66,7 +71,7 @@ class LotteryRuns(RunsReport[LotteryRun]):
     """What `kprune.lottery_runs.run_lotteries` found; `print(report)` shows a table.
 
     `plot` draws against density the accuracies after the last epoch and at the early stop, and the early stop: for each
-    mode the mean over the seeds in a band from least to most.
+    mode the mean over the seeds in a band from least to most. `plot_training` draws accuracy as training proceeds.
 
     Attributes:
         cells: one `LotteryRun` per training run: by seed, then mode, then level.
@@ -110,6 +115,24 @@ class LotteryRuns(RunsReport[LotteryRun]):
         error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
         return fmean(differences), error
 
+    def plot_training(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw test accuracy against the epochs of training (arXiv:1803.03635, figure 3): mean and range of the seeds.
+
+        On the left the dense network and five densities of the first mode, on the right all modes at about 20 %.
+
+        Args:
+            path: where to write it, if anywhere: .png, .svg or .pdf.
+
+        Returns:
+            The `matplotlib.figure.Figure`.
+
+        Raises:
+            ValueError: the path ends in something else, or the runs do not hold their curves.
+        """
+        if not self.knows_curves:
+            raise ValueError("The runs were written before their curves were noted. Received: curve=None")
+        return written(path, lambda: _training(self))
+
     def _draw(self) -> Figure:
         return _figure(self)
 
@@ -125,6 +148,11 @@ class LotteryRuns(RunsReport[LotteryRun]):
     def knows_early_stops(self) -> bool:
         """Whether all runs hold their early stop: those of a file of kprune 0.1 do not."""
         return all(run.early_stop is not None for run in self.cells)
+
+    @property
+    def knows_curves(self) -> bool:
+        """Whether all runs hold the accuracies of all their epochs."""
+        return all(run.curve is not None for run in self.cells)
 
     def _table(self, value: Callable[[LotteryRun], Any], digits: int) -> list[str]:
         """A row for each level and a column for each mode: mean and half the range over the seeds."""
@@ -150,18 +178,24 @@ _PANELS = {
 }
 
 
+# A mode keeps its color, whichever others are drawn.
+_COLORS = dict(zip(("init", *REWINDS, "reinitialize", "shuffle"), LINES[::-1], strict=False))
+
+
 def _figure(report: LotteryRuns) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     names = list(_PANELS) if report.knows_early_stops else ["accuracy"]
     figure = Figure(figsize=(4.5 + 4.5 * len(names), 5), dpi=100, layout="constrained")
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True):
-        for mode, color in zip(report.modes, itertools.cycle(LINES[::-1]), strict=False):
+        for mode in report.modes:
             columns = [report.of(mode, level) for level in report.levels]
-            band(axes, report.densities, columns, name, color=color, label=mode, marker="o", markersize=4)
+            band(axes, report.densities, columns, name, color=_COLORS[mode], label=mode, marker="o", markersize=4)
         dense = float(np.mean([getattr(run, name) for run in report.of("dense", 0)]))
         axes.axhline(dense, color=TEXT, linewidth=1, linestyle=":", label="dense")
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.invert_xaxis()
         axes.xaxis.set_major_formatter(percent())
         if name != "early_stop":
@@ -172,6 +206,36 @@ def _figure(report: LotteryRuns) -> Figure:
     figure.suptitle(f"lottery tickets: {runs_drawn(report)}", fontsize=11)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
+    return figure
+
+
+def _training(report: LotteryRuns) -> Figure:
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    ticket, deepest = report.modes[0], len(report.levels) - 1
+    drawn = sorted({round(deepest * share / 5) for share in range(1, 6)} - {0})
+    near = min(report.levels[1:], key=lambda level: abs(math.log(report.densities[level] / 0.2)))
+    shades = colormaps["viridis"](np.linspace(0.9, 0, len(drawn)))
+    panels: dict[str, list[tuple[str, int, Any, Any]]] = {
+        f"{ticket}, by density": [(ticket, level, report.densities[level], shades[i]) for i, level in enumerate(drawn)],
+        f"at density {report.densities[near]:.1%}": [(mode, near, mode, _COLORS[mode]) for mode in report.modes],
+    }
+    figure = Figure(figsize=(11, 4.5), dpi=100, layout="constrained")
+    for (title, lines), axes in zip(panels.items(), list(figure.subplots(1, 2, sharey=True)), strict=True):
+        for mode, level, label, color in ((ticket, 0, "dense", TEXT), *lines):
+            curves = np.asarray([run.curve for run in report.of(mode, level)])
+            at = np.arange(curves.shape[1]) + report.settings["epochs"] - curves.shape[1] + 1
+            axes.fill_between(at, curves.min(0), curves.max(0), color=color, alpha=0.15, lw=0)
+            style = {"linestyle": ":"} if level == 0 else {}
+            label = label if isinstance(label, str) else f"{label:.1%}"
+            axes.plot(at, curves.mean(0), color=color, linewidth=1.8, label=label, **style)
+        axes.yaxis.set_major_formatter(percent())
+        axes.set(title=title, xlabel="epochs of training")
+        axes.legend(frameon=False, fontsize=8.5, loc="lower right")
+        plain_axes(axes)
+    figure.axes[0].set_ylabel("test accuracy")
+    figure.suptitle(f"training of lottery tickets: {runs_drawn(report)}", fontsize=11)
     return figure
 
 

@@ -24,7 +24,7 @@ from .runs import RunTable, check_each_once, check_epochs, check_seeds
 
 INIT = "init"
 MODES = (INIT, *REWINDS, *CONTROLS)
-_NUMBERS = ("density", "accuracy", "best", "seconds", "early_stop", "early_accuracy")
+_NUMBERS = ("density", "accuracy", "best", "seconds", "early_stop", "early_accuracy", "curve")
 
 
 def run_lotteries(
@@ -80,7 +80,7 @@ def run_lotteries(
         verbose: 0 silent, 1 or "auto" a progress bar over the runs, 2 a line at the end.
 
     Returns:
-        `LotteryRuns`: `cells`, `of(mode, level)`, `to_dict()`, `plot(path)`; its str is a table.
+        `LotteryRuns`: `cells`, `of(mode, level)`, `to_dict()`, `plot(path)`, `plot_training(path)`; its str is a table.
 
     Raises:
         ValueError: an argument is wrong; or the file at `path` is not such a CSV file or was made with other settings

@@ -20,7 +20,7 @@ from ..util.plotting import Drawable
 
 
 class Run(Protocol):
-    """A finished training run: a dataclass of words and numbers."""
+    """A finished training run: a dataclass of words, numbers and tuples of numbers."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -56,10 +56,11 @@ _CONVERT: dict[str, Callable[[str], Any]] = {
     **{"str": str, "int": int, "float": float},
     "int | None": lambda text: int(text) if text else None,
     "float | None": lambda text: float(text) if text else None,
+    "tuple[float, ...] | None": lambda text: tuple(map(float, text.split())) if text else None,
 }
 # What a column's numbers lie between; those of the other columns are at least 0.
 _RANGES = {
-    **dict.fromkeys(("accuracy", "best", "early_accuracy", "sparsity", "density"), (0.0, 1.0)),
+    **dict.fromkeys(("accuracy", "best", "early_accuracy", "curve", "sparsity", "density"), (0.0, 1.0)),
     "compression": (1.0, math.inf),
     "value": (-math.inf, math.inf),
 }
@@ -140,7 +141,10 @@ class RunTable(Generic[AnyRun]):
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({**self._written, **asdict(cell)} for cell in self.cells.values())
+        for cell in self.cells.values():
+            values = asdict(cell)
+            lists = {name: " ".join(map(str, value)) for name, value in values.items() if isinstance(value, tuple)}
+            writer.writerow({**self._written, **values, **lists})
         write(self.path, text.getvalue().encode())
 
     def _read(self) -> None:
@@ -196,16 +200,25 @@ class RunTable(Generic[AnyRun]):
 def _number(name: str, value: Any) -> Any:
     """The value; ValueError if it is a number that no run has in this column."""
     least, most = _RANGES.get(name, (0.0, math.inf))
-    if isinstance(value, int | float) and not (math.isfinite(value) and least <= value <= most):
-        between = f"be finite and at least {least:g}" if most == math.inf else f"be between {least:g} and {most:g}"
-        raise ValueError(f"{name} must {between}, not {value}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float) and not (math.isfinite(number) and least <= number <= most):
+            between = f"be finite and at least {least:g}" if most == math.inf else f"be between {least:g} and {most:g}"
+            raise ValueError(f"{name} must {between}, not {number}")
     return value
 
 
 def check_each_once(name: str, values: Sequence[Any]) -> None:
     """Raise ValueError unless there is at least one value and no duplicate."""
-    if isinstance(values, str) or not isinstance(values, Collection) or len(set(values)) < max(len(values), 1):
-        raise ValueError(f"`{name}` must hold at least one entry and no duplicates. Received: {name}={values!r}")
+    try:
+        right = (
+            not isinstance(values, str | bytes)
+            and isinstance(values, Collection)
+            and 0 < len(values) == len(set(values))
+        )
+    except TypeError:  # an array of none, or entries that cannot be told apart
+        right = False
+    if not right:
+        raise ValueError(f"`{name}` must hold at least one entry and no duplicates. Received: {name}={values!r:.200}")
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from absl import logging
 
 from ..masks import (
     Masks,
+    check_like_optimizer,
     check_masks,
     current_masks,
     held_optimizers,
@@ -21,10 +23,11 @@ from ..masks import (
     set_masks,
     unique_paths,
 )
-from ..masks.matching import Arrays, matched
+from ..masks.matching import Arrays, check_numbers, matched
 from ..runtime.distribution import to_numpy
 from ..runtime.files import joined, split
 from ..runtime.optimizers import all_variables, build, initial_value
+from ..util.checks import check_integer, check_number
 
 REWINDS = ("weights", "learning_rate", "none")
 RENAMED = {"rewind": "weights", "finetune": "none"}  # what kprune 0.1 called them in comparisons
@@ -45,6 +48,14 @@ class RewindPoint:
     steps: int | None = None
     epochs: float | None = None
     share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            check_integer("steps", self.steps, 0)
+        if self.epochs is not None:
+            check_number("epochs", self.epochs, ">= 0", lambda value: value >= 0)
+        if self.share is not None:
+            check_number("share", self.share, "from 0 to below 1", lambda value: 0 <= value < 1)
 
     @classmethod
     def of(cls, rewind_to: Any) -> RewindPoint:
@@ -93,6 +104,7 @@ class RewindPoint:
         Raises:
             ValueError: `batches_per_epoch` is needed, or the point does not fall before the end of training.
         """
+        _check_counts(epochs, batches_per_epoch, batches_per_step)
         if not self.steps:
             found = math.floor(round(self._of_epochs(epochs), 6))
         else:
@@ -105,6 +117,7 @@ class RewindPoint:
 
     def in_batches(self, epochs: int, batches_per_epoch: float | None, batches_per_step: int = 1) -> int:
         """The number of batches before the point; as `in_epochs`."""
+        _check_counts(epochs, batches_per_epoch, batches_per_step)
         if self.steps == 0:
             return 0
         if batches_per_epoch is None:
@@ -140,6 +153,10 @@ class Snapshot:
     weights: Arrays
     optimizer: Arrays
 
+    def __post_init__(self) -> None:
+        check_numbers("weights", self.weights)
+        check_numbers("optimizer", self.optimizer)
+
     def to_arrays(self) -> Arrays:
         """One dict of all arrays, for a file."""
         return joined(weights=self.weights, optimizer=self.optimizer)
@@ -148,6 +165,17 @@ class Snapshot:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Snapshot:
         """The snapshot that `to_arrays` turned into this dict."""
         return cls(**split(arrays, "weights", "optimizer"))
+
+
+def _check_counts(epochs: Any, batches_per_epoch: Any, batches_per_step: Any) -> None:
+    check_integer("epochs", epochs, 0)
+    check_integer("batches_per_step", batches_per_step, 1)
+    number = isinstance(batches_per_epoch, Real) and not isinstance(batches_per_epoch, bool)
+    if batches_per_epoch is not None and not (number and 0 < float(batches_per_epoch) < math.inf):
+        raise ValueError(
+            "`batches_per_epoch` must be a number above 0, or None. "
+            f"Received: batches_per_epoch={batches_per_epoch!r:.200}"
+        )
 
 
 def check_rewind(name: str, word: Any, words: Sequence[str] = REWINDS) -> None:
@@ -289,6 +317,7 @@ def _optimizer_variables(model: Any, optimizer: Any) -> tuple[dict[str, Any], di
 
     The others are built by the user, since only the user knows what each trains.
     """
+    check_like_optimizer(optimizer)
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     if optimizer is not None:
         build(optimizer, model)

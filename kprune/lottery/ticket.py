@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..masks import Masks, current_masks, masked, masked_weights, set_masks
+from ..masks.matching import check_numbers
 from ..runtime.distribution import to_numpy
 from ..runtime.files import joined, pack, split, understanding, unpack, write
 from ..util.checks import check_expression, check_npz
@@ -43,6 +44,12 @@ class Ticket:
     masks: Masks
     weights: Arrays
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_numbers("masks", self.masks)
+        check_numbers("weights", self.weights)
+        if not isinstance(self.about, Mapping):
+            raise ValueError(f"`about` must be a dict. Received: about={self.about!r:.200}")
 
     @classmethod
     def of(cls, model: Any, **about: Any) -> Ticket:

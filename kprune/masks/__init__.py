@@ -23,7 +23,7 @@ from .api import (
     unique_paths,
 )
 from .libraries import Library, library_of
-from .optimizers import begin_fit, check_is_optimizer, end_fit, held_optimizers
+from .optimizers import begin_fit, check_is_optimizer, check_like_optimizer, end_fit, held_optimizers
 from .undo import Undo, mask_for_pruning, masked
 from .zeros import changes, check_zeros
 
@@ -41,6 +41,7 @@ __all__ = [
     "changes",
     "check_is_optimizer",
     "check_leaks",
+    "check_like_optimizer",
     "check_masks",
     "check_zeros",
     "current_masks",

@@ -11,13 +11,14 @@ import numpy as np
 from absl import logging
 
 from ..runtime.optimizers import slots
+from ..runtime.values import Values
 from ..runtime.writing import keep_where
 from ..util.checks import check_expression, check_strings
 from .behind import Behind
 from .built import check_built
 from .following import follow
 from .libraries import library_of
-from .optimizers import fits, trainers
+from .optimizers import check_like_optimizer, fits, trainers
 from .types import (
     DEFAULT_WEIGHTS,
     KNOWN_WEIGHTS,
@@ -190,10 +191,11 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
         optimizer: one to reset besides, such as one that only looks like one of Keras's.
 
     Raises:
-        ValueError: a path or a shape is wrong. Nothing has been changed then.
+        ValueError: a path, a shape or a dtype is wrong, or `optimizer` is none. Nothing has been changed then.
         RuntimeError: training has given pruned entries values since the masks were set.
     """
     by_path = check_masks(model, masks)
+    check_like_optimizer(optimizer)
     # A fit's callbacks look after each step themselves, and its steps donate their arrays, too.
     donate = fits(model)
     if not donate:
@@ -253,8 +255,14 @@ def strip(model: Any) -> Any:
     """
     weights = masked_weights(model)
     check_leaks(model, weights)
-    for weight in (*weights, *followers(model)):
-        weight.variable.assign(weight.read())
+    every = [*weights, *followers(model)]
+    behind = Values(weight.variable for weight in every if weight.store == "latent")
+    try:
+        for weight in every:
+            weight.variable.assign(weight.read())
+    except BaseException:
+        behind.put_back()  # what is behind the masks would be lost
+        raise
     return library_of(model).strip_model(model)
 
 

@@ -95,3 +95,13 @@ def einsum_labels(layer: Any) -> tuple[str, str, str]:
     left, _, output = layer.equation.replace(" ", "").partition("->")
     given, _, kernel = left.partition(",")
     return given, kernel, output
+
+
+def label_axis(labels: str, label: str) -> int:
+    """Which axis of a tensor a label of an einsum stands for, counted from the end behind an ellipsis.
+
+    >>> label_axis("ab...", "b"), label_axis("...xy", "y")
+    (1, -1)
+    """
+    before, _, after = labels.partition("...")
+    return before.index(label) if label in before else after.index(label) - len(after)

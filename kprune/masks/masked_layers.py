@@ -22,6 +22,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from ..runtime.distribution import to_numpy
 from .behind import Behind
 from .below import all_layers, states, sublayers
 from .merged import merge, merged_properties, quantize_unmasked
@@ -56,7 +57,7 @@ class Masked:
         followers = [i for i in positions if getattr(weights[i], FOLLOWS, False)]
         known = spec_of(positions, len(weights), followers, _behind(self))
         if type(self).__name__ == _plain(type(self)).__name__:
-            known["source"] = token_of(self.mask_store)
+            known["source"] = token_of(self)
         else:  # as version 0.1.0 named it
             del known["format"]
         registered_while_alive(self, Masked)
@@ -181,16 +182,18 @@ def own_weights(layer: Any) -> list[Any]:
     return [v for v in layer.weights if id(v) not in below]
 
 
-def attach(layer: Any, variables: list[Any], behind: Behind) -> None:
-    """Mask `variables` (weights of the layer or of layers below it) in place; masked ones stay as they are."""
-    wanted = {id(v) for v in variables}
-    # A weight that several layers own (tied weights) has one mask, which all of them hold.
-    masks = {
-        id(v): mask
-        for sub in all_layers(layer)
-        if is_masked(sub)
-        for v, mask in zip(sub.mask_store.masked, sub.mask_store.masks, strict=True)
-    }
+def _masks_below(layer: Any) -> dict[int, Any]:
+    """id of a weight -> its mask, at and below the layer: one, also where several layers own the weight (tied)."""
+    stores = [sub.mask_store for sub in all_layers(layer) if is_masked(sub)]
+    return {id(v): mask for store in stores for v, mask in zip(store.masked, store.masks, strict=True)}
+
+
+def attach(layer: Any, variables: list[Any], behind: Behind, initial: dict[int, Any] | None = None) -> None:
+    """Mask `variables` (weights of the layer or of layers below it) in place; masked ones stay as they are.
+
+    `initial` has the values of new masks, by the id of the weight, where these do not keep all.
+    """
+    wanted, masks = {id(v) for v in variables}, _masks_below(layer)
     visited: dict[int, bool] = {}
 
     def visit(current: Any) -> bool:
@@ -200,7 +203,7 @@ def attach(layer: Any, variables: list[Any], behind: Behind) -> None:
         visited[id(current)] = False
         own = [v for v in own_weights(current) if id(v) in wanted]
         if own:
-            _add_masks(current, own, masks, behind)
+            _add_masks(current, own, masks, behind, initial or {})
         below = [visit(sub) for sub in sublayers(current) if not isinstance(current, keras.layers.RNN)]
         if any(below) and not isinstance(current, Masked) and not _keras_container(current):
             current.__class__ = masked_class(type(current))
@@ -215,7 +218,9 @@ def _keras_container(layer: Any) -> bool:
     return isinstance(layer, keras.Model) and type(layer).__module__.startswith("keras.")
 
 
-def _add_masks(layer: Any, variables: list[Any], masks: dict[int, Any], behind: Behind) -> None:
+def _add_masks(
+    layer: Any, variables: list[Any], masks: dict[int, Any], behind: Behind, initial: dict[int, Any]
+) -> None:
     if is_masked(layer):
         known = {id(v) for v in layer.mask_store.masked}
         wanted = known | {id(v) for v in variables}
@@ -226,7 +231,7 @@ def _add_masks(layer: Any, variables: list[Any], masks: dict[int, Any], behind: 
         _remove_store(layer)
         variables = [v for v in own_weights(layer) if id(v) in wanted]
     store = MaskStore(name="mask_store")
-    store.add(variables, masks, behind)
+    store.add(variables, masks, behind, initial)
     with _unlocked(layer):
         layer.mask_store = store
         # One by one: Keras on TensorFlow never forgets the name of a tracked list, which an export would look for.
@@ -311,6 +316,10 @@ def _behind(layer: Any) -> Behind:
 def _mask_once_built(layer: Any, pending: Pending, named: Callable[[type], type]) -> None:
     """Mask the weights at these positions of `layer.weights` as soon as the layer has that many weights."""
     layer.__class__ = named(type(layer))
+    source = source_of(pending.source)
+    if source is not None and len(source.weights) == pending.expected:  # read now: a build may be inside of a graph
+        masks = _masks_below(source)
+        pending.initial = {i: to_numpy(masks[id(v)]) for i, v in enumerate(source.weights) if id(v) in masks}
     build = pending.build = layer.build
     object.__setattr__(layer, "_pending_masks", pending)
 
@@ -333,8 +342,9 @@ def attach_pending(layer: Any) -> None:
     if len(weights) == pending.expected:
         object.__delattr__(layer, "_pending_masks")
         object.__setattr__(layer, "build", pending.build)
-        attach(layer, [weights[i] for i in pending.positions], pending.behind)
+        initial = {id(weights[i]): mask for i, mask in pending.initial.items()}
+        attach(layer, [weights[i] for i in pending.positions], pending.behind, initial)
         for i in pending.followers:
             setattr(weights[i], FOLLOWS, True)
-        if layer.mask_store is not None and (original := source_of(pending.source)) is not None:
-            layer.mask_store.take(original)
+        for sub in filter(is_masked, all_layers(layer) if initial else ()):
+            sub.mask_store.settle()  # a clone that is given no weights trains those it was initialized with

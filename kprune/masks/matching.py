@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from ..util.checks import check_arrays
 from .types import Masks
 
 Arrays = dict[str, np.ndarray]
@@ -18,9 +19,10 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
     """path of mine -> array of theirs: by path, or where the names differ ("dense", "dense_1") by order.
 
     Raises:
-        ValueError: there are more or fewer of them, or one has another shape or kind of dtype, or by order another
-            name in its layer ("kernel", "bias" ...); the first that does is named.
+        ValueError: they are no dict of arrays, there are more or fewer of them, or one has another shape or kind of
+            dtype, or by order another name in its layer ("kernel", "bias" ...); the first that does is named.
     """
+    check_numbers("arrays", theirs)
     if len(mine) != len(theirs):
         odd = next((path for path in [*mine, *theirs] if path not in mine or path not in theirs), "")
         raise ValueError(
@@ -47,6 +49,19 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
                 f"The arrays do not match this {of}: expected {path}, got {other}. Received: array={other!r}"
             )
     return pairs
+
+
+def check_numbers(name: str, arrays: Any) -> None:
+    """Raises ValueError unless what a user gave as `name` is a dict of names and NumPy arrays of numbers.
+
+    >>> check_numbers("masks", {"dense/kernel": np.ones((4, 3), bool)})
+    """
+    check_arrays(name, arrays)
+    for path, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufcV":  # "V": bfloat16
+            raise ValueError(
+                f"Each value of `{name}` must be a NumPy array of numbers. Received: {path!r}: {array!r:.200}"
+            )
 
 
 def _family(dtype: Any) -> str:
@@ -80,10 +95,7 @@ def mask_distance(one: Masks, other: Masks) -> float:
     0.5
     """
     for name, masks in (("one", one), ("other", other)):
-        if not isinstance(masks, Mapping):
-            raise ValueError(
-                f"`{name}` must be a dict of path -> bool array, such as ticket.masks. Received: {name}={type(masks)}"
-            )
+        check_numbers(name, masks)
     others = matched(one, other, "model")
     return sum(int((mask != others[path]).sum()) for path, mask in one.items()) / max(
         1, sum(m.size for m in one.values())

@@ -86,6 +86,19 @@ def check_is_optimizer(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be a Keras optimizer, not the name of one. Received: {name}={value!r:.200}")
 
 
+def check_like_optimizer(optimizer: Any) -> None:
+    """Raises ValueError unless a user's `optimizer` is None, an optimizer of either Keras, or one that looks like one.
+
+    >>> check_like_optimizer(keras.optimizers.SGD())
+    """
+    if optimizer is not None and (
+        isinstance(optimizer, type) or not (hasattr(optimizer, "variables") and hasattr(optimizer, "learning_rate"))
+    ):
+        raise ValueError(
+            f"`optimizer` must be a Keras optimizer, not the name of one. Received: optimizer={optimizer!r:.200}"
+        )
+
+
 def _optimizers(value: Any) -> Iterator[Any]:
     if isinstance(value, _classes()):
         yield value

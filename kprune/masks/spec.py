@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import keras
@@ -35,7 +35,8 @@ class Pending:
         expected: the number of weights that it will have.
         followers: those of the positions that are masked only with a channel: see following.py.
         behind: what becomes of the values of pruned entries.
-        source: the token of the store that the masks come from, in this process.
+        source: the token of the layer that the masks come from, in this process.
+        initial: position -> the mask that the layer has there.
         build: the layer's own method, which stands aside until then.
     """
 
@@ -44,6 +45,7 @@ class Pending:
     followers: list[int]
     behind: Behind
     source: str | None
+    initial: dict[int, Any] = field(default_factory=dict)
     build: Any = None
 
 

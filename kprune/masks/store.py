@@ -22,11 +22,12 @@ from ..runtime.distribution import device_layout, to_numpy
 from .behind import Behind
 from .stores import read_bytes
 from .types import FOLLOWS
+from .variables import has_value, note_given
 
 CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states
 _CARRIED = "callbacks"  # their key in the file
 _FOLLOWER = "follower_"  # how the keys of followers' masks begin
-_STORES: weakref.WeakValueDictionary[str, MaskStore] = weakref.WeakValueDictionary()
+_SOURCES: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()  # token -> layer
 _PROCESS = os.urandom(8).hex()
 _without_masks: weakref.ref[Any] | None = None  # the last file that was said to hold no masks
 
@@ -56,26 +57,26 @@ class MaskStore(keras.Operation):
     masks: list[Any]
     states: list[MaskState]
 
-    def add(self, variables: list[Any], shared: dict[int, Any], behind: Behind) -> None:
-        """Add a mask for each of `variables` (keras.Variable of any shape): `shared[id(v)]`, or a new one, all True."""
+    def add(self, variables: list[Any], shared: dict[int, Any], behind: Behind, initial: dict[int, np.ndarray]) -> None:
+        """Add a mask for each of `variables` (keras.Variable of any shape).
+
+        It is `shared[id(v)]`, or else a new one, of the values `initial[id(v)]` or all True.
+        """
         self.behind = behind
         self.masked = list(variables)
-        self.masks = [shared[id(v)] if id(v) in shared else self._new(v) for v in variables]
+        self.masks = [shared[id(v)] if id(v) in shared else self._new(v, initial.get(id(v))) for v in variables]
         self.states = [MaskState(mask) for mask in self.masks]
 
-    def _new(self, weight: Any) -> Any:
+    def _new(self, weight: Any, initial: np.ndarray | None) -> Any:
+        # An initializer, not an assignment: a layer that is built in a symbolic call gets its values after it.
+        ones_or = "ones" if initial is None else lambda shape, dtype: keras.ops.convert_to_tensor(initial, dtype)
         # Beside its weight, as paths must be unique. Laid out as the weight is, not as Keras's distribution would say.
         with ExitStack() as scopes:
             for part in weight.path.split("/")[:-1]:
                 scopes.enter_context(keras.name_scope(part))
             return keras.Variable(
-                "ones", weight.shape, "bool", trainable=False, name=f"{weight.name}_mask", layout=device_layout(weight)
+                ones_or, weight.shape, "bool", trainable=False, name=f"{weight.name}_mask", layout=device_layout(weight)
             )
-
-    def take(self, other: MaskStore) -> None:
-        """Copy the masks from the store of a layer of the same kind."""
-        for mask, original in zip(self.masks, other.masks, strict=True):
-            mask.assign(to_numpy(original))
 
     def enforce(self) -> None:
         """Set the pruned entries of the weights to 0, regardless of what was written into them."""
@@ -95,7 +96,7 @@ class MaskStore(keras.Operation):
         if not keys:
             if any(not key.startswith(_FOLLOWER) for key in self._keys()):
                 _warn_of_no_masks(getattr(store, "h5_file", None))
-            self._settle()
+            self.settle()
             return
         stored = [key for key in keys if key != _CARRIED]
         kernels, own = ([key for key in some if not key.startswith(_FOLLOWER)] for some in (stored, self._keys()))
@@ -109,14 +110,23 @@ class MaskStore(keras.Operation):
         bits = [read_bytes(store, key, f"mask {key}", (n + 7) // 8) for key, n in zip(read, sizes, strict=True)]
         for mask, size, packed in zip(read.values(), sizes, bits, strict=True):
             mask.assign(np.unpackbits(packed, count=size).reshape(mask.shape).astype(bool))
-        self._settle()
+        self.settle()
         if _CARRIED in keys:
             for carrier in self._carriers():
                 carrier.load(read_bytes(store, _CARRIED, "state of the callbacks").tobytes())
 
-    def _settle(self) -> None:
-        if not self.behind.latent:
+    def settle(self) -> None:
+        """Set the pruned entries of the weights to 0, unless values stay behind the masks.
+
+        Where weights get their values later, at the end of a symbolic call, it is noted that they will have some there.
+        """
+        if self.behind.latent:
+            return
+        if all(map(has_value, self.masked)):
             self.enforce()
+        else:
+            for weight in self.masked:
+                note_given(weight)
 
     def _keys(self) -> list[str]:
         numbers = {"": count(), _FOLLOWER: count()}
@@ -127,18 +137,16 @@ class MaskStore(keras.Operation):
         return [getattr(v, CARRIER) for v in self.masked if hasattr(v, CARRIER)]
 
 
-def token_of(store: MaskStore | None) -> str | None:
-    """What a clone of the layer, in this process, finds the store by (`source_of`); None of a layer without masks."""
-    if store is None:
-        return None
-    token = f"{_PROCESS}-{id(store)}"
-    _STORES[token] = store
+def token_of(layer: Any) -> str:
+    """What a clone of the layer, in this process, finds it by (`source_of`)."""
+    token = f"{_PROCESS}-{id(layer)}"
+    _SOURCES[token] = layer
     return token
 
 
-def source_of(token: str | None) -> MaskStore | None:
-    """The store whose token it is; None if it is gone, or lives in another process."""
-    return _STORES.get(token) if isinstance(token, str) else None
+def source_of(token: str | None) -> Any:
+    """The layer whose token it is; None if it is gone, or lives in another process."""
+    return _SOURCES.get(token) if isinstance(token, str) else None
 
 
 def check_names(store: Any) -> None:

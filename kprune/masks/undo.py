@@ -13,7 +13,7 @@ from ..runtime.values import Values
 from .api import check_leaks, followers, mask, masked_weights, strip
 from .keras3 import narrow
 from .libraries import library_of
-from .optimizers import trainers
+from .optimizers import check_like_optimizer, trainers
 
 
 def mask_for_pruning(model: Any, store: str | None = None) -> bool:
@@ -56,11 +56,12 @@ class Undo:
         fresh: whether the model had no masks before.
 
     Raises:
-        ValueError: the model cannot be masked. Nothing has been changed then.
+        ValueError: the model cannot be masked, or `optimizer` is none. Nothing has been changed then.
         RuntimeError: training has given pruned entries values.
     """
 
     def __init__(self, model: Any, optimizer: Any = None, store: str | None = None):
+        check_like_optimizer(optimizer)
         self.model, self._optimizer, self._values = model, optimizer, Values()
         check_leaks(model, masked_weights(model))  # ValueError for what is no model
         self._values.add([*model.variables, *(weight.mask for weight in followers(model))])
@@ -91,9 +92,13 @@ class Undo:
 
     def back(self) -> None:
         """Restore the model: masks, weights, statistics, seeds and the optimizer."""
-        if not self.fresh:
+        if self.fresh:
+            self.fresh = False
+            # Not by `strip`: what was interrupted may have set a mask and not yet the zeros, which it takes for a leak.
+            library_of(self.model).strip_model(self.model)
+        else:
             self._values.put_back()  # masks, too, before the last of them are made anew
-        self.unmask()
+            self.unmask()
         self._values.put_back()
 
 

@@ -45,6 +45,16 @@ def was_given_values(variable: Any) -> bool:
     return getattr(variable, _GIVEN, False)
 
 
+def note_given(variable: Any) -> None:
+    """Note that its pruned entries hold values, and that no training step wrote them."""
+    setattr(variable, _GIVEN, True)
+
+
+def has_value(variable: Any) -> bool:
+    """Whether it has been initialized: what a layer makes in a symbolic call is, once that call is over."""
+    return variable._value is not None
+
+
 def forget_given(variable: Any) -> None:
     """Note that its pruned entries are 0 again, whoever gave it values before."""
     if type(variable) in _CLASSES.values():

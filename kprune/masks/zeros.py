@@ -45,8 +45,10 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
     if moved:
         raise RuntimeError(
             f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {CAUSE} Other causes: a layer that reads "
-            "another layer's kernel, a constraint that moves zeros, weights loaded during training, or an optimizer "
-            "that updates weights without a gradient. `model.set_weights(model.get_weights())` makes pruned entries 0. "
+            "another layer's kernel, a constraint that moves zeros, weights loaded or assigned during training (by a "
+            "train_step that keeps an average of another network: mask that network alone, by kprune.mask(network)), "
+            "or an optimizer that updates weights without a gradient. `model.set_weights(model.get_weights())` makes "
+            "pruned entries 0. "
             f"Received: optimizer={type(optimizer).__name__}"
         )
     size = sum(weight.size for weight in weights)

@@ -46,4 +46,9 @@ def is_packed(layer: Any, v: Any) -> bool:
     """Whether a weight is the integer kernel of a Dense layer that packs, which says itself how."""
     if type(layer) is not keras.layers.Dense or layer.quantization_mode not in _PACKED:
         return False
-    return v.name == "kernel" and keras.backend.standardize_dtype(v.dtype) in ("int8", "uint8")
+    return v.name == "kernel" and holds_integers(v)
+
+
+def holds_integers(v: Any) -> bool:
+    """Whether a weight is quantized to bytes."""
+    return keras.backend.standardize_dtype(v.dtype) in ("int8", "uint8")

@@ -83,6 +83,7 @@ class Summary(Printed):
         note: why multiply-adds are not known, or "".
         followers: path -> (pruned entries, entries) of each bias, gamma and beta that is masked with its channels; they
             count among the other parameters, and in no total.
+        quantized: paths of the rows of a masked model whose zeros are those of a kernel that was quantized.
     """
 
     rows: tuple[Row, ...]
@@ -91,6 +92,7 @@ class Summary(Printed):
     other_flops: int | None
     note: str = ""
     followers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    quantized: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -145,6 +147,7 @@ class Summary(Printed):
             "other_flops": self.other_flops,
             "note": self.note,
             "followers": {path: list(counts) for path, counts in self.followers.items()},
+            "quantized": list(self.quantized),
         }
 
     def __str__(self) -> str:
@@ -162,7 +165,8 @@ class Summary(Printed):
             table.add_row(row.path, row.layer, shape, *numbers, "COLLAPSED" if row.collapsed else dead)
         lines = [
             *table_lines(table),
-            f"zeros of the {'masks' if self.masked else 'weights themselves (no masks)'}; "
+            f"zeros of the {'masks' if self.masked else 'weights themselves (no masks)'}"
+            f"{', and of quantized kernels themselves' if self.quantized else ''}; "
             "mult-adds: multiply-adds for one example",
             f"other parameters: {self.other_size:,}, with {_count(self.other_flops)} mult-adds; "
             f"of all {self.size + self.other_size:,} parameters {percentage(self.zeros, self.size + self.other_size)} "
@@ -175,7 +179,8 @@ class Summary(Printed):
 
 
 def summary(model: Any) -> Summary:
-    """Count what is left of each masked weight of a model; in a model without masks, of each kernel.
+    """Count what is left of each masked weight of a model, and of kernels that were quantized (which keep their zeros,
+    not their masks); in a model without masks, of each kernel.
 
     sparsity = zeros / size; density = 1 - sparsity; compression = 1 / density.
     flops = uses x size and effective_flops = uses x kept entries, where `uses` is how often an entry is multiplied for
@@ -212,12 +217,20 @@ def summary(model: Any) -> Summary:
     library = library_of(model)
     for layer, v in library.owned_weights(model):
         owned.setdefault(id(v), (layer, v))
-    if masked:
-        listed = [(w.path, w.variable, w.kept()) for w in masked]
-    else:
-        kernels = [(layer, v) for layer, v in owned.values() if is_default(library, layer, v)]
-        paths = unique_paths([library.weight_path(v) for _, v in kernels])
-        listed = [(path, v, quantized.kept(layer, v)) for path, (layer, v) in zip(paths, kernels, strict=True)]
+    inside = {id(w.variable) for w in masked}
+    kernels = [
+        (layer, v)
+        for layer, v in owned.values()
+        if id(v) not in inside and is_default(library, layer, v) and (not masked or quantized.holds_integers(v))
+    ]
+    paths = unique_paths([*(w.path for w in masked), *(library.weight_path(v) for _, v in kernels)])[len(masked) :]
+    listed = [
+        *((w.path, w.variable, w.kept()) for w in masked),
+        *((path, v, quantized.kept(layer, v)) for path, (layer, v) in zip(paths, kernels, strict=True)),
+    ]
+    if masked and kernels:
+        order = list(owned)
+        listed.sort(key=lambda one: order.index(id(one[1])))
     rows = []
     for path, v, kept in listed:
         layer, _ = owned[id(v)]
@@ -232,7 +245,8 @@ def summary(model: Any) -> Summary:
     if not note and (unknown := sorted({row.layer for row in rows if row.flops is None})):
         note = f"kprune cannot tell how often a kernel of {', '.join(unknown)} is used"
     follow = {f.path: (f.size - int(f.kept().sum()), f.size) for f in followers(model)}
-    return Summary(tuple(rows), bool(masked), sum(size_of(v) for _, v in others), other_flops, note, follow)
+    other_size = sum(size_of(v) for _, v in others)
+    return Summary(tuple(rows), bool(masked), other_size, other_flops, note, follow, tuple(paths if masked else ()))
 
 
 def weight_paths(model: Any) -> list[tuple[str, Any]]:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from ..util.checks import check_arrays
+from ..util.whole import write_whole
 from .distribution import from_chief, is_chief
-from .temporary import temporary_beside
 
 _ABOUT = "about.json"
 # A JSON of this many bytes takes up to 200 MB once it is read; 100,000 arrays take about as many.
@@ -54,7 +55,7 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
         about: what JSON can hold.
 
     Raises:
-        ValueError: `about` is larger than `unpack` takes.
+        ValueError: `about` is larger than `unpack` takes, or an array holds no numbers.
 
     >>> arrays, about = unpack(pack({"mask": np.array([True, False])}, {"level": 3}), "here")
     >>> arrays["mask"].tolist(), about
@@ -63,6 +64,8 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
     stored, kinds = {}, {}
     for position, (name, array) in enumerate(arrays.items()):
         array = np.asarray(array)
+        if array.dtype.hasobject or array.dtype.kind in "USMm":
+            raise ValueError(f"An array in a file must hold numbers. Received: {name!r:.100} of dtype={array.dtype}")
         kinds[name] = [array.dtype.name, list(array.shape)]
         # Raw bytes: npz knows neither bfloat16 nor bits.
         plain = np.packbits(array) if array.dtype == np.bool_ else np.frombuffer(array.tobytes(), np.uint8)
@@ -125,11 +128,12 @@ def joined(**parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, np.ndarray]]:
-    """The dicts of which `joined` made one; ValueError if it has a part beside these.
+    """The dicts of which `joined` made one; ValueError if it is no dict, or has a part beside these.
 
     >>> split(joined(a={"x": np.array(1)}), "a", "b")
     {'a': {'x': array(1)}, 'b': {}}
     """
+    check_arrays("arrays", arrays)
     found: dict[str, dict[str, np.ndarray]] = {part: {} for part in parts}
     for name, array in arrays.items():
         part, _, rest = name.partition("/")
@@ -147,43 +151,10 @@ def read(path: str | os.PathLike[str]) -> bytes | None:
     return from_chief(file.read_bytes() if is_chief() and file.exists() else None)
 
 
-def write(path: str | os.PathLike[str], fill: bytes | Callable[[str], None]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, synced, then renamed.
-
-    Of several processes that train together, only the chief writes; the others go on.
-
-    Args:
-        path: the file; its folder is made.
-        fill: the bytes, or a function that writes the file whose name it is given (it ends as `path` does).
-
-    Raises:
-        OSError: it cannot be written (no space left ...). What was at `path` is as it was.
-    """
-    if not is_chief():
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # It ends as the file's name does, as `Model.save_weights` asks.
-    temporary = temporary_beside(target)
-    try:
-        if callable(fill):
-            fill(str(temporary))
-        else:
-            temporary.write_bytes(fill)
-        _sync(temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(target.parent)
-
-
-def _sync(path: str | os.PathLike[str]) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def write(path: str | os.PathLike[str], fill: bytes | Callable[[str], object]) -> None:
+    """`write_whole`, by the chief of several processes that train together; the others go on."""
+    if is_chief():
+        write_whole(path, fill)
 
 
 def _checksum(description: bytes, stored: Mapping[str, np.ndarray]) -> str:

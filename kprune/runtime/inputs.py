@@ -41,6 +41,18 @@ def input_like(model: Any, make: Callable[[tuple[int, ...], str], Any], batch: i
     }
 
 
+def check_inputs(inputs: Any) -> None:
+    """Raises ValueError unless a user's `inputs` are arrays whose first axis is the example, in any structure.
+
+    >>> import numpy as np
+    >>> check_inputs({"a": np.ones((4, 2)), "b": [np.ones(4)]})
+    """
+    shapes = [getattr(leaf, "shape", None) for leaf in keras.tree.flatten(inputs)]
+    shapes = [None if shape is None else tuple(shape) for shape in shapes]
+    if not shapes or not all(shapes):
+        raise ValueError(f"`inputs` must be arrays whose first axis is the example. Received: inputs={inputs!r:.200}")
+
+
 def call_with(model: Any, arguments: dict[str, Any], **kwargs: Any) -> Any:
     """Call a model or layer with what `input_like` made."""
     arguments = dict(arguments)

@@ -69,6 +69,7 @@ class Schedule:
 
     def __call__(self, step: int) -> Any:
         """Sparsity (fraction of zeros) at an optimizer step; 0 before `begin_step`."""
+        check_step(step)
         if step < self.begin_step:
             return 0.0
         if step >= self.end_step:
@@ -83,6 +84,7 @@ class Schedule:
         >>> [schedule.last_due(step) for step in (9, 10, 29, 44, 45, 99)]
         [None, 10, 20, 40, 45, 45]
         """
+        check_step(step)
         if step < self.begin_step:
             return None
         if step >= self.end_step:
@@ -97,6 +99,7 @@ class Schedule:
         >>> [schedule.next_due(step) for step in (9, 10, 29, 44, 45, 99)]
         [10, 20, 30, 45, None, None]
         """
+        check_step(step)
         if step < self.begin_step:
             return self.begin_step
         if step >= self.end_step:
@@ -150,6 +153,15 @@ class Schedule:
         needed = [name for name, one in parameters.items() if one.default is one.empty]
         check_fields(cls.__name__, config, parameters, needed)
         return cls(**config)
+
+
+def check_step(step: Any) -> None:
+    """Raises ValueError unless it is a number of optimizer steps.
+
+    >>> check_step(100)
+    """
+    if not isinstance(step, numbers.Real) or isinstance(step, bool) or step != step:
+        raise ValueError(f"`step` must be a number of optimizer steps. Received: step={step!r:.200}")
 
 
 def check_sparsity(name: str, sparsity: float) -> None:

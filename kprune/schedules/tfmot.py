@@ -23,7 +23,9 @@ class TfmotSchedule(Schedule):
 
     @classmethod
     def of(cls, schedule: Any) -> Self:
-        """What a tfmot schedule is read as."""
+        """What a tfmot schedule is read as; ValueError for anything else."""
+        if not all(hasattr(schedule, name) for name in ("begin_step", "end_step", "frequency")):
+            raise ValueError(f"Expected a tfmot PruningSchedule. Received: schedule={schedule!r:.200}")
         import tensorflow as tf
 
         begin, end = int(schedule.begin_step), int(schedule.end_step)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 from ..util.checks import check_expression
+from ..util.ranking import Counted
 from ..util.registry import Registry, trait
 
 Scores = dict[str, np.ndarray]
@@ -38,6 +39,18 @@ def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:
                 f"returned {n_keep!r:.100}"
             )
     return {path: int(shares[path]) for path in scores}
+
+
+def check_request(scores: Any, sparsity: Any) -> None:
+    """Raises ValueError unless a scope can answer: at least one weight's scores, and a sparsity.
+
+    >>> check_request({"a": np.ones(4)}, 0.5)
+    """
+    found = list(scores.values()) if isinstance(scores, dict) else []
+    if not found or not all(isinstance(score, np.ndarray | Counted) for score in found):
+        raise ValueError(f"`scores` must be a dict: path -> float array. Received: scores={scores!r:.200}")
+    if not isinstance(sparsity, Real) or isinstance(sparsity, bool) or not 0 <= sparsity <= 1:  # type: ignore[operator]
+        raise ValueError(f"`sparsity` must be a fraction of zeros in [0, 1]. Received: sparsity={sparsity!r:.200}")
 
 
 def like(base: Scope, scope: Scope) -> Scope:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..util.checks import check_flag, check_strings
 from ..util.ranking import alive, zeros_for
-from .base import SCOPES, Scope, Scores, by_expression, like, shares_of
+from .base import SCOPES, Scope, Scores, by_expression, check_request, like, shares_of
 from .shares import uniform
 
 Bound = int | float | dict[str, int | float] | Callable[[str], int | float]
@@ -35,6 +35,7 @@ def uniform_plus(scores: Scores, sparsity: float) -> dict[str, int]:
     >>> uniform_plus({"a": np.ones(2), "b": np.ones(20), "c": np.ones(10)}, 0.75)
     {'a': 2, 'b': 4, 'c': 2}
     """
+    check_request(scores, sparsity)
     paths = list(scores)
     low = dict.fromkeys(paths, 0)
     low[paths[-1]] = math.ceil(round(0.2 * scores[paths[-1]].size, 6))
@@ -70,6 +71,7 @@ def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
     entries = _checked_bound("floor", floor, 0)
 
     def floored(scores: Scores, sparsity: float) -> dict[str, int]:
+        check_request(scores, sparsity)
         # What is pruned already (-inf) cannot be kept, so a floor does not reserve budget for it.
         low = {path: min(alive(scores[path]), math.ceil(least)) for path, least in entries(scores).items()}
         return _bounded(base, scores, sparsity, low, None, "The floors", f"floor={floor}")
@@ -100,6 +102,7 @@ def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
     entries = _checked_bound("ceiling", ceiling, 1.0)
 
     def capped(scores: Scores, sparsity: float) -> dict[str, int]:
+        check_request(scores, sparsity)
         high = {path: math.floor(most) for path, most in entries(scores).items()}
         return _bounded(base, scores, sparsity, dict.fromkeys(scores, 0), high, "The ceilings", f"ceiling={ceiling}")
 
@@ -137,6 +140,7 @@ def kept_out(
         )
 
     def outside(scores: Scores, sparsity: float) -> dict[str, int]:
+        check_request(scores, sparsity)
         dense = by_expression(dict.fromkeys(expressions, True), scores, False, received)
         dense[next(iter(scores))] |= first
         dense[next(reversed(scores))] |= last

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable
 from numbers import Real
 from typing import Any
 
-from ..patterns import nth_highest
-from ..util.ranking import Counted, in_proportion, zeros_for
-from .base import SCOPES, Scope, Scores, by_expression, like
+from ..util.ranking import Counted, in_proportion, nth_highest, zeros_for
+from .base import SCOPES, Scope, Scores, by_expression, check_request, like
 
 
 @SCOPES.register("global", counts=True)
@@ -29,6 +28,7 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
     >>> global_scope({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
     {'a': 2, 'b': 0}
     """
+    check_request(scores, sparsity)
     size = sum(score.size for score in scores.values())
     n_keep = size - zeros_for(size, sparsity)
     if n_keep == 0:
@@ -54,6 +54,7 @@ def layerwise(scores: Scores, sparsity: float) -> dict[str, int]:
     >>> layerwise({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
     {'a': 1, 'b': 1}
     """
+    check_request(scores, sparsity)
     return {path: score.size - zeros_for(score.size, sparsity) for path, score in scores.items()}
 
 
@@ -68,6 +69,7 @@ def uniform(scores: Scores, sparsity: float) -> dict[str, int]:
     >>> uniform(scores, 0.5), layerwise(scores, 0.5)
     ({'a': 3, 'b': 2}, {'a': 3, 'b': 3})
     """
+    check_request(scores, sparsity)
     return in_proportion(scores, sparsity, dict.fromkeys(scores, 1.0))
 
 
@@ -82,6 +84,7 @@ def erk(scores: Scores, sparsity: float) -> dict[str, int]:
     >>> erk({"a": np.ones((2, 2)), "b": np.ones((8, 8))}, 0.75)  # densities min(1, 1.0 c) and 0.25 c, c = 0.85
     {'a': 3, 'b': 14}
     """
+    check_request(scores, sparsity)
     return in_proportion(scores, sparsity, {path: sum(s.shape) / max(s.size, 1) for path, s in scores.items()})
 
 
@@ -117,6 +120,7 @@ def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], flo
     check(densities.values() if isinstance(densities, dict) else ())
 
     def scope(scores: Scores, sparsity: float) -> dict[str, int]:
+        check_request(scores, sparsity)
         if isinstance(densities, dict):
             relative = by_expression(densities, scores, None, received)
             unmatched = [path for path, density in relative.items() if density is None]

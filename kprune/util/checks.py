@@ -31,8 +31,9 @@ def check_number(name: str, value: Any, says: str, holds: Any) -> None:
     ...
     ValueError: `rate` must be a number above 0 and below 1. Received: rate=1.5
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not holds(value):
-        raise ValueError(f"`{name}` must be a number {says}. Received: {name}={value!r}")
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    if not number or not holds(value):
+        raise ValueError(f"`{name}` must be a number {says}. Received: {name}={value!r:.200}")
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:

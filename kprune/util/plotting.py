@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .checks import check_path
 from .tables import Printed
+from .whole import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,14 +22,14 @@ FILE_TYPES = (".png", ".svg", ".pdf")
 
 
 def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> Figure:
-    """The figure that `make` draws, written to `path` if given; ValueError first if `path` has another ending."""
+    """The figure that `make` draws, written whole to `path` if given; ValueError first if `path` ends otherwise."""
     if path is not None:
         check_path("path", path)
         if os.path.splitext(path)[1].lower() not in FILE_TYPES:
             raise ValueError(f"`path` must end in .png, .svg or .pdf. Received: path={os.fspath(path)!r}")
     figure = make()
     if path is not None:
-        figure.savefig(path)
+        write_whole(path, figure.savefig)
     return figure
 
 

@@ -1,12 +1,18 @@
-"""Shares: how many entries a sparsity leaves, in exact integers, and how they are divided in given proportions."""
+"""Ranks and shares: the n-th highest value, and how many entries a sparsity leaves, in exact integers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+from .threads import side_by_side
+
+SAMPLE = 16384
+BLOCK = 1 << 16  # entries that stay in a core's cache from one look to the next
+PIECE = 1 << 20  # entries that a thread looks at before it takes others
 
 
 @dataclass(frozen=True)
@@ -127,3 +133,71 @@ def _apportion(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray
             share[first] += 1
         if surplus >= 0:
             share[last] -= 1
+
+
+def nth_highest(vectors: list[np.ndarray], n: int, of: np.ufunc = np.positive) -> tuple[float, list[tuple[int, int]]]:
+    """The n-th highest value of all vectors together, and how many entries of each are above it; exact.
+
+    A sample brackets the value, so that only what lies inside the bracket has to be copied and partitioned: several
+    times faster than partitioning everything, which matters in SynFlow's hundred rounds over millions of weights.
+
+    Args:
+        vectors: float arrays of one dimension.
+        n: from 1 to the number of all their entries.
+        of: the values are `of` these entries, taken block by block, so that they need no memory.
+
+    Returns:
+        The value, and for each vector how many of its entries are above it and how many equal it.
+
+    >>> value, counts = nth_highest([np.array([4.0, 1.0]), np.array([-3.0, 2.0])], 2, np.absolute)
+    >>> float(value), counts
+    (3.0, [(1, 0), (0, 1)])
+    """
+    size = sum(v.size for v in vectors)
+    low, high = _bracket(vectors, n, size, of)
+    # A bracket that reaches down to the pruned entries (-inf, often most of them) stops short of them.
+    reaches = np.greater if np.isneginf(low) else np.greater_equal
+
+    def part(v: np.ndarray) -> tuple[int, np.ndarray]:
+        above, inside = 0, []
+        for _, values in blocks_of(v, of):
+            higher = values > high
+            above += int(np.count_nonzero(higher))
+            inside.append(values[reaches(values, low) ^ higher])
+        return above, np.concatenate(inside) if inside else v
+
+    pieces = [(i, v[at : at + PIECE]) for i, v in enumerate(vectors) for at in range(0, v.size, PIECE)]
+    owners, parts = [i for i, _ in pieces], side_by_side(lambda piece: part(piece[1]), pieces, size)
+    above, inside = sum(count for count, _ in parts), np.concatenate([values for _, values in parts])
+    if not above < n <= above + inside.size:  # the sample was not like the rest
+        parts, owners = [(0, of(v)) for v in vectors], list(range(len(vectors)))
+        above, inside = 0, np.concatenate([values for _, values in parts])
+    position = inside.size - (n - above)
+    value = np.partition(inside, position)[position]
+    counts = [(0, 0)] * len(vectors)
+    for i, (count, values) in zip(owners, parts, strict=True):
+        higher, equal = int(np.count_nonzero(values > value)), int(np.count_nonzero(values == value))
+        counts[i] = counts[i][0] + count + higher, counts[i][1] + equal
+    return value, counts
+
+
+def blocks_of(vector: np.ndarray, of: np.ufunc) -> Iterator[tuple[slice, np.ndarray]]:
+    """(where, `of` the entries there) of blocks that stay in a core's cache; each array lives until the next one.
+
+    >>> [(at.start, values.tolist()) for at, values in blocks_of(np.array([-1.0, 2.0]), np.absolute)]
+    [(0, [1.0, 2.0])]
+    """
+    scratch = np.empty(0 if of is np.positive else min(BLOCK, vector.size), vector.dtype)
+    for start in range(0, vector.size, BLOCK):
+        at = slice(start, min(start + BLOCK, vector.size))
+        yield at, vector[at] if of is np.positive else of(vector[at], out=scratch[: at.stop - at.start])
+
+
+def _bracket(vectors: list[np.ndarray], n: int, size: int, of: np.ufunc) -> tuple[float, float]:
+    """Two values between which the n-th highest almost surely lies: four standard errors of a sample around it."""
+    draw = np.random.default_rng(0)
+    # Drawn, not strided: scores differ by channel, and a stride that shares a factor with the last axis sees few.
+    sample = [v if size <= SAMPLE else v[draw.integers(v.size, size=1 + SAMPLE * v.size // size)] for v in vectors]
+    ordered = np.sort(of(np.concatenate(sample)))[::-1]
+    rank, slack = (n - 1) * ordered.size // size, ordered.size // 64
+    return ordered[min(rank + slack, ordered.size - 1)], ordered[max(rank - slack, 0)]

@@ -38,8 +38,11 @@ class Registry:
     def register(self, name: str, **traits: Any) -> Callable[[Entry], Entry]:
         """Decorator: makes a function available under `name`, with `traits` as its attributes (see `trait`).
 
-        Raises ValueError if the name is taken.
+        Raises ValueError if the name is none, or taken.
         """
+
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"`name` must be a str, not empty. Received: name={name!r:.200}")
 
         def add(entry: Entry) -> Entry:
             if name in self._entries:
@@ -136,6 +139,7 @@ class Registry:
         if (
             not isinstance(config, dict)
             or set(config) != {"name", "options"}
+            or not isinstance(config["name"], str)
             or not isinstance(config["options"], dict)
         ):
             raise ValueError(

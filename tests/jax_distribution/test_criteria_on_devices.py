@@ -77,3 +77,19 @@ def test_outputs_are_not_laid_out_in_scoring(name, monkeypatch):
 
         monkeypatch.setattr(keras.distribution.ModelParallel, "get_tensor_layout", asked)
         assert CRITERIA.get(name)(context)
+
+
+def without_retraining(distribution=None):
+    """(mask, value) of each weight after SparseGPT."""
+    with distribute(distribution):
+        model = network()
+        kprune.prune_after_training(model, 0.5, data=data(), verbose=0)
+        return [(w.kept(), w.value()) for w in kprune.masked_weights(model)]
+
+
+def test_sparsegpt_is_that_of_one_device():
+    expected = without_retraining()
+    for distribution in DISTRIBUTIONS:
+        for (mask, value), (one_mask, one_value) in zip(without_retraining(distribution), expected, strict=True):
+            np.testing.assert_array_equal(mask, one_mask)
+            np.testing.assert_allclose(value, one_value, rtol=1e-3, atol=1e-5)

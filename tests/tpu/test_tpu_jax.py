@@ -95,7 +95,7 @@ def test_scoring(criterion, monkeypatch, note):
     with monkeypatch.context() as patch:
         patch.setattr(jax, "jit", jit)
         prune_by(model, criterion)
-    asks_the_loss = "data" in trait(CRITERIA.get(criterion), "needs", ())
+    asks_the_loss = "loss" in trait(CRITERIA.get(criterion), "needs", ())
     assert set(jit.programs) == (set(TOPOLOGIES) if asks_the_loss else set())
     for topology, programs in jit.programs.items():
         assert all(violations(program.module) == [] for program in programs)

@@ -76,7 +76,8 @@ def criteria(*given: str) -> tuple[str, ...]:
     def needs(name: str) -> set[str]:
         criterion = CRITERIA.get(name)
         watches = trait(criterion, "tracker", None) is not None
-        return {*trait(criterion, "needs", ()), *(("training",) if watches else ())}
+        # The loss is at hand: the models of these commands are compiled.
+        return {*trait(criterion, "needs", ()), *(("training",) if watches else ())} - {"loss"}
 
     return tuple(name for name in CRITERIA if needs(name) <= set(given))
 

@@ -19,7 +19,7 @@ _SETTINGS = ("model", "width", "optimizer", "weight_decay", "decay")
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune lottery`: accuracy against density, as a CSV file, a figure and a table with a row per level.
+    """`kprune lottery`: accuracy against density and as training proceeds, as a CSV file, figures and a table.
 
     Args:
         values: the flags of the command, as attributes.
@@ -59,7 +59,13 @@ def run(values: Any, arguments: list[str]) -> None:
         },
     )
     report.plot(figure)
-    print(f"{report}\ntable: {table}\nfigure: {figure}")
+    training = Path(figure).with_stem(f"{Path(figure).stem}-training")
+    if report.knows_curves:  # which an older table that goes on does not hold
+        report.plot_training(training)
+        print(f"{report}\nfigure of training: {training}")
+    else:
+        print(report)
+    print(f"table: {table}\nfigure: {figure}")
 
 
 def _is_point(word: str) -> bool:
@@ -105,7 +111,7 @@ LOTTERY = Command(
         Option("weight_decay", None, f"{_DECAY} [0; for adamw 0.004]", float, common.at_least(0)),
         common.LIBRARY,
         Option("out_dir", "out", "folder for lottery.csv, which a second run continues, and lottery-levels/"),
-        Option("plot", None, "file for the figure [OUT_DIR/lottery.png]", str, common.FIGURE),
+        Option("plot", None, "file for the figure; NAME-training beside it [OUT_DIR/lottery.png]", str, common.FIGURE),
         *common.LOGGING,
     ),
     "Modes:    init           rewind everything to the start\n"

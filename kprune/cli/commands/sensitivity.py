@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ from ...data import Dataset
 from ...experiments.sensitivity import Sensitivity, sensitivity
 from ...masks import library_of, mask
 from ...report.saved import load
+from ...util.whole import write_whole
 from ..options import Command, Option
 from . import common
 
@@ -61,10 +63,11 @@ def _check_shapes(model: Any, dataset: Dataset, path: str) -> None:
 
 
 def _write(report: Sensitivity, path: str) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["weight", "size", *report.sparsities])
-        writer.writerows([row.path, row.size, *row.values.values()] for row in report.rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["weight", "size", *report.sparsities])
+    writer.writerows([row.path, row.size, *row.values.values()] for row in report.rows)
+    write_whole(path, text.getvalue().encode())
 
 
 SENSITIVITY = Command(

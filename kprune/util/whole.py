@@ -1,0 +1,56 @@
+"""Files that are there whole or not at all, whatever kills the process that writes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from .temporary import temporary_beside
+
+
+def write_whole(path: str | os.PathLike[str], fill: bytes | Callable[[str], object]) -> None:
+    """Write a file whole or not at all: under a temporary name beside it, synced, then renamed.
+
+    Args:
+        path: the file; its folder is made.
+        fill: the bytes, or a function that writes the file whose name it is given (it ends as `path` does).
+
+    Raises:
+        OSError: it cannot be written (no space left ...), and is named. What was at `path` is as it was.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_whole(f"{folder}/new/table.csv", b"a,b")
+    ...     Path(folder, "new", "table.csv").read_text()
+    'a,b'
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # It ends as the file's name does, as `Model.save_weights` asks.
+    temporary = temporary_beside(target)
+    try:
+        if callable(fill):
+            fill(str(temporary))
+        else:
+            temporary.write_bytes(fill)
+        sync(temporary)
+        os.replace(temporary, target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # which names no file, or the temporary one
+            raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+        raise
+    sync(target.parent)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until a file, or which names a folder holds, is on the disk.
+
+    >>> sync(".")
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
