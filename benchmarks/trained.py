@@ -29,7 +29,6 @@ import kprune
 
 PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "onnx", "onnxruntime", "onnxsim")
 RATE = 2e-3
-CALIBRATION = 512
 TIMED = ("saved_model", "litert")
 
 
@@ -114,6 +113,13 @@ def numbers(model):
     return sum(int(np.prod(v.dims)) for v in model.graph.initializer if v.data_type == onnx.TensorProto.FLOAT)
 
 
+def simplified(file, data):
+    """An ONNX file as onnxsim simplifies it, for a batch of fixed size, as it finds more to prune in."""
+    model = onnx.load(str(file))
+    made, _ = onnxsim.simplify(model, overwrite_input_shapes={model.graph.input[0].name: list(data.test[0].shape)})
+    return made
+
+
 def accuracy(model, data):
     """Of an ONNX model on the test part."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -128,7 +134,7 @@ def by_onnxsim(dense, size, data):
     heads in all layers and at one for all together.
     """
     name = dense.graph.input[0].name
-    batch = {"calibration_data": [{name: data.train[0][:CALIBRATION]}]}
+    batch = {"calibration_data": [{name: data.train[0][: len(data.test[0])]}]}
     ways = {"weights": ("", {}), "activations": ("_wanda", batch)}
     found = []
     for how, (suffix, given) in ways.items():
@@ -175,7 +181,7 @@ def rows(name, make, data, channels, epochs):
     dense, weights = train(model, data, epochs), model.get_weights()
     with tempfile.TemporaryDirectory() as folder:
         kprune.export(model, f"{folder}/dense", "onnx", verbose=0)
-        file, _ = onnxsim.simplify(onnx.load(f"{folder}/dense.onnx"))
+        file = simplified(f"{folder}/dense.onnx", data)
         for number, (share, sparsity) in enumerate(channels.items()):
             sparse, path = pruned(make, weights, sparsity, data, epochs), f"{folder}/{number}"
             small = kprune.shrink(sparse)
@@ -189,7 +195,7 @@ def rows(name, make, data, channels, epochs):
                 cells += [format, against(whole.bytes, one.bytes, ",")]
                 cells += [against(whole.milliseconds, one.milliseconds, ".3f"), f"{one.difference:.0e}"]
                 print(f"| {' | '.join([*cells, remark(one, whole, dense)])} |", flush=True)
-            own, _ = onnxsim.simplify(onnx.load(str(done.files["onnx"])))
+            own = simplified(done.files["onnx"], data)
             theirs = by_onnxsim(file, numbers(own), data)
             cells = [name, share, f"{numbers(file):,}", f"{numbers(own):,}", f"{accuracy(own, data):.1%}"]
             beside.append([*cells, f"{theirs[2]:,}", f"{theirs[0]:.1%}", theirs[1]])
