@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from kprune.config import PruningConfig
+from kprune.criteria import Compiled
 from kprune.growth import METHODS, drop_and_grow, share_at
 from kprune.masks import masked_weights, set_masks
 from kprune.runtime.files import joined, split
@@ -94,7 +95,7 @@ class DynamicSparseTraining(UpdatingCallback):
     def _begin(self) -> None:
         """Forget an earlier fit."""
         self._counter.forget()
-        self.updates = 0
+        self.updates, self._compiled = 0, Compiled()
         self._end: int | None = None  # the last step with an update, counted from where the fit starts
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -122,6 +123,7 @@ class DynamicSparseTraining(UpdatingCallback):
             self.updates, step = last, begun + last * self.frequency
             share = share_at(self.method, self.share, last * self.frequency / max(1, end))
             asked: dict[str, Any] = {"seed": self.start.seed + step, "data": self.data, "batches": None}
+            asked["compiled"] = self._compiled
             n_keep, pattern = self._n_keep(step), self.start.pattern
             masks = drop_and_grow(self.model, self.method, n_keep, share, pattern=pattern, **asked)
             set_masks(self.model, masks, self.optimizer)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .channels import ChannelCut, check_budget, divisor_of
-from .criteria import CRITERIA, Context
+from .criteria import CRITERIA, Compiled, Context
 from .criteria.base import fast_form
 from .criteria.trackers import Tracker
 from .cutting import cut_by_counts, cut_by_pattern
@@ -151,6 +151,7 @@ class PruningConfig:
         data: Any = None,
         batches: int | None = 1,
         trackers: Any = None,
+        compiled: Compiled | None = None,
         verbose: Any = 0,
     ) -> Masks:
         """The masks to which the model would be pruned; the model is not changed.
@@ -161,6 +162,7 @@ class PruningConfig:
                 number takes that fraction of the cost away, as a schedule does.
             within: path -> bool array, what the new masks may keep; by default what the model's own keep, so that
                 masks only shrink. Masks that are True throughout let pruned weights return, with their stored value.
+            compiled: what criteria have compiled in earlier calls for this model.
 
         Returns:
             path -> bool array of the weight's shape, True = kept.
@@ -171,9 +173,9 @@ class PruningConfig:
         check_verbose(verbose)
         sparsity = goal_of(sparsity, self.budget)
         taken = self.take(data, batches)
-        watched = self._tracker(trackers)
+        watched, made = self._tracker(trackers), compiled or Compiled()
         # So that they are those of one device, bit for bit, for the weights that the model has.
-        return outside_strategies(lambda: self._masks(model, sparsity, within, taken, watched, verbose))
+        return outside_strategies(lambda: self._masks(model, sparsity, within, taken, watched, made, verbose))
 
     def take(self, data: Any, batches: int | None = 1) -> list[Batch]:
         """The batches of data that the criterion uses; ValueError if it needs data and there are none."""
@@ -211,6 +213,7 @@ class PruningConfig:
         within: Masks | None,
         data: list[Batch],
         tracker: Tracker | None,
+        compiled: Compiled,
         verbose: Any,
     ) -> Masks:
         weights = masked_weights(model)
@@ -225,7 +228,7 @@ class PruningConfig:
         )
         if tracker is not None and not tracker.ready() and not any(final for _, final in groups):
             return {path: mask.copy() for path, mask in current.items()}  # nothing is asked for, and nothing is known
-        context = Context(model, weights, current, self.seed, data, tracker)
+        context = Context(model, weights, current, self.seed, data, tracker, compiled.of(model))
         revives = trait(CRITERIA.get(self.criterion), "revives", False)
         goal = "its sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
         with progress(f"{self.name} to {goal}", self.rounds, verbose, unit="rounds", delay=1) as bar:

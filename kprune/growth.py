@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .config import PruningConfig
-from .criteria import CRITERIA, Context, Scores, gradient, random
+from .criteria import CRITERIA, Compiled, Context, Scores, gradient, random
 from .masks import MaskedWeight, Masks, masked_weights
 from .util.checks import check_number
 from .util.registry import Registry, trait
@@ -31,6 +31,7 @@ def drop_and_grow(
     seed: int = 0,
     data: Any = None,
     batches: int | None = 1,
+    compiled: Compiled | None = None,
 ) -> Masks:
     """The masks of an update: each weight drops its smallest entries and grows as many others in their place.
 
@@ -47,6 +48,7 @@ def drop_and_grow(
         pattern: as in `kprune.PruningConfig`.
         seed: of methods that draw random numbers.
         data, batches: as in `kprune.prune`, for methods that ask the loss.
+        compiled: as in `PruningConfig.masks`.
 
     Returns:
         path -> bool array of the weight's shape, True = kept.
@@ -84,7 +86,8 @@ def drop_and_grow(
         # Above all that can be grown: a survivor stays.
         return {path: np.where(survivors[path], 2 * abs(score.max()) + 1, score) for path, score in grown.items()}
 
-    return _cut(model, scores, n_keep, pattern, within=open_masks(weights), data=batched, batches=None, seed=seed)
+    options = {"within": open_masks(weights), "data": batched, "batches": None, "compiled": compiled}
+    return _cut(model, scores, n_keep, pattern, seed, **options)
 
 
 def share_at(method: Callable[..., Any], share: float, progress: float) -> float:

@@ -10,7 +10,7 @@ from absl import logging
 
 from .channels import ChannelCut, add_followers
 from .config import PruningConfig
-from .criteria.trackers import Tracker
+from .criteria import Compiled, Tracker
 from .growth import splice
 from .masks import Masks, masked, set_masks
 from .sparsities import check_one_goal
@@ -102,11 +102,11 @@ class Pruner:
         self.config, self.margin = config, margin
         self.data = config.take(data, batches) or None
         self.tracker: Tracker | None = None
-        self._warned = False
+        self._compiled, self._warned = Compiled(), False
 
     def forget(self) -> None:
         """Forget what an earlier training has shown."""
-        self.tracker, self._warned = None, False
+        self.tracker, self._compiled, self._warned = None, Compiled(), False
 
     def begin(self, model: Any) -> None:
         """A training begins, from the weights as they are."""
@@ -131,7 +131,7 @@ class Pruner:
 
     def masks(self, model: Any, sparsity: float | dict[str, float] | None, **options: Any) -> Masks:
         """As `PruningConfig.masks`; of weights that are pruned to nothing a fit says so once."""
-        options = {"data": self.data, "batches": None, "trackers": self.tracker, **options}
+        options = {"data": self.data, "batches": None, "trackers": self.tracker, "compiled": self._compiled, **options}
         if self.margin is None:
             masks = self.config.masks(model, sparsity, **options)
         else:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers import CHEAP, EachBatch, assert_zero, built, data, mlp
 from keras import layers
-from kprune.callbacks import GradualPruning, PruneAtInit
+from kprune.callbacks import DynamicSparseTraining, GradualPruning, PruneAtInit
 from sklearn.datasets import load_digits
 from test_prune import assert_unchanged, snapshot, zeros
 
@@ -89,6 +89,46 @@ def test_each_update_of_a_schedule_scores_the_weights_of_its_step_on_the_same_da
     counts = [sum(int((~mask).sum()) for mask in masks.values()) for masks in after.values()]
     assert counts == [0, *(zeros_for(TOTAL, sparsity) for sparsity in (0.3, 0.3, 0.6, 0.6, 0.9, 0.9, 0.9))]
     assert_zero(model)
+
+
+class Counted(layers.Layer):
+    """Counts how often Python runs it: once in each trace."""
+
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return inputs
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda every: GradualPruning(Linear(0.3, 0.9, 0, 8, frequency=every), "snip", data=SAMPLE),
+        lambda every: DynamicSparseTraining("rigl", sparsity=0.5, frequency=every, stop=1.0, data=SAMPLE),
+    ],
+    ids=["snip", "rigl"],
+)
+def test_what_an_update_has_compiled_serves_those_after_it(make):
+    calls = []
+    for every in (8, 1):
+        counted = Counted()
+        model = keras.Sequential([keras.Input((8,)), layers.Dense(12), counted, layers.Dense(3)])
+        model.compile("sgd", "mse", **CHEAP)
+        fit(model, make(every))
+        calls.append(counted.calls)
+    assert calls[0] == calls[1]
+
+
+def test_what_is_compiled_is_forgotten_when_other_variables_train():
+    model, made = compiled(), kprune.criteria.Compiled()
+    made.of(model)["scorer"] = 1
+    assert made.of(model) == {"scorer": 1}
+    model.layers[0].trainable = False
+    assert made.of(model) == {}
+    made.of(model)["scorer"] = 2
+    kprune.mask(model)  # adds masks to its variables
+    assert made.of(model) == {}
 
 
 @pytest.mark.parametrize("criterion", ["snip", "taylor", "fisher"])

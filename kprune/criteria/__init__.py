@@ -9,7 +9,7 @@ A new criterion is one function of a `Context`, registered under a name, plus on
 """
 
 from .activations import wanda
-from .base import CRITERIA, Context, Scores
+from .base import CRITERIA, Compiled, Context, Scores
 from .engines.linearize import assume_homogeneous
 from .initial import init_final_sign, large_init, magnitude_increase
 from .lookup import deserialize, get, serialize
@@ -23,6 +23,7 @@ from .trackers import InitialWeights, Tracker
 
 __all__ = [
     "CRITERIA",
+    "Compiled",
     "Context",
     "InitialWeights",
     "Movement",

@@ -40,6 +40,25 @@ def fast_form(criterion: Callable[..., Any], name: str) -> Any:
     return None if hasattr(criterion, "__wrapped__") else getattr(criterion, name, None)
 
 
+class Compiled:
+    """What criteria have compiled for a model, which serves all updates of a fit.
+
+    It is forgotten as soon as the model's variables, or which of them train, are others.
+    """
+
+    def __init__(self) -> None:
+        self._variables: list[tuple[int, bool]] | None = None
+        self._made: dict[str, Any] = {}
+
+    def of(self, model: Any) -> dict[str, Any]:
+        """name -> what is still good for the model."""
+        # What has been compiled holds the variables, so that no other one takes the place of one in memory.
+        variables = [(id(v), v.trainable) for v in model.variables]
+        if variables != self._variables:
+            self._variables, self._made = variables, {}
+        return self._made
+
+
 @dataclass
 class Context:
     """What a criterion may read. It changes nothing in the model.
@@ -51,6 +70,8 @@ class Context:
         seed: for criteria that draw random numbers.
         data: batches (x, y, sample_weight) of NumPy arrays, for criteria that need data.
         tracker: what has watched the training, of the class that the criterion is registered with.
+        compiled: name -> what has been compiled for the model and reads its values anew in each call; of a fit, the
+            updates share it.
     """
 
     model: Any
@@ -59,6 +80,7 @@ class Context:
     seed: int = 0
     data: list[Batch] = field(default_factory=list, repr=False)
     tracker: Any = None
+    compiled: dict[str, Any] = field(default_factory=dict, repr=False)
     _made: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -68,9 +90,11 @@ class Context:
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make()` returned in the first round: a compiled scorer serves all rounds."""
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+        return _once(self._made, name, make)
+
+    def once_compiled(self, name: str, make: Callable[[], Any]) -> Any:
+        """As `once`, of the whole fit: what `make()` returns must hold no value of the model."""
+        return _once(self.compiled, name, make)
 
     def dtype(self) -> str:
         """The dtype of scoring: "float64" where a weight is of it, else "float32"."""
@@ -84,3 +108,9 @@ class Context:
         """The weights with their values as they are stored, float32 or float64."""
         wide = [(w, w.value()) for w in self.weights]
         return [(w, v if v.dtype == np.float64 else v.astype(np.float32)) for w, v in wide]
+
+
+def _once(made: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
+    if name not in made:
+        made[name] = make()
+    return made[name]

@@ -65,8 +65,9 @@ class Gradients:
 
 
 def gradients_of(context: Context, training: bool = False, temperature: float = 1.0) -> Gradients:
-    """The `Gradients` of a context, made in its first round."""
-    return context.once(f"gradients {training} {temperature}", lambda: Gradients(context, training, temperature))
+    """The `Gradients` of a context, made in its first round, or in an earlier update of the fit."""
+    name = f"gradients {training} {temperature} {context.dtype()}"
+    return context.once_compiled(name, lambda: Gradients(context, training, temperature))
 
 
 def _check_compiled(model: Any, batch: Batch) -> None:
