@@ -44,6 +44,16 @@ class Compiled:
     """What criteria have compiled for a model, which serves all updates of a fit.
 
     It is forgotten as soon as the model's variables, or which of them train, are others.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> compiled = kprune.criteria.Compiled()
+    >>> compiled.of(model)["scorer"] = "for all updates"
+    >>> compiled.of(model)
+    {'scorer': 'for all updates'}
+    >>> model.trainable = False
+    >>> compiled.of(model)
+    {}
     """
 
     def __init__(self) -> None:
