@@ -102,8 +102,8 @@ class EarlyBird(MaskingCallback):
         largest = 2 * min(self.sparsity, 1 - self.sparsity)
         if largest < self.threshold:
             logging.warning(
-                "EarlyBird: masks of sparsity %.4g can differ in at most %.4g of their entries, so any masks settle "
-                "below threshold=%.4g: set a lower threshold.",
+                "EarlyBird: masks of sparsity %.4g can differ in at most %.4g of their entries, so any two settle "
+                "below threshold=%.4g, whatever they are: set a lower threshold.",
                 self.sparsity,
                 largest,
                 self.threshold,

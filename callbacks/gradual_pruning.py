@@ -212,9 +212,9 @@ class GradualPruning(UpdatingCallback):
         short = {expression: schedule for expression, schedule in short.items() if end < schedule.end_step}
         for expression, schedule in short.items():
             logging.warning(
-                "GradualPruning%s: %s, before the schedule's end_step=%d: it reaches sparsity %.4g, not "
+                "GradualPruning%s: %s, before the schedule's end_step=%d: pruning reaches sparsity %.4g, not "
                 "the final %.4g. Set end_step to at most %d, or train longer.",
-                "" if expression is None else f" of {expression!r}",
+                "" if expression is None else f" for {expression!r}",
                 how,
                 schedule.end_step,
                 schedule.applied(end),

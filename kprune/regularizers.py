@@ -119,8 +119,8 @@ def regularize(
     library = library_of(model)
     if library.package is not keras:
         raise ValueError(
-            "`regularize` takes Keras 3 models: a tf_keras layer knows its regularizers only as it is built, by "
-            f"`kernel_regularizer`. Received: model={model.name!r}, of tf_keras"
+            "`regularize` supports Keras 3 models only. In tf_keras, pass `kernel_regularizer` to a layer when you "
+            f"create it. Received: model={model.name!r}, of tf_keras"
         )
     if regularizer is not None and not callable(regularizer):
         raise ValueError(f"`regularizer` must be one of Keras, or None. Received: regularizer={regularizer!r:.100}")

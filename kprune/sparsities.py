@@ -36,7 +36,10 @@ def goal_of(sparsity: Any, budget: dict[str, float] | None) -> float | dict[str,
             raise ValueError("Give a sparsity, or a budget in its place. Received: sparsity=None, budget=None")
         return 1 - check_budget(budget)[1]
     if budget is not None and isinstance(sparsity, dict):
-        raise ValueError(f"A budget is that of the whole model. Received: sparsity={sparsity!r}, budget={budget!r}")
+        raise ValueError(
+            "A budget applies to the whole model, so it cannot be combined with a dict of sparsities. "
+            f"Received: sparsity={sparsity!r}, budget={budget!r}"
+        )
     check_sparsities(sparsity)
     return sparsity
 
@@ -69,7 +72,7 @@ def by_group(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple
     for expression, group in found.items():
         if not group:
             raise ValueError(
-                f"The regular expression matches no masked weight that no earlier one matches. Masked weights: "
-                f"{', '.join(paths)}. Received: sparsity={expression!r}"
+                "The regular expression matches no masked weight, or only those that an earlier one matches. Masked "
+                f"weights: {', '.join(paths)}. Received: sparsity={expression!r}"
             )
     return [(group, sparsity[expression]) for expression, group in found.items()]

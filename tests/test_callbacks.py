@@ -184,7 +184,7 @@ def test_a_fit_that_ends_early_says_what_it_did_not_reach(caplog):
     stop = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     with caplog.at_level("WARNING", logger="absl"):
         fit(model, [callback, stop], steps=6, epochs=3)
-    assert "this fit ended at step 6, before the schedule's end_step=12: it reaches sparsity 0" in caplog.text
+    assert "this fit ended at step 6, before the schedule's end_step=12: pruning reaches sparsity 0" in caplog.text
     assert caplog.text.count("GradualPruning") == 1
 
 

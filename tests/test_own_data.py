@@ -40,7 +40,7 @@ def test_what_is_not_uint8_is_taken_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"y_test": None}, "the arrays y_test are missing; there are x_train, y_train, x_test"),
+        ({"y_test": None}, "arrays are missing: y_test; found: x_train, y_train, x_test"),
         ({"y_train": np.eye(6)}, r"y_train must hold class ids.* not float64 of shape \(6, 6\).*argmax"),
         ({"y_train": np.full(6, -1)}, "y_train must hold class ids"),
         ({"y_train": np.full(6, 0.5)}, "y_train must hold class ids"),

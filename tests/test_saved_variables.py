@@ -225,5 +225,5 @@ def test_an_index_written_by_hand_is_read(exported, tmp_path):
 def test_a_graph_of_more_objects_than_a_model_has(exported, tmp_path):
     folder = copy(exported, tmp_path)
     edit(folder, lambda key, entry: setattr(entry, "size", 2**23) if key.startswith(b"_CHECK") else None)
-    with pytest.raises(ValueError, match=r"its graph of objects takes 8,388,608 bytes, more than any model's"):
+    with pytest.raises(ValueError, match=r"its graph of objects takes 8,388,608 bytes; a model has at most"):
         saved.read(folder)

@@ -33,7 +33,7 @@ def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in _ARRAYS if name not in file]
             if missing:
-                raise ValueError(f"the arrays {', '.join(missing)} are missing; there are {', '.join(file) or 'none'}")
+                raise ValueError(f"arrays are missing: {', '.join(missing)}; found: {', '.join(file) or 'none'}")
             arrays = {name: file[name] for name in _ARRAYS}
         x_train, x_test = (_inputs(name, arrays[name]) for name in ("x_train", "x_test"))
         y_train, y_test = (_class_ids(name, arrays[name]) for name in ("y_train", "y_test"))

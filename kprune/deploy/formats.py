@@ -98,8 +98,8 @@ class Format:
                 ) from error
         if library_of(model).package is not keras and not self.tf_keras:
             raise ValueError(
-                f"Keras writes {self.title} of Keras 3 models only; of a tf_keras model export a SavedModel, which "
-                f"tf2onnx and OpenVINO's ovc read. Received: format={name!r}, model={model.name!r}"
+                f"Keras exports {self.title} from Keras 3 models only. For a tf_keras model, export a SavedModel, "
+                f"which tf2onnx and OpenVINO's ovc can read. Received: format={name!r}, model={model.name!r}"
             )
 
     def compared_on(self, batch: Sample) -> Sample:

@@ -37,8 +37,8 @@ def write(model: Any, folder: Path, batch: Sample) -> None:
         archive = _traced(model, fixed)
         size = len(fixed.arrays[0])
         logging.warning(
-            "kprune: the model cannot be traced with an open batch size, so the SavedModel takes batches of %d, the "
-            "size of `inputs=`. Cause: %s",
+            "kprune: the model cannot be traced with a variable batch size, so the SavedModel takes only batches of "
+            "%d, the batch size of `inputs=`. Cause: %s",
             size,
             str(error).strip().partition("\n")[0][:300],
         )

@@ -45,13 +45,13 @@ def check_index(path: Path) -> None:
         if not possible or math.prod(max(size, 1) for size in sizes) >= 2**63 or entry.dtype > _REFERENCES:
             raise ValueError(f"its index gives {key!r:.80} a shape or dtype that cannot be")
         if key == _GRAPH and (sizes or entry.size > _MOST_GRAPH):
-            raise ValueError(f"its graph of objects takes {entry.size:,} bytes, more than any model's")
+            raise ValueError(f"its graph of objects takes {entry.size:,} bytes; a model has at most {_MOST_GRAPH:,}")
 
 
 def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The keys and values of a table, in its order."""
     if len(data) < _FOOTER or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
-        raise ValueError("its index is no index of a checkpoint")
+        raise ValueError("its index file is not a checkpoint index")
     position = len(data) - _FOOTER
     for _ in range(2):  # where a block lies that is not used
         _, position = _number(data, position)
@@ -60,7 +60,9 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         for key, value in _block(data, handle):
             number, keys = number + 1, keys + len(key)
             if number > _MOST_ENTRIES or keys > _MOST_KEYS:
-                raise ValueError("its index has more entries than any model's")
+                raise ValueError(
+                    f"its index has more than the {_MOST_ENTRIES:,} entries that a model may have, or longer names"
+                )
             yield key, value
 
 

@@ -98,13 +98,13 @@ class _Unfit(ValueError):
 def _parsed(name: str, text: bytes) -> Any:
     parts = text.count(b"[") + text.count(b"{")
     if parts > _MOST_PARTS:
-        raise _Unfit(f"{name} holds {parts:,} lists and dicts, more than any model's ({_MOST_PARTS:,})")
+        raise _Unfit(f"{name} holds {parts:,} lists and dicts; a model file has at most {_MOST_PARTS:,}")
     return json.loads(text)
 
 
 def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
     if len(members) > _MOST_MEMBERS:
-        raise _Unfit(f"it holds {len(members):,} files, more than any model's ({_MOST_MEMBERS:,})")
+        raise _Unfit(f"it holds {len(members):,} files; a model file has at most {_MOST_MEMBERS:,}")
     names = [member.filename for member in members]
     for name in (_METADATA, _CONFIG, _WEIGHTS):
         if names.count(name) != 1:
@@ -137,7 +137,7 @@ def _checked_weights(data: bytes, limit: int) -> int:
             else:
                 for name in item:
                     if not isinstance(item.get(name, getlink=True), h5py.HardLink):
-                        raise _Unfit(f"{name!r} of {_WEIGHTS} is a link")
+                        raise _Unfit(f"{name!r} in {_WEIGHTS} is a link")
     if total > limit:
         raise _Unfit(_too_large(f"the arrays of {_WEIGHTS} are", total, limit))
     return total
@@ -148,7 +148,7 @@ def _check_attributes(item: Any) -> None:
     for name in item.attrs:
         attribute = item.attrs.get_id(name)
         if math.prod(attribute.shape) > (1 if attribute.dtype.hasobject else _MOST_NUMBERS):
-            raise _Unfit(f"the attribute {name!r:.80} of {item.name!r:.80} in {_WEIGHTS} is no model's")
+            raise _Unfit(f"the attribute {name!r:.80} of {item.name!r:.80} in {_WEIGHTS} is larger than Keras writes")
 
 
 def _too_large(what: str, size: int, limit: int) -> str:

@@ -100,7 +100,7 @@ def check_config(config: Any, library: Any) -> None:
     >>> check_config({"module": "os", "class_name": "function", "config": "system"}, keras)
     Traceback (most recent call last):
     ...
-    ValueError: at the top of config.json: 'os.system' is not a part of a model
+    ValueError: at the top of config.json: 'os.system' cannot be part of a model
     """
     if not isinstance(config, dict) or "class_name" not in config:
         raise ValueError("config.json does not describe a model")
@@ -160,7 +160,7 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
         name = config
     shown = repr(f"{module}.{name}" if module else name)
     if name in _REFUSED:  # some layers of tf_keras look theirs up by this name alone
-        raise _Refused(f"a layer {name!r} {_REFUSED[name]}")
+        raise _Refused(f"a {name!r} layer {_REFUSED[name]}")
     # Keras asks for what the user has registered by this key first, and for nothing else if it is there.
     key = name if is_function else entry.get("registered_name", name)
     own = library.saving.get_registered_object(key) if key else None
@@ -188,7 +188,7 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
             # Every masked class goes by the registered name of their base.
             allowed = (thing is Masked and library.__name__ == "keras") or _is_part(thing, parts, own is not None)
         if not allowed:
-            raise _Refused(f"{shown} is not a part of a model")
+            raise _Refused(f"{shown} cannot be part of a model")
         if not is_function:
             _check_arguments(thing, config, shown)
     nodes = entry.get("inbound_nodes")

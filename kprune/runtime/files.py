@@ -97,7 +97,9 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
         if checksum != np.array(_checksum(description, stored)).tobytes():
             raise ValueError("its checksum is wrong")
         if len(description) > _MOST_ABOUT:
-            raise ValueError(f"the description of its arrays takes {len(description):,} bytes")
+            raise ValueError(
+                f"the description of its arrays takes {len(description):,} bytes; the most is {_MOST_ABOUT:,}"
+            )
         known = json.loads(description)
         about, kinds = known["about"], known["arrays"]
         if not isinstance(about, dict) or len(kinds) != len(stored):

@@ -115,7 +115,8 @@ class Registry:
         name, plain = self.name_of(entry), _unwrapped(entry)
         if self._entries.get(name) is not plain and not self._of_a_family(name):
             raise ValueError(
-                f"A custom {self.kind} must be registered to be saved by name: @....register('a name'). "
+                f"To be saved by name, a custom {self.kind} must be registered: decorate it with its registry's "
+                "`register('a name')`. "
                 f"Received: {self.kind}={entry!r:.200}"
             )
         if not isinstance(entry, functools.partial):

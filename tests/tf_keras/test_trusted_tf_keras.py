@@ -62,8 +62,8 @@ def test_nothing_in_a_file_runs(kind, mark, plain, tmp_path, capsys):
 @pytest.mark.parametrize(
     "kind, words",
     [
-        ("a layer that is os.system", "'os.system' is not a part of a model"),
-        ("get_file as a layer", "'keras.utils.get_file' is not a part of a model"),
+        ("a layer that is os.system", "'os.system' cannot be part of a model"),
+        ("get_file as a layer", "'keras.utils.get_file' cannot be part of a model"),
         ("get_file by a name with dots", "'keras.utils.get_file' is unknown"),
         ("an operation that writes", "TFOpLambda' runs 'io.write_file', which is not a pure operation"),
         ("an operation that writes, said to slice", "SlicingOpLambda' runs 'io.write_file', which"),
@@ -86,7 +86,7 @@ def test_a_masked_layer_of_keras_3_is_none_here(plain, tmp_path):
         "Masked",
         {"units": 3, "kprune": {"class_name": "Dense", "masked": [], "weights": 2}},
     )
-    with pytest.raises(ValueError, match=r"'kprune\.masks\.masked_layers\.Masked' is not a part of a model"):
+    with pytest.raises(ValueError, match=r"'kprune\.masks\.masked_layers\.Masked' cannot be part of a model"):
         saved.load(rewrite(tmp_path / "masked.keras", plain, described(masked)))
 
 
