@@ -66,7 +66,7 @@ def test_blocks_of_any_size_score_alike(monkeypatch):
 
 
 class Twice(layers.Layer):
-    """Not Keras's own: it calls its convolution twice, and reads its kernel once more."""
+    """Not Keras's own, so that it may do anything with the kernels of the model."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +76,7 @@ class Twice(layers.Layer):
         self.inner.build(shape)
 
     def call(self, x):
-        return self.inner(self.inner(x)) * keras.ops.sum(self.inner.kernel)
+        return self.inner(self.inner(x))
 
 
 def convolutional(own=()):
