@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo quick test test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
-	strategies bench bench-shrink bench-export test-formats run-formats clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow \
+	strategies bench bench-shrink bench-export bench-trained test-formats run-formats clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow \
 	test-jax test-jax-distribution test-tf-keras test-tf-distribute install-demo install-test install-gpu install-tpu install-docs install-formats
 
 PYTHON ?= python3
@@ -32,6 +32,8 @@ help:
 	@echo "make bench  time an update, a fit under callbacks and SynFlow beside np.partition, a plain fit and PyTorch"
 	@echo "make bench-shrink   prune the channels of three networks, shrink them, print the table of docs/shrink.md"
 	@echo "make bench-export   export sparse networks in every format, print the table of docs/export.md"
+	@echo "make bench-trained   prune channels of four networks as they train, shrink, export, and hold them against onnxsim's:"
+	@echo "                     the second table of docs/shrink.md (6 minutes on 2 cores)"
 	@echo "make docs   build the documentation into out/site; any warning is an error"
 	@echo "make dist   build sdist and wheel into dist/, install each in a fresh environment and train with it"
 	@echo "make clean  remove what these leave behind"
@@ -47,6 +49,12 @@ bench-shrink: install-demo
 bench-export:
 	$(MAKE) VENV=.venv-formats install-formats
 	KERAS_BACKEND=tensorflow .venv-formats/bin/python benchmarks/export.py
+
+# Beside onnxsim, which nothing else needs.
+bench-trained:
+	$(MAKE) VENV=.venv-formats install-formats
+	.venv-formats/bin/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) onnxsim==0.8.1
+	KERAS_BACKEND=tensorflow .venv-formats/bin/python benchmarks/trained.py
 
 bench: install-demo
 	$(BIN)/python benchmarks/update.py

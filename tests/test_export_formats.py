@@ -224,6 +224,33 @@ def test_a_missing_package_is_one_clear_line(format, package, cure, tmp_path, mo
 
 @LITERT
 @ONCE
+@pytest.mark.parametrize("kind", ["LSTM", "Bidirectional"])
+def test_recurrent_layers_take_batches_of_any_size(kind, tmp_path, rng):
+    from ai_edge_litert.interpreter import Interpreter
+
+    layer = layers.LSTM(4) if kind == "LSTM" else layers.Bidirectional(layers.GRU(3, return_sequences=True))
+    model = keras.Sequential([keras.Input((3, 2)), layer, layers.Flatten(), layers.Dense(2)])
+    kprune.prune(model, "magnitude", 0.5)
+    done = kprune.export(model, tmp_path / "m", ["saved_model", "litert"], verbose=0)
+    assert done.difference < 1e-5 and done.card.entry("litert").zeros == kprune.summary(model).zeros
+    x = rng.normal(size=(7, 3, 2)).astype("float32")
+    run = Interpreter(model_path=str(done.files["litert"])).get_signature_runner("serving_default")
+    [actual] = run(**{next(iter(run.get_input_details())): x}).values()
+    np.testing.assert_allclose(actual, model.predict(x, verbose=0), rtol=1e-4, atol=1e-6)
+    assert not any(getattr(part, "unroll", False) for part in (layer, getattr(layer, "forward_layer", layer)))
+
+
+@LITERT
+@ONCE
+def test_recurrent_layers_of_any_number_of_steps_are_refused(tmp_path):
+    model = keras.Sequential([keras.Input((None, 2)), layers.SimpleRNN(2)])
+    with pytest.raises(RuntimeError, match=r"nothing was written.*fix the number of steps"):
+        kprune.export(model, tmp_path / "m", "litert", inputs=np.ones((2, 3, 2), "float32"), verbose=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@LITERT
+@ONCE
 def test_what_a_converter_cannot_write_is_refused(tmp_path):
     model = keras.Sequential([keras.Input((4, 4)), layers.Lambda(keras.ops.linalg.det)])
     with pytest.raises(RuntimeError, match="LiteRT's converter cannot write this model, so nothing was written"):

@@ -95,6 +95,7 @@ def test_scores_of_a_deep_network_in_training_mode_equal_the_authors_in_float64(
     assert largest(scores) == pytest.approx(largest(golden.scores(f"{criterion}_train")), rel=1.7e-3)
 
 
+@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scores_of_a_deep_network_in_training_mode_in_float32(criterion):
     golden = load(DEEP[0])

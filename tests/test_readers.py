@@ -106,7 +106,11 @@ def packed_models(files, tmp_path, inputs):
 READERS = {".keras": keras_files, "SavedModel": saved_models, "packed SavedModel": packed_models}
 
 
-@pytest.mark.parametrize("reader", READERS)
+# What reads a SavedModel knows no backend; `make test-faults` has many mutations of all on both.
+ONCE = [pytest.param(reader, marks=pytest.mark.once) for reader in READERS if reader != ".keras"]
+
+
+@pytest.mark.parametrize("reader", [".keras", *ONCE])
 def test_a_few_mutations(reader, files, tmp_path):
     READERS[reader](files, tmp_path, 60)
 

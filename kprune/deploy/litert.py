@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
+from ..masks import library_of
+from ..masks.types import is_a
 from . import saved_model
 from .sample import Sample, in_order, named
 
@@ -19,7 +22,7 @@ SIGNATURE = "serving_default"
 
 
 def write(model: Any, file: Path, batch: Sample) -> None:
-    """Write a file of float kernels, each zero as large as any value."""
+    """Write a file of float kernels, each zero as large as any value; recurrent layers step by step, without a loop."""
     _convert(model, file, batch, [])
 
 
@@ -48,7 +51,7 @@ def _convert(model: Any, file: Path, batch: Sample, optimizations: list[Any]) ->
     import tensorflow as tf
 
     # From the SavedModel: `from_concrete_functions` has been seen to write a file without weights, in silence.
-    folder = saved_model.written(model, file, batch)
+    folder = _source(model, file, batch)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=[SIGNATURE])
     converter.optimizations = optimizations
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -67,8 +70,34 @@ def _convert(model: Any, file: Path, batch: Sample, optimizations: list[Any]) ->
     except Exception as error:  # the converter's own, whose class is not public
         raise RuntimeError(
             f"LiteRT's converter cannot write this model, so nothing was written: {' '.join(str(error).split())[:500]}"
+            + (_LOOPS if "TensorList" in str(error) else "")
         ) from error
     file.write_bytes(data)
+
+
+_LOOPS = (
+    " LiteRT has no loop over steps of a batch whose size is open: fix the number of steps, keras.Input((steps, "
+    "features)), and recurrent layers of Keras 3 are unrolled; or fix the batch, keras.Input(batch_shape=...)."
+)
+
+
+def _source(model: Any, file: Path, batch: Sample) -> Path:
+    """The SavedModel to convert, in which recurrent layers are unrolled where they must and can be."""
+    shapes = [spec.shape for spec in keras.tree.flatten(list(batch.specs.values()))]
+    open_batch = any(shape[0] is None for shape in shapes) and not any(None in shape[1:] for shape in shapes)
+    loops = [layer for layer in library_of(model).all_layers(model) if is_a(layer, "RNN") and not layer.unroll]
+    if not loops or not open_batch or library_of(model).backend() != "tensorflow":
+        return saved_model.written(model, file, batch)
+    folder = file.with_name(f"unrolled-{file.name.partition('.')[0]}")
+    if not folder.is_dir():
+        try:
+            for layer in loops:
+                layer.unroll = True
+            saved_model.write(model, folder, batch)
+        finally:
+            for layer in loops:
+                layer.unroll = False
+    return folder
 
 
 def runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:

@@ -44,7 +44,7 @@ def test_resumed_it_ends_as_if_it_had_not_stopped(first, tmp_path):
 
     whole = network()
     fit(whole, 6, bird())
-    for stop in (1, 2, 4, 5):
+    for stop in (1, 2, 5):  # with one mask, with two, and after it has settled
         with pytest.raises(KeyboardInterrupt):
             fit(network(), 6, *callbacks(Interrupt(stop)))
     model = network()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ... import data
 from ...deploy.export import export, targets
 from ...deploy.formats import FORMATS
 from ...report.saved import load
 from ...runtime.distribution import is_chief
 from ..options import Command, Option
 from . import common
+
+EXAMPLES = 128
 
 
 def run(values: Any, arguments: list[str]) -> None:
@@ -27,13 +33,58 @@ def run(values: Any, arguments: list[str]) -> None:
     existing = [] if values.overwrite else [str(file) for file in targets(out, values.format) if file.exists()]
     if existing:
         raise ValueError(f"Already exists: {', '.join(existing)}; add --overwrite. Received: out={str(out)!r}")
-    done = export(load(arguments[0]), out, values.format, shrink=values.shrink, overwrite=values.overwrite, verbose=0)
+    dataset = None if values.dataset is None else data.load(values.dataset, target=values.target)
+    representative = _representative(values, dataset)
+    done = export(
+        load(arguments[0]),
+        out,
+        values.format,
+        data=None if dataset is None else dataset.test,
+        representative=representative,
+        shrink=values.shrink,
+        overwrite=values.overwrite,
+        verbose=0,
+    )
     if is_chief():
         print(f"exported and checked: {done}\n\n{done.card}")
 
 
-# Representative examples come from Python alone.
-_FROM_SHELL = {name: form for name, form in FORMATS.items() if not form.quantized}
+def _representative(values: Any, dataset: data.Dataset | None) -> np.ndarray | None:
+    """Examples for the formats that take them: those of the file, or the first of the data set."""
+    quantized = [name for name in values.format if FORMATS[name].quantized]
+    if values.representative is not None:
+        if not quantized:
+            raise ValueError(
+                "--representative is for --format=litert_int8. "
+                f"Received: representative={values.representative!r}, format={','.join(values.format)!r}"
+            )
+        return _examples(values.representative)
+    if quantized and dataset is None:
+        raise ValueError(
+            f"--format={quantized[0]} takes its ranges from inputs such as the model will see: add --representative, a "
+            ".npy or .npz file of 100 or so, or --dataset. Received: representative=None, dataset=None"
+        )
+    return dataset.train[0][:EXAMPLES] if quantized and dataset is not None else None  # type: ignore[index]
+
+
+def _examples(path: str) -> np.ndarray:
+    """The one array of numbers in a .npy or .npz file."""
+    try:
+        read = np.load(path, allow_pickle=False)
+        if not isinstance(read, np.ndarray):
+            with read as file:
+                if len(file.files) != 1:
+                    raise ValueError(f"it holds {', '.join(file.files) or 'none'}")
+                read = file[file.files[0]]
+        if read.dtype.kind not in "fiub" or not read.ndim or not len(read):
+            raise ValueError(f"it holds {read.dtype} of shape {read.shape}")
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(
+            "The file must hold one array of numbers, an example in each row: "
+            f"{str(error).rstrip('.')}. Received: representative={path!r}"
+        ) from error
+    return read
+
 
 EXPORT = Command(
     "export",
@@ -41,13 +92,17 @@ EXPORT = Command(
     "MODEL",
     "kprune export out/model.keras --format=saved_model,saved_model_packed --out=served/model",
     (
-        Option("format", "saved_model", "one or more of the formats below", list, common.each(_FROM_SHELL)),
+        Option("format", "saved_model", "one or more of the formats below", list, common.each(FORMATS)),
         Option("out", None, "the SavedModel's folder; other files add an extension [MODEL without .keras]"),
+        Option("dataset", None, "data for each file's accuracy, and litert_int8's ranges", str, common.ARRAYS, "DATA"),
+        Option("target", None, "for a .csv: the column that holds the classes", str, word="COLUMN"),
+        Option("representative", None, "litert_int8's ranges: a .npy or .npz of 100 inputs or so"),
         Option("shrink", False, "first remove the channels that zeros have killed", bool),
         Option("overwrite", False, "replace existing files", bool),
         *common.LOGGING,
     ),
-    f"Formats: {', '.join(_FROM_SHELL)}.\n"
+    f"Formats: {', '.join(FORMATS)}.\n"
+    "DATA is a name, a .npz or a .csv, as for kprune train.\n"
     "MODEL is a .keras file of Keras 3 or tf_keras, masked or plain. Save it on a TPU runtime without TensorFlow,\n"
     "export it on any machine with TensorFlow.",
     run,
