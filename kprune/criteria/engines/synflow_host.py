@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...masks import Masks
-from ...patterns import PIECE
 from ...selection import keep_highest
+from ...util.ranking import PIECE
 from ...util.threads import side_by_side
 from ..base import Context
 from .synflow_factors import Derivative, aligned, make_derivatives
