@@ -169,3 +169,10 @@ def test_each_of_100_rounds_of_synflow_equals_the_authors(name):
         assert_the_authors(golden, name, f"synflow_exp100_global_f64/c{c}", masks)
         # 186 entries apart, as their own two runs are.
         assert_the_authors(golden, name, key, masks, 186 / 680 if (name, c) == ("resnet20_w8", 2) else 0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rounds_of_synflow_in_one_loop_equal_the_authors(name):
+    run, rounds = ("synflow_exp10_global", 10) if name == "resnet20_w8" else ("synflow_exp100_global_f64", 100)
+    golden, key = load(name), f"{run}/c2"
+    assert_the_authors(golden, name, key, masks_of(masked(golden, ""), golden, key, "synflow", rounds=rounds))

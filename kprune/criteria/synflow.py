@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,23 +17,25 @@ from ..masks.masked_layers import is_masked
 from ..runtime.distribution import to_numpy, undistributed
 from ..runtime.inputs import call_with, input_like
 from .base import CRITERIA, Context, Scores
-from .engines import synflow_loop
+from .engines import synflow_host, synflow_loop
 from .engines.linearize import linearized
-from .engines.synflow_loop import SMALLEST, float64_on
+from .engines.precision import float64_on, host_of_jax
+from .engines.synflow_loop import SMALLEST
 
 # Takes bool masks in the order of the weights; returns R and one array of scores per weight.
 Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
 
 
 def _rounds(power: int, context: Context, n_keep: list[int], advance: Callable[[int], Any]) -> Masks | None:
-    """All rounds in one loop on the accelerator; None without one, or if the host must report what is wrong."""
-    device = synflow_loop.accelerator(context)
-    if device is None:
+    """All rounds in one loop for a Keras 3 model; None for others, or if the scores must say what is wrong."""
+    if library_of(context.model).backend() not in ("tensorflow", "jax"):
         return None
     _warn_of_biases(context.model)
-    return synflow_loop.run_rounds(
-        _make_flow(context, power, _inputs(context, "ones")), context, n_keep, device, advance
-    )
+    flow = _make_flow(context, power, _inputs(context, "ones"))
+    device = synflow_loop.accelerator(context)
+    if device is None:
+        return synflow_host.run_rounds(flow, context, n_keep, advance)
+    return synflow_loop.run_rounds(flow, context, n_keep, device, advance)
 
 
 @CRITERIA.register("synflow", default_rounds=100, loop=functools.partial(_rounds, 1))
@@ -237,14 +238,7 @@ def _tensorflow_scorer(flow: _Flow) -> Scorer:
 def _jax_scorer(flow: _Flow) -> Scorer:
     import jax
 
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]  # of this process: each computes the scores by itself
-    except RuntimeError as error:
-        platforms = os.environ.get("JAX_PLATFORMS")
-        raise ValueError(
-            "SynFlow scores on the host's CPU, in float64, but JAX_PLATFORMS leaves the CPU out: set it to "
-            f"'{platforms},cpu' before starting Python. Received: JAX_PLATFORMS={platforms!r}"
-        ) from error
+    cpu = host_of_jax()
 
     def score(masks: list[Any], kernels: list[Any], constants: list[Any]) -> Any:
         kept = [jax.numpy.where(m, k, 0.0) for m, k in zip(masks, kernels, strict=True)]

@@ -14,32 +14,42 @@ import keras
 from keras import ops
 
 
-def convolutions_as_products(layers: list[Any]) -> list[tuple[Any, str, Any]]:
-    """(layer, "convolution_op", its replacement) of the Keras 3 convolutions that can be written so; no others.
+def is_plain_convolution(layer: Any) -> bool:
+    """Whether the layer is a Keras 3 convolution that is a product of its windows and its kernel.
 
-    Those with channels first, with groups, or with a `convolution_op` of their own are left out.
+    Those with channels first, with groups, or with a `convolution_op` of their own are none.
     """
-    return [
-        (layer, "convolution_op", functools.partial(_product, layer))
-        for layer in layers
-        if getattr(type(layer), "convolution_op", None) is keras.layers.Conv2D.convolution_op
+    return (
+        getattr(type(layer), "convolution_op", None) is keras.layers.Conv2D.convolution_op
         and layer.data_format == "channels_last"
         and layer.groups == 1
         and layer.padding in ("same", "valid")
-    ]
+    )
+
+
+def convolutions_as_products(layers: list[Any]) -> list[tuple[Any, str, Any]]:
+    """(layer, "convolution_op", its replacement) of the Keras 3 convolutions that can be written so; no others."""
+    plain = filter(is_plain_convolution, layers)
+    return [(layer, "convolution_op", functools.partial(_product, layer)) for layer in plain]
 
 
 def _product(layer: Any, inputs: Any, kernel: Any) -> Any:
-    """What `layer.convolution_op` returns: each window of the inputs as one row, times the kernel as a matrix.
+    """What `layer.convolution_op` returns: each window of the inputs as one row, times the kernel as a matrix."""
+    rows = windows(layer, inputs, kernel.shape)
+    return ops.matmul(rows, ops.reshape(kernel, (rows.shape[-1], kernel.shape[-1])))
+
+
+def windows(layer: Any, inputs: Any, shape: tuple[int, ...]) -> Any:
+    """The windows of the inputs that the kernel meets, each as one row: (batch, *positions, entries of a window).
 
     Args:
         layer: its strides, padding and dilation count.
         inputs: (batch, *positions, channels).
-        kernel: (*window, channels, filters).
+        shape: of the kernel: (*window, channels, filters).
     """
-    *window, _, filters = kernel.shape
     starts, lengths, padding = [], [], []
-    for axis, (size, stride, dilation) in enumerate(zip(window, layer.strides, layer.dilation_rate, strict=True), 1):
+    steps = zip(shape[:-2], layer.strides, layer.dilation_rate, strict=True)
+    for axis, (size, stride, dilation) in enumerate(steps, 1):
         reach, available = (size - 1) * dilation + 1, inputs.shape[axis]
         length = -(-available // stride) if layer.padding == "same" else (available - reach) // stride + 1
         missing = max((length - 1) * stride + reach - available, 0)
@@ -51,5 +61,4 @@ def _product(layer: Any, inputs: Any, kernel: Any) -> Any:
         padded[:, *(slice(a, a + n, s) for a, n, s in zip(start, lengths, layer.strides, strict=True))]
         for start in itertools.product(*starts)
     ]
-    windows = ops.concatenate(shifted, axis=-1)
-    return ops.matmul(windows, ops.reshape(kernel, (windows.shape[-1], filters)))
+    return ops.concatenate(shifted, axis=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -56,6 +57,31 @@ def computing_in(model: Any, dtype: str) -> Iterator[Patch]:
             yield patch
     finally:
         promotion["float64"] = promoted
+
+
+@contextmanager
+def float64_on(device: Any) -> Iterator[None]:
+    """Inside, JAX has float64 and computes on this device."""
+    import jax
+
+    # `jax.enable_x64` since JAX 0.8; before, as on Colab's TPU runtime (0.7.2), it was experimental.
+    x64 = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    with x64.enable_x64(True), jax.default_device(device):
+        yield
+
+
+def host_of_jax() -> Any:
+    """JAX's device for the CPU of this process; ValueError if JAX was told to leave it out."""
+    import jax
+
+    try:
+        return jax.local_devices(backend="cpu")[0]  # of this process: each computes the scores by itself
+    except RuntimeError as error:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        raise ValueError(
+            "SynFlow scores on the host's CPU, in float64, but JAX_PLATFORMS leaves the CPU out: set it to "
+            f"'{platforms},cpu' before starting Python. Received: JAX_PLATFORMS={platforms!r}"
+        ) from error
 
 
 def first(inputs: Any, *args: Any, **kwargs: Any) -> Any:

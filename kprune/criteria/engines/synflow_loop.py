@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -15,6 +13,7 @@ from ...runtime.distribution import undistributed
 from ...selection import keep_highest_jax
 from ..base import Context
 from .linearize import linearized
+from .precision import float64_on
 
 CHUNK = 10
 # Of R: below it, the scores that it is the sum of come close to where float64 loses its digits, 2e-308.
@@ -77,14 +76,3 @@ def run_rounds(
                 return None
             advance(len(part))
     return {weight.path: np.asarray(mask) for weight, mask in zip(context.weights, masks, strict=True)}
-
-
-@contextmanager
-def float64_on(device: Any) -> Iterator[None]:
-    """Inside, JAX has float64 and computes on this device."""
-    import jax
-
-    # `jax.enable_x64` since JAX 0.8; before, as on Colab's TPU runtime (0.7.2), it was experimental.
-    x64 = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-    with x64.enable_x64(True), jax.default_device(device):
-        yield
