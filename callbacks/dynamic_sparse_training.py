@@ -130,6 +130,7 @@ class DynamicSparseTraining(UpdatingCallback):
 
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)
+        self._compiled = Compiled()
         if self.updates == 0:
             what = f"the first update is due at step {self.frequency} and the last at step {self._end}"
             cure = "Lower `frequency`, raise `stop`, or train longer."

@@ -170,6 +170,7 @@ class GradualPruning(UpdatingCallback):
 
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)
+        self.pruner.end()
         if self._taken is not None and not self._warned:
             self._warn_of_steps_not_reached(self._taken, f"this fit ended at step {self._taken}")
 

@@ -94,12 +94,15 @@ def prune_after_training(
         with progress("SparseGPT", len(ordered), verbose, unit="weights", delay=1) as bar:
             for weight in ordered:
                 hessian = outside_strategies(functools.partial(_hessian, model, weight, taken))
-                layout, value = layout_of(weight), weight.value()
+                layout, value = (
+                    layout_of(weight),
+                    np.where(weight.kept(), weight.value(), 0).astype(weight.value().dtype),
+                )
                 matrix = layout.canonical(value).astype(np.float64).reshape(-1, layout.shape[-1])
                 living = layout.canonical(weight.kept()).reshape(matrix.shape)
                 hessian[np.diag_indices_from(hessian)] += damping * (np.diag(hessian).mean() or 1.0)
                 if groups is None:
-                    edges, choose = _blocks(matrix.shape, block, goals[weight.path])
+                    edges, choose = _blocks(living, block, goals[weight.path])
                 else:
                     edges, choose = _groups(layout.shape, *groups)
                 new, kept = compensated(matrix, hessian, living, choose, edges)
@@ -165,14 +168,19 @@ def _groups_of(pattern: Any, sparsity: float | dict[str, float]) -> tuple[int, i
     return groups
 
 
-def _blocks(shape: tuple[int, ...], block: int, sparsity: float) -> tuple[list[int], Choose]:
-    """Where blocks of inputs begin, and what chooses in each as many zeros as bring all up to it to the sparsity."""
-    inputs, outputs = shape
-    zeros = 0
+def _blocks(living: np.ndarray, block: int, sparsity: float) -> tuple[list[int], Choose]:
+    """Where blocks of inputs begin, and what chooses in each as many zeros as bring all up to it to the sparsity.
+
+    Fewer where later blocks have so many pruned already that all together would come out sparser.
+    """
+    inputs, outputs = living.shape
+    total, zeros = zeros_for(living.size, sparsity), 0
 
     def choose(start: int, scores: np.ndarray) -> np.ndarray:
         nonlocal zeros
-        due = max(zeros_for((start + len(scores)) * outputs, sparsity) - zeros, 0)
+        stop = start + len(scores)
+        pruned_later = int(np.count_nonzero(~living[stop:]))
+        due = max(min(zeros_for(stop * outputs, sparsity), total - pruned_later) - zeros, 0)
         kept = unstructured(scores, min(scores.size - due, alive(scores)))
         zeros += scores.size - int(np.count_nonzero(kept))
         return kept

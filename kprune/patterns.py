@@ -132,6 +132,8 @@ def fan_in(score: np.ndarray, n_keep: int) -> np.ndarray:
     """
     _check_count(score, n_keep)
     inputs = score.reshape(-1, score.shape[-1] if score.ndim > 1 else 1)
+    # Unsigned numbers and truth values have no negative.
+    inputs = inputs.astype(np.float64) if inputs.dtype.kind in "bu" else inputs
     order = np.argsort(-inputs, axis=0, kind="stable")
     rank, living = np.empty_like(order), inputs > -np.inf
     np.put_along_axis(rank, order, np.arange(len(inputs))[:, None], axis=0)

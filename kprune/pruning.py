@@ -108,6 +108,10 @@ class Pruner:
         """Forget what an earlier training has shown."""
         self.tracker, self._compiled, self._warned = None, Compiled(), False
 
+    def end(self) -> None:
+        """The training has ended: what was compiled for it is not needed any more."""
+        self._compiled = Compiled()
+
     def begin(self, model: Any) -> None:
         """A training begins, from the weights as they are."""
         check_reachable(model, self.config)

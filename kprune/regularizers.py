@@ -39,7 +39,9 @@ class GroupLasso(keras.regularizers.Regularizer):
 
     def __init__(self, strength: float, axes: Sequence[int] | None = None):
         check_number("strength", strength, ">= 0", lambda value: value >= 0)
-        self.strength, self.axes = float(strength), None if axes is None else tuple(int(axis) for axis in axes)
+        if axes is not None and not (isinstance(axes, list | tuple) and axes and all(type(a) is int for a in axes)):
+            raise ValueError(f"`axes` must be a sequence of one or more integers. Received: axes={axes!r:.200}")
+        self.strength, self.axes = float(strength), None if axes is None else tuple(axes)
 
     def __call__(self, weight: Any) -> Any:
         weight = ops.convert_to_tensor(weight)

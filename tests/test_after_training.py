@@ -163,6 +163,32 @@ def test_bad_arguments_change_nothing(arguments, message):
     assert all(map(np.array_equal, before, model.get_weights()))
 
 
+def pruned_below(value=0.0, store="zero"):
+    """Two inputs and two outputs; what reads the second input is pruned, and stored as `value`."""
+    dense = layers.Dense(2, use_bias=False)
+    model = keras.Sequential([keras.Input((2,)), dense])
+    kprune.mask(model, store=store)
+    dense.set_weights([np.array([[1.0, 2.0], [value, value]], "float32")])
+    (weight,) = kprune.masked_weights(model)
+    kprune.set_masks(model, {weight.path: np.array([[True, True], [False, False]])})
+    return model, dense
+
+
+def test_what_later_blocks_have_pruned_already_counts():
+    model, dense = pruned_below()
+    masks = kprune.prune_after_training(model, 0.5, data=(np.eye(2),), block=1, verbose=0)
+    assert [mask.tolist() for mask in masks.values()] == [[[True, True], [False, False]]]
+    np.testing.assert_array_equal(dense.kernel, [[1, 2], [0, 0]])
+
+
+def test_values_behind_the_masks_play_no_part():
+    model, _ = pruned_below(value=5.0, store="latent")
+    x = np.array([[1.0, 1.0]])
+    before = model.predict(x, verbose=0)
+    kprune.prune_after_training(model, 0.5, data=(x,), verbose=0)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), before)
+
+
 def test_layers_whose_inputs_are_not_known_are_named_before_anything_changes():
     model = keras.Sequential([keras.Input((4, 2)), layers.Dense(3, name="first"), layers.GRU(3, name="gru")])
     before = model.get_weights()

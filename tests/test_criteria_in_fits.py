@@ -120,6 +120,19 @@ def test_what_an_update_has_compiled_serves_those_after_it(make):
     assert calls[0] == calls[1]
 
 
+def test_a_model_that_is_compiled_anew_is_scored_by_the_new_loss():
+    dense = layers.Dense(2, use_bias=False)
+    model = keras.Sequential([keras.Input((1,)), dense])
+    dense.set_weights([np.ones((1, 2), "float32")])
+    kprune.mask(model)
+    config, made, found = kprune.PruningConfig("snip"), kprune.criteria.Compiled(), []
+    for output in (0, 1):
+        model.compile("sgd", lambda y, outputs, output=output: outputs[:, output] ** 2)
+        masks = config.masks(model, 0.5, data=(np.ones((1, 1)), np.ones((1, 2))), compiled=made)
+        found += [mask.tolist() for mask in masks.values()]
+    assert found == [[[True, False]], [[False, True]]]
+
+
 def test_what_is_compiled_is_forgotten_when_other_variables_train():
     model, made = compiled(), kprune.criteria.Compiled()
     made.of(model)["scorer"] = 1

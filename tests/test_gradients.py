@@ -493,3 +493,12 @@ def test_balanced_sample():
         with pytest.raises(ValueError, match=f"Received: {received}"):
             balanced_sample(*wrong)
     assert balanced_sample(x, y, 2, seed=1)[0].tolist() != drawn.tolist()
+
+
+def test_parts_of_a_batch_may_differ_in_length_where_the_data_come_in_batches():
+    """Nodes, edges and graphs of a graph network; Keras asks no more of a Dataset."""
+    nodes, edges, graphs = np.ones((4, 2)), np.ones((7, 2)), np.ones(2)
+    ((x, y, weight),) = take_batches([((nodes, edges), graphs)])
+    assert (len(x[0]), len(x[1]), len(y), weight) == (4, 7, 2, None)
+    with pytest.raises(ValueError, match=r"lengths=\[2, 4, 7\]"):
+        take_batches(((nodes, edges), graphs))

@@ -83,6 +83,18 @@ def test_of_several_writers_each_succeeds_and_readers_see_whole_files(tmp_path):
     assert names(tmp_path) == ["table.csv"]
 
 
+def test_a_link_stays_one_and_a_pipe_is_written_to(tmp_path):
+    (tmp_path / "table.csv").write_bytes(b"old")
+    (tmp_path / "link.csv").symlink_to("table.csv")
+    files.write(tmp_path / "link.csv", b"new")
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "table.csv").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.write(tmp_path / "pipe", b"rows")
+    assert os.read(reader, 9) == b"rows" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
 def test_writing_many_files_leaves_none_open(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     for number in range(50):

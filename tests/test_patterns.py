@@ -27,6 +27,11 @@ def test_fan_in_of_two_outputs_by_hand():
     ]
 
 
+@pytest.mark.parametrize("dtype", ["bool", "uint8"])
+def test_fan_in_of_scores_that_have_no_sign(dtype):
+    assert fan_in(np.array([[0], [3]], dtype), 1).tolist() == [[False], [True]]
+
+
 def test_fan_in_counts_over_all_positions_and_what_is_pruned_already():
     score = np.zeros((2, 2, 3))  # two positions, two inputs, three outputs: four inputs each
     score[0, :, 0] = score[1, 0, 0] = -np.inf
@@ -350,17 +355,15 @@ def test_names():
 def test_a_function_that_is_defined_again_takes_its_own_place():
     """As the cell of a notebook does that is run again."""
     kinds = Registry("shape")
-
-    def define(sides):
-        @kinds.register("polygon")
-        def polygon():
-            return sides
-
-    define(3)
-    define(4)
+    for sides in (3, 4):
+        cell = f"@kinds.register('polygon')\ndef polygon():\n    return {sides}"
+        exec(cell, {"kinds": kinds, "__name__": "__main__"})
     assert kinds.get("polygon")() == 4
     with pytest.raises(ValueError, match=r"already registered.*Received: name='polygon'$"):
         kinds.register("polygon")(by_sorting)
     with pytest.raises(ValueError, match="already registered"):
         kinds.register("polygon")(functools.partial(by_sorting))
+    kinds.register("line")(lambda: 1)
+    with pytest.raises(ValueError, match="already registered"):
+        kinds.register("line")(lambda: 2)
     assert kinds.get("polygon")() == 4

@@ -98,6 +98,8 @@ def test_it_lasts_through_masks_and_files_and_can_be_taken_away(tmp_path):
     [
         (lambda: GroupLasso(-1.0), "strength=-1.0$"),
         (lambda: GroupLasso("a"), "strength='a'$"),
+        (lambda: GroupLasso(1.0, axes=()), r"axes=\(\)$"),
+        (lambda: GroupLasso(1.0, axes=0), "axes=0$"),
         (lambda: WeightElimination(1.0, scale=0.0), "scale=0.0$"),
         (lambda: regularize(mlp(), 0.1), "regularizer=0.1$"),
         (lambda: regularize(mlp(), GroupLasso(0.1), filters="none"), r"filters='none', weights=\('kernel'"),

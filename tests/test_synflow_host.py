@@ -127,6 +127,33 @@ def test_masks_equal_those_of_all_scores(factored, monkeypatch, criterion, own):
         np.testing.assert_array_equal(mask, plain[path], path)
 
 
+def sequences():
+    return keras.Sequential(
+        [keras.Input((8, 3)), layers.Conv1D(4, 3, padding="same"), layers.Flatten(), layers.Dense(5)]
+    )
+
+
+def computed_anew():
+    with keras.RematScope(mode="full"):
+        first = layers.Conv2D(4, 3)
+    return keras.Sequential([keras.Input((5, 5, 2)), first, layers.Flatten(), layers.Dense(3)])
+
+
+@pytest.mark.private_api
+@pytest.mark.parametrize("make", [sequences, computed_anew])
+def test_convolutions_that_cannot_be_recorded_are_asked_for_their_gradient(factored, make):
+    if make is computed_anew and keras.backend.backend() == "tensorflow":
+        pytest.skip("TensorFlow cannot score it")
+    keras.utils.set_random_seed(0)
+    model = make()
+    kprune.prune(model, "random", 0.3)
+    masks = PruningConfig("synflow", rounds=5).masks(model, 0.6)
+    plain = PruningConfig("synflow", scope=lambda *given: global_scope(*given), rounds=5).masks(model, 0.6)
+    assert factored == [0]
+    for path, mask in masks.items():
+        np.testing.assert_array_equal(mask, plain[path], path)
+
+
 def test_a_framework_that_copies_is_given_each_rounds_weights():
     arrays = [aligned(np.ones(3))]
     lent = synflow_factors._lent(arrays, np.array, np.array)

@@ -100,11 +100,9 @@ class Context:
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make()` returned in the first round: a compiled scorer serves all rounds."""
-        return _once(self._made, name, make)
-
-    def once_compiled(self, name: str, make: Callable[[], Any]) -> Any:
-        """As `once`, of the whole fit: what `make()` returns must hold no value of the model."""
-        return _once(self.compiled, name, make)
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def dtype(self) -> str:
         """The dtype of scoring: "float64" where a weight is of it, else "float32"."""
@@ -118,9 +116,3 @@ class Context:
         """The weights with their values as they are stored, float32 or float64."""
         wide = [(w, w.value()) for w in self.weights]
         return [(w, v if v.dtype == np.float64 else v.astype(np.float32)) for w, v in wide]
-
-
-def _once(made: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
-    if name not in made:
-        made[name] = make()
-    return made[name]

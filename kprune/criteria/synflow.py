@@ -30,7 +30,7 @@ def _rounds(power: int, context: Context, n_keep: list[int], advance: Callable[[
     """All rounds in one loop for a Keras 3 model; None for others, or if the scores must say what is wrong."""
     if library_of(context.model).backend() not in ("tensorflow", "jax"):
         return None
-    _warn_of_biases(context.model)
+    context.once("synflow's warning", lambda: _warn_of_biases(context.model))
     flow = _make_flow(context, power, _inputs(context, "ones"))
     device = synflow_loop.accelerator(context)
     if device is None:

@@ -65,7 +65,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
     for batch in islice(source, None if batches is None else min(batches, sys.maxsize)):
         x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
         taken.append((_arrays(x), _arrays(y), _arrays(weight)))
-        _lengths(taken[-1])
+        _shapes((taken[-1][0],))  # whose parts, of a graph say, may differ in length
     if not taken or not len(keras.tree.flatten(taken[0][0])[0]):
         raise ValueError("`data` must hold at least one example. Received: batches=0")
     return taken
@@ -96,7 +96,7 @@ def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple
     if not all(shapes) or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(f"`x` and `y` must be arrays with the same number of examples. Received: shapes={shapes[:4]}")
     check_integer("per_class", per_class, 1)
-    check_integer("seed", seed, 0)
+    check_integer("seed", int(seed) if isinstance(seed, np.integer) else seed, 0)
     ids = y.argmax(-1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(-1)
     draw = np.random.default_rng(seed)
     chosen = np.concatenate([draw.permutation(np.flatnonzero(ids == c))[:per_class] for c in np.unique(ids)])
@@ -154,12 +154,17 @@ def _arrays(structure: Any) -> Any:
 
 def _lengths(arrays: Any) -> int:
     """The number of examples in these arrays; ValueError if they hold different ones, or none is an array of some."""
+    lengths = {shape[0] for shape in _shapes(arrays)}
+    if len(lengths) != 1:
+        raise ValueError(f"`x` and `y` must have the same number of examples. Received: lengths={sorted(lengths)}")
+    return lengths.pop()
+
+
+def _shapes(arrays: Any) -> list[tuple[int, ...]]:
+    """Of each array; ValueError if one has no axis, or there are none in the first structure."""
     shapes = [np.shape(array) for array in _leaves(arrays)]
     if not _leaves(arrays[0]) or not all(shapes):
         raise ValueError(
             f"`data` must hold arrays whose first axis is the example, x first. Received: shapes={shapes[:4]}"
         )
-    lengths = {shape[0] for shape in shapes}
-    if len(lengths) != 1:
-        raise ValueError(f"`x` and `y` must have the same number of examples. Received: lengths={sorted(lengths)}")
-    return lengths.pop()
+    return shapes

@@ -168,7 +168,7 @@ class Snapshot:
 
 
 def _check_counts(epochs: Any, batches_per_epoch: Any, batches_per_step: Any) -> None:
-    check_integer("epochs", epochs, 0)
+    check_integer("epochs", int(epochs) if isinstance(epochs, np.integer) else epochs, 0)
     check_integer("batches_per_step", batches_per_step, 1)
     number = isinstance(batches_per_epoch, Real) and not isinstance(batches_per_epoch, bool)
     if batches_per_epoch is not None and not (number and 0 < float(batches_per_epoch) < math.inf):

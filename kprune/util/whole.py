@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from .temporary import temporary_beside
 
 def write_whole(path: str | os.PathLike[str], fill: bytes | Callable[[str], object]) -> None:
     """Write a file whole or not at all: under a temporary name beside it, synced, then renamed.
+
+    A link stays one: what it points to is written. What is no file but a pipe or a terminal is written as it is.
 
     Args:
         path: the file; its folder is made.
@@ -25,7 +28,9 @@ def write_whole(path: str | os.PathLike[str], fill: bytes | Callable[[str], obje
     ...     Path(folder, "new", "table.csv").read_text()
     'a,b'
     """
-    target = Path(path)
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        return _pour(path, fill)
+    target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     # It ends as the file's name does, as `Model.save_weights` asks.
     temporary = temporary_beside(target)
@@ -42,6 +47,16 @@ def write_whole(path: str | os.PathLike[str], fill: bytes | Callable[[str], obje
             raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
         raise
     sync(target.parent)
+
+
+def _pour(path: str | os.PathLike[str], fill: bytes | Callable[[str], object]) -> None:
+    with tempfile.TemporaryDirectory() as folder, open(path, "wb") as target:
+        filled = Path(folder, "filled").with_suffix(Path(path).suffix)
+        if callable(fill):
+            fill(str(filled))
+        else:
+            filled.write_bytes(fill)
+        target.write(filled.read_bytes())
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -13,14 +13,18 @@ from typing import Any
 import keras
 from keras import ops
 
+from ...masks.masked_layers import plain_type
+
 
 def is_plain_convolution(layer: Any) -> bool:
     """Whether the layer is a Keras 3 convolution that is a product of its windows and its kernel.
 
-    Those with channels first, with groups, or with a `convolution_op` of their own are none.
+    Those with channels first, with groups, or with a `convolution_op` or a `call` of their own are none; the `call` of
+    Conv1D goes past its `convolution_op`.
     """
     return (
         getattr(type(layer), "convolution_op", None) is keras.layers.Conv2D.convolution_op
+        and plain_type(layer).call is keras.layers.Conv2D.call
         and layer.data_format == "channels_last"
         and layer.groups == 1
         and layer.padding in ("same", "valid")

@@ -37,6 +37,9 @@ class Gradients:
         temperature: the logits are divided by it before the loss. Where the loss takes probabilities, they are what
             the divided logits would have made them.
 
+    Attributes:
+        loss: what the model was compiled with.
+
     Raises:
         ValueError: the model is not compiled with a loss.
     """
@@ -46,6 +49,7 @@ class Gradients:
         if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not temperature > 0:
             raise ValueError(f"`temperature` must be a positive number. Received: temperature={temperature!r}")
         _check_compiled(model, context.data[0])
+        self.loss = _compiled_loss(model)
         heat = _heat(model, temperature)
         backend = library_of(model).backend()
         if backend not in _DERIVATIVES:
@@ -65,9 +69,17 @@ class Gradients:
 
 
 def gradients_of(context: Context, training: bool = False, temperature: float = 1.0) -> Gradients:
-    """The `Gradients` of a context, made in its first round, or in an earlier update of the fit."""
+    """The `Gradients` of a context, made in its first round, or in an earlier update by the same compiled loss."""
     name = f"gradients {training} {temperature} {context.dtype()}"
-    return context.once_compiled(name, lambda: Gradients(context, training, temperature))
+    found: Gradients | None = context.compiled.get(name)
+    if found is None or found.loss is not _compiled_loss(context.model):
+        found = context.compiled[name] = Gradients(context, training, temperature)
+    return found
+
+
+def _compiled_loss(model: Any) -> Any:
+    """What `compile` makes of the loss; another object after each `compile`. Neither Keras has a public name for it."""
+    return getattr(model, "_compile_loss", None) or getattr(model, "compiled_loss", None)
 
 
 def _check_compiled(model: Any, batch: Batch) -> None:

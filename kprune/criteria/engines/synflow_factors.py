@@ -68,6 +68,8 @@ def _convolutions(flow: Any) -> dict[int, Any]:
     """Index of a weight -> the convolution that is all there is to it, where no code but Keras's own can read it."""
     layers = all_layers(flow.model)
     own = all(plain_type(layer).__module__.startswith("keras.") for layer in layers)
+    # Keras 3.13 and 3.15 trace what they are to compute anew apart, where nothing can be recorded.
+    own = own and not any(getattr(layer, "_remat_mode", None) for layer in layers)
     names = {type(operation).__name__ for layer in layers for operation in getattr(layer, "operations", [])}
     if not own or names & SCALINGS:
         return {}
