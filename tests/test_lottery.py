@@ -100,6 +100,12 @@ def test_a_level_after_a_rewind_to_init_is_a_fresh_fit_under_its_mask(optimizer)
     assert_zero(model)
 
 
+def test_epochs_may_be_a_number_of_numpy():
+    taker = TakeSnapshot("epoch:1")
+    train(network(), np.int64(2), taker)
+    assert taker.snapshot is not None
+
+
 @pytest.mark.parametrize("at", [7, "step:7", "epoch:1", 0.35, "fraction:0.35"])
 def test_a_rewind_to_a_step_is_a_run_that_stopped_there(at):
     model = network()

@@ -24,7 +24,7 @@ def is_plain_convolution(layer: Any) -> bool:
     """
     return (
         getattr(type(layer), "convolution_op", None) is keras.layers.Conv2D.convolution_op
-        and plain_type(layer).call is keras.layers.Conv2D.call
+        and getattr(plain_type(layer), "call", None) is keras.layers.Conv2D.call
         and layer.data_format == "channels_last"
         and layer.groups == 1
         and layer.padding in ("same", "valid")
