@@ -82,7 +82,7 @@ def test_masks_with_other_names_are_matched_by_order_and_other_masks_refused():
     with pytest.raises(ValueError, match=r"Received: arrays=1"):
         mask_distance(one, {"dense/kernel": np.ones(4, bool)})
     for pair, name in (((kprune.Ticket(one, {}), other), "one"), ((one, kprune.Ticket(other, {})), "other")):
-        with pytest.raises(ValueError, match=f"Received: {name}=<class 'kprune.lottery.ticket.Ticket'>$"):
+        with pytest.raises(ValueError, match=rf"Received: {name}=Ticket\(masks="):
             mask_distance(*pair)
 
 

@@ -347,7 +347,7 @@ def test_a_fit_too_short_for_a_member_of_a_per_layer_is_reported(caplog):
     schedule = PerLayer({"hidden": PolynomialDecay(0.0, 0.8, 0, 10), "logits": PolynomialDecay(0.0, 0.5, 0, 6)})
     with caplog.at_level("WARNING", logger="absl"):
         fit(compiled(), [GradualPruning(schedule)], steps=6)
-    assert "of 'hidden': this fit ends at step 6" in caplog.text and "not the final 0.8" in caplog.text
+    assert "for 'hidden': this fit ends at step 6" in caplog.text and "not the final 0.8" in caplog.text
     assert "'logits'" not in caplog.text
 
 

@@ -300,7 +300,7 @@ def find(callback, attribute):
 
 def test_what_cannot_be_written_down_is_an_error():
     made = GradualPruning(SCHEDULE, lambda context: {})
-    with pytest.raises(ValueError, match="A custom criterion must be registered"):
+    with pytest.raises(ValueError, match="a custom criterion must be registered"):
         made.get_config()
     with pytest.raises(ValueError, match=r"^LotteryTicket needs the field 'epochs_per_level'\. Received: levels$"):
         LotteryTicket.from_config({"levels": 2})
