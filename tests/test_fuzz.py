@@ -283,6 +283,7 @@ def test_tables_of_runs(tmp_path, name):
         (tmp_path / name).write_bytes(content)
         cells = RunTable(tmp_path / name, kind, own, others).cells
         for cell in map(dataclasses.asdict, cells.values()):
+            assert all(0 <= accuracy <= 1 for accuracy in cell.pop("curve", None) or ()), cell
             numbers = {key: value for key, value in cell.items() if not isinstance(value, str | None)}
             assert all(0 <= value < math.inf for value in numbers.values()), cell
             shares = {"accuracy", "best", "early_accuracy", "sparsity", "density"}
