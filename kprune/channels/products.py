@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..masks.layout import einsum_labels
+from ..masks.layout import einsum_labels, label_axis
 from .elementwise import is_elementwise
 from .graph import OTHER_AXIS, ChannelGraph, Mixer, Shape, Size, Tensor
 
@@ -62,22 +62,16 @@ def einsum(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) 
     if layer.bias is not None and tuple(layer.bias.shape) != (layer.kernel.shape[columns],):
         return "its bias has other axes than the one that it makes"
     # An axis that is summed over beside that of the channels is one of positions.
-    places = {_place(left, name, len(given.shape or left)): name for name in summed}
+    places = {label_axis(left, name) % len(given.shape or left): name for name in summed}
     if given.atoms is not None and given.axis not in places:
         return OTHER_AXIS
-    axis = _place(right, new[0], len(shape))
+    axis = label_axis(right, new[0]) % len(shape)
     rows = names.index(places[given.axis] if given.atoms is not None else summed[-1])
     # The config holds the shape behind the batch, or one number.
     number = isinstance(graph.configs[id(layer)]["config"]["output_shape"], int)
     size = ("output_shape", None if number else axis - len(shape))
     # Which axes a bias has is in the config, so none is made for what is folded.
     return _mix(graph, layer, given, shape, (given.axis, axis), (rows, columns), size, foldable=layer.bias is not None)
-
-
-def _place(labels: str, name: str, rank: int) -> int:
-    """The axis of a label of an equation; behind an ellipsis, they are counted from the end."""
-    before, _, behind = labels.partition("...")
-    return before.index(name) if name in before else rank - len(behind) + behind.index(name)
 
 
 def _mix(

@@ -74,7 +74,7 @@ class Dataset:
 
         Example:
             >>> import kprune
-        >>> data = kprune.data.load("digits")
+            >>> data = kprune.data.load("digits")
             >>> data.divisible() is data
             True
         """
