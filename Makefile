@@ -105,7 +105,8 @@ test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_FUZZ=10000 $(PYTEST) tests/test_fuzz.py -rP
 	KERAS_BACKEND=jax KPRUNE_FUZZ=10000 $(PYTEST) tests/test_fuzz.py -rP
 	KERAS_BACKEND=tensorflow KPRUNE_NETWORKS=500 $(PYTEST) tests/test_shrink_random.py -rP
-	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k random -rP
+	KERAS_BACKEND=tensorflow KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k "random or memory" -rP
+	KERAS_BACKEND=jax KPRUNE_KILLS=10 $(PYTEST) tests/test_faults.py -k memory -rP
 	KERAS_BACKEND=tensorflow KPRUNE_INPUTS=10000 $(PYTEST) tests/test_readers.py -k random -rP
 	KERAS_BACKEND=jax KPRUNE_INPUTS=10000 $(PYTEST) tests/test_readers.py -k random -rP
 	KERAS_BACKEND=tensorflow KPRUNE_INPUTS=10000 $(PYTEST) tests/tf_keras/test_readers_tf_keras.py -k random -rP

@@ -4,6 +4,7 @@ import os
 import pathlib
 import signal
 
+import keras
 import numpy as np
 import pytest
 from helpers import new_process
@@ -57,6 +58,15 @@ def test_killed_at_these_points(kind, kills, tmp_path):
     assert not any(killed), "a point was not reached, so this test tests nothing"
     assert run(kind, tmp_path / "killed")
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.skipif(not KILLS, reason="a process of its own, and 18 million weights: make test-faults")
+def test_memory_of_pruning_is_a_byte_a_weight_for_the_mask_and_nothing_afterwards():
+    process = new_process(pathlib.Path(__file__).with_name("stays.py"))
+    assert process.returncode == 0, process.stderr[-3000:]
+    masked, stripped = map(float, process.stdout.split()[-2:])
+    print(f"{keras.backend.backend()}: {masked:.2f} bytes a weight while masked, {stripped:.2f} once stripped")
+    assert masked < 2 and stripped < 1
 
 
 @pytest.mark.skipif(not KILLS, reason="many random kills: make test-faults")
