@@ -44,6 +44,7 @@ from .experiments.find_ticket import find_ticket  # noqa: E402
 from .experiments.lottery_runs import LotteryRuns, run_lotteries  # noqa: E402
 from .experiments.search import Trial, search  # noqa: E402
 from .experiments.search_report import SearchResult, SearchRow  # noqa: E402
+from .experiments.selftest import SelfTest, selftest  # noqa: E402
 from .experiments.sensitivity import Sensitivity, sensitivity  # noqa: E402
 from .experiments.sweep import Sweep, sweep  # noqa: E402
 from .lottery.levels import Level  # noqa: E402
@@ -71,6 +72,7 @@ __all__ = [
     "RewindableBatches",
     "SearchResult",
     "SearchRow",
+    "SelfTest",
     "Sensitivity",
     "Snapshot",
     "Summary",
@@ -106,6 +108,7 @@ __all__ = [
     "schedules",
     "scopes",
     "search",
+    "selftest",
     "sensitivity",
     "set_masks",
     "shrink",

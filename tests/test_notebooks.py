@@ -19,6 +19,7 @@ DATASET = "digits"
 MODEL, BATCH, WIDTH, SYNFLOW_EPOCHS, SPARSITY = "conv-2", 120, 0.2, 3, 0.8
 LEVELS, RATE, EPOCHS_PER_LEVEL, REWIND_TO = 2, 0.5, 3, "epoch:1"
 """
+QUICK = "import kprune.experiments.selftest as test\ntest._STEPS, test._ROUNDS, test._UPDATES = 2, 1, 4\n"
 
 
 def assigned(source):
@@ -28,13 +29,15 @@ def assigned(source):
 def run(name, folder):
     """Runs the notebook, but for what it installs, with small parameters; returns what it printed."""
     notebook = nbformat.read(EXAMPLES / name, 4)
-    (install,), (parameters,) = (
-        [cell for cell in notebook.cells if tag in cell.metadata.get("tags", ())] for tag in ("install", "parameters")
+    (install,), (parameters,), (selftest,) = (
+        [cell for cell in notebook.cells if tag in cell.metadata.get("tags", ())]
+        for tag in ("install", "parameters", "selftest")
     )
     assert all(line.startswith(("#", "%pip ")) for line in install.source.splitlines())
     assert assigned(parameters.source) == assigned(SMALL)
     notebook.cells.remove(install)
     parameters.source = SMALL
+    selftest.source = QUICK + selftest.source
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
@@ -45,6 +48,7 @@ def run(name, folder):
 def test_a_notebook_prunes_finds_a_ticket_and_exports(name, saved, tmp_path):
     printed = run(f"{name}.ipynb", tmp_path)
     assert "strategy none: 1 cpu" in printed and "1437 training images, 360 test images" in printed
+    assert len(re.findall(r" kept  ", printed)) == 4 and "BROKEN" not in printed
     assert re.search(r"total .* (79\.9|80\.0)\d%", printed)
     assert "largest relative difference" in printed
     assert not (tmp_path / "backup.npz").exists()  # the fit came to its end

@@ -48,6 +48,36 @@ def trained(strategy):
     return model
 
 
+def traces(callback):
+    """How often the train step had been traced by the end of each step."""
+    traced, after = [], []
+
+    class Traced(keras.layers.Layer):
+        def call(self, x):
+            traced.append(1)
+            return x
+
+    with kprune.auto_strategy("none", verbose=False).scope():
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(6), Traced(), keras.layers.Dense(3)])
+        model.compile("adam", "mse", jit_compile=True)
+        count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs=None: after.append(len(traced)))
+        x, y = data()
+        model.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=[*callback, count])
+    return after
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow traces once: tests/test_training.py")
+def test_masks_compile_nothing_that_the_fit_would_not_compile_without_them(quickly_compiled):
+    # On one device of a JAX mesh, Keras's own fit traces again once its weights are what a step has returned.
+    plain = traces([])
+    schedule = kprune.schedules.PolynomialDecay(0.1, 0.8, 0, 10, frequency=1)
+    for callback in (
+        kprune.callbacks.GradualPruning(schedule, "random"),
+        kprune.callbacks.LotteryTicket(levels=2, rate=0.4, epochs_per_level=1, rewind_to=1),
+    ):
+        assert max(traces([callback])) <= max(plain)
+
+
 @pytest.mark.parametrize("name", ["auto", "none", "mirrored"])
 def test_on_one_device_a_fit_is_what_it_is_without_a_strategy(name, capsys):
     strategy = kprune.auto_strategy(name)

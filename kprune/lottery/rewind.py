@@ -27,6 +27,7 @@ from ..masks.matching import Arrays, check_numbers, matched
 from ..runtime.distribution import to_numpy
 from ..runtime.files import joined, split
 from ..runtime.optimizers import all_variables, build, initial_value
+from ..runtime.writing import put
 from ..util.checks import check_integer, check_number
 
 REWINDS = ("weights", "learning_rate", "none")
@@ -247,7 +248,7 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
     check_rewind("what", what)
     slots, weights = _due(model, to, what, optimizer)
     for variable, value in [*(slots if what != "none" else ()), *(weights if what == "weights" else ())]:
-        variable.assign(value)
+        put(variable, value)
     if what != "none":
         reapply_masks(model, optimizer)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.optimizers import slots
-from ..runtime.writing import keep_where
+from ..runtime.writing import keep_where, put
 from .types import MaskedWeight
 
 Rule = Callable[[Any], dict[int, np.ndarray]]
@@ -44,7 +44,7 @@ def follow(model: Any, followers: list[MaskedWeight], optimizers: list[Any]) -> 
         if returned.any() and follower.path.split("/")[-1].startswith("gamma"):
             value = follower.value()
             # Both the kernel and gamma at 0 would have no gradient ever again.
-            follower.variable.assign(np.where(returned, np.ones((), value.dtype), value))
+            put(follower.variable, np.where(returned, np.ones((), value.dtype), value))
         held = [pair for optimizer in optimizers for pair in slots(optimizer, follower.variable)]
         keep_where(new & old, held)
 

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from ..runtime.distribution import as_numpy, to_numpy
-from ..runtime.writing import keep_where
+from ..runtime.writing import keep_where, put
 from ..util.tables import Printed
 from .variables import forget_given
 
@@ -98,7 +98,7 @@ class MaskedWeight:
             slots: (slot, initial value) of optimizers; those not given are not told.
             donate: as of `keep_where`.
         """
-        self.mask.assign(kept.astype(keras.backend.standardize_dtype(self.mask.dtype), copy=False))
+        put(self.mask, kept.astype(keras.backend.standardize_dtype(self.mask.dtype), copy=False))
         if self.store == "zero":
             keep_where(kept, [(self.variable, 0.0), *(slots or ())], donate)
             forget_given(self.variable)

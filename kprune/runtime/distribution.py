@@ -83,6 +83,19 @@ def as_numpy(value: Any) -> np.ndarray:
     return np.asarray(sys.modules["tensorflow"].convert_to_tensor(tensor))
 
 
+def copies(variable: Any) -> list[np.ndarray]:
+    """What each device of this process holds of a variable of either Keras: the whole one, or its own part.
+
+    >>> copies(keras.Variable([1.0, 2.0]))
+    [array([1., 2.], dtype=float32)]
+    """
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    if hasattr(value, "addressable_shards"):
+        return [np.asarray(shard.data) for shard in value.addressable_shards]
+    local = sys.modules["tensorflow"].distribute.get_strategy().experimental_local_results(value)
+    return [np.asarray(one) for one in local]
+
+
 def on_host(variables: Iterable[Any]) -> bool:
     """Whether all of these variables, of either Keras, lie in the memory of hosts and not of accelerators.
 

@@ -15,6 +15,25 @@ from .distribution import as_numpy, on_host
 LARGE = 1 << 20
 
 
+def put(variable: Any, value: np.ndarray) -> None:
+    """Assign an array of the host to a variable of either Keras, to where its present value lies.
+
+    What a compiled step returns is committed to its device, and JAX compiles the step anew for arrays that are not.
+
+    >>> variable = keras.Variable([1.0, 2.0])
+    >>> put(variable, np.zeros(2, "float32"))
+    >>> variable.numpy().tolist()
+    [0.0, 0.0]
+    """
+    if _on_jax([(variable, None)]):
+        import jax
+
+        now = variable.value
+        if now.committed and len(now.sharding.device_set) == 1:
+            value = jax.device_put(value, now.sharding)
+    variable.assign(value)
+
+
 def keep_where(kept: np.ndarray, variables: list[tuple[Any, float]], donate: bool = False) -> None:
     """variable <- where(kept, variable, initial) for each (variable, initial); all of them have the shape of `kept`.
 
@@ -31,7 +50,7 @@ def keep_where(kept: np.ndarray, variables: list[tuple[Any, float]], donate: boo
         if kept.size < LARGE and on_host(v for v, _ in variables):
             for v, initial in variables:
                 value = as_numpy(v)
-                v.assign(np.where(kept, value, np.asarray(initial, value.dtype)))
+                put(v, np.where(kept, value, np.asarray(initial, value.dtype)))
             return
         values = [v.value for v, _ in variables]
         program = _program(tuple(value.sharding for value in values), donate)

@@ -6,10 +6,11 @@ from .export import EXPORT
 from .inspect import INSPECT
 from .lottery import LOTTERY
 from .search import SEARCH
+from .selftest import SELFTEST
 from .sensitivity import SENSITIVITY
 from .sweep import SWEEP
 from .train import TRAIN
 
-_ALL = (TRAIN, INSPECT, EXPORT, ADVISE, SEARCH, SENSITIVITY, SWEEP, LOTTERY)
+_ALL = (TRAIN, INSPECT, EXPORT, ADVISE, SEARCH, SENSITIVITY, SWEEP, LOTTERY, SELFTEST)
 COMMANDS: dict[str, Command] = {command.name: command for command in _ALL}
 """The subcommands by name."""

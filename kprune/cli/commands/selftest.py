@@ -1,0 +1,60 @@
+"""`kprune selftest`: whether kprune keeps its promises on this machine's devices."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ...experiments.selftest import selftest
+from ...runtime.distribution import is_chief
+from ...runtime.strategy import STRATEGIES
+from ...util.whole import write_whole
+from ..options import Command, Option
+from . import common
+
+
+def run(values: Any, arguments: list[str]) -> None:
+    """`kprune selftest`: a table, or JSON; RuntimeError if a promise is broken.
+
+    Args:
+        values: the flags of the command, as attributes.
+        arguments: none.
+
+    Raises:
+        RuntimeError: a promise is broken; the report has been printed and written.
+        ValueError, OSError: the devices cannot be had, or the report cannot be written.
+    """
+    if values.out:
+        Path(values.out).parent.mkdir(parents=True, exist_ok=True)
+        if Path(values.out).is_dir():
+            raise IsADirectoryError(f"--out must be a file. Received: out={values.out!r}, a folder")
+    report = selftest(values.strategy, importlib.import_module(values.library), 0 if values.json else "auto")
+    text = json.dumps(report.to_dict(), indent=2)
+    if is_chief():
+        print(text if values.json else report)
+        if values.out:
+            write_whole(Path(values.out), (text + "\n").encode())
+    if not report.passed:
+        broken = ", ".join(name for name, kept in report.checks.items() if not kept)
+        raise RuntimeError(f"the self-test failed on this machine: {broken}. Report it with the output of --json")
+
+
+SELFTEST = Command(
+    "selftest",
+    "Train a small network on this machine's devices and check what kprune promises; a minute.",
+    "",
+    "kprune selftest --strategy=tpu --out=selftest.json",
+    (
+        common.LIBRARY,
+        Option(
+            "strategy", "auto", "devices: all TPU cores, GPUs (mirrored) or workers; or the first (none)", STRATEGIES
+        ),
+        Option("json", False, "print JSON in place of a table", bool),
+        Option("out", None, "file that takes the JSON, too"),
+        *common.LOGGING,
+    ),
+    "The backend is KERAS_BACKEND's. Exit status 1 if a promise is broken.",
+    run,
+)
