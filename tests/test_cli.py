@@ -466,7 +466,8 @@ def test_the_examples_in_the_help_are_right():
         (
             ["prune"],
             "kprune: unknown command 'prune'; "
-            "there are train, inspect, export, advise, search, sensitivity, sweep, lottery, selftest (see kprune --help)",
+            "there are train, inspect, export, advise, search, sensitivity, sweep, lottery, selftest "
+            "(see kprune --help)",
         ),
         (["train", "--sparsty=0.9"], "kprune train: Unknown command line flag 'sparsty'.*"),
         (["train", "--model=vgg-12"], "kprune train: flag --model=vgg-12: must be a name, a .keras file, .*vgg-11.*"),

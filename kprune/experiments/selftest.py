@@ -139,7 +139,7 @@ class _Watching(Callback):
 def _promises(library: Any) -> tuple[dict[str, bool], dict[str, str]]:
     layers, traces = library.layers, []
 
-    class Traced(layers.Layer):  # type: ignore[misc, name-defined]  # of either Keras
+    class Traced(layers.Layer):  # type: ignore[name-defined]  # of either Keras
         def call(self, inputs: Any) -> Any:
             traces.append(1)
             return inputs
