@@ -56,6 +56,29 @@ def test_zeros_are_kept_and_counted_as_dequantized(mode, tmp_path):
             assert (done.card.entry(format).zeros, done.card.entry(format).size) == (report.zeros, report.size)
 
 
+@pytest.mark.parametrize(
+    ("layer", "examples"),
+    [
+        (layers.Dense(1), (4, 6)),  # two integers a byte, and one alone
+        (layers.EinsumDense("abc,cd->abd", (None, 5)), (4, 3, 6)),
+        (layers.EinsumDense("abc,dc->abd", (None, 6)), (4, 3, 6)),  # as many outputs as inputs
+        (layers.EinsumDense("abc,cde->abde", (None, 3, 5)), (4, 3, 6)),  # as in MultiHeadAttention
+    ],
+)
+def test_a_kernel_of_4_bits_is_counted_whatever_its_shape(layer, examples):
+    model = keras.Sequential([keras.Input(examples[1:]), layer])
+    layer.kernel.assign(np.arange(1, np.prod(layer.kernel.shape) + 1).reshape(layer.kernel.shape))  # 0 is no integer 0
+    kprune.prune(model, "magnitude", 0.5, scope="uniform", verbose=0)
+    before = kprune.summary(model).rows[0]
+    was = kprune.masked_weights(model)[0].kept()
+    model.quantize("int4")
+    now = kprune.summary(model).rows[0]
+    counted = kept(layer, layer._kernel)
+    assert (now.shape, now.size) == (before.shape, before.size) and not np.any(counted & ~was)
+    assert now.zeros >= before.zeros == before.size // 2 and now.dead_channels >= before.dead_channels
+    assert now.zeros < before.size, "what is not rounded to 0"
+
+
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_what_is_quantized_is_counted_beside_what_is_still_masked(mode):
     """Keras quantizes Dense layers, so the masks of convolutions stay."""

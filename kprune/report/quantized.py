@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
+from ..masks.layout import einsum_labels
 from ..runtime.distribution import to_numpy
 
-_PACKED = ("int4", "gptq", "awq")
+_PACKED = {keras.layers.Dense: ("int4", "gptq", "awq"), keras.layers.EinsumDense: ("int4",)}
 SCALES = ("kernel_scale", "kernel_zero")
 """What a quantized layer holds beside its kernel: no kernels, though of rank 2."""
 
@@ -26,14 +28,12 @@ def kept(layer: Any, v: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> np
     value = read(v)
     if not is_packed(layer, v):
         return value != 0
+    if isinstance(layer, keras.layers.EinsumDense):
+        return _kept_of_einsum(layer, value, read)
     inputs = int(layer.input_spec.axes[-1])
     transposed = layer.quantization_mode != "int4"
     whole = (layer.units, inputs) if transposed else (inputs, layer.units)
-    q = value
-    for axis, length in enumerate(whole):  # Keras 3.13 packs int4 along the inputs, 3.15 along the outputs
-        if value.shape[axis] < length:
-            dtype = "uint8" if transposed else "int8"
-            q = to_numpy(keras.quantizers.unpack_int4(value, length, axis=axis, dtype=dtype))
+    q = _unpacked(value, whole, "uint8" if transposed else "int8")
     zero = getattr(layer, "kernel_zero", None)
     if zero is None:
         return q != 0
@@ -43,10 +43,29 @@ def kept(layer: Any, v: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> np
 
 
 def is_packed(layer: Any, v: Any) -> bool:
-    """Whether a weight is the integer kernel of a Dense layer that packs, which says itself how."""
-    if type(layer) is not keras.layers.Dense or layer.quantization_mode not in _PACKED:
-        return False
-    return v.name == "kernel" and holds_integers(v)
+    """Whether a weight is the integer kernel of a layer that packs, which says itself how."""
+    modes = _PACKED.get(type(layer), ())
+    return bool(modes) and v.name == "kernel" and layer.quantization_mode in modes and holds_integers(v)
+
+
+def _kept_of_einsum(layer: Any, value: np.ndarray, read: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """As `kept`. Keras 3.13 packs the kernel as it is, 3.15 as a matrix of (inputs, outputs)."""
+    shape = tuple(int(d) for d in layer.kernel.shape)  # Keras unpacks it
+    _, labels, output = einsum_labels(layer)
+    inputs = math.prod(n for label, n in zip(labels, shape, strict=True) if label not in output)
+    matrix = (inputs, math.prod(shape) // inputs)
+    as_matrix = value.shape == (matrix[0], (matrix[1] + 1) // 2)
+    q = _unpacked(value, matrix if as_matrix else shape, "int8")
+    zero = getattr(layer, "kernel_zero", None)
+    kept = q != 0 if zero is None else q != read(zero).astype(int)[read(layer.g_idx).astype(int)]
+    return kept.reshape(shape)
+
+
+def _unpacked(value: np.ndarray, whole: tuple[int, ...], dtype: str) -> np.ndarray:
+    """The 4-bit integers of a kernel of the shape `whole`: Keras 3.13 packs along inputs, 3.15 along outputs."""
+    shorter = [axis for axis, length in enumerate(whole) if value.shape[axis] < length]
+    axis = shorter[0] if shorter else whole.index(1)  # one integer is packed into one byte
+    return to_numpy(keras.quantizers.unpack_int4(value, whole[axis], axis=axis, dtype=dtype))
 
 
 def holds_integers(v: Any) -> bool:

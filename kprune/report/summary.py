@@ -266,8 +266,8 @@ def is_default(library: Library, layer: Any, v: Any) -> bool:
 
 def _row(path: str, layer: Any, variable: Any, kept: np.ndarray, uses: int | None) -> Row:
     n_kept = int(np.count_nonzero(kept))
-    packed = kept.shape != tuple(variable.shape)  # a quantized kernel of a Dense layer
-    outputs = kept if packed else layout_in(layer, variable).canonical(kept)
+    whole = variable if kept.shape == tuple(variable.shape) else kept  # a 4-bit kernel is packed
+    outputs = layout_in(layer, whole).canonical(kept)
     return Row(
         path=path,
         layer=type(layer).__name__.removeprefix("Masked"),
