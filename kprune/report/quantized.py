@@ -16,7 +16,7 @@ SCALES = ("kernel_scale", "kernel_zero")
 
 
 def kept(layer: Any, v: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> np.ndarray:
-    """Which entries of a weight are not 0 once they are dequantized; bool, of the shape of the dequantized weight.
+    """Which entries of a weight are nonzero after dequantization; bool, in the dequantized shape.
 
     `read` takes a variable and gives its value, in the model or in a file.
 
@@ -43,7 +43,7 @@ def kept(layer: Any, v: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> np
 
 
 def is_packed(layer: Any, v: Any) -> bool:
-    """Whether a weight is the integer kernel of a Dense layer that packs, which says itself how."""
+    """Whether a weight is the packed integer kernel of a Dense layer; the layer itself says so."""
     if type(layer) is not keras.layers.Dense or layer.quantization_mode not in _PACKED:
         return False
     return v.name == "kernel" and holds_integers(v)
