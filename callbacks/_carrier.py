@@ -1,4 +1,4 @@
-"""What callbacks know besides weights and masks, carried in the model's own checkpoints through a fit.
+"""State of the callbacks that is neither weights nor masks, stored in the model's own checkpoints during a fit.
 
 A callback that keeps state (`get_state`, `set_state`) registers here when a fit begins. From then on the state is in
 whatever is saved of the model: with its masks in the `.weights.h5` of Keras 3, as a Python state in the checkpoints of
@@ -52,7 +52,7 @@ class Zeros:
 
 
 class Carrier:
-    """The states of the callbacks of one fit, and what the model was before it.
+    """The states of the callbacks of one fit, and the state of the model before it.
 
     Attributes:
         fit: the `params` of the fit; Keras gives all its callbacks the same object.
@@ -78,13 +78,13 @@ class Carrier:
         self._said: set[str] = set()
 
     def say_once(self, what: str, cure: str) -> None:
-        """Log a warning that several callbacks of the fit have reason to log."""
+        """Log a warning only once, even if several callbacks of the fit have reason to log it."""
         if what not in self._said:
             self._said.add(what)
             logging.warning("kprune: %s. %s", what, cure)
 
     def add(self, holder: Any) -> None:
-        """Carry this callback's state, by the name of its class."""
+        """Carry this callback's state under the name of its class."""
         name, number = type(holder).__name__, 1 + len(self.holders)
         if not any(known is holder for known in self.callbacks):
             self.callbacks.append(holder)
@@ -92,7 +92,7 @@ class Carrier:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Inside, a callback begins; an exception cancels the fit, as long as it has not begun its first epoch."""
+        """Context in which a callback begins; an exception cancels the fit if its first epoch has not begun."""
         try:
             self._start()
             yield
@@ -101,7 +101,7 @@ class Carrier:
             raise
 
     def _start(self) -> None:
-        """Ask all callbacks once whether the fit is possible, before any of them changes the model."""
+        """Ask each callback once whether the fit is possible, before any of them changes the model."""
         if self.runs:
             return
         self.runs = True
@@ -132,7 +132,7 @@ class Carrier:
         release(self.model)
 
     def leave(self) -> None:
-        """Remove the masks of a model that had none and is only evaluated or asked to predict."""
+        """Remove the masks of a model that had none and is only used in `evaluate` or `predict`."""
         if not self.runs:
             undo, self.undo = self.undo, None
             release(self.model)
@@ -140,18 +140,18 @@ class Carrier:
                 undo.unmask()
 
     def states(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The states, and those of the model's seed generators, which Keras does not save: arrays, and JSON."""
+        """The states of the callbacks and of the model's seed generators, which Keras does not save: arrays, JSON."""
         arrays = {f"seeds/{i}": to_numpy(v) for i, v in enumerate(library_of(self.model).seed_states(self.model))}
         for name, holder in self.holders.items():
             arrays.update({f"{name}/{key}": np.asarray(value) for key, value in holder.get_state().items()})
         return arrays, {"epoch": self.epoch, "holders": list(self.holders)}
 
     def dump(self) -> bytes:
-        """The states as bytes."""
+        """Serialize the states to bytes."""
         return pack(*self.states())
 
     def load(self, data: bytes) -> None:
-        """Give the callbacks what `dump` wrote, as the fit starts; raises as `restore`."""
+        """Restore the states that `dump` wrote, as the fit starts; raises the errors of `restore`."""
         if self.starts:
             name = "the callbacks' state in a backup"
             arrays, about = unpack(data, name)
@@ -159,7 +159,7 @@ class Carrier:
                 self.restore(arrays, about)
 
     def restore(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-        """Give the callbacks their states; ValueError if they are those of another list of callbacks."""
+        """Give the callbacks their states; ValueError if the states belong to another list of callbacks."""
         self.check(about)
         seeds = {f"seeds/{i}": v for i, v in enumerate(library_of(self.model).seed_states(self.model))}
         then = matched(seeds, {name: array for name, array in arrays.items() if name.startswith("seeds/")}, "model")
@@ -170,7 +170,7 @@ class Carrier:
         self.loaded_epoch = about["epoch"]
 
     def check(self, about: dict[str, Any]) -> None:
-        """Raises ValueError if the states that this describes are of another list of callbacks, or of no epoch."""
+        """Raises ValueError if the described states belong to another list of callbacks, or the epoch is invalid."""
         if about["holders"] != list(self.holders):
             raise ValueError(
                 f"The backup was made by a fit with the callbacks {about['holders']}: pass the same ones, in the "
@@ -178,20 +178,20 @@ class Carrier:
             )
         if type(about["epoch"]) is not int or about["epoch"] < 0:
             raise ValueError(
-                f"The epoch of the callbacks' state must be an integer >= 0. Received: epoch={about['epoch']!r:.100}"
+                f"The epoch stored in the backup must be an integer >= 0. Received: epoch={about['epoch']!r:.100}"
             )
 
     def begin(self, epoch: int, callback: Any) -> None:
-        """Note that a callback begins an epoch; warn once if it does not follow that of the backup."""
+        """Note that a callback begins an epoch; warn once if it is not the one after the backup's epoch."""
         self.starts, self.epoch, self.runs = False, epoch, True
         if callback is self.callbacks[-1]:
             self.undo = None
         if self.loaded_epoch is not None and epoch != self.loaded_epoch + 1:
             logging.warning(
-                "kprune: the backup holds weights of epoch %d, but the fit continues at epoch %d. It was saved in the "
-                "middle of an epoch, or the process was killed between the two files that keras.callbacks."
-                "BackupAndRestore writes; the result will differ from that of a run that was never killed. "
-                "Use kprune.callbacks.BackupAndRestore, which writes one file, whole or not at all.",
+                "kprune: the backup holds weights of epoch %d, but the fit continues at epoch %d. Either it was "
+                "saved in the middle of an epoch, or the process was killed between the two files that "
+                "keras.callbacks.BackupAndRestore writes, so the result will differ from that of an uninterrupted "
+                "run. Use kprune.callbacks.BackupAndRestore, which writes a single file atomically.",
                 self.loaded_epoch,
                 epoch,
             )
@@ -215,7 +215,7 @@ def carry(model: Any, holder: Any, fit: Any, undo: Undo | None) -> Carrier:
 
 
 def carrier_of(model: Any) -> Carrier | None:
-    """What carries the states of the callbacks of the fit that runs, or None."""
+    """The object that carries the callbacks' states in the current fit, or None."""
     found: Carrier | None = library_of(model).carried(model)
     return found
 

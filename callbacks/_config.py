@@ -1,4 +1,4 @@
-"""A callback as what JSON can hold: the arguments that it was made with."""
+"""Callbacks as JSON: the arguments that they were constructed with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAYBE_SCHEDULES = ("schedule", "sparsity")
 
 
 class Configured:
-    """A class whose instances know the arguments that made them."""
+    """A class whose instances remember their constructor arguments."""
 
     _given: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -33,7 +33,7 @@ class Configured:
         return made
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that make this callback, as JSON can hold them; those that were not given are left out.
+        """The arguments of this callback as JSON-serializable values; arguments that were not given are left out.
 
         Data and optimizers are no configuration, nor are callbacks (`restart`): `from_config` takes them anew.
 
@@ -47,7 +47,7 @@ class Configured:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **objects: Any) -> Self:
-        """The callback of which `get_config` returned this, with data, an optimizer or callbacks given anew.
+        """Rebuild a callback from its config; data, an optimizer or callbacks must be passed again.
 
         Raises:
             ValueError: the config has other fields than this callback, or lacks one, or an object is none of these.
@@ -59,7 +59,9 @@ class Configured:
         check_fields(cls.__name__, config, [name for name in known if name not in OBJECTS])
         for name, value in objects.items():
             if name not in OBJECTS or name not in known:
-                raise ValueError(f"{cls.__name__} is given no such object anew. Received: {name}={value!r:.100}")
+                raise ValueError(
+                    f"`{cls.__name__}.from_config` takes no object of this name. Received: {name}={value!r:.100}"
+                )
         check_fields(cls.__name__, {**config, **objects}, known, needed)
         return cls(**{name: _made(name, value) for name, value in config.items()}, **objects)
 
@@ -78,7 +80,7 @@ def _plain(name: str, value: Any) -> Any:
         json.dumps(value)
     except TypeError:
         raise ValueError(
-            f"An argument must be a number, a string, a list or a dict to be saved. Received: {name}={value!r:.200}"
+            f"A config can hold only numbers, strings, lists and dicts. Received: {name}={value!r:.200}"
         ) from None
     return value
 

@@ -10,7 +10,7 @@ from kprune.runtime.optimizers import batches_per_step, batches_taken, has_acted
 
 
 class Counter:
-    """How many steps an optimizer has taken, or how many batches it was given; asked only where it may matter.
+    """Counts optimizer steps, or batches; reads the optimizer only when an update may be due.
 
     To ask an optimizer is to wait for the device, and on JAX to bring the whole model up to date. So the counter keeps
     an upper bound, what it has read last plus the batches since, and asks only when that reaches what the callback
@@ -38,7 +38,7 @@ class Counter:
         self.forget()
 
     def forget(self) -> None:
-        """A fit begins that does not continue an earlier one."""
+        """Reset at the start of a fit that does not continue an earlier one."""
         self.begun: int | None = None
         self._batches = 0  # of the fit
         self._own = False  # whether batches are counted here, since the optimizer does nothing
@@ -48,7 +48,7 @@ class Counter:
         self._place, self._first = -1, True
 
     def now(self) -> int:
-        """The current number."""
+        """The current count."""
         optimizer = None if self._own else self._optimizer()
         if optimizer is None:
             return (self.begun or 0) + self._batches
@@ -59,7 +59,7 @@ class Counter:
         return value
 
     def planned(self, epoch: int) -> int | None:
-        """The number of steps that the fit plans from an epoch on; None if it is not known."""
+        """The number of steps the fit plans from an epoch on; None if unknown."""
         params, optimizer = self._callback.params or {}, self._optimizer()
         if not params.get("steps") or not params.get("epochs"):
             return None
@@ -67,7 +67,7 @@ class Counter:
         return int(params["steps"] * (params["epochs"] - epoch) // per_step)
 
     def begin_epoch(self) -> int:
-        """An epoch begins: the number."""
+        """An epoch begins: return the current count."""
         self._place, optimizer = -1, self._optimizer()
         if optimizer is not None:
             self._accumulated = 1 if self._of_batches else batches_per_step(optimizer)
@@ -81,7 +81,7 @@ class Counter:
         return self.now()
 
     def after_batch(self, batch: int, due: int | None) -> int | None:
-        """A batch has ended: the number, if it may have come to `due`; else None.
+        """A batch has ended: return the count if it may have reached `due`, else None.
 
         Args:
             batch: its index within the epoch, from 0; with `steps_per_execution`, that of the last of several.
@@ -101,12 +101,12 @@ class Counter:
         return self.now() if reached else None
 
     def end_epoch(self) -> int:
-        """An epoch has ended: the number."""
+        """An epoch has ended: return the current count."""
         self._check(self._optimizer())
         return self.now()
 
     def get_state(self) -> list[float]:
-        """The numbers for a backup to keep."""
+        """The counts to keep in a backup."""
         return [-1 if self.begun is None else self.begun, self._batches, self._own, *self._acted]
 
     def set_state(self, state: Any) -> None:
@@ -120,20 +120,23 @@ class Counter:
         return self._given if self._given is not None else getattr(self._callback.model, "optimizer", None)
 
     def _groups(self) -> int:
-        """The number of groups of batches, of one step each, that may have been completed since it was asked."""
+        """How many groups of batches, one optimizer step each, may have completed since the last check."""
         return -(-self._since // self._accumulated)
 
     def _check(self, optimizer: Any) -> None:
-        """Count batches from now on if there is no optimizer, or it has done nothing since the fit began."""
+        """Switch to counting batches if there is no optimizer, or if it has taken no step since the fit began."""
         idle = optimizer is None or (self._batches > 0 and has_acted(optimizer) == self._acted)
         if idle and not self._own:
             self._own = True
             self._callback.say_once(
-                "the compiled optimizer takes no step in this fit, so its train_step must step others"
+                (
+                    "the compiled optimizer takes no steps in this fit, so the model's train_step must use other "
+                    "optimizers"
+                )
                 if self._given is None and optimizer is not None
-                else "the model is compiled without an optimizer"
+                else "the model was compiled without an optimizer"
                 if self._given is None
                 else f"the optimizer given to {type(self._callback).__name__} takes no step in this fit",
-                "Batches are counted as steps. To count the steps of another optimizer, give it to the callback: "
+                "Batches are counted as steps. To count the steps of another optimizer, pass it to the callback: "
                 "optimizer=...",
             )

@@ -1,4 +1,4 @@
-"""Taking a snapshot of a callback's model when its fit reaches a point."""
+"""Take a snapshot of a callback's model when its fit reaches a given point."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_PROGRESS = 2**20
 
 
 class SnapshotTaker:
-    """What a callback tells of its fit to have the model's snapshot at one point of it.
+    """Takes a snapshot of a callback's model at one point of its fit.
 
     Args:
         callback: whose fit it is; the model is taken from it.
@@ -49,13 +49,13 @@ class SnapshotTaker:
         self.forget()
 
     def forget(self) -> None:
-        """A fit begins that goes on with nothing."""
+        """Reset at the start of a fit that continues nothing."""
         self.snapshot: Snapshot | None = None
         self._counter.forget()
 
     @property
     def begun(self) -> bool:
-        """Whether a fit has begun its first epoch, or what was loaded goes on with one that had."""
+        """Whether a fit has begun its first epoch, or the loaded state belongs to one that had."""
         return self._counter.begun is not None
 
     @property
@@ -63,24 +63,24 @@ class SnapshotTaker:
         return self._epochs or (self._callback.params or {}).get("epochs") or 1
 
     def first_epoch(self) -> int:
-        """The number of whole epochs before the point; of the fit that has begun last."""
+        """The number of whole epochs before the point, in the fit that began last."""
         return self.point.in_epochs(self.epochs, self._batches_per_epoch, self._batches_per_step)
 
     def check_fit(self) -> None:
-        """ValueError if the point is not within the fit that begins."""
+        """Raises ValueError if the point does not lie within the fit that is about to begin."""
         self._batches_per_epoch = (self._callback.params or {}).get("steps")
         optimizer = self.optimizer if self.optimizer is not None else self._callback.model.optimizer
         self._batches_per_step = 1 if optimizer is None else batches_per_step(optimizer)
         self.due = self.point.in_batches(self.epochs, self._batches_per_epoch, self._batches_per_step)
 
     def begin_epoch(self, epoch: int) -> None:
-        """ValueError if it is the first one, and too late to come to the point; the model is as before then."""
+        """Raises ValueError, with the model unchanged, if the fit starts too late to reach the point."""
         left = self.epochs - epoch
         if not self.begun and self.due and self.due >= left * (self._batches_per_epoch or 0):
             with self._callback.undone():
                 raise ValueError(
-                    f"The fit begins at a later epoch and does not reach batch {self.due}, where the snapshot is due. "
-                    f"Received: at={self.point}, with {left} epochs to train"
+                    f"This fit starts at a later epoch and has too few epochs left to reach batch {self.due}, where "
+                    f"the snapshot is due. Received: at={self.point}, with {left} epochs to train"
                 )
         if self.snapshot is None:
             self._take(self._counter.begin_epoch())
@@ -99,13 +99,13 @@ class SnapshotTaker:
             self._took()
 
     def get_state(self, **progress: Any) -> dict[str, np.ndarray]:
-        """What a backup is to keep; further values that JSON can hold go with it."""
+        """The state to keep in a backup, with further JSON-serializable values."""
         known = json.dumps({"counter": self._counter.get_state(), **progress})
         arrays = {} if self.snapshot is None else self.snapshot.to_arrays()
         return {"progress": np.frombuffer(known.encode(), np.uint8), **arrays}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Take over what `get_state` gave to a backup."""
+        """Restore what `get_state` returned for a backup."""
         progress = progress_of(state)
         # Backups of kprune 0.1 tell only where the fit began.
         begun = progress.get("begun_at")
@@ -115,8 +115,10 @@ class SnapshotTaker:
 
 
 def progress_of(state: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The values that went with what `SnapshotTaker.get_state` gave."""
+    """The extra values that were passed to `SnapshotTaker.get_state`."""
     written = state["progress"]
     if written.nbytes > _MOST_PROGRESS:
-        raise ValueError(f"a callback's progress takes {written.nbytes:,} bytes; the most is {_MOST_PROGRESS:,}")
+        raise ValueError(
+            f"the saved progress of a callback is {written.nbytes:,} bytes, more than the limit of {_MOST_PROGRESS:,}"
+        )
     return json.loads(written.tobytes())

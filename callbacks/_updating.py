@@ -1,4 +1,4 @@
-"""What the callbacks share that change masks at steps of their own: when they are asked."""
+"""Shared by callbacks that change masks at steps of their own: when they are asked to update."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .base import MaskingCallback
 
 
 class UpdatingCallback(MaskingCallback):
-    """A callback that is asked to update masks when its next update may have come due.
+    """A callback that is asked to update the masks whenever its next update may be due.
 
     It is asked before an epoch's first step, after the batches at which the counter may have reached `next_due`, and at
     an epoch's end, so that what is saved there holds all updates up to then.
@@ -33,11 +33,11 @@ class UpdatingCallback(MaskingCallback):
         raise NotImplementedError
 
     def plan(self, taken: int, epoch: int) -> None:
-        """An epoch begins after so many steps: say when updates are due."""
+        """An epoch begins at this step: work out when updates are due."""
         raise NotImplementedError
 
     def update(self, taken: int) -> None:
-        """Update the masks if an update has come due by this step."""
+        """Update the masks if an update is due by this step."""
         raise NotImplementedError
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""The best epoch among those whose network has the last masks: around EarlyStopping and ModelCheckpoint."""
+"""AfterPruning: track the best epoch among those with the final masks, for EarlyStopping and ModelCheckpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .base import Callback
 
 
 class AfterPruning(Callback):
-    """Make a callback that tracks the best epoch count only from the last pruning on.
+    """Make a callback that tracks the best epoch consider only the epochs from the last pruning step on.
 
     The best of a fit that prunes is often an epoch from before, with a denser network: that is what
     `ModelCheckpoint(save_best_only=True)` saves and `EarlyStopping(restore_best_weights=True)` brings back. Inside of
@@ -50,8 +50,8 @@ class AfterPruning(Callback):
             )
         if getattr(callback, "save_freq", "epoch") != "epoch":
             raise ValueError(
-                "`callback` must save at the end of an epoch: leave its save_freq at 'epoch'. "
-                f"Received: save_freq={callback.save_freq!r}"
+                "`callback` must save at the end of each epoch: set its save_freq to 'epoch'. Received: "
+                f"save_freq={callback.save_freq!r}"
             )
         self.callback = callback
         self._first = getattr(callback, "best", None)

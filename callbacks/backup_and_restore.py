@@ -22,7 +22,7 @@ from .base import MaskingCallback
 
 
 class BackupAndRestore(MaskingCallback):
-    """Save at the end of each epoch all that a fit needs to resume, and resume from it when the fit is started again.
+    """Save everything a fit needs at the end of each epoch, and resume from there when the fit is restarted.
 
     What `keras.callbacks.BackupAndRestore` is for Keras 3, but in one file, written whole or not at all: weights,
     optimizer, seed generators, masks, and the state of kprune's callbacks in this fit. (Keras's writes weights and
@@ -110,7 +110,7 @@ class BackupAndRestore(MaskingCallback):
                 self._restore(found)
 
     def _read(self) -> _Backup | None:
-        """What the file holds, if there is one, checked against the model and the callbacks."""
+        """Read the backup, if there is one, and check it against the model and the callbacks."""
         data, name = read(self.path), os.fspath(self.path)
         if data is None:
             return None
@@ -135,17 +135,17 @@ class BackupAndRestore(MaskingCallback):
             self._carrier.restore(found.states, found.known)
         # Keras has no public way to begin later once `fit` has begun; its own BackupAndRestore does the same (3.15.1).
         self.model._initial_epoch = found.epoch + 1
-        logging.info("BackupAndRestore: resuming with epoch %d from %s.", found.epoch + 2, self.path)
+        logging.info("BackupAndRestore: resuming at epoch %d from %s.", found.epoch + 2, self.path)
 
     @contextmanager
     def _of_this_fit(self) -> Iterator[None]:
-        """Inside, an error about the backup's contents becomes a ValueError that names the file."""
+        """Context in which an error about the backup's contents becomes a ValueError that names the file."""
         try:
             yield
         except Exception as error:
             raise ValueError(
-                f"The backup does not match this fit: delete it, or name another file ({error!s:.1000}). "
-                f"Received: path={os.fspath(self.path)!r}"
+                f"The backup does not match this fit: delete it, or pass another path ({error!s:.1000}). Received: "
+                f"path={os.fspath(self.path)!r}"
             ) from error
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -156,7 +156,7 @@ class BackupAndRestore(MaskingCallback):
         try:
             write(self.path, pack(arrays, {"kind": "kprune backup 1", "epoch": epoch, "callbacks": known}))
         except OSError as error:
-            logging.error("BackupAndRestore: epoch %d was not backed up: %s. The training continues.", epoch + 1, error)
+            logging.error("BackupAndRestore: could not back up epoch %d: %s. Training continues.", epoch + 1, error)
 
     def on_train_end(self, logs: Any = None) -> None:
         self.model._initial_epoch = None
@@ -164,13 +164,13 @@ class BackupAndRestore(MaskingCallback):
             try:
                 self.path.unlink(missing_ok=True)
             except OSError as error:
-                logging.error("BackupAndRestore: the backup was not deleted: %s.", error)
+                logging.error("BackupAndRestore: could not delete the backup: %s.", error)
         self._lock.release()
         super().on_train_end(logs)
 
 
 class _Backup(NamedTuple):
-    """What a file holds: masks, weights and optimizer, the epoch that had ended, and the callbacks' states."""
+    """The contents of a backup: masks, weights, optimizer, the last finished epoch and the callbacks' states."""
 
     masks: Masks
     now: Snapshot

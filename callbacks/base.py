@@ -1,4 +1,4 @@
-"""What the pruning callbacks share: the masks are there before the first step, and the optimizer leaves zeros alone."""
+"""Base of the pruning callbacks: masks exist before the first step, and the optimizer leaves zeros alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Callback(Configured, keras.callbacks.Callback):
 
 
 class MaskingCallback(Callback):
-    """A callback that prunes the model it is given: masks it first if it has no masks.
+    """Base of the callbacks that prune: masks the model first if it has no masks.
 
     `set_model` runs before the trainer makes its compiled functions, so the masks cost no retracing. `evaluate` and
     `predict` call it too; they leave a model without the masks that it did not have before.
@@ -65,7 +65,7 @@ class MaskingCallback(Callback):
 
     @property
     def prunes_channels(self) -> bool:
-        """Whether channels are pruned whole, so that what follows them needs masks as well."""
+        """Whether whole channels are pruned, so that the parameters that follow them need masks as well."""
         pruner = getattr(self, "pruner", None)
         return pruner is not None and pruner.config.channels
 
@@ -99,26 +99,26 @@ class MaskingCallback(Callback):
         self._carrier = carry(self.model, self, params, self._carrier.undo)
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """What the callback knows that is in neither weights nor masks, for a backup."""
+        """The callback's state beyond weights and masks, for a backup."""
         return {}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what `get_state` returned for a backup. It comes before or after `on_train_begin`."""
+        """Restore what `get_state` returned for a backup; called before or after `on_train_begin`."""
         self._restored = True
 
     def check_fit(self) -> None:
-        """Raise if this fit is not possible; the model must not be changed here."""
+        """Raise an error if this fit is not possible; must not change the model."""
 
     def prunes_after(self, epoch: int) -> bool:
         """Whether the fit is known to change masks after this epoch."""
         return False
 
     def cancel_fit(self) -> None:
-        """Undo what `check_fit` and `on_train_begin` did outside the model: the fit does not take place."""
+        """Undo what `check_fit` and `on_train_begin` did outside the model, because the fit will not take place."""
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """An exception inside, while the fit begins, leaves the model as it was before the fit, bit for bit."""
+        """Context in which an exception, while the fit begins, restores the model bit for bit."""
         with self._carrier.undone():
             yield
 
@@ -148,7 +148,7 @@ class MaskingCallback(Callback):
         self._carrier.end()
 
     def say_once(self, what: str, cure: str) -> None:
-        """Log a warning that other callbacks of the fit may have reason to log, too."""
+        """Log a warning only once, even if other callbacks of the fit have reason to log it, too."""
         self._carrier.say_once(what, cure)
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -159,5 +159,5 @@ class MaskingCallback(Callback):
 
 
 def check_zeros(model: Any) -> float:
-    """The sparsity; RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
+    """Return the sparsity; raise RuntimeError, naming the weights, if a pruned entry is not exactly 0."""
     return kprune.masks.check_zeros(masked_weights(model), getattr(model, "optimizer", None))

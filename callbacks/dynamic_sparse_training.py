@@ -1,4 +1,4 @@
-"""DynamicSparseTraining: sparse from the start, with weights that move to better places during training."""
+"""DynamicSparseTraining: sparse from the start, with connections that move during training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ._updating import UpdatingCallback
 
 
 class DynamicSparseTraining(UpdatingCallback):
-    """Train a sparse network whose weights move: the smallest are dropped, others are grown in their place.
+    """Train a sparse network whose connections move: the smallest weights are dropped, others grow in their place.
 
     Before the first step the network is made sparse at random, unless it is so already. Every `frequency` steps, until
     `stop`, each weight drops the share of its entries that are smallest, and grows as many elsewhere, from 0: its
@@ -116,7 +116,7 @@ class DynamicSparseTraining(UpdatingCallback):
         return (self._counter.begun or 0) + (self.updates + 1) * self.frequency
 
     def update(self, taken: int) -> None:
-        """Move weights if an update has come due; the last one of several that passed at once."""
+        """Move weights if an update is due; if several are overdue, only the last one is made."""
         begun, end = self._counter.begun or 0, self._end or 0
         last = min(taken - begun, end) // self.frequency
         if last > self.updates:
@@ -134,7 +134,7 @@ class DynamicSparseTraining(UpdatingCallback):
         if self.updates == 0:
             what = f"the first update is due at step {self.frequency} and the last at step {self._end}"
             cure = "Lower `frequency`, raise `stop`, or train longer."
-            logging.warning("DynamicSparseTraining: no weight has moved, because %s. %s", what, cure)
+            logging.warning("DynamicSparseTraining: the masks never changed, because %s. %s", what, cure)
 
     def get_state(self) -> dict[str, np.ndarray]:
         own = np.array([self.updates, -1 if self._end is None else self._end], "int64")
@@ -149,7 +149,7 @@ class DynamicSparseTraining(UpdatingCallback):
         self._end = None if end < 0 else end
 
     def _n_keep(self, step: int) -> dict[str, int]:
-        """path -> number of entries that each weight keeps from this step on: as many as it does, or what is due."""
+        """path -> number of entries that each weight keeps from this step on."""
         weights = masked_weights(self.model)
         if isinstance(self.schedule, Constant):
             return {weight.path: int(weight.kept().sum()) for weight in weights}

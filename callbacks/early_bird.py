@@ -23,7 +23,7 @@ from .base import MaskingCallback
 
 
 class EarlyBird(MaskingCallback):
-    """At each epoch's end, draw the masks that pruning would give; prune when they settle (arXiv:1909.11957).
+    """Draw the masks that pruning would give after each epoch; prune once they settle (arXiv:1909.11957).
 
     Of the last `patience` masks, the newest is compared with each other one: when there are so many and the largest
     distance (`kprune.analysis.mask_distance`: the fraction of entries that differ) is below `threshold`, the newest
@@ -102,8 +102,8 @@ class EarlyBird(MaskingCallback):
         largest = 2 * min(self.sparsity, 1 - self.sparsity)
         if largest < self.threshold:
             logging.warning(
-                "EarlyBird: masks of sparsity %.4g can differ in at most %.4g of their entries, so any two settle "
-                "below threshold=%.4g, whatever they are: set a lower threshold.",
+                "EarlyBird: two masks of sparsity %.4g differ in at most %.4g of their entries, which is below "
+                "threshold=%.4g, so any masks count as settled. Set a lower threshold.",
                 self.sparsity,
                 largest,
                 self.threshold,
@@ -139,7 +139,7 @@ class EarlyBird(MaskingCallback):
             self.model.stop_training = True
 
     def _draw(self, epoch: int) -> None:
-        """Draw the masks of the epoch that has ended, and set them if they have settled."""
+        """Compute the masks after an epoch, and apply them if they have settled."""
         self._drawn = epoch
         if self.settled_at is not None:
             self._distance = 0.0
@@ -150,7 +150,7 @@ class EarlyBird(MaskingCallback):
         if len(self._masks) == self.patience and self._distance < self.threshold:
             set_masks(self.model, newest)
             self.settled_at, self._masks = epoch, []
-            logging.info("EarlyBird: the masks settled in epoch %d, at distance %.4f.", epoch + 1, self._distance)
+            logging.info("EarlyBird: the masks settled in epoch %d, at a distance of %.4f.", epoch + 1, self._distance)
 
     def get_state(self) -> dict[str, np.ndarray]:
         settled_at = -1 if self.settled_at is None else self.settled_at

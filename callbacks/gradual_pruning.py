@@ -99,7 +99,7 @@ class GradualPruning(UpdatingCallback):
             self._planned = Planned(schedule, begin, end, frequency)
         elif (begin, end, frequency) != (0.1, 0.7, None):
             raise ValueError(
-                "A schedule has its own steps: `begin`, `end` and `frequency` must be None unless a sparsity is given. "
+                "`begin`, `end` and `frequency` apply only to a sparsity; a schedule already defines its steps. "
                 f"Received: schedule={schedule!r:.200}, begin={begin!r}, end={end!r}, frequency={frequency!r}"
             )
         self.schedule: Schedule | None = as_schedule(schedule) if self._planned is None else None
@@ -194,7 +194,7 @@ class GradualPruning(UpdatingCallback):
             self._updated_at = step
 
     def _warn_of_a_short_fit(self, taken: int, epoch: int) -> bool:
-        """Warn if the fit ends before the schedule, as far as that can be known."""
+        """Warn if the fit is known to end before the schedule does."""
         steps = self._counter.planned(epoch)
         if steps is not None:
             epochs = f"({(self.params or {})['steps']} steps x {(self.params or {})['epochs'] - epoch} epochs)"
@@ -208,7 +208,7 @@ class GradualPruning(UpdatingCallback):
         return False
 
     def _warn_of_steps_not_reached(self, end: int, how: str) -> bool:
-        """Whether the schedule continues after the fit's last step; if so, log a warning."""
+        """Whether the schedule continues after the fit's last step; logs a warning if so."""
         short = {} if self.schedule is None else self.schedule.members()
         short = {expression: schedule for expression, schedule in short.items() if end < schedule.end_step}
         for expression, schedule in short.items():

@@ -25,7 +25,7 @@ from .base import MaskingCallback
 
 
 class LotteryTicket(MaskingCallback):
-    """Train, prune a share of what is left, rewind, train again: `levels` times, in one `model.fit`.
+    """Train, prune a fraction of the remaining weights, rewind, and repeat: `levels` times, in one `model.fit`.
 
     Level 0 trains the model as it is for `epochs_per_level` epochs. A later level begins where the rewind point lies:
     rewound to epoch e, it trains the epochs from e to `epochs_per_level`; `total_epochs` counts them all. Pruning and
@@ -105,7 +105,8 @@ class LotteryTicket(MaskingCallback):
             check_npz("path", path)
         if not isinstance(restart, Sequence) or not all(hasattr(one, "on_train_begin") for one in restart):
             raise ValueError(
-                f"`restart` must be a list of callbacks that are in the same fit. Received: restart={restart!r}"
+                "`restart` must be a list of callbacks that are also passed to the same fit. Received: "
+                f"restart={restart!r}"
             )
         pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
         self.lottery = Lottery.of(levels, rate, rewind_to, rewind, pruner)
@@ -147,7 +148,7 @@ class LotteryTicket(MaskingCallback):
         return self._total(self.lottery.point.in_epochs(self.epochs_per_level, steps_per_epoch))
 
     def fit_kwargs(self, steps_per_epoch: float | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-        """What to pass to `fit` besides the data: epochs, this callback, and batches in their own order.
+        """The arguments to pass to `fit` besides the data: epochs, this callback, and batches in their own order.
 
         Args:
             steps_per_epoch: as in `total_epochs`.
@@ -160,7 +161,7 @@ class LotteryTicket(MaskingCallback):
         return {"epochs": self.total_epochs(steps_per_epoch), "shuffle": False, "callbacks": [self, *callbacks]}
 
     def within_level(self, schedule: Callable[..., float]) -> Callable[..., float]:
-        """A schedule for `LearningRateScheduler` that restarts, at the rewind point, with each level.
+        """A schedule for `LearningRateScheduler` that restarts at the rewind point in each level.
 
         Args:
             schedule: epoch, or epoch and learning rate -> learning rate, as Keras takes it.
@@ -179,8 +180,8 @@ class LotteryTicket(MaskingCallback):
         expected, epochs = self._total(self._taker.first_epoch()), (self.params or {}).get("epochs")
         if epochs != expected:
             raise ValueError(
-                f"{self.lottery.levels + 1} trainings take {expected} epochs in all: call fit with epochs={expected}. "
-                f"Received: epochs={epochs}"
+                f"{self.lottery.levels + 1} training runs take {expected} epochs in total: call fit with "
+                f"epochs={expected}. Received: epochs={epochs}"
             )
         if self._lock is not None:
             self._lock.acquire()
@@ -201,7 +202,7 @@ class LotteryTicket(MaskingCallback):
         self._begin_epoch(epoch)
 
     def _begin_epoch(self, epoch: int) -> None:
-        """Rewind once if it is the first epoch of a level, whoever asks first."""
+        """Rewind once in the first epoch of a level, whichever hook runs first."""
         if self._begun == epoch:
             return
         self._begun = epoch
@@ -230,7 +231,7 @@ class LotteryTicket(MaskingCallback):
             self._rewound = {} if self.lottery.rewind == "none" else self._values()
             for callback in self.restart:
                 callback.on_train_begin()
-            logging.info("LotteryTicket: level %d begins at sparsity %.4f.", level, self._sparsity())
+            logging.info("LotteryTicket: level %d starts at sparsity %.4f.", level, self._sparsity())
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         super().on_train_batch_begin(batch)
@@ -238,9 +239,10 @@ class LotteryTicket(MaskingCallback):
             now = self._values()
             if any(not np.array_equal(value, now[path], equal_nan=True) for path, value in self._rewound.items()):
                 raise RuntimeError(
-                    "Another callback changed the weights after they were rewound and before the level began: list "
-                    "SwapEMAWeights(swap_on_epoch=True), and whatever else changes weights as an epoch begins, before "
-                    f"LotteryTicket. Received: level={self._place(self._begun or 0)[0]}"
+                    "Another callback changed the weights after they were rewound and before the level began: in "
+                    "`callbacks`, list SwapEMAWeights(swap_on_epoch=True), and any other callback that changes "
+                    "weights at the start of an epoch, before LotteryTicket. Received: "
+                    f"level={self._place(self._begun or 0)[0]}"
                 )
             self._rewound = {}
 
@@ -263,12 +265,12 @@ class LotteryTicket(MaskingCallback):
         self._note(epoch, {**(logs or {}), **reached})
 
     def _note(self, epoch: int, reached: dict[str, Any]) -> None:
-        """Record what a finished epoch has reached, as numbers and lists."""
+        """Record the results of a finished epoch, as numbers and lists."""
         self.results[reached["level"] :] = [{key: np.asarray(value).tolist() for key, value in reached.items()}]
         self._ended = epoch + 1
 
     def _catch_up(self, epochs: int) -> None:
-        """Record an epoch whose end a backup has seen and this callback has not: the backup is listed before it."""
+        """Record an epoch that a backup saw end before this callback did, because the backup is listed first."""
         if self._restored and self._ended < epochs:
             self._note(epochs - 1, {"level": self._place(epochs - 1)[0], "sparsity": self._sparsity()})
 
@@ -299,7 +301,7 @@ class LotteryTicket(MaskingCallback):
         progress = progress_of(state)
         if progress["settings"] != self._settings():
             raise ValueError(
-                f"The backup belongs to another lottery, with settings {progress['settings']}. Received: "
+                f"The backup was made by a lottery with other settings: {progress['settings']}. Received: "
                 f"settings={self._settings()}"
             )
         super().set_state(state)
@@ -322,7 +324,7 @@ class LotteryTicket(MaskingCallback):
         return self.epochs_per_level + self.lottery.levels * (self.epochs_per_level - first)
 
     def _place(self, epoch: int) -> tuple[int, int]:
-        """The level to which an epoch of the fit belongs, and which epoch it is of the level's training."""
+        """The level an epoch of the fit belongs to, and its number within that level's training."""
         if epoch < self.epochs_per_level:
             return 0, epoch
         first = self._taker.first_epoch()

@@ -19,7 +19,7 @@ from .base import MaskingCallback
 
 
 class PruneAtInit(MaskingCallback):
-    """Prune the model to `sparsity` before training starts; then train what is left.
+    """Prune the model to `sparsity` before training starts; then train the remaining weights.
 
     A model that has that many zeros already is left alone, so a second fit, or one that is resumed, goes on with the
     masks it has.
@@ -82,7 +82,7 @@ class PruneAtInit(MaskingCallback):
 
 
 class SynFlow(PruneAtInit):
-    """Synaptic flow at initialization (arXiv:2006.05467): `PruneAtInit("synflow", ...)` by its own name.
+    """Synaptic flow at initialization (arXiv:2006.05467): short for `PruneAtInit("synflow", ...)`.
 
     Args:
         sparsity: fraction of zeros over all masked weights, in [0, 1); 0.9 by default.

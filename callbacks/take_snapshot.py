@@ -1,4 +1,4 @@
-"""TakeSnapshot: the model at one point of its training, to rewind to later."""
+"""TakeSnapshot: save the model at one point of its training, to rewind to later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prune a trained model without retraining: what a layer loses is moved onto the weights that it keeps (SparseGPT)."""
+"""Prune a trained model without retraining: the remaining weights compensate for the removed ones (SparseGPT)."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def prune_after_training(
 def compensated(
     weights: np.ndarray, hessian: np.ndarray, alive: np.ndarray, choose: Choose, edges: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of a pruned matrix, moved so that its outputs change least, and its mask: the solver of SparseGPT.
+    """The pruned weights and the mask, with the kept weights moved so that outputs change least: SparseGPT's solver.
 
     Args:
         weights: float64 array (inputs, outputs).
@@ -137,8 +137,8 @@ def compensated(
         factor = np.linalg.cholesky(np.linalg.inv(hessian)).T
     except np.linalg.LinAlgError as error:
         raise ValueError(
-            "The inputs of a weight are nearly the same: raise `damping`, or give more data. "
-            f"Received: {len(hessian)} inputs, {error}"
+            "The inputs of a layer are nearly linearly dependent, so its Hessian cannot be inverted: raise "
+            f"`damping`, or pass more data. Received: {len(hessian)} inputs, {error}"
         ) from error
     weights, kept = weights.copy(), np.zeros(weights.shape, bool)
     scale = np.diag(factor)[:, None]
@@ -154,22 +154,26 @@ def compensated(
 
 
 def _groups_of(pattern: Any, sparsity: float | dict[str, float]) -> tuple[int, int] | None:
-    """(n, m) of an n:m pattern, None of "unstructured"; ValueError of any other, or if the sparsity is another one."""
+    """(n, m) of an n:m pattern, None for "unstructured"; ValueError for others, or if the sparsity does not fit."""
     found = PATTERNS.get(pattern)
     groups: tuple[int, int] | None = trait(found, "n_of_m", None)
     if groups is None and found is not unstructured:
-        raise ValueError(f'`pattern` must be "unstructured" or n:m, such as "2:4". Received: pattern={pattern!r}')
+        raise ValueError(
+            f'`pattern` must be "unstructured" or an n:m pattern such as "2:4". Received: pattern={pattern!r}'
+        )
     if groups is not None:
         n, m = groups
         if any(
             abs(one - (1 - n / m)) > 1e-9 for one in (sparsity.values() if isinstance(sparsity, dict) else [sparsity])
         ):
-            raise ValueError(f"The pattern {n}:{m} has sparsity {1 - n / m:.4g}. Received: sparsity={sparsity!r}")
+            raise ValueError(
+                f"`sparsity` must be {1 - n / m:.4g} for the pattern {n}:{m}. Received: sparsity={sparsity!r}"
+            )
     return groups
 
 
 def _blocks(living: np.ndarray, block: int, sparsity: float) -> tuple[list[int], Choose]:
-    """Where blocks of inputs begin, and what chooses in each as many zeros as bring all up to it to the sparsity.
+    """The starts of the blocks of inputs, and a function that picks the zeros of each so that the total fits.
 
     Fewer where later blocks have so many pruned already that all together would come out sparser.
     """
@@ -189,7 +193,7 @@ def _blocks(living: np.ndarray, block: int, sparsity: float) -> tuple[list[int],
 
 
 def _groups(shape: tuple[int, ...], n: int, m: int) -> tuple[list[int], Choose]:
-    """Where groups of m inputs begin, at each position of a convolution anew, and what keeps n of each."""
+    """The starts of the groups of m inputs, at each position of a convolution, and a function that keeps n of each."""
     *positions, inputs, _ = shape
     pattern = n_of_m(n, m)
 
@@ -202,7 +206,7 @@ def _groups(shape: tuple[int, ...], n: int, m: int) -> tuple[list[int], Choose]:
 
 
 def _in_order(model: Any, weights: list[MaskedWeight], batch: Batch) -> list[MaskedWeight]:
-    """The weights in the order in which the model calls their layers; ValueError if the inputs of one are not known."""
+    """The weights in the order their layers are called; ValueError if the inputs of one are unknown."""
     calls = calls_of(_context(model), {"": batch[0]})
     for weight in weights:
         next(features(calls, weight))
@@ -211,7 +215,7 @@ def _in_order(model: Any, weights: list[MaskedWeight], batch: Batch) -> list[Mas
 
 
 def _hessian(model: Any, weight: MaskedWeight, data: list[Batch]) -> np.ndarray:
-    """X^T X of a weight's inputs X in all batches, float64; ValueError if it is not finite."""
+    """X^T X for a weight's inputs X over all batches, float64; ValueError if it is not finite."""
     context, total = _context(model), np.zeros(())
     for x, _, _ in data:
         for inputs in features(calls_of(context, {"": x}), weight):
@@ -219,8 +223,8 @@ def _hessian(model: Any, weight: MaskedWeight, data: list[Batch]) -> np.ndarray:
             total = total + wide.T @ wide
     if not np.isfinite(total).all():
         raise ValueError(
-            f"The inputs of {weight.path} are infinite or NaN: check the data and the weights before it. "
-            f"Received: model={model.name!r}"
+            f"The inputs of {weight.path} contain infinite or NaN values: check the data, and the weights of the "
+            f"layers before it. Received: model={model.name!r}"
         )
     return total
 

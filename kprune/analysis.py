@@ -1,4 +1,4 @@
-"""What a ticket is worth untrained, how far apart two masks are, and whether two trainings end in one valley."""
+"""Analysis of tickets: supermasks, distances between masks, and linear mode connectivity."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def supermask(model: Any, ticket: Ticket, evaluate: Any) -> float:
-    """What the ticket's masks alone are worth: the metric of mask * initial weights, untrained (arXiv:1905.01067).
+    """The metric of a ticket's masks applied to its initial weights, without training (arXiv:1905.01067).
 
     Afterwards weights, masks, statistics, seeds, metrics and optimizer are bit for bit what they were, also when the
     evaluation raises.
@@ -140,7 +140,7 @@ def linear_path(
     prepare: Callable[[Any], Any] | None = None,
     verbose: Any = "auto",
 ) -> LinearPath:
-    """Evaluate the networks on the straight line between two (arXiv:1912.05671).
+    """Evaluate the networks on the straight line between two networks (arXiv:1912.05671).
 
     values[i] = metric((1 - t) * one + t * other), t = i / (points - 1)
 
@@ -207,7 +207,7 @@ def instability(
     prepare: Callable[[Any], Any] | None = None,
     verbose: Any = "auto",
 ) -> LinearPath:
-    """Train two copies from one point on data in different orders; evaluate between them (arXiv:1912.05671).
+    """Train two copies from one point on data in different orders, and evaluate between them (arXiv:1912.05671).
 
     Networks whose error hardly rises on the line between the copies are stable: from that point on the order of the
     data does not decide where training ends. Winning tickets are found where the rewind point is stable. Afterwards
@@ -274,7 +274,7 @@ def _check_points(points: int) -> None:
 
 
 def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arrays:
-    """path of the model's weights (or of its masked ones) -> array; ValueError if they are of another model."""
+    """path of the model's weights (or masked weights) -> array; ValueError if they belong to another model."""
     mine = {weight.path: weight for weight in masked_weights(model)} if masks else model_weights(model)
     try:
         return matched(mine, arrays, "model")
@@ -283,14 +283,14 @@ def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arra
 
 
 def _between(one: np.ndarray, other: np.ndarray, place: float) -> np.ndarray:
-    """(1 - place) * one + place * other, in their own dtype; whole numbers, such as seeds, stay those of `one`."""
+    """(1 - place) * one + place * other, in their own dtype; integers, such as seeds, stay those of `one`."""
     if not keras.backend.is_float_dtype(one.dtype.name):
         return one
     return ((1 - place) * one.astype(np.float64) + place * other.astype(np.float64)).astype(one.dtype)
 
 
 def _put(model: Any, weights: Arrays, masks: Masks | None = None) -> None:
-    """Give a model weights, and masks if there are any; unlike `set_masks`, this leaves the optimizer alone."""
+    """Assign weights, and masks if given, to a model; unlike `set_masks`, leaves the optimizer alone."""
     variables = model_weights(model)
     for path, value in weights.items():
         variables[path].assign(value)

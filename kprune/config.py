@@ -81,14 +81,14 @@ class PruningConfig:
         rounds = trait(criterion, "default_rounds", 1) if self.rounds is None else self.rounds
         if divisor_of(self.groups) and not (SCOPES.get(scope) is global_scope and pattern is unstructured):
             raise ValueError(
-                "`groups` needs the scope 'global' and the pattern 'unstructured', because a group spans weights. "
-                f"Received: groups={self.groups!r}, scope={scope!r}, pattern={self.pattern!r}"
+                "`groups` requires scope='global' and pattern='unstructured', because a channel group spans several "
+                f"weights. Received: groups={self.groups!r}, scope={scope!r}, pattern={self.pattern!r}"
             )
         if self.budget is not None:
             check_budget(self.budget)
             if self.groups is None:
                 raise ValueError(
-                    'A budget is kept by whole channels: it needs groups="channels". Received: '
+                    'A budget requires groups="channels", because it is met by removing whole channels. Received: '
                     f"budget={self.budget!r}, groups=None"
                 )
         check_integer("rounds", rounds, 1)
@@ -98,16 +98,20 @@ class PruningConfig:
 
     @classmethod
     def of(cls, criterion: str | Callable[..., Any] | PruningConfig, **given: Any) -> PruningConfig:
-        """The config that a user gave in place of a criterion, or that of a criterion and the other fields."""
+        """The user's config if given in place of a criterion, else a config of the criterion and the other fields."""
         if isinstance(criterion, numbers.Real):
-            raise ValueError(f"The criterion comes first, then the sparsity. Received: criterion={criterion!r}")
+            raise ValueError(
+                "`criterion` must be a name, a function or a PruningConfig; the sparsity is the argument after it. "
+                f"Received: criterion={criterion!r}"
+            )
         if not isinstance(criterion, PruningConfig):
             check_fields("PruningConfig", given, [name for name in _FIELDS if name != "criterion"])
             return cls(criterion, **given)
         if given:
             raise ValueError(
-                "A PruningConfig already holds all fields: change it with dataclasses.replace(config, ...). "
-                f"Received: {', '.join(f'{name}={value!r:.100}' for name, value in given.items())}"
+                "With a PruningConfig, no further fields can be passed: change the config with "
+                "dataclasses.replace(config, ...). Received: "
+                f"{', '.join((f'{name}={value!r:.100}' for name, value in given.items()))}"
             )
         return criterion
 
@@ -118,11 +122,11 @@ class PruningConfig:
 
     @property
     def channels(self) -> bool:
-        """Whether channels are pruned whole, with what follows them."""
+        """Whether whole channels are pruned, along with the parameters that follow them."""
         return self.groups is not None or PATTERNS.get(self.pattern) is channel
 
     def get_config(self) -> dict[str, Any]:
-        """The fields as JSON can hold them; ValueError for a function of your own that is not registered."""
+        """The fields as JSON-serializable values; ValueError for a custom function that is not registered."""
         return {
             "criterion": CRITERIA.serialize(self.criterion),
             "scope": SCOPES.serialize(self.scope),
@@ -135,7 +139,7 @@ class PruningConfig:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PruningConfig:
-        """The config that `get_config` described; ValueError if it has other fields."""
+        """The config that `get_config` described; ValueError if it has unknown fields."""
         check_fields("PruningConfig", config, _FIELDS)
         registries = {"criterion": CRITERIA, "scope": SCOPES, "pattern": PATTERNS}
         made = {name: registry.deserialize(config[name]) for name, registry in registries.items() if name in config}
@@ -178,7 +182,7 @@ class PruningConfig:
         return outside_strategies(lambda: self._masks(model, sparsity, within, taken, watched, made, verbose))
 
     def take(self, data: Any, batches: int | None = 1) -> list[Batch]:
-        """The batches of data that the criterion uses; ValueError if it needs data and there are none."""
+        """The batches of data that the criterion uses; ValueError if it needs data and gets none."""
         check_batches(batches)
         needs = trait(CRITERIA.get(self.criterion), "needs", ())
         if data is None and "data" in needs:
@@ -192,7 +196,7 @@ class PruningConfig:
         return None if cls is None else cls()
 
     def _tracker(self, trackers: Any) -> Tracker | None:
-        """The one of those given that the criterion needs; ValueError if it needs one and there is none."""
+        """The tracker the criterion needs, from those given; ValueError if it needs one and there is none."""
         cls = trait(CRITERIA.get(self.criterion), "tracker", None)
         if cls is None:
             return None
@@ -200,9 +204,9 @@ class PruningConfig:
         found = next((one for one in listed if isinstance(one, cls)), None)
         if found is None:
             raise ValueError(
-                f"The criterion {self.name!r} depends on how training went: callbacks such as GradualPruning watch it "
-                f"themselves; elsewhere pass trackers=tracker, a {cls.__name__} that has watched it. "
-                f"Received: trackers={trackers!r:.200}"
+                f"The criterion {self.name!r} depends on what happened during training. Callbacks such as "
+                f"GradualPruning track that themselves; elsewhere, pass trackers=tracker, a {cls.__name__} that has "
+                f"watched the training. Received: trackers={trackers!r:.200}"
             )
         return found
 
@@ -250,9 +254,9 @@ class PruningConfig:
             and any(np.any(current[path] & ~mask) for path, mask in context.masks.items())
         ):
             raise ValueError(
-                f"The criterion {self.name!r} scores what its {type(tracker).__name__} tracker saw of the training, "
-                "and that is nothing yet: train for a few hundred steps before pruning. "
-                f"Received: sparsity={sparsity!r}"
+                f"The criterion {self.name!r} needs what its {type(tracker).__name__} tracker records during "
+                "training, and it has recorded nothing yet: train for a few hundred steps before pruning. Received: "
+                f"sparsity={sparsity!r}"
             )
         return context.masks
 
@@ -264,7 +268,7 @@ class PruningConfig:
     def _loop(
         self, context: Context, groups: list[tuple[list[str], float]], advance: Callable[[int], Any]
     ) -> Masks | None:
-        """The masks after all rounds, where the criterion can run them in one loop on a device; else None."""
+        """The masks after all rounds if the criterion can run them in one loop on a device, else None."""
         loop = fast_form(CRITERIA.get(self.criterion), "loop")
         if loop is None or not self._together(groups, context.weights):
             return None
@@ -274,7 +278,7 @@ class PruningConfig:
         return loop(context, n_keep, advance)
 
     def _cut(self, context: Context, groups: list[tuple[list[str], float]], masks: Masks) -> Masks:
-        """The masks of a round, which keep nothing that `masks` does not."""
+        """The masks of one round; they keep nothing that `masks` does not."""
         scope, pattern = SCOPES.get(self.scope), PATTERNS.get(self.pattern)
         plain = self.groups is None and pattern is unstructured and trait(scope, "counts", False)
         entrywise = fast_form(CRITERIA.get(self.criterion), "entrywise") if plain else None
@@ -295,9 +299,12 @@ class PruningConfig:
                 )
             # The extremes show any NaN or infinity without a copy; only then does it matter whose they are.
             if not (np.isfinite(score.min()) and np.isfinite(score.max())) and not np.isfinite(score[kept]).all():
+                if np.isfinite(weight.seen()).all():
+                    cause = "although its weights are finite: check the data, the loss and the criterion"
+                else:
+                    cause = "because its weights are: training may have diverged"
                 raise ValueError(
-                    f"The scores of {weight.path} are infinite or NaN: check whether its weights are, too. "
-                    f"Received: criterion={self.name!r}"
+                    f"The scores of {weight.path} are infinite or NaN, {cause}. Received: criterion={self.name!r}"
                 )
             return score
 
@@ -323,12 +330,12 @@ _FIELDS = [one.name for one in fields(PruningConfig)]
 
 
 def _checked(weights: list[MaskedWeight], within: Masks) -> Masks:
-    """The masks that a user gave as `within`; ValueError unless there is one of its shape for each weight."""
+    """The user's `within` masks; ValueError unless there is one of the right shape for each weight."""
     shapes = {path: np.shape(mask) for path, mask in within.items()} if isinstance(within, dict) else None
     expected = {weight.path: weight.shape for weight in weights}
     if shapes != expected or any(np.asarray(mask).dtype != np.bool_ for mask in within.values()):
         raise ValueError(
-            f"`within` must hold a bool array of the weight's shape for each masked weight: {str(expected)[:200]}. "
-            f"Received: within={shapes!s:.200}"
+            f"`within` must map each masked weight to a bool array of its shape: {str(expected)[:200]}. Received: "
+            f"within={shapes!s:.200}"
         )
     return {weight.path: np.asarray(within[weight.path]) for weight in weights}

@@ -1,4 +1,4 @@
-"""Controls: what to compare a pruning result with before claiming anything for the method.
+"""Controls: baselines to compare a pruning result with before making claims about a method.
 
 Does the ranking matter? `inverted` keeps the least salient weights. Does it matter which weights of a layer are kept,
 or only how many? `shuffle_masks`. Do their initial values matter, or only their signs? `reinitialize`. Does the method
@@ -60,7 +60,7 @@ def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]
 
 
 def shuffled(masks: Masks, seed: int = 0) -> Masks:
-    """Each mask's entries in a random order: each weight keeps as many entries, but others (arXiv:2009.08576).
+    """Each mask's entries in random order: every weight keeps as many entries, but different ones (arXiv:2009.08576).
 
     The shape of the zeros is lost: shuffled 2:4, block or channel masks have none. The control of a pattern is
     `kprune.prune(model, "random", sparsity, pattern=...)`.
@@ -89,7 +89,7 @@ def shuffled(masks: Masks, seed: int = 0) -> Masks:
 def shuffle_masks(
     model: Any, seed: int = 0, values: dict[str, np.ndarray] | None = None, optimizer: Any = None
 ) -> Masks:
-    """Shuffle each mask of a model within its own weight, as `shuffled` does, and start from given values.
+    """Shuffle each mask of a model within its own weight, as `shuffled` does, and start from the given values.
 
     w <- where(shuffled mask, values, 0). What was pruned has lost its value: without `values`, an entry that the new
     mask keeps and the old one did not starts from 0, so most of a sparse weight does. To compare the masks and not
@@ -266,15 +266,14 @@ def matched_epochs(model: Any, epochs: int) -> int:
     dense, left, other = report.flops, report.effective_flops, report.other_flops
     if dense is None or left is None or other is None or left + other == 0:
         raise ValueError(
-            f"The number of remaining multiply-adds must be known and above 0. {report.note} Received: "
-            f"multiply-adds={dense}, "
-            f"remaining={left}, of kernels without a mask={other}"
+            f"The model's remaining multiply-adds must be known and above 0. {report.note} Received: "
+            f"multiply-adds={dense}, remaining={left}, of kernels without a mask={other}"
         )
     return epochs * (dense + other) // (left + other)
 
 
 def _begin(model: Any, optimizer: Any, variable: Any, value: np.ndarray) -> None:
-    """Give a weight a starting value, with no trace of the old one in the optimizer."""
+    """Give a weight a starting value, and reset its state in the optimizer."""
     variable.assign(value.astype(to_numpy(variable).dtype))
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     if optimizer is not None:
@@ -289,9 +288,9 @@ def _masked(model: Any) -> list[Any]:
 
 
 def _signs(model: Any, signs: Mapping[str, np.ndarray]) -> Arrays:
-    """path -> array of the masked weights' shapes: of a dict of theirs, or of one of all weights of the model."""
+    """path -> array for each masked weight, from a dict of the masked weights or of all weights of the model."""
     masked = {weight.path: weight for weight in _masked(model)}
-    wrong = "`signs` must have an array for every masked weight, such as ticket.weights."
+    wrong = "`signs` must hold an array for every masked weight, as ticket.weights does."
     if not isinstance(signs, Mapping):
         raise ValueError(f"{wrong} Received: signs={signs!r}")
     arrays = {path: np.asarray(array) for path, array in signs.items()}
@@ -308,8 +307,8 @@ def _deviation(path: str, drawn: np.ndarray) -> float:
     deviation = float(np.std(drawn.astype(np.float64)))
     if deviation == 0:
         raise ValueError(
-            f"The initializer of {path} draws the same value for all entries, so its standard deviation, which "
-            "`constant` uses, is 0: pass constant=False. Received: constant=True"
+            f"The initializer of {path} draws the same value for all entries, so its standard deviation is 0 and "
+            "cannot be used as the constant: pass constant=False. Received: constant=True"
         )
     return deviation
 

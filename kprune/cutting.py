@@ -1,4 +1,4 @@
-"""A round's cut: the scores of all weights to their masks, by a scope and a pattern."""
+"""A round's cut: turn the scores of all weights into masks, by a scope and a pattern."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shares_by_counts(
     left: dict[str, int],
     counts: Callable[[list[str], int], list[tuple[int, int]]],
 ) -> dict[str, int]:
-    """path -> number of entries to keep, by a scope that asks of scores only what can be counted.
+    """path -> number of entries to keep, for a scope that only counts scores.
 
     Args:
         scope: one with the trait `counts`.
@@ -45,7 +45,7 @@ def shares_by_counts(
 
 
 def cut_by_counts(scope: Scope, scores: Scores, groups: Groups, masks: Masks, of: np.ufunc = np.positive) -> Masks:
-    """The masks of single entries, by a scope with the trait `counts`: no score is copied.
+    """The masks of single entries, for a scope with the trait `counts`; copies no scores.
 
     Args:
         scope, groups: as of `shares_by_counts`.
@@ -71,7 +71,7 @@ def cut_by_counts(scope: Scope, scores: Scores, groups: Groups, masks: Masks, of
 def cut_by_pattern(
     scope: Scope, pattern: Pattern, layouts: dict[str, Layout], scores: Scores, groups: Groups, masks: Masks
 ) -> Masks:
-    """The masks of any scope and pattern, a function of the user's own among them; arguments as of `cut_by_counts`.
+    """The masks for any scope and pattern, including custom ones; arguments as for `cut_by_counts`.
 
     Raises:
         ValueError: scope or pattern returned something else than they should.
@@ -85,8 +85,8 @@ def cut_by_pattern(
         kept = np.asarray(pattern(score, min(n_keep[path], int(np.count_nonzero(masks[path])))))
         if kept.shape != score.shape or kept.dtype != np.bool_:
             raise ValueError(
-                f"A pattern must return a bool array of the scores' shape {score.shape}. "
-                f"Received: shape={kept.shape}, dtype={kept.dtype}"
+                f"A pattern must return a bool array with the shape of the scores, {score.shape}. Received: "
+                f"shape={kept.shape}, dtype={kept.dtype}"
             )
         return layouts[path].original(kept)
 
@@ -101,7 +101,7 @@ def cut_by_pattern(
 def _shares(
     scope: Scope, pattern: Pattern, survivors: Scores, layouts: dict[str, Layout], sparsity: float
 ) -> dict[str, int]:
-    """path -> number of entries to keep of a group's weights."""
+    """path -> number of entries to keep for the weights of a group."""
     blocks = trait(pattern, "blocks", None)
     if blocks is None:
         return shares_of(scope, survivors, sparsity)

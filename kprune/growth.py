@@ -1,4 +1,4 @@
-"""Masks that may grow: drop and grow, which moves weights at constant density, and splicing, which lets them return."""
+"""Masks that may grow: drop-and-grow moves weights at constant density, splicing lets them return."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def drop_and_grow(
     batches: int | None = 1,
     compiled: Compiled | None = None,
 ) -> Masks:
-    """The masks of an update: each weight drops its smallest entries and grows as many others in their place.
+    """The masks of an update: each weight drops its smallest entries and grows as many others.
 
     Of the k entries that a weight keeps, floor(share * k) of the smallest magnitude are dropped, more where `n_keep` is
     below what is left; then entries are grown until it keeps n_keep: those with the highest scores of the method among
@@ -73,8 +73,8 @@ def drop_and_grow(
         n = n_keep.get(weight.path) if isinstance(n_keep, dict) else None
         if not isinstance(n, Integral) or isinstance(n, bool) or not 0 <= n <= weight.size:
             raise ValueError(
-                f"`n_keep` must be a dict that holds an integer from 0 to {weight.size} for {weight.path}. "
-                f"Received: n_keep={n_keep!r:.200}"
+                f"`n_keep` must be a dict with an integer from 0 to {weight.size} for {weight.path}. Received: "
+                f"n_keep={n_keep!r:.200}"
             )
     batched = PruningConfig(grow).take(data, batches) or None
     kept = {weight.path: int(weight.kept().sum()) for weight in weights}
@@ -91,7 +91,7 @@ def drop_and_grow(
 
 
 def share_at(method: Callable[..., Any], share: float, progress: float) -> float:
-    """The share that an update drops, at a progress from 0 to 1: half a cosine to 0 for methods that anneal it.
+    """The fraction to drop at a progress from 0 to 1: half a cosine down to 0 for methods that anneal it.
 
     >>> round(share_at(METHODS.get("rigl"), 0.3, 0.5), 6), share_at(METHODS.get("set"), 0.3, 0.5)
     (0.15, 0.3)
@@ -104,7 +104,7 @@ def share_at(method: Callable[..., Any], share: float, progress: float) -> float
 def splice(
     config: PruningConfig, model: Any, sparsity: float | dict[str, float] | None, margin: float, **options: Any
 ) -> Masks:
-    """The masks to which a config prunes a model whose pruned weights may return (arXiv:1608.04493).
+    """The masks a config gives a model whose pruned weights may return (arXiv:1608.04493).
 
     score = the criterion's, raised by the margin where the entry is kept now (s * margin if s > 0, else s / margin). So
     there are two thresholds, in the ratio of the margin: below the lower one a kept entry goes, above the higher one a
@@ -147,12 +147,12 @@ def splice(
 
 
 def open_masks(weights: list[MaskedWeight]) -> Masks:
-    """What the masks of a method that grows may keep: all entries of weights that train, of others what they keep."""
+    """What the masks of a growing method may keep: all entries of trainable weights; of others what they keep."""
     return {weight.path: weight.kept() | weight.trainable for weight in weights}
 
 
 def _cut(model: Any, criterion: Any, n_keep: dict[str, int], pattern: Any, seed: int = 0, **options: Any) -> Masks:
-    """The masks of the highest scores, by given numbers of entries."""
+    """The masks of the highest scores, with the given numbers of entries."""
     config = PruningConfig(criterion, scope=lambda scores, sparsity: n_keep, pattern=pattern, rounds=1, seed=seed)
     return config.masks(model, 0.0, **options)
 

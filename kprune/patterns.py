@@ -1,4 +1,4 @@
-"""Patterns: the shape of the zeros. A pattern turns the scores of one weight and a count into its mask.
+"""Patterns: where zeros may lie. A pattern turns the scores of one weight and a count into its mask.
 
 A pattern sees every weight as (..., in, out), whatever its layer: see `kprune.masks.layout`. The traits in which one
 differs from the plain case:
@@ -58,7 +58,7 @@ def unstructured(score: np.ndarray, n_keep: int) -> np.ndarray:
 
 @PATTERNS.family(r"(\d+):(\d+)", "n:m")
 def n_of_m(n: int, m: int) -> Pattern:
-    """A pattern that keeps at most n of each m consecutive inputs of an output: 2:4 keeps 2 of 4 (arXiv:2104.08378).
+    """A pattern that keeps at most n of every m consecutive inputs of an output: 2:4 keeps 2 of 4 (arXiv:2104.08378).
 
     By name "2:4", "1:4" and so on. The first number is what is kept; tfmot's `sparsity_m_by_n` begins with the zeros.
 
@@ -93,7 +93,9 @@ def n_of_m(n: int, m: int) -> Pattern:
     """
     _check_sizes(n=n, m=m)
     if n >= m:
-        raise ValueError(f"`n` must be less than `m`: n:m keeps n of each m entries. Received: n={n}, m={m}")
+        raise ValueError(
+            f"`n` must be less than `m`: an n:m pattern keeps n of every m entries. Received: n={n}, m={m}"
+        )
 
     def keep(score: np.ndarray, n_keep: int) -> np.ndarray:
         _check_count(score, n_keep)
@@ -109,7 +111,7 @@ def n_of_m(n: int, m: int) -> Pattern:
 
 @PATTERNS.register("fan_in")
 def fan_in(score: np.ndarray, n_keep: int) -> np.ndarray:
-    """Keep as many inputs of each output, those with its highest scores (arXiv:2306.11695, 2305.02299).
+    """Keep the same number of inputs for each output: its highest scores (arXiv:2306.11695, 2305.02299).
 
     The best input of each output ranks above all second ones, these above all third ones, and so on; of one rank the
     higher score goes first. The `n_keep` highest in that order are kept, so that the numbers of two outputs differ by
@@ -190,7 +192,7 @@ def _filters(shape: tuple[int, ...]) -> np.ndarray:
 
 @PATTERNS.register("channel", blocks=_filters)
 def channel(score: np.ndarray, n_keep: int) -> np.ndarray:
-    """Keep whole output channels: all weights that lead to one unit or feature map (arXiv:1608.08710).
+    """Keep or prune whole output channels: all weights that lead to one unit or feature map (arXiv:1608.08710).
 
     As `block`, with the filters in place of the tiles: a filter's score is the mean of its weights'. Its bias, gamma
     and beta follow it (`kprune.masks.followers`). What reads its output is left alone;
@@ -217,7 +219,7 @@ def channel(score: np.ndarray, n_keep: int) -> np.ndarray:
 
 
 def pooled(score: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, int]:
-    """The scores by which a scope ranks blocks, and how many entries are left in the block that has the most.
+    """The scores by which a scope ranks blocks, and the number of entries in the fullest block.
 
     Each score is the mean of its block over what is not pruned yet; pruned entries stay -inf.
 
@@ -244,7 +246,7 @@ def _keep_whole(score: np.ndarray, n_keep: int, blocks: Blocks) -> np.ndarray:
 
 
 def _measured(score: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each entry's block (flat), and each block's mean (-inf if all of it is pruned) and number of entries left."""
+    """Each entry's block (flat), and each block's mean (-inf if fully pruned) and number of remaining entries."""
     shape = score.shape if score.ndim > 1 else (*score.shape, 1)
     numbers, flat = blocks(shape).reshape(-1), score.reshape(-1)
     living = flat > -np.inf
@@ -254,7 +256,7 @@ def _measured(score: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray
 
 
 def _winners(score: np.ndarray, n: int, m: int) -> np.ndarray:
-    """The n highest of each group of m along the input axis, without what is pruned."""
+    """The n highest of each group of m along the input axis, without pruned entries."""
     *positions, rows, columns = score.shape if score.ndim > 1 else (*score.shape, 1)
     n_groups = -(-rows // m)
     padded = np.full((*positions, n_groups * m, columns), -np.inf, np.result_type(score, np.float32))
@@ -267,7 +269,7 @@ def _winners(score: np.ndarray, n: int, m: int) -> np.ndarray:
 
 
 def _named(pattern: Pattern, name: str, factory: Callable[..., Any], **traits: Any) -> Pattern:
-    """The pattern with a name for messages, its factory's documentation and traits."""
+    """The pattern with a name for messages, and its factory's documentation and traits."""
     pattern.__name__, pattern.__doc__ = name, factory.__doc__
     for trait_name, value in traits.items():
         setattr(pattern, trait_name, value)

@@ -30,7 +30,7 @@ def prune(
     verbose: Any = "auto",
     **config_fields: Any,
 ) -> Masks:
-    """Prune a model to a sparsity: its masks are set, its pruned weights become exactly 0.
+    """Prune a model to a sparsity: set its masks; pruned weights become exactly 0.
 
     Round r = 1 .. rounds prunes the survivors of the round before to density (1 - sparsity) ** (r / rounds). A weight
     that is pruned does not return: on a model that is sparser than asked already, nothing happens.
@@ -83,13 +83,13 @@ def prune(
 
 
 def check_reachable(model: Any, config: PruningConfig) -> None:
-    """Raises ValueError if the config has a budget that the masked model cannot keep."""
+    """Raises ValueError if the config has a budget that the masked model cannot meet."""
     if config.budget is not None:
         ChannelCut(model, config.groups, config.budget).check()
 
 
 class Pruner:
-    """A config in use during training: with its data, and with its criterion's tracker.
+    """A config in use during training, along with its data and its criterion's tracker.
 
     Args:
         config: what to prune by.
@@ -105,36 +105,36 @@ class Pruner:
         self._compiled, self._warned = Compiled(), False
 
     def forget(self) -> None:
-        """Forget what an earlier training has shown."""
+        """Forget what an earlier training run has shown."""
         self.tracker, self._compiled, self._warned = None, Compiled(), False
 
     def end(self) -> None:
-        """The training has ended: what was compiled for it is not needed any more."""
+        """Training has ended: drop what was compiled for it."""
         self._compiled = Compiled()
 
     def begin(self, model: Any) -> None:
-        """A training begins, from the weights as they are."""
+        """Training begins from the current weights."""
         check_reachable(model, self.config)
         self.tracker = self.config.tracker()
         self.resume(model)
 
     def resume(self, model: Any) -> None:
-        """The training continues, from weights that something else may have set."""
+        """Training continues from weights that something else may have set."""
         if self.tracker is not None:
             self.tracker.begin(model)
 
     def after_step(self, model: Any) -> None:
-        """A step has been taken."""
+        """A training step was taken."""
         if self.tracker is not None:
             self.tracker.after_step(model)
 
     @property
     def watches(self) -> bool:
-        """Whether each step must be reported; on JAX, the weights must be brought up to date for that."""
+        """Whether each step must be reported; on JAX, this requires the weights to be synchronized."""
         return self.tracker is not None and type(self.tracker).after_step is not Tracker.after_step
 
     def masks(self, model: Any, sparsity: float | dict[str, float] | None, **options: Any) -> Masks:
-        """As `PruningConfig.masks`; of weights that are pruned to nothing a fit says so once."""
+        """Like `PruningConfig.masks`, with one warning per fit about weights that are pruned completely."""
         options = {"data": self.data, "batches": None, "trackers": self.tracker, "compiled": self._compiled, **options}
         if self.margin is None:
             masks = self.config.masks(model, sparsity, **options)
@@ -144,7 +144,7 @@ class Pruner:
         return masks
 
     def update(self, model: Any, sparsity: float | dict[str, float], optimizer: Any = None) -> None:
-        """Prune the model, in the middle of a fit: on the device that it trains on, where that can be."""
+        """Prune the model in the middle of a fit, on its training device if possible."""
         kept = update_on_device(model, self.config, sparsity, optimizer)
         if kept is None:
             set_masks(model, self.masks(model, sparsity), optimizer)
@@ -152,7 +152,7 @@ class Pruner:
             self._warned = self._warned or _warn_of_collapse([path for path, n in kept.items() if n == 0], len(kept))
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """What the tracker knows, for a backup."""
+        """The tracker's state, for a backup."""
         return {} if self.tracker is None else self.tracker.get_state()
 
     def set_state(self, model: Any, state: dict[str, np.ndarray]) -> None:
@@ -168,11 +168,11 @@ def _emptied(masks: Masks) -> list[str]:
 
 
 def _warn_of_collapse(empty: list[str], of: int) -> bool:
-    """Whether weights, of so many, are pruned to nothing, which a warning says."""
+    """Warn if weights were pruned completely; returns whether any were."""
     if empty:
         logging.warning(
-            "kprune: %d of %d weights were pruned to nothing (%s): unless a shortcut bypasses them, no signal passes "
-            "through. Set a floor: scope=kprune.scopes.with_floor('global', 0.01).",
+            "kprune: %d of %d weights were pruned completely (%s): unless a skip connection bypasses them, no signal "
+            "gets through. Set a floor: scope=kprune.scopes.with_floor('global', 0.01).",
             len(empty),
             of,
             ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),

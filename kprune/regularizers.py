@@ -1,4 +1,4 @@
-"""Penalties that make weights or whole units small while a network trains, for any model after it is built."""
+"""Penalties that shrink weights or whole units during training, for any model after it is built."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def regularize(
     filters: Filters = None,
     weights: Sequence[str] = DEFAULT_WEIGHTS,
 ) -> tuple[str, ...]:
-    """Give weights of a built model a regularizer, masked or not: what they read is penalized from the next step on.
+    """Give weights of a built model a regularizer, masked or not; it takes effect from the next step on.
 
     What was compiled is traced anew, nothing is compiled again by hand. A layer with the attribute for it, such as
     `kernel_regularizer`, saves it with its config.
@@ -125,7 +125,9 @@ def regularize(
             f"create it. Received: model={model.name!r}, of tf_keras"
         )
     if regularizer is not None and not callable(regularizer):
-        raise ValueError(f"`regularizer` must be one of Keras, or None. Received: regularizer={regularizer!r:.100}")
+        raise ValueError(
+            f"`regularizer` must be a Keras regularizer or None. Received: regularizer={regularizer!r:.100}"
+        )
     names = check_strings("weights", weights)
     for expression in () if filters is None or callable(filters) else check_strings("filters", filters):
         check_expression(expression, "filters")
@@ -136,13 +138,14 @@ def regularize(
     ]
     if not found:
         raise ValueError(
-            f"The model has no weight that these choose. Received: filters={filters!r}, weights={tuple(names)}"
+            f"`filters` and `weights` select no weight of the model. Received: filters={filters!r}, "
+            f"weights={tuple(names)}"
         )
     own = [v.path for _, v in found if v.regularizer is not None]
     if regularizer is not None and own:
         raise ValueError(
-            f"{own[0]} has a regularizer already: `kprune.regularize(model, None)` takes it away. "
-            f"Received: regularizer={type(regularizer).__name__}"
+            f"{own[0]} already has a regularizer: remove it with `kprune.regularize(model, None)`. Received: "
+            f"regularizer={type(regularizer).__name__}"
         )
     for layer, v in found:
         one = regularizer
@@ -157,7 +160,7 @@ def regularize(
 
 
 def _output_axes(layer: Any, v: Any) -> tuple[int, ...]:
-    """The axes of a weight's own shape that its layout makes the outputs."""
+    """The axes of a weight's own shape that are outputs in its layout."""
     layout, count = layout_in(layer, v), 1
     while math.prod(layout.given[axis] for axis in layout.axes[-count:]) < layout.shape[-1]:
         count += 1
@@ -165,7 +168,7 @@ def _output_axes(layer: Any, v: Any) -> tuple[int, ...]:
 
 
 def _under_mask(layer: Any, v: Any, regularizer: Any) -> Any:
-    """The regularizer of what a layer reads of a weight: of a masked one, what its mask lets through."""
+    """The regularizer of what a layer reads of a weight, which for a masked weight is the masked value."""
     if regularizer is not None and is_masked(layer):
         store = layer.mask_store
         for weight, mask in zip(store.masked, store.masks, strict=True):

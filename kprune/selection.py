@@ -1,4 +1,4 @@
-"""Selection: the masks that keep the highest scores of several weights together, on the host or inside JAX programs."""
+"""Selection: masks that keep the highest scores of several weights together, on the host or in JAX programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .util.threads import side_by_side
 def keep_highest(
     scores: list[np.ndarray], within: list[np.ndarray], n_keep: int, of: np.ufunc = np.positive
 ) -> list[np.ndarray]:
-    """Masks that keep exactly `n_keep` entries, the highest of all scores; of equal ones the earlier (C order).
+    """Masks that keep exactly `n_keep` entries, the highest of all scores; ties go to the earlier (C order).
 
     Args:
         scores: float arrays, finite where `within` is True.
@@ -68,7 +68,7 @@ def _highest(scores: list[np.ndarray], n_keep: int, of: np.ufunc) -> list[np.nda
 
 
 def keep_highest_jax(scores: list[Any], within: list[Any], n_keep: Any) -> list[Any]:
-    """`keep_highest` as part of a JAX program, for an accelerator: 32 counts of float32 scores, 64 of float64 ones.
+    """`keep_highest` inside a JAX program, for an accelerator: 32 counts for float32 scores, 64 for float64.
 
     The order of floats is that of their bits, those below zero flipped, so the lowest score that is kept is found
     bit by bit. Equal scores are counted in order only where they straddle the cut. On a CPU a count in XLA takes five

@@ -1,4 +1,4 @@
-"""What is requested: one sparsity for all weights together, one for each group of weights, or a budget."""
+"""What is requested: one sparsity for all weights, one per group of weights, or a budget."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_sparsities(sparsity: float | dict[str, float]) -> None:
 
 
 def goal_of(sparsity: Any, budget: dict[str, float] | None) -> float | dict[str, float]:
-    """The sparsity; under a budget the fraction of the cost that goes, all that has to where the sparsity is None.
+    """The sparsity; for a budget without one, the fraction of the cost to remove.
 
     Raises:
         ValueError: the sparsity is none, or there is neither of both.
@@ -33,7 +33,7 @@ def goal_of(sparsity: Any, budget: dict[str, float] | None) -> float | dict[str,
     """
     if sparsity is None:
         if budget is None:
-            raise ValueError("Give a sparsity, or a budget in its place. Received: sparsity=None, budget=None")
+            raise ValueError("Pass either a sparsity or a budget. Received: sparsity=None, budget=None")
         return 1 - check_budget(budget)[1]
     if budget is not None and isinstance(sparsity, dict):
         raise ValueError(
@@ -45,23 +45,25 @@ def goal_of(sparsity: Any, budget: dict[str, float] | None) -> float | dict[str,
 
 
 def check_one_goal(sparsity: Any, budget: dict[str, float] | None) -> None:
-    """Raises ValueError unless a user has given a sparsity or a budget, and not both."""
+    """Raises ValueError unless the user has given either a sparsity or a budget."""
     if budget is not None and sparsity is not None:
-        raise ValueError(f"A budget stands in place of a sparsity. Received: sparsity={sparsity!r}, budget={budget!r}")
+        raise ValueError(
+            f"Pass either a sparsity or a budget, not both. Received: sparsity={sparsity!r}, budget={budget!r}"
+        )
     goal_of(sparsity, budget)
 
 
 def check_no_budget(who: str, budget: dict[str, float] | None) -> None:
-    """Raises ValueError if there is a budget."""
+    """Raises ValueError if a budget is given."""
     if budget is not None:
         raise ValueError(
-            f"{who} goes by a sparsity; PruneAtInit, GradualPruning and kprune.prune take a budget. "
+            f"{who} takes a sparsity, not a budget; PruneAtInit, GradualPruning and kprune.prune accept a budget. "
             f"Received: budget={budget!r}"
         )
 
 
 def by_group(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple[list[str], float]]:
-    """(paths of a group, its sparsity): all paths, or those whose first expression found is that of the dict."""
+    """(paths of a group, its sparsity): all paths, or grouped by the first expression of the dict that matches."""
     if not isinstance(sparsity, dict):
         return [(paths, sparsity)]
     found: dict[str, list[str]] = {expression: [] for expression in sparsity}
@@ -72,7 +74,7 @@ def by_group(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple
     for expression, group in found.items():
         if not group:
             raise ValueError(
-                "The regular expression matches no masked weight, or only those that an earlier one matches. Masked "
-                f"weights: {', '.join(paths)}. Received: sparsity={expression!r}"
+                "This regular expression matches no masked weight, or only weights that an earlier expression "
+                f"matches. Masked weights: {', '.join(paths)}. Received: sparsity={expression!r}"
             )
     return [(group, sparsity[expression]) for expression, group in found.items()]

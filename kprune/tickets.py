@@ -1,4 +1,4 @@
-"""What a ticket is good for: from which step on it is stable, how near its start one must begin, and on which data.
+"""Uses of a ticket: when it becomes stable, how close to its start training may begin, and on which data.
 
 See arXiv:1912.05671 and 1903.01611 (late resetting), 1905.01067 (what of the start matters) and 1906.02773 (one ticket
 for several data sets). The controls of a single ticket are in `kprune.controls`, the lotteries in `kprune.find_ticket`.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StablePoint(Printed):
-    """What `stable_point` found; `print(found)` shows a table.
+    """The result of `stable_point`; `print(found)` shows a table.
 
     Attributes:
         step: the smallest stable one of those given; None if none is.
@@ -68,7 +68,7 @@ def stable_point(
     prepare: Callable[[Any], Any] | None = None,
     verbose: Any = "auto",
 ) -> StablePoint:
-    """The smallest step to which a network can be rewound and is stable: late resetting by search (arXiv:1912.05671).
+    """The smallest step to which a network can be rewound and be stable: late resetting (arXiv:1912.05671).
 
     A step k is stable if two trainings from it, on data in other orders, end in one basin: if on the straight line
     between them the error barrier is at most `threshold` (`kprune.analysis.instability`). Where a ticket is stable, it
@@ -139,7 +139,7 @@ class Trials(Drawable):
     starts: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything above as numbers, strings and lists that JSON can hold; starts as strings."""
+        """All fields as JSON-serializable values; starts as strings."""
         return {**asdict(self), "values": {str(start): list(values) for start, values in self.values.items()}}
 
     def __str__(self) -> str:
@@ -172,7 +172,7 @@ def neighborhood(
     seeds: Sequence[int] = (0,),
     verbose: Any = "auto",
 ) -> Trials:
-    """The metric after training a ticket from near its start: how exactly must its weights be the initial ones?
+    """The metric after training a ticket from near its start: how exact must its initial weights be?
 
     w <- mask * (w0 + e * |w0| / |n| * n), n normal noise on the kept entries, for each weight by itself and each
     relative size e; then it is trained.
@@ -233,7 +233,7 @@ def transfer(
     seeds: Sequence[int] = (0, 1, 2),
     verbose: Any = "auto",
 ) -> Trials:
-    """The metric of a ticket that was found on other data, beside what else could begin here (arXiv:1906.02773).
+    """The metric of a ticket found on other data, compared with other starting points (arXiv:1906.02773).
 
     Trained from four starts each: "ticket", its masks and weights; "reinitialize", its masks and fresh weights;
     "shuffle", its weights under its masks shuffled within each weight; and "dense", fresh weights, none pruned.
@@ -291,7 +291,7 @@ def _trials(
     verbose: Any,
     what: str,
 ) -> Trials:
-    """Train from each start with each seed, and measure; the model is as it was afterwards."""
+    """Train from each start with each seed, and measure; afterwards the model is restored."""
     check_verbose(verbose)
     check_seeds(seeds)
     check_function("train", train, "a model and a seed")

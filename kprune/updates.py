@@ -1,4 +1,4 @@
-"""Mask updates on an accelerator: scores, masks, weights and slots stay there, only counts come to the host.
+"""Mask updates on an accelerator: scores, masks, weights and slots stay there; only counts reach the host.
 
 Three programs, compiled once per model. The first counts what is alive, the second, for scopes that rank all weights
 together, how many entries of each weight lie above the common cut, and the third makes masks from the number that each
@@ -43,7 +43,7 @@ LOWEST = -(2**31)  # the key of what is pruned; that of -infinity is above it
 def update_on_device(
     model: Any, config: PruningConfig, sparsity: float | dict[str, float], optimizer: Any = None
 ) -> dict[str, int] | None:
-    """Prune a masked model as `set_masks(model, config.masks(model, sparsity), optimizer)` does, on its device.
+    """Prune a masked model like `set_masks(model, config.masks(model, sparsity), optimizer)`, on its device.
 
     Returns:
         path -> number of entries that are kept; None, and nothing has changed, where the host has to do it: the weights
@@ -79,7 +79,7 @@ def update_on_device(
 
 
 def device_scores(config: PruningConfig, weights: list[MaskedWeight]) -> Callable[[Any], Any] | None:
-    """The criterion's scores as a function of a weight's tensor, if an update by this config goes on the device."""
+    """The criterion's scores as a function of a weight's tensor, if this config can be updated on the device."""
     entrywise = fast_form(CRITERIA.get(config.criterion), "entrywise")
     dtypes = {keras.backend.standardize_dtype(weight.variable.dtype) for weight in weights}
     pattern = PATTERNS.get(config.pattern)
@@ -118,7 +118,7 @@ def _write(
 
 @dataclass(frozen=True)
 class _Programs:
-    """The three programs, each a function of tensors; compiled anew only for other shapes.
+    """The three programs, each a function of tensors, recompiled only for new shapes.
 
     Attributes:
         look: (score, [(value, mask)]) -> the numbers of entries that are alive, and whether their scores are finite.
@@ -173,7 +173,7 @@ def _written(form: Any, values: Any, slots: Any, initial: Any, n_keep: Any) -> l
 
 
 def _highest_of_each(keys: list[Any], n_keep: Any) -> list[Any]:
-    """Masks that keep n_keep[i] entries of keys[i], the highest, of equal ones those of the lowest index."""
+    """Masks that keep the n_keep[i] highest entries of keys[i]; ties go to the lowest index."""
 
     def all_of(numbers: list[Any]) -> Any:
         return ops.stack(numbers)
@@ -227,7 +227,7 @@ def _winners_first(keys: list[Any], n_keep: Any, layouts: tuple[tuple[Any, ...],
 
 
 def _winners(key: Any, n: int, m: int) -> Any:
-    """Which entries are among the n highest of their group of m along the input axis, of equal ones the first."""
+    """Which entries are among the n highest of their group of m along the input axis; ties go to the first."""
     *positions, rows, columns = key.shape if len(key.shape) > 1 else (*key.shape, 1)
     n_groups = -(-rows // m)
     padding = [(0, 0)] * len(positions) + [(0, n_groups * m - rows), (0, 0)]
@@ -246,7 +246,7 @@ def _winners(key: Any, n: int, m: int) -> Any:
 
 
 def _highest(holds: Callable[[Any], Any], start: Any, bits: int = 32) -> Any:
-    """The highest number of so many bits for which it holds, from the highest bit to the lowest; it holds for 0."""
+    """The highest number of this many bits for which the condition holds, from the top bit down; true for 0."""
 
     def next_bit(i: Any, number: Any) -> Any:
         trial = ops.bitwise_or(number, ops.left_shift(ops.ones((), "int32"), ops.cast(bits - 1 - i, "int32")))
@@ -256,12 +256,12 @@ def _highest(holds: Callable[[Any], Any], start: Any, bits: int = 32) -> Any:
 
 
 def _signed(number: Any) -> Any:
-    """An unsigned number, in the bits of an int32, as the signed one of the same rank."""
+    """An unsigned number, in the bits of an int32, as the signed number of the same rank."""
     return ops.bitwise_xor(number, np.int32(LOWEST))
 
 
 def _key(score: Any, mask: Any) -> Any:
-    """int32 in the order of the scores, of any sign; -0.0 is 0.0, and what is pruned comes below all."""
+    """An int32 in the order of the scores, of either sign; -0.0 equals 0.0, and pruned entries rank below all."""
     wide = ops.cast(score, "float32")
     raw = _bits(ops.where(wide == 0, ops.zeros((), "float32"), wide))
     flipped = ops.bitwise_xor(raw, np.int32(2**31 - 1))
@@ -279,7 +279,7 @@ def _bits(value: Any) -> Any:
 
 
 def _places(shape: Any) -> Any:
-    """Each entry's index in C order, as a sum of one small range per axis, so that no large constant is made."""
+    """Each entry's index in C order, summed from one small range per axis to avoid large constants."""
     places: Any = ops.zeros((), "int32")
     for axis, size in enumerate(shape):
         stride = math.prod(shape[axis + 1 :])
@@ -305,6 +305,6 @@ def _tensor(variable: Any) -> Any:
 
 
 def _alone(model: Any) -> bool:
-    """Whether no `tf.distribute` strategy divides the work: Keras, too, compiles nothing by XLA under one."""
+    """Whether no `tf.distribute` strategy is active: under one, Keras does not compile with XLA either."""
     strategy = getattr(model, "distribute_strategy", None)
     return strategy is None or strategy.num_replicas_in_sync == 1

@@ -1,4 +1,4 @@
-"""What the reference networks share: checked arguments and named layers, of either Keras."""
+"""Shared by the reference networks: checked arguments and named layers, for either Keras."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Shape = tuple[int, int, int]
 
 
 def require(condition: bool, expected: str, **received: object) -> None:
-    """Raise a ValueError that says what was expected and ends "Received: name=value".
+    """Raise a ValueError that says what was expected and ends in "Received: name=value".
 
     Args:
         condition: whether the argument is right.
@@ -80,7 +80,7 @@ class Network:
         )
         require(
             isinstance(classes, Integral) and classes >= 1,
-            "classes must be a whole number of at least 1.",
+            "classes must be an integer >= 1.",
             classes=classes,
         )
         require(

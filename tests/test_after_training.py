@@ -67,7 +67,7 @@ def test_what_is_kept_is_the_best_that_later_inputs_can_do(edges):
 
 
 def test_a_hessian_of_inputs_that_are_alike_is_refused():
-    with pytest.raises(ValueError, match=r"raise `damping`, or give more data. Received: 2 inputs"):
+    with pytest.raises(ValueError, match=r"raise `damping`, or pass more data. Received: 2 inputs"):
         compensated(np.ones((2, 1)), np.ones((2, 2)), np.ones((2, 1), bool), keep([1], [1]), [0])
 
 
@@ -125,7 +125,7 @@ def test_two_of_four_along_the_inputs_of_every_kind_of_layer():
     # Six channels: a group of four and one of two at each of four positions.
     assert (conv[:, :, :4].sum(2) == 2).all() and conv[:, :, 4:].all()
     assert (dense.reshape(3, 4, 5).sum(1) == 2).all()
-    with pytest.raises(ValueError, match=r"The pattern 2:4 has sparsity 0.5. Received: sparsity=0.6$"):
+    with pytest.raises(ValueError, match=r"must be 0.5 for the pattern 2:4. Received: sparsity=0.6$"):
         kprune.prune_after_training(model, 0.6, data=(x,), pattern="2:4")
 
 
@@ -149,7 +149,7 @@ def test_pruned_weights_stay_pruned_and_groups_have_their_own_sparsity():
         ({"sparsity": 1.0}, "sparsity=1.0$"),
         ({"block": 0}, "block=0$"),
         ({"damping": 0.0}, "damping=0.0$"),
-        ({"pattern": "channel"}, r"must be \"unstructured\" or n:m.*pattern='channel'$"),
+        ({"pattern": "channel"}, r"must be \"unstructured\" or an n:m pattern.*pattern='channel'$"),
         ({"batches": 0}, "batches=0$"),
         ({"data": (np.full((4, 8), np.nan),)}, "The inputs of .*infinite or NaN.*model='net'$"),
     ],

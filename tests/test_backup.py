@@ -221,7 +221,7 @@ def test_a_folder_that_is_none_is_logged_and_the_training_goes_on(tmp_path, capl
     (tmp_path / "file").write_text("no folder")
     with caplog.at_level(logging.ERROR, "absl"):
         assert fit(network(), 2, BackupAndRestore(tmp_path / "file" / "b.npz")).epoch == [0, 1]
-    assert caplog.text.count("The training continues") == 2
+    assert caplog.text.count("Training continues") == 2
 
 
 def test_a_backup_that_is_refused_leaves_a_plain_model(tmp_path):
@@ -274,7 +274,7 @@ def test_a_backup_of_another_lottery_is_refused(kind, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         lottery_fit(0.2, Interrupt(2))
-    with pytest.raises(ValueError, match="backup belongs to another lottery"):
+    with pytest.raises(ValueError, match="backup was made by a lottery with other settings"):
         lottery_fit(0.9)
     lottery_fit(0.2)
 

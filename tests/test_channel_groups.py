@@ -153,7 +153,7 @@ def test_wrong_arguments():
         with pytest.raises(ValueError, match="Received: groups="):
             kprune.PruningConfig(**wrong)
     for beside in ({"scope": "erk"}, {"pattern": "channel"}):
-        with pytest.raises(ValueError, match="`groups` needs the scope"):
+        with pytest.raises(ValueError, match="`groups` requires scope="):
             kprune.PruningConfig(groups="channels", **beside)
     config = kprune.PruningConfig(groups="channels:8")
     assert kprune.PruningConfig.from_config(config.get_config()) == config

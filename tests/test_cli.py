@@ -90,7 +90,7 @@ def test_a_pattern_rules_the_zeros_and_its_own_scope(run, tmp_path):
     status, out, _ = run("inspect", folder / "model.keras", "--json")
     assert [row["zeros"] for row in json.loads(out)["rows"]] == [960, 150, 50]
     status, _, err = run("train", *TINY, "--pattern=4:2")
-    assert status == 2 and "2:4, channel, fan_in, unstructured, or such as 1:4" in err
+    assert status == 2 and "2:4, channel, fan_in, unstructured, an n:m pattern such as 1:4" in err
 
 
 @pytest.mark.once
@@ -271,9 +271,12 @@ def test_sweep(run, tmp_path):
     before = (tmp_path / "new" / "collapse.csv").read_bytes()
     assert run(*words)[:2] == (0, out)  # nothing is trained again
     assert figure.exists()
-    for word, name in (("--optimizer=sgd", "optimizer=adam there, sgd now"), ("--width=0.2", "width=0.1 there, 0.2")):
+    for word, name in (
+        ("--optimizer=sgd", "optimizer=adam in the file, sgd now"),
+        ("--width=0.2", "width=0.1 in the file, 0.2"),
+    ):
         status, out, err = run(*words, word)
-        assert (status, out) == (1, "") and "made with other settings: " + name in err
+        assert (status, out) == (1, "") and "written with other settings: " + name in err
         assert err.endswith(f"Received: path='{tmp_path}/new/collapse.csv'\n")
     assert (tmp_path / "new" / "collapse.csv").read_bytes() == before
 
@@ -326,9 +329,12 @@ def test_lottery(run, tmp_path):
         out = out.replace(str(file), str(its))
         assert its.stat().st_size > 0
     assert (status, again) == (0, out)
-    for word, name in (("--decay=none", "decay=step there, none now"), ("--rate=0.6", "rate=0.5 there, 0.6 now")):
+    for word, name in (
+        ("--decay=none", "decay=step in the file, none now"),
+        ("--rate=0.6", "rate=0.5 in the file, 0.6 now"),
+    ):
         status, out, err = run(*words, word)
-        assert (status, out) == (1, "") and "made with other settings: " + name in err
+        assert (status, out) == (1, "") and "written with other settings: " + name in err
     assert (tmp_path / "new" / "lottery.csv").read_bytes() == before
 
 
@@ -466,7 +472,7 @@ def test_the_examples_in_the_help_are_right():
         (
             ["prune"],
             "kprune: unknown command 'prune'; "
-            "there are train, inspect, export, advise, search, sensitivity, sweep, lottery, selftest "
+            "the commands are train, inspect, export, advise, search, sensitivity, sweep, lottery, selftest "
             "(see kprune --help)",
         ),
         (["train", "--sparsty=0.9"], "kprune train: Unknown command line flag 'sparsty'.*"),
@@ -488,19 +494,22 @@ def test_the_examples_in_the_help_are_right():
         (["sensitivity", "a", "--sparsities=half"], "kprune sensitivity: flag --sparsities=.*: must be numbers .*"),
         (
             ["sweep", "--methods=snip,snap"],
-            "kprune sweep: flag --methods=.*: must be one or more of .*synflow.*, each once.*",
+            "kprune sweep: flag --methods=.*: must be one or more of .*synflow.*, without duplicates.*",
         ),
-        (["sweep", "--methods=snip,snip"], "kprune sweep: flag --methods=.*: must be one or more of .*, each once.*"),
-        (["sweep", "--methods="], "kprune sweep: flag --methods=.*: must be one or more of .*, each once.*"),
-        (["sweep", "--compressions=10,0.5"], "kprune sweep: flag --compressions=.*: must be numbers of at least 1 .*"),
-        (["sweep", "--compressions=10^"], "kprune sweep: flag --compressions=.*: must be numbers of at least 1 .*"),
-        (["sweep", "--compressions=10^999"], "kprune sweep: flag --compressions=.*: must be numbers of at least 1 .*"),
+        (
+            ["sweep", "--methods=snip,snip"],
+            "kprune sweep: flag --methods=.*: must be one or more of .*, without duplicates.*",
+        ),
+        (["sweep", "--methods="], "kprune sweep: flag --methods=.*: must be one or more of .*, without duplicates.*"),
+        (["sweep", "--compressions=10,0.5"], "kprune sweep: flag --compressions=.*: must be numbers >= 1, .*"),
+        (["sweep", "--compressions=10^"], "kprune sweep: flag --compressions=.*: must be numbers >= 1, .*"),
+        (["sweep", "--compressions=10^999"], "kprune sweep: flag --compressions=.*: must be numbers >= 1, .*"),
         (["sweep", "--seeds=0"], "kprune sweep: flag --seeds=0: must be at least 1 .*"),
         (
             ["lottery", "--modes=init,shufle"],
-            "kprune lottery: flag --modes=.*: must be one or more of .*, each once.*",
+            "kprune lottery: flag --modes=.*: must be one or more of .*, without duplicates.*",
         ),
-        (["lottery", "--modes=init,finetune"], 'kprune lottery: flag --modes=.*"finetune" is called "none" now.*'),
+        (["lottery", "--modes=init,finetune"], 'kprune lottery: flag --modes=.*"finetune" is now called "none".*'),
         (["lottery", "--rate=1"], "kprune lottery: flag --rate=1.0: must be above 0 and below 1 .*"),
         (["lottery", "--levels=0"], "kprune lottery: flag --levels=0: must be at least 1 .*"),
         (["lottery", "--rewind_to=begin"], 'kprune lottery: flag --rewind_to=begin: must be "init", a share .*'),
@@ -551,7 +560,7 @@ def test_a_download_that_fails_is_one_line(run, tmp_path, monkeypatch):
     status, _, err = run("train", *TINY, "--dataset=mnist")
     assert status == 1 and err.count("\n") == 1
     assert re.match(
-        rf"kprune: error: Could not download mnist: .*no network.* Put mnist.npz .* {tmp_path}/datasets", err
+        rf"kprune: error: Could not download mnist: .*no network.* Download mnist.npz .* {tmp_path}/datasets", err
     )
 
 
@@ -675,10 +684,10 @@ def test_representative_examples_that_cannot_be_used(run, tmp_path):
     words, int8 = ["export", tmp_path / "net.keras"], "--format=litert_int8"
     for more, says in {
         (int8,): "add --representative, a .npy or .npz file",
-        ("--format=saved_model", "--representative=x.npy"): "--representative is for --format=litert_int8",
-        (int8, f"--representative={tmp_path}/two.npz"): "one array of numbers, an example in each row: it holds a, b.",
-        (int8, f"--representative={tmp_path}/words.npy"): "it holds <U1 of shape (1,)",
-        (int8, f"--representative={tmp_path}/net.keras"): "one array of numbers",
+        ("--format=saved_model", "--representative=x.npy"): "--representative applies only to --format=litert_int8",
+        (int8, f"--representative={tmp_path}/two.npz"): "numeric array with one example per row: it holds a, b.",
+        (int8, f"--representative={tmp_path}/words.npy"): "it holds an array of dtype <U1 and shape (1,)",
+        (int8, f"--representative={tmp_path}/net.keras"): "single numeric array",
         (int8, f"--representative={tmp_path}/none.npy"): "No such file",
     }.items():
         status, _, err = run(*words, *more)

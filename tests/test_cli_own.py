@@ -72,9 +72,9 @@ def test_a_compiled_model_is_trained_as_it_is(folder, capsys):
     model = network("--model=own_nets:compiled")
     assert model.loss == "sparse_categorical_crossentropy" and float(model.optimizer.learning_rate) == 0.25
     assert int(model.optimizer.iterations) == 0
-    with pytest.raises(ValueError, match=r"comes compiled.* leave out --optimizer, --decay.*Received: model="):
+    with pytest.raises(ValueError, match=r"already compiled.* drop --optimizer, --decay.*Received: model="):
         network("--model=own_nets:compiled", "--decay=none", "--optimizer=sgd")
-    with pytest.raises(ValueError, match=r"not with metrics=\['accuracy'\].*which reports loss"):
+    with pytest.raises(ValueError, match=r"without metrics=\['accuracy'\].*which reports loss"):
         network("--model=own_nets:unmeasured")
     words = ["--model=own_nets:compiled", "--dataset=own.npz", "--batch_size=16", "--epochs=2", "--sparsity=0.5"]
     assert cli.main(["train", "--method=gradual", *words]) == 0
@@ -93,7 +93,7 @@ def test_a_keras_file_starts_from_its_weights(folder):
 
 def test_a_keras_file_is_read_by_the_checked_reader(folder):
     keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x), layers.Dense(2)]).save(folder / "own.keras")
-    with pytest.raises(ValueError, match="a 'Lambda' layer holds code of its own"):
+    with pytest.raises(ValueError, match="a 'Lambda' layer contains code of its own"):
         network("--model=own.keras")
 
 
@@ -102,13 +102,13 @@ def test_a_keras_file_is_read_by_the_checked_reader(folder):
     [
         (["--model=own_nets:gone"], ValueError, "Module 'own_nets' has no function 'gone'"),
         (["--model=own_nets:number"], ValueError, "has no function 'number'"),
-        (["--model=own_nest:fixed"], ImportError, "No module named 'own_nest', looked for from "),
-        (["--model=own_nets.py:fixed"], ValueError, "without .py, as in import: own_nets:fixed"),
-        (["--model=own_nets:greedy"], ValueError, "it also wants depth"),
-        (["--model=own_nets:nothing"], ValueError, "not a model of keras, it is a NoneType"),
+        (["--model=own_nest:fixed"], ImportError, "No module named 'own_nest'; the search started in "),
+        (["--model=own_nets.py:fixed"], ValueError, "without .py, as in an import: own_nets:fixed"),
+        (["--model=own_nets:greedy"], ValueError, "kprune does not pass: depth"),
+        (["--model=own_nets:nothing"], ValueError, "Expected a keras model, got a NoneType"),
         (["--model=gone.keras"], OSError, "There is no file or folder 'gone.keras'"),
         (["--model=conv-2"], ValueError, r"input_shape must be \(height, width, channels\), integers >= 1"),
-        (["--model=own_nets:fixed", "--dataset=digits"], ValueError, r"does not take examples of shape \(8, 8, 1\)"),
+        (["--model=own_nets:fixed", "--dataset=digits"], ValueError, r"does not accept examples of shape \(8, 8, 1\)"),
         (["--model=kprune.models:lenet_300_100", "--width=0"], None, "must be above 0"),
     ],
 )
@@ -122,7 +122,7 @@ def test_what_is_wrong_with_a_model_is_said(folder, words, error, says):
 
 def test_classes_must_be_those_of_the_data(folder):
     (folder / "three_nets.py").write_text(MODULE.replace("Dense(2", "Dense(3"))
-    with pytest.raises(ValueError, match=r"must return 2 numbers for each example.*not \(3,\)"):
+    with pytest.raises(ValueError, match=r"must return 2 numbers per example.*shape \(3,\)"):
         network("--model=three_nets:fixed")
 
 
@@ -139,17 +139,23 @@ def test_a_csv_and_a_named_network(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["trian"], "there are train, inspect, .*; did you mean 'train'?"),
+        (["trian"], "the commands are train, inspect, .*; did you mean 'train'?"),
         (["train", "--model=vgg11"], "the names are lenet-300-100, .*; did you mean 'vgg-11'?"),
         (["train", "--model=resnet_20"], "did you mean 'resnet-20'?"),
         (["train", "--model=lenet"], "a name, a .keras file, or module:function; the names are"),
         (["train", "--method=magnitud"], "value should be one of .*; did you mean 'magnitude'?"),
-        (["train", "--dataset=mnst"], "must be digits, mnist, .* or the path of a .npz, .*; did you mean 'mnist'?"),
+        (
+            ["train", "--dataset=mnst"],
+            "must be digits, mnist, .* or the path of a .npz file, .*; did you mean 'mnist'?",
+        ),
         (["lottery", "--dataset=imagenet"], "must be digits, .* or the path of a .npz or .csv"),
         (["train", "--sparsity=90"], "must be at least 0 and below 1; 90 % is 0.9"),
-        (["sensitivity", "m.keras", "--sparsities=50,90"], "each once; 50 % is 0.5"),
+        (["sensitivity", "m.keras", "--sparsities=50,90"], "without duplicates; 50 % is 0.5"),
         (["lottery", "--rate=20"], "must be above 0 and below 1; 20 % is 0.2"),
-        (["sweep", "--methods=snip,magnitud"], "must be one or more of .*, each once; did you mean 'magnitude'?"),
+        (
+            ["sweep", "--methods=snip,magnitud"],
+            "must be one or more of .*, without duplicates; did you mean 'magnitude'?",
+        ),
     ],
 )
 def test_hints(capsys, words, says):

@@ -110,7 +110,7 @@ def test_all_take_a_config_or_its_fields(name):
     assert name in ("prune", "find_ticket") or getattr(made, "lottery", made).pruner.config is config
     made = CALLBACKS[name](criterion="random", scope="erk", seed=3)
     assert name in ("prune", "find_ticket") or getattr(made, "lottery", made).pruner.config == config
-    with pytest.raises(ValueError, match=r"already holds all fields.*Received: scope='erk', seed=3$"):
+    with pytest.raises(ValueError, match=r"no further fields can be passed.*Received: scope='erk', seed=3$"):
         CALLBACKS[name](criterion=config, scope="erk", seed=3)
     with pytest.raises(ValueError, match=r"PruningConfig has no field 'scoop'. Its fields: .*Received: scoop='erk'$"):
         CALLBACKS[name](criterion="random", scoop="erk")
@@ -118,7 +118,7 @@ def test_all_take_a_config_or_its_fields(name):
 
 @pytest.mark.parametrize("make", [EarlyBird, PruneAtInit, lambda sparsity: kprune.prune(mlp(), sparsity, 0.5)])
 def test_a_sparsity_in_the_place_of_the_criterion(make):
-    with pytest.raises(ValueError, match=r"^The criterion comes first, then the sparsity\. Received: criterion=0\.9$"):
+    with pytest.raises(ValueError, match=r"the sparsity is the argument after it\. Received: criterion=0\.9$"):
         make(0.9)
 
 
@@ -287,7 +287,7 @@ def test_callbacks_are_written_down_and_made_again(name):
         assert find(made, attribute) == find(again, attribute), attribute
     with pytest.raises(ValueError, match=rf"^{cls.__name__} has no field 'scoop'\. Its fields: .*Received: scoop=1$"):
         cls.from_config({**config, "scoop": 1})
-    with pytest.raises(ValueError, match=r"is given no such object anew\. Received: model=1$"):
+    with pytest.raises(ValueError, match=r"takes no object of this name\. Received: model=1$"):
         cls.from_config(config, model=1)
     assert copy.copy(made).get_config() == made.get_config()
 

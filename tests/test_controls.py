@@ -424,7 +424,7 @@ def test_a_layer_without_an_initializer_is_named(initializer):
     model = keras.Sequential([keras.Input((8,)), layers.Dense(4), Own(initializer, name="mine")])
     kprune.mask(model)
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"mine/kernel cannot be reinitialized.*Received: layer='mine', initializer="):
+    with pytest.raises(ValueError, match=r"Cannot reinitialize .*mine/kernel.*Received: layer='mine', initializer="):
         reinitialize(model)
     assert_unchanged(model, before)
     model.get_layer("mine").kernel_initializer = keras.initializers.Ones()
@@ -528,8 +528,8 @@ def test_bad_signs_change_nothing():
     model, weight, signs = known()
     before = snapshot(model)
     for given_signs, message in [
-        ([1.0], r"such as ticket\.weights\. Received: signs=\[1\.0\]$"),
-        ({}, r"such as ticket\.weights.*0 for 2 variables.*Received: .*signs=\[\]$"),
+        ([1.0], r"as ticket\.weights does\. Received: signs=\[1\.0\]$"),
+        ({}, r"as ticket\.weights does.*0 arrays for 2 variables.*Received: .*signs=\[\]$"),
         ({weight.path: signs[weight.path].T}, r"has shape \(2, 4\). Received: shape=\(4, 2\), signs=\['"),
     ]:
         with pytest.raises(ValueError, match=message):

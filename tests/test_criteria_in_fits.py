@@ -208,7 +208,7 @@ def test_a_tracker_of_another_model_is_refused():
     tracker = kprune.criteria.InitialWeights()
     tracker.arrays = [w.value().T for w in kprune.masked_weights(model)]
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"has watched another model, or none yet.*\(12, 8\).*\(8, 12\)"):
+    with pytest.raises(ValueError, match=r"has not watched this model.*\(12, 8\).*\(8, 12\)"):
         kprune.prune(model, "large_init", 0.5, trackers=tracker)
     assert_unchanged(model, before, ["weights"])
 
@@ -319,7 +319,7 @@ def test_movement_starts_anew_in_each_fit_and_keeps_the_masks():
 def test_pruning_by_movement_before_anything_moved_is_refused(schedule):
     model = compiled()
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"that is nothing yet: .*Received: sparsity=0\.(5|0999.*)$"):
+    with pytest.raises(ValueError, match=r"it has recorded nothing yet: .*Received: sparsity=0\.(5|0999.*)$"):
         fit(model, GradualPruning(schedule, "movement"))
     assert_unchanged(model, before, ["weights"])
     assert kprune.masked_weights(model) == []
@@ -333,7 +333,7 @@ def test_movement_outside_of_training_is_refused():
         lambda: kprune.prune(model, "movement", 0.5, trackers=kprune.criteria.InitialWeights()),
         lambda: fit(model, PruneAtInit("movement", 0.5)),
     ):
-        with pytest.raises(ValueError, match=r"'movement' (scores what its Movement tracker saw|depends on how)"):
+        with pytest.raises(ValueError, match=r"'movement' (needs what its Movement tracker records|depends on what)"):
             prune()
         assert_unchanged(model, before, ["weights"])
         assert kprune.masked_weights(model) == []

@@ -169,7 +169,7 @@ def test_cifar10(cache, any_checksum):
     ],
 )
 def test_a_failed_download_says_what_to_do(cache, name, file):
-    pattern = f"Could not download {name}: .*no network.* Put .*{file}.* into {cache}.*--dataset=digits"
+    pattern = f"Could not download {name}: .*no network.* Download .*{file}.* into {cache}.*--dataset=digits"
     with pytest.raises(OSError, match=pattern) as caught:
         data.load(name)
     assert "\n" not in str(caught.value)
@@ -185,13 +185,13 @@ def test_a_file_put_where_the_message_says_is_found(cache, any_checksum):
 def test_only_the_missing_files_are_asked_for(cache):
     _write_fashion_mnist(cache / "fashion-mnist", np.random.default_rng(0))
     (cache / "fashion-mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(OSError, match=r"Put t10k-labels-idx1-ubyte\.gz from"):
+    with pytest.raises(OSError, match=r"Download t10k-labels-idx1-ubyte\.gz from"):
         data.load("fashion_mnist")
 
 
 def test_a_damaged_file_with_a_checksum_is_named(cache):
     (cache / "mnist.npz").write_bytes(b"half a download")
-    with pytest.raises(OSError, match=f"Keras removed {cache / 'mnist.npz'}: damaged"):
+    with pytest.raises(OSError, match=f"Keras removed {cache / 'mnist.npz'} because the checksum"):
         data.load("mnist")
 
 
@@ -271,6 +271,13 @@ def test_fit_and_evaluate_take_either_form(tmp_path, name):
 def test_an_unknown_name_lists_the_right_ones():
     with pytest.raises(ValueError, match=r"'digits', 'mnist'.*'imagenet', or the path of .*\. Received: name='svhn'$"):
         data.load("svhn")
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"no file or folder '.*/photos'"):
+        data.load(tmp_path / "photos", image_size=(8, 8))
+    with pytest.raises(ValueError, match=r"an existing folder\. Received: directory='.*/photos'$"):
+        data.load("imagenet", directory=tmp_path / "photos", image_size=(8, 8))
 
 
 @pytest.mark.parametrize(

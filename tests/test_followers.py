@@ -254,4 +254,4 @@ def test_without_a_graph_a_warning_says_that_biases_stay(caplog):
     model = Own()
     model(np.zeros((1, 3)))
     kprune.prune(model, "magnitude", 0.5, pattern="channel", verbose=0)
-    assert "without their biases and normalization" in caplog.text and followers(model) == []
+    assert "cannot find the biases and normalization layers" in caplog.text and followers(model) == []

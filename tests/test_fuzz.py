@@ -216,7 +216,7 @@ def test_an_npz_that_would_unpack_to_more_than_it_is(tmp_path, make, reason):
 
 def test_an_about_that_would_take_more_than_it_may_is_refused_when_it_is_written_too():
     note = {"note": "x" * 2**23}
-    with pytest.raises(ValueError, match=r"at most 8,388,608 bytes as JSON\. Received: bytes=8,388"):
+    with pytest.raises(ValueError, match=r"at most 8,388,608 bytes of JSON\. Received: bytes=8,388"):
         files.pack({}, note)
 
 

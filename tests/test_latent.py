@@ -129,9 +129,9 @@ def test_quantized_kernels_are_what_was_read():
     [
         (None, dict(store="disk"), r"`store` must be one of 'zero', 'latent'. Received: store='disk'"),
         (None, dict(gradient="sign"), r"`gradient` must be one of .* Received: gradient='sign'"),
-        (None, dict(gradient="straight_through"), r"say store='latent'. Received: store='zero'"),
-        ("zero", dict(store="latent"), r"another kind, with store='zero'.*Received: store='latent'"),
-        ("latent", dict(store="zero"), r"another kind, with store='latent'.*Received: store='zero'"),
+        (None, dict(gradient="straight_through"), r"requires store='latent'.*Received: store='zero'"),
+        ("zero", dict(store="latent"), r"already has masks with store='zero'.*Received: store='latent'"),
+        ("latent", dict(store="zero"), r"already has masks with store='latent'.*Received: store='zero'"),
         ("latent", dict(gradient="masked"), r"Received: store='latent', gradient='masked'"),
     ],
     ids=str,

@@ -82,7 +82,7 @@ def test_other_words_for_a_rewind_point_are_refused(wrong):
 
 
 def test_the_old_word_is_answered_with_the_new_one():
-    with pytest.raises(ValueError, match=r"'finetune' is called 'none' now\. Received: rewind='finetune'"):
+    with pytest.raises(ValueError, match=r"'finetune' is now called 'none'\. Received: rewind='finetune'"):
         LotteryTicket(levels=1, epochs_per_level=1, rewind="finetune")
 
 
@@ -247,7 +247,7 @@ def test_find_ticket_goes_on_where_it_was_stopped(tmp_path):
     resumed = kprune.find_ticket(network(seed=9), fit, folder=tmp_path, **options)
     assert called == [0, 1, 2, 3]
     assert resumed.checksum == whole.checksum and resumed.about == whole.about
-    with pytest.raises(ValueError, match=r"another lottery.*Received: folder="):
+    with pytest.raises(ValueError, match=r"a lottery with other settings.*Received: folder="):
         kprune.find_ticket(network(), fit, folder=tmp_path, **{**options, "rate": 0.4})
 
 
@@ -460,7 +460,7 @@ def test_a_folder_of_another_lottery_is_refused(other, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         kprune.find_ticket(network(), stopped, levels=1, folder=tmp_path, verbose=False)
-    with pytest.raises(ValueError, match="belongs to another lottery"):
+    with pytest.raises(ValueError, match="belongs to a lottery with other settings"):
         kprune.find_ticket(network(), stopped, levels=1, folder=tmp_path, verbose=False, **other)
 
 

@@ -291,10 +291,13 @@ def test_a_row_that_was_deleted_comes_back(finished):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(epochs=2), r"other settings: epochs=3 there, 2 now\. .*Received: path='.*cells.csv'$"),
-        (dict(levels=1, rate=0.4), r"levels=2 there, 1 now; rate=0.5 there, 0.4 now"),
-        (dict(rewind_to="epoch:2"), r"rewind_to=epoch:1 there, epoch:2 now"),
-        (dict(criterion="random", scope="erk"), r"criterion=magnitude there, random now; scope= there, erk now"),
+        (dict(epochs=2), r"other settings: epochs=3 in the file, 2 now\. .*Received: path='.*cells.csv'$"),
+        (dict(levels=1, rate=0.4), r"levels=2 in the file, 1 now; rate=0.5 in the file, 0.4 now"),
+        (dict(rewind_to="epoch:2"), r"rewind_to=epoch:1 in the file, epoch:2 now"),
+        (
+            dict(criterion="random", scope="erk"),
+            r"criterion=magnitude in the file, random now; scope= in the file, erk now",
+        ),
         (dict(settings={"pace": 1}), r"its columns must be pace, dataset, .*Received: path='.*cells.csv'$"),
     ],
 )
@@ -309,7 +312,7 @@ def test_a_file_of_another_comparison_is_refused(finished, arguments, message):
 def test_levels_without_their_file_are_refused(finished):
     path, _ = finished
     path.unlink()
-    with pytest.raises(ValueError, match=r"cells-levels holds levels of runs .*Received: path='.*cells.csv'$"):
+    with pytest.raises(ValueError, match=r"cells-levels contains levels of runs .*Received: path='.*cells.csv'$"):
         run(build=refuse_to_build, path=path, levels=2, epochs=2)
     assert not path.exists()
 
@@ -322,14 +325,14 @@ def test_levels_without_their_file_are_refused(finished):
     [
         (dict(modes=["init", "shufle"]), r"Received: mode='shufle'$"),
         (dict(modes=["dense"]), r"Received: mode='dense'$"),
-        (dict(modes=["rewind"]), r"'rewind' is called 'weights' now\. Received: mode='rewind'$"),
-        (dict(modes=["finetune"]), r"'finetune' is called 'none' now\. Received: mode='finetune'$"),
+        (dict(modes=["rewind"]), r"'rewind' is now called 'weights'\. Received: mode='rewind'$"),
+        (dict(modes=["finetune"]), r"'finetune' is now called 'none'\. Received: mode='finetune'$"),
         (dict(modes="init"), r"Received: modes='init'$"),
         (dict(modes=[]), r"Received: modes=\[\]$"),
         (dict(modes=["init", "init"]), r"Received: modes=\['init', 'init'\]$"),
         (
             dict(modes=["shuffle", "none"]),
-            r"whose masks it takes. Received: modes=\['shuffle', 'none'\]$",
+            r"because they reuse its masks. Received: modes=\['shuffle', 'none'\]$",
         ),
         (dict(modes=["weights", "init"], rewind_to="init"), r"Received: modes=.*, rewind_to='init'$"),
         (dict(modes=["weights", "init"], rewind_to=0.0), r"Received: modes=.*, rewind_to=0.0$"),
@@ -383,11 +386,11 @@ def test_the_table():
         "     0   100.00%   97.0 +- 1.0   97.0 +- 1.0",
         "     1    10.00%   75.0 +- 5.0   50.0 +- 0.0",
         "     2     1.00%   55.0 +- 5.0   25.0 +- 0.0",
-        "test accuracy after the last epoch, in per cent, mean +- half the range of 2 seeds; level 0 is dense",
+        "test accuracy after the last epoch, in percent, mean +- half the range of 2 seeds; level 0 is dense",
     ]
     one = dataclasses.replace(REPORT, cells=tuple(c for c in REPORT.cells if c.seed == 0))
     assert str(one).splitlines()[3] == "     1    10.00%   70.0      50.0"
-    assert str(one).endswith("in per cent, 1 seed; level 0 is dense")
+    assert str(one).endswith("in percent, 1 seed; level 0 is dense")
 
 
 def test_the_report_as_a_dict():
@@ -446,7 +449,7 @@ def test_the_training_is_drawn_by_density_and_by_mode(tmp_path):
     np.testing.assert_allclose(lines["1.0%"].get_xydata(), [[2, 0.25], [3, 0.55]])  # rewound to epoch 1
     lines = {line.get_label(): line.get_ydata()[-1] for line in by_mode.lines}
     assert lines == pytest.approx({"dense": 0.97, "init": 0.75, "shuffle": 0.5}) and "10.0%" in by_mode.get_title()
-    with pytest.raises(ValueError, match=r"before their curves were noted\. Received: curve=None$"):
+    with pytest.raises(ValueError, match=r"did not record training curves\. Received: curve=None$"):
         REPORT.plot_training()
 
 

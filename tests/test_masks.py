@@ -161,7 +161,7 @@ def test_what_was_frozen_and_trains_now_is_masked_as_a_callback_begins(caplog):
     with caplog.at_level("WARNING"):
         gradually(model, 0.9)
     assert re.search(
-        r"train now, so they are now masked: \S*hidden1/kernel, \S*hidden2/kernel, \S*logits/kernel\n", caplog.text
+        r"so they have been masked, too: \S*hidden1/kernel, \S*hidden2/kernel, \S*logits/kernel\n", caplog.text
     )
     assert len(kprune.masked_weights(model)) == 4
     sizes = [weight.size for weight in kprune.masked_weights(model)]
@@ -188,7 +188,7 @@ def test_what_is_frozen_keeps_its_masks(caplog):
     head = kprune.masked_weights(model)[-1]
     with caplog.at_level("WARNING"):
         kprune.prune(model, "magnitude", 0.75, verbose=False)
-    assert re.search(r"masked weights are frozen; their masks stay, .*: \S*hidden1/kernel, ", caplog.text)
+    assert re.search(r"masked weights are frozen; they keep their masks .*: \S*hidden1/kernel, ", caplog.text)
     for weight, kept in zip(kprune.masked_weights(model)[:-1], before, strict=False):
         np.testing.assert_array_equal(weight.kept(), kept)
     assert int((~head.kept()).sum()) == int(0.75 * head.size)

@@ -94,13 +94,13 @@ def test_apoz_of_heads_of_an_einsum_by_hand():
 
 def test_apoz_refuses_what_it_says_nothing_about():
     model = keras.Sequential([keras.Input((2,)), layers.Dense(3, "tanh"), layers.Dense(1)])
-    with pytest.raises(ValueError, match=r"needs layers with ReLU. Received: model='sequential'$"):
+    with pytest.raises(ValueError, match=r"needs ReLU layers. Received: model='sequential'$"):
         kprune.prune(model, "apoz", 0.5, data=(np.ones((4, 2)),))
     assert not kprune.masked_weights(model)
     with pytest.raises(ValueError, match=r"'apoz' needs data: pass data=\(x,\). Received: data=None$"):
         kprune.prune(model, "apoz", 0.5)
     model = keras.Sequential([keras.Input((4, 2)), layers.SimpleRNN(3, activation="relu"), layers.Dense(1, "relu")])
-    with pytest.raises(ValueError, match=r"cannot be seen from outside of its layer.*Received: layer='simple_rnn"):
+    with pytest.raises(ValueError, match=r"Cannot observe the outputs .* from outside.*Received: layer='simple_rnn"):
         kprune.prune(model, "apoz", 0.5, data=(np.ones((4, 4, 2)),))
     kprune.mask(model, filters="dense")
     model.layers[-1].kernel.assign(np.zeros((3, 1)))

@@ -41,13 +41,13 @@ def test_what_is_not_uint8_is_taken_as_it_is(tmp_path):
     ("changed", "says"),
     [
         ({"y_test": None}, "arrays are missing: y_test; found: x_train, y_train, x_test"),
-        ({"y_train": np.eye(6)}, r"y_train must hold class ids.* not float64 of shape \(6, 6\).*argmax"),
-        ({"y_train": np.full(6, -1)}, "y_train must hold class ids"),
-        ({"y_train": np.full(6, 0.5)}, "y_train must hold class ids"),
-        ({"y_train": np.arange(5)}, "x_train has 6 examples, y_train 5"),
-        ({"x_test": np.zeros((6, 4, 4), "uint8")}, r"shape \(4, 3, 1\) in x_train, \(4, 4, 1\) in x_test"),
-        ({"x_test": np.full((6, 4, 3), np.nan)}, "x_test holds NaN"),
-        ({"x_test": np.array(["a"] * 6)}, "x_test must hold numbers, an example in each row, not <U1"),
+        ({"y_train": np.eye(6)}, r"must hold one class id per example.* dtype float64 and shape \(6, 6\).*argmax"),
+        ({"y_train": np.full(6, -1)}, "y_train must hold one class id per example"),
+        ({"y_train": np.full(6, 0.5)}, "y_train must hold one class id per example"),
+        ({"y_train": np.arange(5)}, "x_train has 6 examples but y_train has 5"),
+        ({"x_test": np.zeros((6, 4, 4), "uint8")}, r"shape \(4, 3, 1\) in x_train but \(4, 4, 1\) in x_test"),
+        ({"x_test": np.full((6, 4, 3), np.nan)}, "x_test holds values that are NaN"),
+        ({"x_test": np.array(["a"] * 6)}, "x_test must be a numeric array .*, but it has dtype <U1"),
         ({"x_test": np.array([None] * 6)}, "allow_pickle=False"),
     ],
 )
@@ -64,7 +64,7 @@ def test_a_file_that_is_none(tmp_path):
         data.load("gone.csv", target="y")
     with pytest.raises(ValueError, match=r"folder of images; did you mean 'fashion_mnist'\? Received"):
         data.load("fashion-mnist")
-    with pytest.raises(ValueError, match=r"`target` is only for a .csv file. Received: target='y'"):
+    with pytest.raises(ValueError, match=r"`target` applies only to a .csv file. Received: target='y'"):
         data.load(saved(tmp_path), target="y")
 
 
@@ -96,14 +96,14 @@ def test_integers_are_classes_in_their_order(tmp_path):
         ("a,b\n1,2\n", None, "the file has a, b. Received: target=None"),
         ("width,kind\n1,2\n", "kinds", r"the file has width, kind; did you mean 'kind'\? Received: target='kinds'"),
         ("", "y", "the file has no columns"),
-        ("x,y\n1\n", "y", "Line 2 has 1 cells, the header has 2"),
-        ("x,y\n1,0\ntall,1\n", "y", "column 'x' has 'tall' in line 3.*Received: name="),
-        ("x,y\n,0\n2,1\n", "y", "column 'x' has '' in line 2"),
-        ("x,y\n1,0.5\n2,1\n", "y", "The target must hold classes"),
-        ("x,y\n1,a\n2,\n", "y", "The target must hold classes"),
-        ("x,y\n1,a\n2,a\n", "y", "at least two classes"),
-        ("x,y\n1,a\n2,b\n", "y", "examples to test on"),
-        ("y\na\nb\na\nb\n", "y", "needs a column besides"),
+        ("x,y\n1\n", "y", "Line 2 has 1 cells, but the header has 2"),
+        ("x,y\n1,0\ntall,1\n", "y", "line 3 has 'tall' in column 'x'.*Received: name="),
+        ("x,y\n,0\n2,1\n", "y", "line 2 has '' in column 'x'"),
+        ("x,y\n1,0.5\n2,1\n", "y", "The target column must hold a class"),
+        ("x,y\n1,a\n2,\n", "y", "The target column must hold a class"),
+        ("x,y\n1,a\n2,a\n", "y", "at least two different classes"),
+        ("x,y\n1,a\n2,b\n", "y", "enough rows to hold out a test set"),
+        ("y\na\nb\na\nb\n", "y", "must have at least one column besides"),
     ],
 )
 def test_what_a_csv_lacks_is_said(tmp_path, text, target, says):
@@ -132,5 +132,5 @@ def test_a_folder_without_a_split_has_one(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"needs `image_size`, \(height, width\) in pixels"):
         data.load(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="must hold one folder for each class"):
+    with pytest.raises(ValueError, match="must contain one subfolder per class"):
         data.load(tmp_path / "empty", image_size=(4, 4))

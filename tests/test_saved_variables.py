@@ -119,8 +119,8 @@ def damaged(kind, folder):
     "kind, words",
     [
         ("no variables", "it has no variables"),
-        ("less data than variables", "files that hold them only 100"),
-        ("no data", "files that hold them only 0"),
+        ("less data than variables", "data files hold only 100"),
+        ("no data", "data files hold only 0"),
         ("a bit of the data", ""),
         ("no index", ""),
         (
@@ -166,12 +166,12 @@ def sliced(key, entry):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (axes(-1), "a shape or dtype that cannot be"),
-        (axes(2**40, 2**40), "a shape or dtype that cannot be"),
-        (axes(2**62, 2**62, 0), "a shape or dtype that cannot be"),
-        (axes(*[1] * 300), "a shape or dtype that cannot be"),
-        (value(dtype=101), "a shape or dtype that cannot be"),
-        (sliced, "a shape or dtype that cannot be"),
+        (axes(-1), "an impossible shape or dtype"),
+        (axes(2**40, 2**40), "an impossible shape or dtype"),
+        (axes(2**62, 2**62, 0), "an impossible shape or dtype"),
+        (axes(*[1] * 300), "an impossible shape or dtype"),
+        (value(dtype=101), "an impossible shape or dtype"),
+        (sliced, "an impossible shape or dtype"),
         (lambda key, entry: b"\xff\xff\xff", ""),
         (lambda key, entry: setattr(entry, "size", 2**60), ""),
     ],
@@ -225,5 +225,5 @@ def test_an_index_written_by_hand_is_read(exported, tmp_path):
 def test_a_graph_of_more_objects_than_a_model_has(exported, tmp_path):
     folder = copy(exported, tmp_path)
     edit(folder, lambda key, entry: setattr(entry, "size", 2**23) if key.startswith(b"_CHECK") else None)
-    with pytest.raises(ValueError, match=r"its graph of objects takes 8,388,608 bytes; a model has at most"):
+    with pytest.raises(ValueError, match=r"its object graph is 8,388,608 bytes, more than the limit of"):
         saved.read(folder)

@@ -85,7 +85,7 @@ def test_nothing_within_leaves_the_model_as_it_was(caplog):
     assert trainings.done == [(0.0, 0), (0.99, 0), (0.5, 0)]
     for v, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(v, value)
-    assert "no network that was tried is within 0.25" in str(found)
+    assert "none of the networks tried is within 0.25" in str(found)
 
 
 def test_a_value_that_rises_with_sparsity_is_reported(caplog):
@@ -95,7 +95,7 @@ def test_a_value_that_rises_with_sparsity_is_reported(caplog):
     found = trainings.search(network(), steps=3)
     dip, after = round(1 - 0.5 * 50 ** (-1 / 3), 6), round(1 - 0.5 * 50 ** (-2 / 3), 6)
     assert found.rises == ((dip, after),) and found.sparsity == after
-    assert f"not monotone: it rises from sparsity {dip} to {after}" in str(found)
+    assert f"does not fall steadily: it rises from sparsity {dip} to {after}" in str(found)
     assert found.to_dict()["rises"] == [[dip, after]]
 
 
@@ -135,7 +135,7 @@ def test_a_search_resumes(tmp_path):
     wider = Trainings(value)
     assert wider.search(network(), **{**options, "within": 0.6}).sparsity == 0.99
     assert wider.done == [(0.99, 1)], "with another `within`, only what is new"
-    with pytest.raises(ValueError, match="epochs=2 there, 3 now"):
+    with pytest.raises(ValueError, match="epochs=2 in the file, 3 now"):
         trainings.search(network(), **{**options, "settings": {"epochs": 3}})
 
 
@@ -163,12 +163,14 @@ def test_models_and_functions_that_cannot_be_searched():
         trainings.search(network())
     pruned = network()
     kprune.prune(pruned, "magnitude", 0.5)
-    with pytest.raises(ValueError, match="this one is pruned: strip it"):
+    with pytest.raises(ValueError, match="this model is already pruned"):
         trainings.search(pruned)
     plain = keras.Sequential([keras.Input((8,)), layers.Dense(2)])
     with pytest.raises(ValueError, match="must be compiled"):
         trainings.search(plain)
-    with pytest.raises(ValueError, match=r"`train` must pass `trial.callbacks` to fit. .* 0.99 has sparsity 0$"):
+    with pytest.raises(
+        ValueError, match=r"`train` must pass `trial.callbacks` to fit. .* at sparsity 0 instead of 0.99$"
+    ):
         kprune.search(network(), lambda model, trial: None, lambda model: 1.0, verbose=0)
 
 

@@ -159,12 +159,12 @@ def test_a_finished_file_is_only_read_and_a_larger_sweep_goes_on_with_it(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(epochs=2), r"other settings: epochs=1 there, 2 now\. .*Received: path='.*cells.csv'$"),
+        (dict(epochs=2), r"other settings: epochs=1 in the file, 2 now\. .*Received: path='.*cells.csv'$"),
         (
             dict(scope="erk", settings={"rate": 0.2}),
-            r"other settings: rate=0.1 there, 0.2 now; scope=global there, erk now\. .*Received: path='.*cells.csv'$",
+            r"other settings: rate=0.1 in the file, 0.2 now; scope=global in the file, erk now\.",
         ),
-        (dict(rounds=3), r"rounds= there, 3 now"),
+        (dict(rounds=3), r"rounds= in the file, 3 now"),
         (dict(settings={"pace": 0.1}), r"its columns must be pace, dataset, .*Received: path='.*cells.csv'$"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
         ("{header}\n{row},7,0.5,0.9,0,1.5\n", r"accuracy must be between 0 and 1, not 7.0"),
         ("{header}\n{row},0.5,0.5,0.9,-3,1.5\n", r"collapsed must be finite and at least 0, not -3"),
         ("{header}\n{row},0.5,0.5,0.9,0,inf\n", r"seconds must be finite and at least 0, not inf"),
-        ("{header}\n{row},0.5,0.5,0.9,0,1.5,9\n", r"more cells than there are columns"),
+        ("{header}\n{row},0.5,0.5,0.9,0,1.5,9\n", r"more cells than the header"),
         ("{header}\n{row},0.5,0.5,0.9,0,1.5\n{row},0.6,0.6,0.9,0,1.5\n", r"^Row 2 .*repeats an earlier run"),
     ],
 )
@@ -296,7 +296,7 @@ def test_the_table():
         " ----------------------",
         " random    97.0   *30.0",
         " synflow   97.0    85.0",
-        "test accuracy after the last epoch, in per cent, mean of 2 seeds; chance is 10; *: a layer with nothing left",
+        "test accuracy after the last epoch, in percent, mean of 2 seeds; chance is 10; *: a layer with nothing left",
     ]
 
 

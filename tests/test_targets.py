@@ -74,14 +74,14 @@ def test_a_tpu_has_tiles_of_128():
     assert advice.pattern == "groups='channels:128'" and list(advice.obstacles) == ["c"]
     # 64 x 128 + 128 x 128 + 128 x 10 of 64 x 256 + 256 x 256 + 256 x 10: sparsity 0.69; 0.6 is one layer less.
     assert advice.flops in ((64 * 128 + 128 * 256 + 2560) / 84480, (64 * 256 + 256 * 128 + 1280) / 84480)
-    assert "no TPU skips n:m" in str(advice)
+    assert "TPUs do not skip n:m" in str(advice)
 
 
 def test_litert_by_hand():
     dense = kprune.advise(wide(), "litert-cpu", sparsity=0.8)
     assert dense.pattern in ("pattern='4x1'", "groups='channels'")
     convolution = kprune.advise(mobile(), "litert-cpu", sparsity=0.8)
-    assert convolution.pattern == "groups='channels'" and "shrink, then export" in str(convolution)
+    assert convolution.pattern == "groups='channels'" and "shrink the model, then export it" in str(convolution)
     # Nothing can shrink here, so blocks are what is left; 8 x 12 entries at a density of 0.1.
     lone = keras.Sequential([keras.Input((8,)), layers.Dense(12, name="lone")])
     assert left(kprune.advise(lone, "litert-cpu")) == ("pattern='4x1'", 0.1, 0.1)
@@ -103,16 +103,16 @@ def test_xnnpack_takes_what_it_can_lay_out_by_channels():
     ("model", "name", "reason"),
     [
         (lambda: mobile(middle=[layers.Conv2D(8, 3, name="x")]), "x", "3x3 convolution of stride 1"),
-        (lambda: mobile(middle=[layers.MaxPooling2D(name="x")]), "x", "no MaxPooling2D"),
+        (lambda: mobile(middle=[layers.MaxPooling2D(name="x")]), "x", "MaxPooling2D is not supported"),
         (lambda: mobile(middle=[layers.Activation("softmax", name="x")]), "x", "no activation 'softmax'"),
         (
             lambda: mobile(
                 middle=[layers.DepthwiseConv2D(3, strides=2, padding="same", name="x")],
             ),
             "x",
-            "pads an even size on one side only",
+            "pads even sizes on one side only",
         ),
-        (mlp, None, "no GlobalAveragePooling2D"),
+        (mlp, None, "does not end with a GlobalAveragePooling2D"),
     ],
 )
 def test_xnnpack_says_what_stands_in_the_way(model, name, reason):

@@ -222,8 +222,8 @@ def test_nan_is_called_nan(caplog):
     ticket.weights[next(iter(ticket.weights))][0, 0] = np.nan
     with caplog.at_level(logging.WARNING, "absl"):
         ticket.apply(model)
-    assert "The ticket holds NaN in sequential" in caplog.text
+    assert "The ticket contains NaN in sequential" in caplog.text
     weight = kprune.masked_weights(model)[0]
     weight.variable.assign(np.full(weight.shape, np.nan, "float32"))
-    with pytest.raises(RuntimeError, match=f"^{weight.path} became NaN: the training has diverged"):
+    with pytest.raises(RuntimeError, match=f"^{weight.path} became NaN: training has diverged"):
         check_zeros(model)

@@ -1,4 +1,4 @@
-"""Channels: which entries of which weights belong to one channel of a model, and what a dead one is worth."""
+"""Channels: which entries of which weights make up a channel, and what the output of a dead one is."""
 
 from .budget import ChannelCut, Costs, check_budget
 from .constants import constants

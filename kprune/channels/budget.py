@@ -1,4 +1,4 @@
-"""Budgets: what a model may still cost once whole groups of channels are gone."""
+"""Budgets: limits on what a model may cost once whole groups of channels are removed."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def check_budget(budget: Any) -> tuple[str, float]:
     """
     if not isinstance(budget, dict) or len(budget) != 1 or not {*budget} <= {*UNITS, "latency"}:
         raise ValueError(
-            f'`budget` must be a dict of one entry, {{"flops": 0.5}} or {{"parameters": 0.5}}: the fraction of the '
-            f"dense model's that may stay. Received: budget={budget!r:.200}"
+            '`budget` must be a dict with one entry, such as {"flops": 0.5} or {"parameters": 0.5}: the fraction '
+            f"of the dense model's cost to keep. Received: budget={budget!r:.200}"
         )
     [(unit, fraction)] = budget.items()
     if unit == "latency":
         raise ValueError(
-            "`budget` cannot be a latency: it depends on the machine and the format. Give one in flops, and read the "
-            f"latency from the card of kprune.export. Received: budget={budget!r}"
+            "`budget` cannot be a latency, because latency depends on the machine and the format. Pass a budget in "
+            f"flops, and read the latency off the card that kprune.export returns. Received: budget={budget!r}"
         )
     check_number(f"budget[{unit!r}]", fraction, "above 0 and below 1, what may stay", lambda value: 0 < value < 1)
     return unit, float(fraction)
 
 
 class Costs:
-    """What a model costs, by which of its channel groups stay.
+    """The cost of a model, depending on which of its channel groups stay.
 
     cost = sum over the weights of factor x (entries whose channels all stay). In "parameters" the factor is 1 and the
     sum goes over all weights, those that do not train included: what `count_params()` is after `kprune.shrink`. In
@@ -75,8 +75,8 @@ class Costs:
             factor = uses.get(id(v), 0) if unit == "flops" else 1
             if factor is None:
                 raise ValueError(
-                    "How many multiply-adds this model takes is not known, as the shape of an input or of a layer's is "
-                    f"not fixed. Received: budget={unit!r}, model={model.name!r}"
+                    "This model's multiply-adds cannot be counted, because the shape of an input or of a layer's "
+                    f"output is not fixed. Received: budget={unit!r}, model={model.name!r}"
                 )
             labeled = groups.axes.get(id(v), [])
             rest = math.prod(int(size) for axis, size in enumerate(v.shape) if axis not in {a for a, _ in labeled})
@@ -84,7 +84,7 @@ class Costs:
         self.total = self.of(np.ones(groups.n, bool))
 
     def of(self, stays: np.ndarray) -> int:
-        """The cost where these groups stay (bool array, one entry per group)."""
+        """The cost if these groups stay (bool array, one entry per group)."""
         stays = np.append(stays, True)  # the last one is number -1: what is in no group
         return sum(factor * math.prod(int(stays[found].sum()) for found in axes) for factor, axes in self._parts)
 
@@ -107,7 +107,7 @@ class ChannelCut:
         self._trained = [weight.path for weight in masked_weights(model) if weight.trainable]
 
     def __call__(self, scores: dict[str, np.ndarray], masks: Masks, goals: list[tuple[list[str], float]]) -> Masks:
-        """The masks without the groups that go.
+        """The masks after pruning whole groups.
 
         Args:
             scores, masks: as in `ChannelGroups.cut`.
@@ -123,16 +123,17 @@ class ChannelCut:
         return masks
 
     def check(self) -> None:
-        """Raises ValueError if there is a budget that cannot be kept."""
+        """Raises ValueError if the budget cannot be met."""
         if self.costs is None:
             return
         unit, fraction = check_budget(self.budget)
         least = self.costs.of(self.groups.least(self._trained, self.divisor))
         if least > zeros_for(self.costs.total, fraction):
             raise ValueError(
-                f"The budget cannot be kept: with {self.divisor} channel{'s' * (self.divisor > 1)} left in each layer, "
-                f"and all that leads to the outputs or to layers without a rule, {least:,} of {self.costs.total:,} "
-                f"{unit} stay, a fraction of {least / self.costs.total:.4g}. Received: budget={self.budget!r}"
+                f"The budget cannot be met: with only {self.divisor} channel{'s' * (self.divisor > 1)} left in each "
+                "layer (channels that lead to the outputs, or to layers without a rule, are never pruned), "
+                f"{least:,} of {self.costs.total:,} {unit} remain, a fraction of {least / self.costs.total:.4g}. "
+                f"Received: budget={self.budget!r}"
             )
 
 

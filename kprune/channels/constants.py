@@ -28,7 +28,7 @@ class Constant:
     border: bool = False
 
     def everywhere(self) -> np.ndarray:
-        """The values, NaN also where they do not hold at the border."""
+        """The values, with NaN where they do not hold at the border."""
         return np.where((self.value == 0) | (not self.border), self.value, np.nan)
 
 
@@ -167,7 +167,7 @@ def _activated(layer: Any, value: np.ndarray) -> np.ndarray:
 
 
 def _computed(function: Callable[..., Any], layer: Any, *values: np.ndarray) -> np.ndarray:
-    """What a function of the layer's library makes of the known values, in the layer's own precision."""
+    """The result of a function of the layer's library on the known values, in the layer's own precision."""
     known = ~np.any(np.isnan(values), axis=0)
     made = np.full(known.shape, np.nan)
     if known.any():

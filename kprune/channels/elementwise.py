@@ -1,4 +1,4 @@
-"""Which activations work on each entry alone, and so on each channel."""
+"""Which activations work on each entry alone, and so on each channel alone."""
 
 from __future__ import annotations
 

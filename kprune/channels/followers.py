@@ -1,4 +1,4 @@
-"""Which biases and normalization parameters follow which channels, so that a pruned channel emits exactly 0."""
+"""Which biases and normalization parameters belong to which channels, so that a pruned channel emits exactly 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .trace import channel_graph
 
 
 def add_followers(model: Any) -> None:
-    """Give the bias, gamma and beta of each channel that the masks of a model can prune a mask of its own.
+    """Mask the bias, gamma and beta of each channel that the masks of a model can prune.
 
     A channel is pruned where all weights that lead to it are. Its bias is masked, and each gamma, beta and bias of a
     depthwise convolution behind it, up to what mixes channels; of a sum, where all its summands are pruned. So the
@@ -26,7 +26,9 @@ def add_followers(model: Any) -> None:
         graph = channel_graph(model)
     except (NotImplementedError, TypeError, ValueError) as error:
         logging.warning(
-            "kprune: filters are pruned without their biases and normalization, which cannot be found: %s", error
+            "kprune: cannot find the biases and normalization layers that belong to the pruned filters, so those "
+            "are not pruned: %s",
+            error,
         )
         return
     nothing = {id(weight.variable): np.zeros(weight.shape, bool) for weight in masked_weights(model)}
@@ -35,7 +37,7 @@ def add_followers(model: Any) -> None:
 
 @follow_by
 def kept_followers(model: Any) -> dict[int, np.ndarray]:
-    """id of each follower in a masked model -> its mask, as the kernels' masks say."""
+    """id of each follower in a masked model -> its mask, derived from the kernels' masks."""
     kept = {id(weight.variable): weight.kept() for weight in masked_weights(model)}
     return {id(v): mask for v, mask in _followers(channel_graph(model), kept)}
 
@@ -85,7 +87,7 @@ def _pruned_columns(graph: ChannelGraph, kept: dict[int, np.ndarray]) -> dict[in
 
 
 def _pruned(entry: Mixer | Call, columns: dict[int, np.ndarray], known: dict[int, np.ndarray]) -> np.ndarray:
-    """Whether each channel that a call makes is pruned."""
+    """Whether each output channel of a call is pruned."""
     size = len(entry.made.atoms)  # type: ignore[arg-type]
     if isinstance(entry, Mixer) or entry.kind == "embedding":
         return np.asarray(columns[id(entry.layer)].reshape(-1, size).all(axis=0))  # of a recurrent layer: of all gates

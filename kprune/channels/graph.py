@@ -88,7 +88,7 @@ class Mixer:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A layer's call of another kind: `kind` says what happens to constants (see `kprune.channels.constants`)."""
+    """A layer call of another kind; `kind` says what happens to constants (see `kprune.channels.constants`)."""
 
     kind: str
     layer: Any
@@ -113,7 +113,7 @@ class Size:
 
 @dataclass(eq=False)
 class ChannelGraph:
-    """What `channel_graph` returns.
+    """The result of `channel_graph`.
 
     Attributes:
         slots, mixers, calls, sizes: what the layers have entered, in the order in which they are called.
@@ -143,13 +143,13 @@ class ChannelGraph:
         return len(self._parents)
 
     def new(self, n: int) -> np.ndarray:
-        """`n` new atoms, tied to nothing."""
+        """`n` new atoms, tied to no others."""
         first = len(self._parents)
         self._parents.extend(range(first, first + n))
         return np.arange(first, first + n)
 
     def find(self, atom: int) -> int:
-        """The atom that stands for all that are tied to this one."""
+        """The atom that represents all atoms tied to this one."""
         while self._parents[atom] != atom:
             self._parents[atom] = atom = self._parents[self._parents[atom]]
         return atom
@@ -159,7 +159,7 @@ class ChannelGraph:
         return np.array([self.find(int(atom)) for atom in atoms], int)
 
     def tie(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Each atom of one array must stay or go with that of the other."""
+        """Make each atom of one array stay or go together with that of the other."""
         for a, b in zip(one, other, strict=True):
             low, high = sorted((self.find(int(a)), self.find(int(b))))  # WHOLE, the lowest, stays the root
             self._parents[high] = low
@@ -170,7 +170,7 @@ class ChannelGraph:
             self.tie(tensor.atoms, np.zeros_like(tensor.atoms))
 
     def read(self, tensor: Tensor, axis: int, size: int) -> np.ndarray | None:
-        """The atoms of a tensor for a layer that takes `axis` (from 0, or from the end) for the channels.
+        """The atoms of a tensor for a layer that takes `axis` (from 0, or from the end) as the channel axis.
 
         None if the tensor has its channels along another axis.
         """
@@ -179,7 +179,7 @@ class ChannelGraph:
         return tensor.atoms if axis % len(tensor.shape) == tensor.axis else None
 
     def slot(self, layer: Any, variable: Any, axis: int, atoms: np.ndarray, role: str) -> None:
-        """Enter that channels index this axis; what a layer that is called twice shares is tied."""
+        """Record that channels index this axis; ties what a layer that is called twice shares."""
         if variable is None:
             return
         axis %= len(variable.shape)
@@ -191,7 +191,7 @@ class ChannelGraph:
 
 
 def reader(masks: dict[int, np.ndarray]) -> Callable[[Any], np.ndarray]:
-    """A function that reads a weight as its layer does: where(mask, w, 0), in float64, once each.
+    """A function that reads each weight once as its layer does: where(mask, w, 0), in float64.
 
     Args:
         masks: id of a masked variable -> bool array, True = kept.

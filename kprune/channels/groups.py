@@ -20,7 +20,7 @@ Place = tuple[str, int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """What must stay or go together: one or more channels of one or more layers.
+    """Channels of one or more layers that must stay or go together.
 
     Attributes:
         members: (path, axis, indices) in masked weights: filters, what reads them, their partners.
@@ -65,8 +65,9 @@ class ChannelGroups:
         if not numbers:
             barriers = ", ".join(f"{name} ({reason})" for name, reason in list(graph.barriers.items())[:4])
             raise ValueError(
-                "The model has no channel group that can be pruned: all channels lead to its outputs or to layers that "
-                f"need all of them ({barriers or 'none'}); use groups=None. Received: model={model.name!r}"
+                "The model has no channel groups that can be pruned, because every channel leads to an output or to "
+                f"a layer that needs all its channels ({barriers or 'none'}); use groups=None. Received: "
+                f"model={model.name!r}"
             )
 
         def numbered(atoms: np.ndarray) -> np.ndarray:
@@ -101,7 +102,7 @@ class ChannelGroups:
         return [ChannelGroup(tuple(members), tuple(followers)) for members, followers in places]
 
     def pooled(self, scores: dict[str, np.ndarray], masks: Masks) -> tuple[np.ndarray, np.ndarray]:
-        """Each group's score, the mean over all its members that are not pruned yet, and the number of these."""
+        """Each group's score, the mean over its members that are not pruned yet, and the number of these."""
         sums, counts = np.zeros(self.n), np.zeros(self.n, int)
         for path, axes in self.labels.items():
             kept = masks[path]
@@ -114,7 +115,7 @@ class ChannelGroups:
         return np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf), counts
 
     def masked(self, keep: np.ndarray, masks: Masks) -> Masks:
-        """These masks without the groups that are not kept (bool array, one entry per group)."""
+        """The masks without the groups that are not kept (bool array, one entry per group)."""
         made = {}
         for path, axes in self.labels.items():
             mask = masks[path]
@@ -128,7 +129,7 @@ class ChannelGroups:
     def cut(
         self, scores: dict[str, np.ndarray], masks: Masks, paths: list[str], zeros: int, divisible_by: int = 1
     ) -> Masks:
-        """The masks without the groups of the lowest scores, of equal ones the first.
+        """The masks without the groups with the lowest scores; ties go to the first.
 
         As many groups go as leave at most `zeros` zeros in the weights of these paths; while less than a group is too
         much, none goes, so that a model that is pruned again to the same sparsity stays as it is. A layer keeps a
@@ -157,8 +158,8 @@ class ChannelGroups:
             low, high = (middle, high) if count(without(middle)) <= zeros else (low, middle - 1)
         if low == len(order):
             logging.warning(
-                "kprune: whole channel groups supply only %d of the %d zeros requested: each layer keeps at least %d "
-                "channels, and channels that lead to the outputs stay. Request a lower sparsity.",
+                "kprune: pruning whole channel groups gives only %d of the %d zeros requested: each layer keeps at "
+                "least %d channels, and channels that lead to the outputs are never pruned. Request a lower sparsity.",
                 count(without(low)),
                 zeros,
                 divisible_by,
@@ -174,7 +175,7 @@ class ChannelGroups:
         most: int,
         divisible_by: int = 1,
     ) -> Masks:
-        """As `cut`, with as many groups gone as it takes until `cost(groups that stay)` is at most `most`."""
+        """Like `cut`, but removes as many groups as needed until `cost(groups that stay)` is at most `most`."""
         counts, order, kept = self._ranked(scores, masks, paths, divisible_by)
 
         def left(n: int) -> int:
@@ -189,7 +190,7 @@ class ChannelGroups:
         return self.masked(kept(low), masks)
 
     def least(self, paths: list[str], divisible_by: int = 1) -> np.ndarray:
-        """Which groups stay (bool) where all go that can, of a model with none gone."""
+        """Which groups stay (bool) if all that can be removed are removed from the unpruned model."""
         masks = {path: np.ones(shape, bool) for path, shape in self._shapes.items()}
         _, order, kept = self._ranked(masks, masks, paths, divisible_by)
         return kept(len(order))
@@ -197,7 +198,7 @@ class ChannelGroups:
     def _ranked(
         self, scores: dict[str, np.ndarray], masks: Masks, paths: list[str], divisible_by: int
     ) -> tuple[np.ndarray, np.ndarray, Callable[[int], np.ndarray]]:
-        """Entries left of each group; the groups that can go, lowest first; n -> which stay when n are to go."""
+        """Entries left of each group; the removable groups, lowest first; n -> which stay when n are removed."""
         means, counts = self.pooled(scores, masks)
         within = np.array([self._makers[number] <= {*paths} for number in range(self.n)])
         candidates = np.flatnonzero(within & (counts > 0))
@@ -238,7 +239,7 @@ def groups_of(model: Any) -> list[ChannelGroup]:
 
 
 def divisor_of(groups: str | None) -> int | None:
-    """What the number of channels must be a multiple of: 1 of "channels", 8 of "channels:8"; None of None.
+    """The divisor of the number of channels: 1 for "channels", 8 for "channels:8", None for None.
 
     >>> divisor_of("channels:8")
     8
@@ -248,7 +249,8 @@ def divisor_of(groups: str | None) -> int | None:
     found = re.fullmatch(r"channels(?::([1-9]\d*))?", groups) if isinstance(groups, str) else None
     if not found:
         raise ValueError(
-            f'`groups` must be None, "channels", or "channels:8" to keep multiples of 8. Received: groups={groups!r}'
+            '`groups` must be None, "channels", or "channels:8" to keep a multiple of 8 channels. Received: '
+            f"groups={groups!r}"
         )
     return int(found[1] or 1)
 

@@ -14,12 +14,12 @@ from .graph import OTHER_AXIS, ChannelGraph, Mixer, Shape, Size, Tensor
 
 
 def channel_axis(layer: Any) -> int:
-    """The axis that a layer takes for the channels."""
+    """The axis a layer treats as the channels."""
     return 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else -1
 
 
 def made_by(graph: ChannelGraph, layer: Any, axis: int, atoms: np.ndarray, shape: Shape) -> Tensor:
-    """The output of a layer with its own activation: whole, if that mixes channels."""
+    """The output of a layer with its own activation, kept whole if that activation mixes channels."""
     if shape is None:
         graph.tie(atoms, np.zeros_like(atoms))
         return Tensor()
@@ -55,12 +55,12 @@ def einsum(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) 
     kept = [name for name in left if name in right]
     once = all(len(set(side)) == len(side) for side in (names, left.replace("...", ""), right.replace("...", "")))
     if not (len(new) == 1 and summed and once and {*names} == {*new, *summed} and {*left} == {*kept, *summed}):
-        return "its equation is none of a product along some axes that makes one new axis"
+        return "its equation is not a product over some axes that makes one new axis"
     if shape is None or (given.atoms is not None and given.shape is None):
         return "its shape is not known"
     columns = names.index(new[0])
     if layer.bias is not None and tuple(layer.bias.shape) != (layer.kernel.shape[columns],):
-        return "its bias has other axes than the one that it makes"
+        return "its bias has axes other than the one it makes"
     # An axis that is summed over beside that of the channels is one of positions.
     places = {label_axis(left, name) % len(given.shape or left): name for name in summed}
     if given.atoms is not None and given.axis not in places:
@@ -84,7 +84,7 @@ def _mix(
     size: tuple[str, int | None],
     foldable: bool = True,
 ) -> Tensor | str:
-    """A product with one kernel.
+    """A product with a single kernel.
 
     Args:
         graph, layer, given, shape: as a rule takes them.

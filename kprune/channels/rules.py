@@ -1,4 +1,4 @@
-"""The channel rules: how each kind of layer leads channels from its inputs to its output.
+"""The channel rules: how each kind of layer maps the channels of its inputs to those of its output.
 
 `RULES` has one row per kind, by the names that both Kerases share. A rule is a function of the graph, the layer, the
 tensors that it is given and the shape of its output; it enters in the graph what it knows and returns the output, or
@@ -90,7 +90,7 @@ def _normalization(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape:
 
 
 def _same(kind: str) -> Rule:
-    """Rule of a layer that does the same to each channel."""
+    """Rule for layers that do the same to each channel."""
 
     def rule(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
         [given] = inputs
@@ -107,7 +107,7 @@ def _same(kind: str) -> Rule:
 
 
 def _spatial(kind: str) -> Rule:
-    """Rule of a layer that works along the positions of each channel: pooling, padding, resizing."""
+    """Rule for layers that work along the positions of each channel: pooling, padding, resizing."""
 
     def rule(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
         [given] = inputs

@@ -1,4 +1,4 @@
-"""A model's channels, found from its config: each call of each layer in order, nested models included.
+"""Find a model's channels from its config: every call of every layer in order, nested models included.
 
 Nothing is run and the model is not touched.
 """
@@ -23,7 +23,7 @@ _OPERATIONS = frozenset(
 
 
 def channel_graph(model: Any) -> ChannelGraph:
-    """The channels of a Sequential or Functional model of either Keras, masked or not, and of models inside it.
+    """The channels of a Sequential or Functional model of either Keras, masked or not, including nested models.
 
     Raises:
         ValueError: the model, or one that it holds, is subclassed, so that its graph is not known; or it is not built.
@@ -42,7 +42,7 @@ def channel_graph(model: Any) -> ChannelGraph:
 
 
 class _Shape:
-    """A shape that `keras.tree` takes for one leaf."""
+    """A shape that `keras.tree` treats as a single leaf."""
 
     def __init__(self, shape: Any):
         self.shape = tuple(shape)
@@ -53,7 +53,7 @@ def _as_shape(tensor: Any) -> _Shape:
 
 
 def _run(graph: ChannelGraph, model: Any, config: dict[str, Any], inputs: list[Tensor]) -> list[Tensor]:
-    """The outputs of a model for these inputs; all that its layers do is entered in the graph."""
+    """The outputs of a model for these inputs; records what its layers do in the graph."""
     if hasattr(model, "add"):
         return _run_sequential(graph, model, config, inputs)
     nodes = {entry["name"]: entry for entry in config["layers"]}
@@ -98,7 +98,7 @@ def _run_sequential(graph: ChannelGraph, model: Any, config: dict[str, Any], inp
 
 
 class _Stand:
-    """An input layer of a Sequential model, which the model itself does not list."""
+    """An input layer of a Sequential model, which the model does not list itself."""
 
     def __init__(self, entry: dict[str, Any]):
         self.entry = entry
@@ -107,7 +107,7 @@ class _Stand:
 def _call(
     graph: ChannelGraph, layer: Any, entry: dict[str, Any], inputs: list[Tensor], others: list[Any]
 ) -> list[Tensor]:
-    """The outputs of one call of a layer, or of a model that is one."""
+    """The outputs of one call of a layer or nested model."""
     if type(layer).__name__ == "PruneLowMagnitude":  # tfmot's wrapper
         layer = layer.layer
     _configured(graph, layer, entry)
@@ -130,7 +130,7 @@ def _call(
 
 
 def _unknown(layer: Any, inputs: list[Tensor], others: list[Any]) -> str:
-    """Why no rule describes this call, or ""."""
+    """Why no rule applies to this call, or "" if one does."""
     kind, home = plain_type(layer).__name__, plain_type(layer).__module__.split(".")
     is_layer = hasattr(layer, "weights")
     if home[0] not in ("keras", "tf_keras") or kind not in RULES or not (is_layer or kind in _OPERATIONS):
@@ -139,14 +139,14 @@ def _unknown(layer: Any, inputs: list[Tensor], others: list[Any]) -> str:
         return f"no rule describes a {kind}"
     numbers = kind in ("Add", "Subtract", "Multiply") and len(inputs) == 1 and not is_layer
     if not inputs or (others and not (numbers and all(type(other) in (int, float) for other in others))):
-        return "it is given more than tensors"
+        return "it is called with arguments that are not tensors"
     if getattr(layer, "quantization_mode", None) is not None or getattr(layer, "lora_enabled", False):
         return "it is quantized or has LoRA weights"
     return ""
 
 
 def _output_shapes(layer: Any, inputs: list[Tensor]) -> list[Shape]:
-    """The shapes of a layer's outputs, None each where they are not known."""
+    """The shapes of a layer's outputs, None for those that are unknown."""
     given = [tensor.shape for tensor in inputs]
     if hasattr(layer, "weights") and given and None not in given:
         try:
@@ -158,7 +158,7 @@ def _output_shapes(layer: Any, inputs: list[Tensor]) -> list[Shape]:
 
 
 def _broadcast(layer: Any, given: list[Shape]) -> list[Shape]:
-    """The shape of what an operation of Keras 3 makes of each entry: ranks and positions as the largest input has."""
+    """The output shape of a Keras 3 elementwise operation, by broadcasting its inputs' shapes."""
     if type(layer).__name__ not in _OPERATIONS or any(g is None or len(g) != len(given[0] or ()) for g in given):
         return _made_shapes(layer)
     columns = zip(*(g for g in given if g is not None), strict=True)
@@ -182,12 +182,12 @@ def _as_shapes(made: Any) -> list[Shape]:
 
 
 def _configured(graph: ChannelGraph, layer: Any, entry: dict[str, Any]) -> None:
-    """Where the layer's config lies; what Keras says there of shapes when it was built is taken out."""
+    """Record where the layer's config is, and drop the shapes that Keras saved in it when the layer was built."""
     known = graph.configs.setdefault(id(layer), entry)
     if known is not entry:
         raise ValueError(
-            "The layer is shared by two models nested in this one, which a config cannot express: give each its own. "
-            f"Received: layer={layer.name!r}"
+            "Two models nested in this one share a layer, which a Keras config cannot express: give each model its "
+            f"own layer. Received: layer={layer.name!r}"
         )
     entry.pop("build_config", None)
     if isinstance(entry.get("config"), dict):
@@ -195,7 +195,7 @@ def _configured(graph: ChannelGraph, layer: Any, entry: dict[str, Any]) -> None:
 
 
 def _resized(graph: ChannelGraph, layer: Any, given: Tensor) -> None:
-    """Enter that the layer's config holds the shape of its input."""
+    """Record that the layer's config contains the shape of its input."""
     entry = layer.entry if isinstance(layer, _Stand) else graph.configs[id(layer)]
     for key in ("batch_shape", "batch_input_shape"):
         if given.atoms is not None and entry["config"].get(key) is not None:
@@ -208,7 +208,7 @@ def _operations(model: Any) -> dict[str, Any]:
 
 
 def _references(structure: Any, nodes: dict[str, Any]) -> Iterator[Key]:
-    """The tensors that a part of a config names, each as [name, call, output], in whatever order it nests them."""
+    """The tensors that part of a config refers to, each as [name, call, output], however deeply nested."""
     if isinstance(structure, dict):
         for value in structure.values():
             yield from _references(value, nodes)
@@ -230,7 +230,7 @@ def _is_reference(structure: Any, nodes: dict[str, Any]) -> bool:
 
 
 def _first_calls(config: dict[str, Any], nodes: dict[str, Any]) -> dict[str, int]:
-    """The number of each layer's first call: a model counts from 1 where it has been called on its own inputs."""
+    """The number of each layer's first call: a model counts from 1 if it was called on its own inputs."""
     first: dict[str, int] = {}
     parts = [config["output_layers"], *(entry["inbound_nodes"] for entry in nodes.values())]
     for name, number, _ in _references(parts, nodes):
@@ -239,7 +239,7 @@ def _first_calls(config: dict[str, Any], nodes: dict[str, Any]) -> dict[str, int
 
 
 def _others(structure: Any, keys: list[Key]) -> Iterator[Any]:
-    """A call's arguments other than tensors: numbers, names, arrays; nothing that is None or False."""
+    """A call's non-tensor arguments: numbers, names, arrays; None and False are left out."""
     if isinstance(structure, dict):
         if structure.get("class_name") != "__keras_tensor__":
             for name, value in structure.items():
@@ -255,13 +255,13 @@ def _others(structure: Any, keys: list[Key]) -> Iterator[Any]:
 
 
 def _check_known(model: Any) -> None:
-    """Raises ValueError where the model's graph is not known."""
+    """Raises ValueError if the model's graph is unknown."""
     config = model.get_config() if hasattr(model, "get_config") else {}
     sequential = hasattr(model, "add") and hasattr(model, "layers")
     if not getattr(model, "built", False) or (sequential and not getattr(model, "inputs", None)):
         raise ValueError(
-            "The model has no graph yet: build it first, with keras.Input or `model.build(input_shape)`. "
-            f"Received: model={getattr(model, 'name', model)!r}"
+            "The model is not built yet: build it with keras.Input or `model.build(input_shape)`. Received: "
+            f"model={getattr(model, 'name', model)!r}"
         )
     if not sequential and not {"layers", "input_layers", "output_layers"} <= set(config):
         raise ValueError(

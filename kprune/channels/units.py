@@ -1,4 +1,4 @@
-"""Rules of layers with several weights per channel: units of an RNN, heads of an attention layer."""
+"""Rules for layers with several weights per channel: RNN units and attention heads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .graph import OTHER_AXIS, ChannelGraph, Mixer, Shape, Size, Tensor
 
 
 def recurrent(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """Units of an RNN: a column of each gate, a row of the recurrent kernel; never constant, as their state evolves."""
+    """RNN units: a column of each gate, a row of the recurrent kernel; never constant, as their state evolves."""
     if layer.return_state or layer.stateful or len(inputs) != 1:
-        return "its state is used outside of it"
+        return "its state is used outside the layer"
     cell = layer.cell
     if not is_elementwise(cell.activation) or not is_elementwise(getattr(cell, "recurrent_activation", None)):
         return "its activation mixes units"
@@ -46,14 +46,14 @@ def recurrent(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shap
 
 
 def attention(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """Heads: they go where the output projection does not read them. What goes in and comes out stays whole.
+    """Attention heads: removed where the output projection ignores them. The layer's inputs and outputs stay whole.
 
     Where several heads of the query share one of the key and the value, they go with it or stay with it.
     """
     # By their names, as Keras (checked with 3.13.2 and 3.15.1) has no public attributes for all of them.
     parts = {part.name: part for part in library_of(layer).all_layers(layer)}
     if not {"query", "key", "value", "attention_output"} <= set(parts):
-        return "its projections have other names in this version"
+        return "its projections have other names in this version of Keras"
     output = parts["attention_output"]
     for tensor in inputs:
         graph.keep_whole(tensor)

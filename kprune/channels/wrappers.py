@@ -1,4 +1,4 @@
-"""Rules of layers that run another one: at each time step, or forward and backward in time."""
+"""Rules for layers that wrap another one: at each time step, or forward and backward in time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rule = Callable[[ChannelGraph, Any, list[Tensor], Shape], Tensor | str]
 
 
 def time_distributed(rules: dict[str, Rule]) -> Rule:
-    """The rule of a layer that runs a layer of one of these rules at each time step."""
+    """The rule for a layer that runs another layer, one with a rule of its own, at each time step."""
 
     def rule(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
         inner, [given] = layer.layer, inputs
@@ -51,12 +51,12 @@ def time_distributed(rules: dict[str, Rule]) -> Rule:
 
 
 def bidirectional(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """A unit of the forward layer stays or goes with that of the backward one, as their config may be one."""
+    """A unit of the forward layer stays or goes with that of the backward layer, as they may share one config."""
     forward, backward = layer.forward_layer, layer.backward_layer
     if plain_type(forward) is not plain_type(backward) or not hasattr(forward, "cell"):
         return "its two layers are of different kinds"
     if layer.merge_mode is None or shape is None or forward.cell.units != backward.cell.units:
-        return "its two layers are not merged"
+        return "the outputs of its two layers are not merged"
     if plain_type(forward).__name__ not in ("SimpleRNN", "LSTM", "GRU"):
         return f"no rule describes a {plain_type(forward).__name__} in two directions"
     entry = graph.configs[id(layer)]["config"]

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         hint = did_you_mean(words[0], COMMANDS).rstrip(".")
         known = ", ".join(COMMANDS)
-        return _refuse(f"kprune: unknown command {words[0]!r}; there are {known}{hint} (see kprune --help)")
+        return _refuse(f"kprune: unknown command {words[0]!r}; the commands are {known}{hint} (see kprune --help)")
     command = COMMANDS[words[0]]
     if {"--help", "-h"} & set(words[1:]):
         print(command.help, end="")
@@ -83,7 +83,7 @@ def _refuse(message: str, status: int = 2) -> int:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Whether it comes from Ctrl-C: TensorFlow's C++, interrupted while it traces, raises its own error."""
+    """Whether the error comes from Ctrl-C: TensorFlow's C++ raises its own when interrupted while tracing."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, KeyboardInterrupt) or "KeyboardInterrupt" in str(chain):
@@ -93,7 +93,7 @@ def _is_interrupt(error: BaseException) -> bool:
 
 
 def _set_up_logging(verbose: bool) -> None:
-    """absl's log on stderr, without its dates and line numbers; TensorFlow's own only if it is an error."""
+    """Send absl's log to stderr without dates and line numbers; show only errors of TensorFlow's own log."""
     flags.FLAGS.mark_as_parsed()  # or absl warns that it logs too early
     standard.getLogger("tensorflow").setLevel(standard.ERROR)
     logging.get_absl_logger().addFilter(_is_worth_showing)
@@ -110,9 +110,9 @@ def _is_worth_showing(record: standard.LogRecord) -> bool:
 def _overview() -> str:
     commands = "\n".join(f"  kprune {c.name:<13}{c.summary}\n{'':22}{c.example}\n" for c in COMMANDS.values())
     return (
-        "kprune trains sparse neural networks with Keras and says what is left of them.\n\n"
-        f"{commands}\n`kprune COMMAND --help` lists the flags of a command, `kprune --version` the version.\n"
-        "Sparsity is the fraction of zeros: 0.9 keeps one weight in ten."
+        f"kprune trains sparse neural networks with Keras and reports what is left of them.\n\n{commands}\n`kprune "
+        "COMMAND --help` lists the flags of a command, `kprune --version` the version.\nSparsity is the fraction of "
+        "zeros: 0.9 keeps one weight in ten."
     )
 
 

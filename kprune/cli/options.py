@@ -13,7 +13,7 @@ from ..util.checks import did_you_mean
 
 
 class _OneOf(flags.EnumParser):
-    """One of some words; of what is near one of them, the error says so."""
+    """One of several words; the error for an unknown word suggests a similar one."""
 
     def __init__(self, words: Sequence[str]):
         super().__init__(list(words))

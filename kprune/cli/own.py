@@ -1,4 +1,4 @@
-"""A model of one's own on the command line: a .keras file, or `module:function`, which returns it."""
+"""The user's own model on the command line: a .keras file, or `module:function`, which returns it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _COMPILING = ("optimizer", "learning_rate", "decay", "weight_decay")
 
 
 def is_own(model: str) -> bool:
-    """Whether the word stands for a model of one's own, not for a reference network."""
+    """Whether the word stands for the user's own model rather than a reference network."""
     return model.endswith(".keras") or ":" in model
 
 
 def build(model: str, dataset: Dataset, seed: int, width: float, library: Any) -> Any:
-    """The model, as the file holds it or as the function returns it.
+    """The model loaded from the file or returned by the function.
 
     Args:
         model: the path of a .keras file, which is checked as `kprune.report.saved.load` checks it: nothing that it
@@ -46,21 +46,21 @@ def build(model: str, dataset: Dataset, seed: int, width: float, library: Any) -
         made = function(**_arguments(function, dataset, seed, width, library, received))
     if not isinstance(made, library.Model):
         kind = library_of(made).package.__name__ if hasattr(made, "fit") else None
-        cure = f": add --library={kind}" if kind else f", it is a {type(made).__name__}"
-        raise ValueError(f"This is not a model of {library.__name__}{cure}. {received}")
+        cure = f": add --library={kind}" if kind else f", got a {type(made).__name__}"
+        raise ValueError(f"Expected a {library.__name__} model{cure}. {received}")
     return made
 
 
 def _function(model: str, received: str) -> Any:
     module, _, name = model.partition(":")
     if module.endswith(".py"):
-        raise ValueError(f"A module is named without .py, as in import: {module[:-3]}:{name}. {received}")
+        raise ValueError(f"Give the module's name without .py, as in an import: {module[:-3]}:{name}. {received}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the installed program has its own folder there, not the user's
     try:
         function = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
-        raise ImportError(f"{error}, looked for from {os.getcwd()!r} on. {received}") from error
+        raise ImportError(f"{error}; the search started in {os.getcwd()!r}. {received}") from error
     if not callable(function):
         raise ValueError(f"Module {module!r} has no function {name!r}. {received}")
     return function
@@ -84,14 +84,14 @@ def _arguments(function: Any, dataset: Dataset, seed: int, width: float, library
     ]
     if others:
         raise ValueError(
-            f"The function may take {', '.join(offered)}, and what has a default; it also wants {', '.join(others)}. "
-            f"{received}"
+            f"The function has parameters without a default that kprune does not pass: {', '.join(others)}. It "
+            f"passes {', '.join(offered)}. {received}"
         )
     return {name: value for name, value in offered.items() if name in parameters}
 
 
 def comes_compiled(values: Any, name: str, model: Any, dataset: Dataset) -> bool:
-    """Whether the model is compiled, and so is trained as it is.
+    """Whether the model is already compiled, so that it is trained as is.
 
     Raises:
         ValueError: flags say something else about how to train it, or it measures no accuracy.
@@ -101,15 +101,15 @@ def comes_compiled(values: Any, name: str, model: Any, dataset: Dataset) -> bool
     given = [f"--{name}" for name in _COMPILING if name in values and values[name].present]
     if given:
         raise ValueError(
-            f"The model comes compiled, with an optimizer of its own: leave out {', '.join(given)}, or return it "
-            f"uncompiled. Received: model={name!r}"
+            f"The model is already compiled with its own optimizer: drop {', '.join(given)}, or provide an "
+            f"uncompiled model. Received: model={name!r}"
         )
     with unchanged(model, optimizer=True):
         reported = model.evaluate(*_some(dataset), verbose=0, return_dict=True)
     if "accuracy" not in reported:
         raise ValueError(
-            "The model comes compiled, but not with metrics=['accuracy'], which the command line goes by. "
-            f"Received: model={name!r}, which reports {', '.join(reported)}"
+            "The model is compiled without metrics=['accuracy'], which the command line needs. Received: "
+            f"model={name!r}, which reports {', '.join(reported)}"
         )
     return True
 
@@ -121,7 +121,7 @@ def _some(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gives_probabilities(model: Any, dataset: Dataset) -> bool:
-    """Whether the model ends in a softmax, by what it returns for a few test examples; ValueError if these do not fit.
+    """Whether the model ends in a softmax, judged by its outputs; ValueError if the outputs do not fit the data.
 
     By its numbers, since a layer of any kind may be the last.
     """
@@ -130,14 +130,14 @@ def gives_probabilities(model: Any, dataset: Dataset) -> bool:
         outputs = model(x, training=False)
     except Exception as error:  # of any kind: what the model's layers raise on examples of another shape
         raise ValueError(
-            f"The model does not take examples of shape {dataset.input_shape}, as {dataset.name} has them: "
+            f"The model does not accept examples of shape {dataset.input_shape}, the shape in {dataset.name}: "
             f"{' '.join(str(error).split())[:300]} Received: model={model.name!r}"
         ) from error
     shape = tuple(getattr(outputs, "shape", ()))  # several outputs have none
     if shape != (len(x), dataset.classes):
         raise ValueError(
-            f"The model must return {dataset.classes} numbers for each example, one for each class of {dataset.name}, "
-            f"not {shape[1:]}. Received: model={model.name!r}"
+            f"The model must return {dataset.classes} numbers per example, one for each class of {dataset.name}, but "
+            f"its output has shape {shape[1:]}. Received: model={model.name!r}"
         )
     numbers = np.asarray(outputs)
     return bool((numbers >= 0).all() and np.allclose(numbers.sum(-1), 1, atol=1e-3))

@@ -1,4 +1,4 @@
-"""Wanda: a weight's magnitude times the norm of the input that it multiplies."""
+"""Wanda: a weight's magnitude times the norm of the input it multiplies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a criterion is given, and the registry of criteria.
+"""The context passed to a criterion, and the registry of criteria.
 
 A criterion is registered with the traits in which it differs from the plain case:
 
@@ -29,7 +29,7 @@ CRITERIA = Registry("criterion")
 
 
 def fast_form(criterion: Callable[..., Any], name: str) -> Any:
-    """The trait `name` ("loop", "entrywise") by which a criterion's scores are had without calling it; None without.
+    """The trait `name` ("loop", "entrywise") that computes a criterion's scores without calling it; None without one.
 
     A function that wraps a criterion (`functools.wraps`, `functools.partial`) may change its scores, so it has none,
     although `functools.wraps` copies all traits.
@@ -41,7 +41,7 @@ def fast_form(criterion: Callable[..., Any], name: str) -> Any:
 
 
 class Compiled:
-    """What criteria have compiled for a model, which serves all updates of a fit.
+    """What criteria have compiled for a model, reused by all updates of a fit.
 
     It is forgotten as soon as the model's variables, or which of them train, are others.
 
@@ -61,7 +61,7 @@ class Compiled:
         self._made: dict[str, Any] = {}
 
     def of(self, model: Any) -> dict[str, Any]:
-        """name -> what is still good for the model."""
+        """name -> what is still valid for this model."""
         # What has been compiled holds the variables, so that no other one takes the place of one in memory.
         variables = [(id(v), v.trainable) for v in model.variables]
         if variables != self._variables:
@@ -71,7 +71,7 @@ class Compiled:
 
 @dataclass
 class Context:
-    """What a criterion may read. It changes nothing in the model.
+    """What a criterion may read; it must not change the model.
 
     Attributes:
         model: the masked model.
@@ -99,13 +99,13 @@ class Context:
         return sum(weight.size for weight in self.weights)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make()` returned in the first round: a compiled scorer serves all rounds."""
+        """The result of `make()` in the first round, reused in all rounds: e.g. a compiled scorer."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
 
     def dtype(self) -> str:
-        """The dtype of scoring: "float64" where a weight is of it, else "float32"."""
+        """The dtype of scoring: "float64" if a weight has it, else "float32"."""
         return np.result_type(np.float32, *(value.dtype for _, value in self.values())).name
 
     def kept_values(self) -> list[np.ndarray]:
@@ -113,6 +113,6 @@ class Context:
         return [np.where(self.masks[w.path], v, np.zeros((), v.dtype)) for w, v in self.values()]
 
     def values(self) -> list[tuple[MaskedWeight, np.ndarray]]:
-        """The weights with their values as they are stored, float32 or float64."""
+        """The weights' stored values, float32 or float64."""
         wide = [(w, w.value()) for w in self.weights]
         return [(w, v if v.dtype == np.float64 else v.astype(np.float32)) for w, v in wide]

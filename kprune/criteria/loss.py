@@ -11,7 +11,7 @@ from .engines.derivatives import gradients_of
 
 @CRITERIA.register("snip", needs=("data", "loss"))
 def snip(context: Context, training: bool = False) -> Scores:
-    """Connection sensitivity: score = |w * dL/dw| / sum of it over all weights (arXiv:1810.02340).
+    """Connection sensitivity: score = |w * dL/dw|, divided by its sum over all weights (arXiv:1810.02340).
 
     L is the compiled loss, its gradient summed over the batches; the weights are those under the current masks. In
     several rounds it is iterative SNIP, see `iterative_snip`.
@@ -43,7 +43,7 @@ def snip(context: Context, training: bool = False) -> Scores:
 
 @CRITERIA.register("iterative_snip", needs=("data", "loss"), default_rounds=100)
 def iterative_snip(context: Context, training: bool = False) -> Scores:
-    """SNIP in rounds: each prunes the survivors of the last by their sensitivity in what is left (arXiv:2006.09081).
+    """SNIP in rounds: each prunes the last round's survivors by their sensitivity anew (arXiv:2006.09081).
 
     score = |w * dL/dw| at the masked weights, as `snip`, with 100 rounds by default.
 
@@ -59,7 +59,7 @@ def iterative_snip(context: Context, training: bool = False) -> Scores:
 
 @CRITERIA.register("force", needs=("data", "loss"), default_rounds=100, revives=True)
 def force(context: Context, training: bool = False) -> Scores:
-    """Foresight connection sensitivity: iterative SNIP whose weights may return (arXiv:2006.09081).
+    """Foresight connection sensitivity (FORCE): iterative SNIP whose weights may return (arXiv:2006.09081).
 
     score = |w * dL/dw|, where the gradient is taken at the masked weights and w is the weight itself, so that a weight
     which an earlier round cut is scored, too, and returns if it would matter now. 100 rounds by default. What the
@@ -80,7 +80,7 @@ def force(context: Context, training: bool = False) -> Scores:
 
 @CRITERIA.register("gradient", needs=("data", "loss"))
 def gradient(context: Context, training: bool = False) -> Scores:
-    """How fast the loss changes with a weight, whatever it is: score = |dL/dw| (RigL's, arXiv:1911.11134).
+    """The gradient's magnitude: score = |dL/dw| (used by RigL, arXiv:1911.11134).
 
     L is the compiled loss, its gradient summed over the batches, at the weights under the current masks; a pruned
     weight has the gradient that it would have if it returned, as 0.
@@ -205,7 +205,7 @@ def fisher(context: Context) -> Scores:
 
 
 def _summed(context: Context, training: bool, temperature: float) -> list[np.ndarray]:
-    """The gradient at the masked weights, summed over the batches."""
+    """The gradient with respect to the masked weights, summed over the batches."""
     values, derivatives = context.kept_values(), gradients_of(context, training, temperature)
     return _sum(derivatives.gradient(values, batch) for batch in context.data)
 

@@ -27,7 +27,7 @@ def magnitude(context: Context) -> Scores:
 
 @CRITERIA.register("large_final", entrywise=np.absolute)
 def large_final(context: Context) -> Scores:
-    """The final magnitude: score = |w|, by the name it has among the mask criteria of arXiv:1905.01067.
+    """The final magnitude: score = |w|, under its name among the mask criteria of arXiv:1905.01067.
 
     Returns:
         As `magnitude`.
@@ -42,7 +42,7 @@ def large_final(context: Context) -> Scores:
 
 @CRITERIA.register("lamp")
 def lamp(context: Context) -> Scores:
-    """Layer-adaptive magnitude: score_u = w_u^2 / sum of w_v^2 over all v of the layer that rank from u up.
+    """Layer-adaptive magnitude: score_u = w_u^2 / sum of w_v^2 over all v in the layer with |w_v| >= |w_u|.
 
     The order within a layer is that of the magnitude, and its largest weight has the score 1, so that a global scope
     shares the budget among the layers without emptying one (arXiv:2010.07611). Of equal weights the later in C order

@@ -1,4 +1,4 @@
-"""Movement: how far training has moved a weight away from zero, or toward it."""
+"""Movement: how far training has moved a weight away from zero or toward it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .trackers import ArrayTracker
 
 
 class Movement(ArrayTracker):
-    """Adds up how training moves the weights, for the criterion "movement": S += w_t * (w_{t+1} - w_t).
+    """Accumulates how training moves the weights, for the criterion "movement": S += w_t * (w_{t+1} - w_t).
 
     The callbacks of `kprune.callbacks` have their own; this one is for a training loop of yours.
 

@@ -1,4 +1,4 @@
-"""Criteria of units: all weights that lead to a unit or feature map have its score. For the pattern "channel"."""
+"""Criteria for units: all weights of a unit or feature map share its score. For the pattern "channel"."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .engines.calls import Call, calls_of, following, is_concrete
 from .engines.derivatives import gradients_of
 
 _NO_GAMMA = (
-    "kprune: no masked weight of %s leads to a batch normalization with gamma, so network slimming ranks its units by "
-    "mean magnitude alone. Add BatchNormalization behind the layers, or choose another criterion."
+    "kprune: no masked weight of %s leads to a batch normalization with gamma, so network slimming ranks all units "
+    "by mean magnitude alone. Add BatchNormalization after the layers, or choose another criterion."
 )
 NORMALIZATIONS = ("BatchNormalization", "LayerNormalization", "GroupNormalization")
 ACTIVATIONS = (
@@ -74,15 +74,15 @@ def apoz(context: Context) -> Scores:
                 of[weight.path] += len(made)
     if all(np.all(count == of[path]) for path, count in active.items()):
         raise ValueError(
-            "No activation is 0 on these data: APoZ ranks units by how often they are 0, so it needs layers with ReLU. "
-            f"Received: model={context.model.name!r}"
+            "No activation is 0 on this data. APoZ ranks units by how often their activation is 0, so the model "
+            f"needs ReLU layers. Received: model={context.model.name!r}"
         )
     return _spread(context, lambda weight: active[weight.path] / of[weight.path])
 
 
 @CRITERIA.register("network_slimming")
 def network_slimming(context: Context) -> Scores:
-    """Network slimming: score = |gamma| of the batch normalization behind a unit (arXiv:1708.06519).
+    """Network slimming: score = |gamma| of the batch normalization after a unit (arXiv:1708.06519).
 
     All weights that lead to the unit have its score. The normalization may come after the activation; behind several,
     the largest gamma counts. Weights that lead to none rank above all that do, since the paper leaves them alone, and
@@ -124,7 +124,7 @@ def network_slimming(context: Context) -> Scores:
 
 @CRITERIA.register("taylor_gates", needs=("data", "loss"))
 def taylor_gates(context: Context, training: bool = False) -> Scores:
-    """Taylor on gates: score of unit c = mean over batches of (sum of w * dL/dw over what leads to c)^2.
+    """Taylor on gates: a unit's score = mean over batches of (sum of w * dL/dw over its weights)^2.
 
     If the weighted sum of each unit passes a gate z = 1, dL/dz is that sum: the loss's squared change to first order
     if the gate closed (arXiv:1906.10771). Unlike `taylor`, weights of a unit that pull in opposite directions cancel.
@@ -162,7 +162,7 @@ def taylor_gates(context: Context, training: bool = False) -> Scores:
 
 
 def _spread(context: Context, of: Callable[[MaskedWeight], np.ndarray]) -> Scores:
-    """path -> each unit's score for all weights that lead to it."""
+    """path -> the score of each unit, repeated for all weights of that unit."""
 
     def spread(weight: MaskedWeight) -> np.ndarray:
         layout = layout_of(weight)
@@ -177,15 +177,15 @@ def _owner(weight: MaskedWeight) -> Any:
 
 
 def _outputs(calls: list[Call], weight: MaskedWeight) -> list[Any]:
-    """What the layer of a weight made, in each of its calls; ValueError if that is not one value per unit."""
+    """The outputs of a weight's layer, one per call; ValueError if they do not have one value per unit."""
     layer, layout = _owner(weight), layout_of(weight)
     made = [call.made[0] for call in calls if call.layer is layer]
     recurrent = hasattr(layer, "state_size") or hasattr(layer, "cell")
     inner = getattr(layer, "depthwise_kernel", None) is weight.variable and hasattr(layer, "pointwise_kernel")
     if not made or recurrent or inner or not all(is_concrete(tensor) for tensor in made):
         raise ValueError(
-            f"What {weight.path} leads to cannot be seen from outside of its layer: leave it out, with `filters` of "
-            f"kprune.mask. Received: layer={layer.name!r}"
+            f"Cannot observe the outputs of {weight.path} from outside its layer: exclude it with the `filters` "
+            f"argument of kprune.mask. Received: layer={layer.name!r}"
         )
     for tensor in made:
         per_unit(layer, layout, tensor)
@@ -193,7 +193,7 @@ def _outputs(calls: list[Call], weight: MaskedWeight) -> list[Any]:
 
 
 def per_unit(layer: Any, layout: Layout, tensor: Any) -> np.ndarray:
-    """What a layer made as an array (examples and positions, units), the units in the order of the weight's layout."""
+    """A layer's output as an array (examples and positions, units), units in the order of the weight's layout."""
     value = as_numpy(tensor)
     if is_a(layer, "EinsumDense"):
         _, kernel, output = einsum_labels(layer)
@@ -204,8 +204,8 @@ def per_unit(layer: Any, layout: Layout, tensor: Any) -> np.ndarray:
     units = int(np.prod([value.shape[axis] for axis in axes]))
     if units != layout.shape[-1]:
         raise ValueError(
-            f"The outputs of {layer.name} are not one value for each of {layout.shape[-1]} units: leave it out, with "
-            f"`filters` of kprune.mask. Received: output shape={value.shape}"
+            f"The output of layer {layer.name} does not have one value for each of its {layout.shape[-1]} units: "
+            f"exclude it with the `filters` argument of kprune.mask. Received: output shape={value.shape}"
         )
     return value.transpose(*others, *axes).reshape(-1, units)
 
@@ -230,7 +230,7 @@ def _is_linear(layer: Any) -> bool:
 
 
 def _gamma(calls: list[Call], weight: MaskedWeight) -> np.ndarray | None:
-    """The largest |gamma| of the batch normalizations behind each unit of a weight; None if there is none."""
+    """The largest |gamma| of the batch normalizations after each unit of a weight; None if there is none."""
     largest: np.ndarray | None = None
     layer = _owner(weight)
     made = [call.made[0] for call in calls if call.layer is layer and call.made]

@@ -1,4 +1,4 @@
-"""Random: the baseline that every criterion must beat."""
+"""Random: the baseline every criterion must beat."""
 
 import numpy as np
 

@@ -27,7 +27,7 @@ Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
 
 
 def _rounds(power: int, context: Context, n_keep: list[int], advance: Callable[[int], Any]) -> Masks | None:
-    """All rounds in one loop for a Keras 3 model; None for others, or if the scores must say what is wrong."""
+    """All rounds in one loop for a Keras 3 model; None for others, or if the scores must be checked for an error."""
     if library_of(context.model).backend() not in ("tensorflow", "jax"):
         return None
     context.once("synflow's warning", lambda: _warn_of_biases(context.model))
@@ -77,7 +77,7 @@ def synflow(context: Context, inputs: str = "ones") -> Scores:
 
 @CRITERIA.register("synflow_l2", default_rounds=100, loop=functools.partial(_rounds, 2))
 def synflow_l2(context: Context, inputs: str = "ones") -> Scores:
-    """SynFlow by squares: score = w^2 * dR/d(w^2), R = sum over all paths of the product of their squared weights.
+    """SynFlow with squares: score = w^2 * dR/d(w^2), R = sum over all paths of the product of squared weights.
 
     As `synflow`, but every parameter enters by its square, so that R is the path norm, the trace of the path kernel
     (arXiv:2108.10589); a moving variance v becomes v^2, which is exact but for the normalization's epsilon.
@@ -101,7 +101,7 @@ def synflow_l2(context: Context, inputs: str = "ones") -> Scores:
 
 def _flow(context: Context, power: int, inputs: str) -> Scores:
     if inputs not in ("ones", "mean") or (inputs == "mean" and not context.data):
-        raise ValueError(f"`inputs` must be 'ones', or 'mean' with `data`. Received: inputs={inputs!r}")
+        raise ValueError(f"`inputs` must be 'ones', or 'mean', which needs `data`. Received: inputs={inputs!r}")
     context.once("synflow's warning", lambda: _warn_of_biases(context.model))
     scorer = context.once(f"synflow {power} {inputs}", lambda: _make_scorer(context, power, inputs))
     total, scores = scorer([context.masks[weight.path] for weight in context.weights])
@@ -109,25 +109,25 @@ def _flow(context: Context, power: int, inputs: str) -> Scores:
     for i, (weight, score) in enumerate(zip(context.weights, scores, strict=True)):
         if not (np.isfinite(total) or np.isfinite(score).all()):
             raise ValueError(
-                f"SynFlow's scores of {weight.path} are infinite or NaN: the network's gain overflows float64. Scale "
-                f"its weights down, or use another criterion. Received: R={total}"
+                f"SynFlow's scores for {weight.path} are infinite or NaN: the network's gain overflows float64. "
+                f"Scale the weights down, or use another criterion. Received: R={total}"
             )
         if 0 < total < SMALLEST or (untouched and not score.any() and _vanishes(context, power, inputs, i)):
             raise ValueError(
-                f"SynFlow's scores of {weight.path} vanish: the network's gain underflows float64. Scale its weights "
-                f"up, or use another criterion. Received: R={total}"
+                f"SynFlow's scores for {weight.path} are all 0: the network's gain underflows float64. Scale the "
+                f"weights up, or use another criterion. Received: R={total}"
             )
         if untouched and not score.any():
             raise ValueError(
                 f"All SynFlow scores of {weight.path} are zero: no path through it reaches the output, often because "
-                "a normalization's gamma on it was initialized to zero. Leave the layer out with `filters`, or give "
-                f"that gamma another value. Received: R={total}"
+                "a normalization layer's gamma was initialized to zero. Exclude the layer with `filters`, or set "
+                f"that gamma to another value. Received: R={total}"
             )
     return dict(zip((weight.path for weight in context.weights), scores, strict=True))
 
 
 def _vanishes(context: Context, power: int, inputs: str, i: int) -> bool:
-    """Whether the scores of the i-th weight are zero only because float64 ends at 1e-308, not for want of a path.
+    """Whether a weight's scores are zero only because float64 underflows, not for lack of a path.
 
     A root of every parameter brings the gain closer to 1, and leaves zero what is zero.
     """
@@ -155,7 +155,7 @@ def _make_flow(context: Context, power: float, given: dict[str, Any]) -> _Flow:
 
 
 def _inputs(context: Context, inputs: str) -> dict[str, Any]:
-    """The arguments of the model's call: NumPy arrays for a batch of 1."""
+    """The arguments of the model's call: NumPy arrays with a batch of 1."""
     if inputs == "ones":
         return input_like(context.model, lambda shape, dtype: np.ones(shape, "float64" if "float" in dtype else dtype))
 
@@ -166,7 +166,7 @@ def _inputs(context: Context, inputs: str) -> dict[str, Any]:
 
 
 def _constants(model: Any, weights: list[MaskedWeight], power: float) -> list[tuple[Any, np.ndarray]]:
-    """Every variable of the model that is not scored, with its value: |v| ** power of floats, True for all masks."""
+    """The model's unscored variables and their values: |v| ** power for floats, True for all masks."""
     scored = {id(weight.variable) for weight in weights}
     masks = {id(m) for layer in all_layers(model) if is_masked(layer) for m in layer.mask_store.masks}
     values = []
@@ -196,7 +196,7 @@ class _Flow:
     given: dict[str, Any]
 
     def output(self, kernels: list[Any], constants: list[Any]) -> Any:
-        """R, the sum of all outputs with these values, tensors of the backend, in place of the variables."""
+        """R, the sum of all outputs, with these backend tensors in place of the variables."""
         scope = keras.StatelessScope()
         # `add_update` sets a value as it is; the constructor of the scope would cast it back to the variable's dtype.
         for weight, kernel in zip(self.weights, kernels, strict=True):
@@ -289,8 +289,8 @@ def _warn_of_biases(model: Any) -> None:
             biased.append(path)
     if biased:
         logging.warning(
-            "SynFlow: %d biases are not zero (%s ...). They carry flow past pruned weights, so its guarantee that no "
-            "layer is pruned to nothing does not hold; prune at initialization, or use a floor on the scope.",
+            "SynFlow: %d biases are not zero (%s ...). They carry flow past pruned weights, so SynFlow no longer "
+            "guarantees that every layer keeps some weights. Prune at initialization, or use a scope with a floor.",
             len(biased),
             biased[0],
         )

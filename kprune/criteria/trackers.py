@@ -11,7 +11,7 @@ from ..masks.matching import check_numbers
 
 
 class Tracker:
-    """What a criterion remembers of the training; registered with it, run by every callback that trains.
+    """What a criterion records during training; registered with it and run by every callback that trains.
 
     A criterion that is registered with `CRITERIA.register(name, tracker=Cls)` gets an instance of `Cls` as
     `context.tracker`. Callbacks make it, tell it of the training, and keep its state in backups; outside of `fit` that
@@ -24,17 +24,17 @@ class Tracker:
     """
 
     def begin(self, model: Any) -> None:
-        """Training begins, or continues from weights that something else has set, such as a backup or a rewind."""
+        """Training begins, or continues from weights that a backup or a rewind has set."""
 
     def after_step(self, model: Any) -> None:
-        """A step of the optimizer has been taken; with `steps_per_execution` = n, n steps."""
+        """An optimizer step was taken; with `steps_per_execution` = n, n steps."""
 
     def ready(self) -> bool:
-        """Whether it has seen enough of the training for pruning."""
+        """Whether the tracker has seen enough of the training for pruning."""
         return True
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """The state to keep in a backup: arrays by names that do not depend on the layers' own."""
+        """The state to keep in a backup: arrays under names that do not depend on the layers' names."""
         return {}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
@@ -52,12 +52,12 @@ class ArrayTracker(Tracker):
         self.arrays: list[np.ndarray] = []
 
     def of(self, weights: Any) -> dict[str, np.ndarray]:
-        """path -> array; ValueError if they are not those of these weights."""
+        """path -> array; ValueError if the arrays do not belong to these weights."""
         shapes, expected = [array.shape for array in self.arrays], [weight.shape for weight in weights]
         if shapes != expected:
             raise ValueError(
-                f"{type(self).__name__} has watched another model, or none yet: call its begin(model) before "
-                f"training. Received: {len(shapes)} arrays {str(shapes)[:200]} for weights {str(expected)[:200]}"
+                f"{type(self).__name__} has not watched this model: call its `begin(model)` before training. "
+                f"Received: {len(shapes)} arrays {str(shapes)[:200]} for weights {str(expected)[:200]}"
             )
         return dict(zip((weight.path for weight in weights), self.arrays, strict=True))
 
@@ -67,12 +67,12 @@ class ArrayTracker(Tracker):
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         check_numbers("state", state)
         if any(str(i) not in state for i in range(len(state))):
-            raise ValueError(f"`state` must be what `get_state` returned. Received: state={list(state)!r:.200}")
+            raise ValueError(f"`state` must be a value returned by `get_state`. Received: state={list(state)!r:.200}")
         self.arrays = [np.array(state[str(i)]) for i in range(len(state))]
 
 
 class InitialWeights(ArrayTracker):
-    """The weights at the beginning of training: at the start of a fit, or at a lottery's rewind point.
+    """The weights at the start of training: at the start of a fit, or at a lottery's rewind point.
 
     For the criteria "large_init", "magnitude_increase" and "init_final_sign" (arXiv:1905.01067).
 

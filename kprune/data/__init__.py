@@ -1,4 +1,4 @@
-"""Data: data sets by name, samples of them, batches that can be rewound."""
+"""Data: named data sets, samples of them, and batches that can be rewound."""
 
 from .batches import (
     Batch,

@@ -1,4 +1,4 @@
-"""Batches of data for criteria that need them, and samples with the same number of examples per class."""
+"""Batches of data for criteria that need them, and class-balanced samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MOST_BATCHES, MOST_BYTES = 10_000, 2**32
 
 
 def check_batches(batches: int | None) -> None:
-    """Raises ValueError unless it is a number of batches, or None."""
+    """Raises ValueError unless it is a number of batches or None."""
     if batches is not None and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 1):
         raise ValueError(f"`batches` must be an integer >= 1, or None for all. Received: batches={batches!r}")
 
@@ -72,7 +72,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
 
 
 def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple[Any, Any]:
-    """The same number of examples of each class, drawn without replacement: what SNIP and GraSP score best on.
+    """The same number of examples per class, drawn without replacement: the recommended data for SNIP and GraSP.
 
     Args:
         x: array, or structure of arrays, whose first axis is the example.
@@ -113,8 +113,8 @@ def examples(batch: Batch) -> Iterator[Batch]:
 
 
 def _finite(data: Any) -> Iterator[Any]:
-    """All batches of data that yield batches; ValueError if they have no end."""
-    endless = "`data` repeats endlessly, so `batches` must say how many batches to take. Received: batches=None"
+    """All batches of data that yields batches; ValueError if it never ends."""
+    endless = "`data` never ends: pass `batches`, the number of batches to use. Received: batches=None"
     if hasattr(data, "cardinality") and int(data.cardinality()) == -1:  # of a tf.data.Dataset: infinite
         raise ValueError(endless)
     if isinstance(data, keras.utils.PyDataset) and data.num_batches is None:
@@ -125,15 +125,17 @@ def _finite(data: Any) -> Iterator[Any]:
         size += 0 if known else sum(getattr(part, "nbytes", 0) or np.asarray(part).nbytes for part in _leaves(batch))
         if not known and (n >= MOST_BATCHES or size > MOST_BYTES):
             raise ValueError(
-                f"`data` did not end within {MOST_BATCHES} batches and {MOST_BYTES / 2**30:.3g} GiB: pass "
-                "`batches`, the number of batches to take. Received: batches=None"
+                f"`data` is longer than {MOST_BATCHES} batches or {MOST_BYTES / 2**30:.3g} GiB: pass `batches`, "
+                "the number of batches to use. Received: batches=None"
             )
         yield batch
 
 
 def _slices(data: tuple[Any, ...]) -> Iterator[Batch]:
     if len(data) not in (1, 2, 3):
-        raise ValueError(f"`data`, if a tuple, must be (x, y) or (x, y, sample_weight). Received: length={len(data)}")
+        raise ValueError(
+            f"A tuple passed as `data` must be (x,), (x, y) or (x, y, sample_weight). Received: length={len(data)}"
+        )
     arrays = _arrays(tuple(data))
     for start in range(0, _lengths(arrays), BATCH_SIZE):
         yield keras.tree.map_structure(
@@ -153,7 +155,7 @@ def _arrays(structure: Any) -> Any:
 
 
 def _lengths(arrays: Any) -> int:
-    """The number of examples in these arrays; ValueError if they hold different ones, or none is an array of some."""
+    """The number of examples in these arrays; ValueError if the numbers differ or there are no arrays."""
     lengths = {shape[0] for shape in _shapes(arrays)}
     if len(lengths) != 1:
         raise ValueError(f"`x` and `y` must have the same number of examples. Received: lengths={sorted(lengths)}")
@@ -161,10 +163,10 @@ def _lengths(arrays: Any) -> int:
 
 
 def _shapes(arrays: Any) -> list[tuple[int, ...]]:
-    """Of each array; ValueError if one has no axis, or there are none in the first structure."""
+    """The shape of each array; ValueError if one is a scalar, or the first structure has none."""
     shapes = [np.shape(array) for array in _leaves(arrays)]
     if not _leaves(arrays[0]) or not all(shapes):
         raise ValueError(
-            f"`data` must hold arrays whose first axis is the example, x first. Received: shapes={shapes[:4]}"
+            f"`data` must hold arrays with examples along the first axis, x first. Received: shapes={shapes[:4]}"
         )
     return shapes

@@ -64,7 +64,7 @@ class Dataset:
         return self._inputs(self.test)
 
     def divisible(self) -> "Dataset":
-        """The data set without the last few examples that the devices of `keras.distribution` cannot share.
+        """The data set without the last few examples that cannot be divided among `keras.distribution`'s devices.
 
         JAX divides each batch evenly among them, the last of an epoch, too. Without a distribution, and on TensorFlow,
         which can divide unevenly, it is the data set itself.
@@ -83,18 +83,20 @@ class Dataset:
             return self
         if not isinstance(self.train, tuple) or not isinstance(self.test, tuple):
             raise ValueError(
-                f"Only arrays can be divided among {devices} devices, not folders. Received: data={self.name!r}"
+                f"Data read from a folder cannot be divided among {devices} devices; only arrays can. Received: "
+                f"data={self.name!r}"
             )
         if self.batch_size % devices:
             raise ValueError(
-                f"`batch_size` must be a multiple of the {devices} devices. Received: batch_size={self.batch_size}"
+                f"`batch_size` must be a multiple of the number of devices, {devices}. Received: "
+                f"batch_size={self.batch_size}"
             )
 
         def cut(x: np.ndarray, y: np.ndarray) -> Arrays:
             left = len(x) % devices
             if left:
                 logging.warning(
-                    "%s: left out %d of %d examples to divide the rest evenly among %d devices.",
+                    "%s: dropped %d of %d examples so that the rest divide evenly among %d devices.",
                     self.name,
                     left,
                     len(x),
@@ -105,7 +107,7 @@ class Dataset:
         return replace(self, train=cut(*self.train), test=cut(*self.test))
 
     def sample(self, per_class: int = 10, seed: int = 0) -> Arrays:
-        """Training examples, the same number of each class: what the criteria that need data are given.
+        """A class-balanced sample of the training examples, for criteria that need data.
 
         Args:
             per_class: Examples of each class; all of those of a class that has fewer.

@@ -1,4 +1,4 @@
-"""Data sets by name, for the command line and the examples."""
+"""Named data sets, for the command line and the examples."""
 
 import gzip
 import math
@@ -51,7 +51,7 @@ def load(
     batch_size: int = 64,
     seed: int = 0,
 ) -> Dataset:
-    """Loads a data set by its name, or one of your own.
+    """Load a data set by name, or one of your own.
 
     `"digits"` comes with scikit-learn (1437 training and 360 test images of 8x8 pixels, always the same
     split). `"mnist"`, `"fashion_mnist"`, `"cifar10"` and `"cifar100"` come through `keras.datasets`, which
@@ -92,7 +92,7 @@ def load(
         ((8, 8, 1), 10)
     """
     if batch_size < 1:
-        raise ValueError(f"`batch_size` must be >= 1. Received: batch_size={batch_size!r}")
+        raise ValueError(f"`batch_size` must be an integer >= 1. Received: batch_size={batch_size!r}")
     kind = kind_of(name)
     for argument, value, kinds in (
         ("directory", directory, ("imagenet",)),
@@ -100,7 +100,7 @@ def load(
         ("target", target, (".csv",)),
     ):
         if value is not None and kind not in kinds:
-            raise ValueError(f"`{argument}` is only for {_WORDS[kinds[-1]]}. Received: {argument}={value!r}")
+            raise ValueError(f"`{argument}` applies only to {_WORDS[kinds[-1]]}. Received: {argument}={value!r}")
     if kind == "imagenet":
         return from_folder(directory, name, image_size, batch_size, seed)
     if kind == "folder":
@@ -117,7 +117,7 @@ _WORDS = {"imagenet": "'imagenet'", "folder": "'imagenet' and folders of images"
 
 
 def kind_of(name: str) -> str:
-    """One of `NAMES`, or ".npz", ".csv" or "folder" for data of one's own; nothing is read yet.
+    """One of `NAMES`, or ".npz", ".csv" or "folder" for the user's own data; reads nothing yet.
 
     Raises:
         ValueError: it is none of them.
@@ -137,6 +137,8 @@ def kind_of(name: str) -> str:
             return suffix
         if Path(name).is_dir():
             return "folder"
+        if len(Path(name).parts) > 1:  # no name of a data set, but a path
+            raise OSError(f"There is no file or folder {os.fspath(name)!r}.")
     known = ", ".join(map(repr, NAMES))
     raise ValueError(
         f"`name` must be one of {known}, or the path of a .npz file, a .csv file or a folder of images"
@@ -187,14 +189,14 @@ def _explain(name: str, paths: list[Path], cached: set[Path], error: Exception) 
         files = ", ".join(map(str, suspects))
         return f"Could not read {name} from {files}: {reason}. Delete a damaged file to download it again."
     removed = [str(path) for path in missing if path in cached]
-    note = f" (Keras removed {', '.join(removed)}: damaged, its checksum was wrong)" if removed else ""
+    note = f" (Keras removed {', '.join(removed)} because the checksum did not match)" if removed else ""
     wanted = ", ".join(
         spec.files[path.name] + (f" (renamed to {path.name})" if spec.files[path.name] != path.name else "")
         for path in missing
     )
     return (
-        f"Could not download {name}{note}: {reason}. Put {wanted} from {spec.origin} into "
-        f"{missing[0].parent}, or use --dataset=digits, which needs no download."
+        f"Could not download {name}{note}: {reason}. Download {wanted} from {spec.origin} into {missing[0].parent} "
+        "by hand, or use --dataset=digits, which needs no download."
     )
 
 

@@ -1,4 +1,4 @@
-"""Data of one's own, with classes to tell apart: arrays in a file, a table, a folder of images."""
+"""The user's own classification data: arrays in a file, a table, or a folder of images."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def scaled(images: np.ndarray, maximum: int) -> np.ndarray:
 
 
 def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
-    """The data set in an .npz file, as `kprune.data.load` says."""
+    """The data set in an .npz file, in the format described in `kprune.data.load`."""
     received = f"Received: name={os.fspath(path)!r}"
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -39,9 +39,9 @@ def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
         y_train, y_test = (_class_ids(name, arrays[name]) for name in ("y_train", "y_test"))
         for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
             if not 0 < len(x) == len(y):
-                raise ValueError(f"x_{part} has {len(x):,} examples, y_{part} {len(y):,}")
+                raise ValueError(f"x_{part} has {len(x):,} examples but y_{part} has {len(y):,}")
         if x_train.shape[1:] != x_test.shape[1:]:
-            raise ValueError(f"an example has shape {x_train.shape[1:]} in x_train, {x_test.shape[1:]} in x_test")
+            raise ValueError(f"examples have shape {x_train.shape[1:]} in x_train but {x_test.shape[1:]} in x_test")
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"The file cannot be used as a data set: {str(error).rstrip('.')}. {received}") from error
     classes = int(max(y_train.max(), y_test.max())) + 1
@@ -50,12 +50,14 @@ def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
 
 def _inputs(name: str, x: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "fiub" or x.ndim < 2:
-        raise ValueError(f"{name} must hold numbers, an example in each row, not {x.dtype} of shape {x.shape}")
+        raise ValueError(
+            f"{name} must be a numeric array with one example per row, but it has dtype {x.dtype} and shape {x.shape}"
+        )
     if x.dtype == np.uint8:
         return scaled(x, 255) if x.ndim == 3 else np.divide(x, 255, dtype=np.float32)
     x = x.astype(np.float32)
     if not np.isfinite(x).all():
-        raise ValueError(f"{name} holds NaN or infinite values, or such as float32 cannot hold")
+        raise ValueError(f"{name} holds values that are NaN, infinite or too large for float32")
     return x
 
 
@@ -64,14 +66,14 @@ def _class_ids(name: str, y: np.ndarray) -> np.ndarray:
         y = y[:, 0]
     if y.ndim != 1 or y.dtype.kind not in "fiub" or (y != np.floor(y)).any() or (y < 0).any() or (y > 1e6).any():
         raise ValueError(
-            f"{name} must hold class ids, integers from 0 on, one for each example, not {y.dtype} of shape {y.shape} "
-            "(one-hot rows become ids by y.argmax(axis=1))"
+            f"{name} must hold one class id per example, an integer >= 0, but it has dtype {y.dtype} and shape "
+            f"{y.shape} (convert one-hot rows with y.argmax(axis=1))"
         )
     return y.astype(np.int32)
 
 
 def from_csv(path: str | os.PathLike, target: str | None, batch_size: int) -> Dataset:
-    """The data set in a .csv file, as `kprune.data.load` says."""
+    """The data set in a .csv file, in the format described in `kprune.data.load`."""
     received = f"Received: name={os.fspath(path)!r}"
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -91,14 +93,17 @@ def from_csv(path: str | os.PathLike, target: str | None, batch_size: int) -> Da
     place = header.index(target)
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            raise ValueError(f"Line {number} has {len(row)} cells, the header has {len(header)}. {received}")
+            raise ValueError(f"Line {number} has {len(row)} cells, but the header has {len(header)}. {received}")
     x = np.empty((len(rows), len(header) - 1), np.float32)
     for at, column in enumerate(i for i in range(len(header)) if i != place):
         x[:, at] = [_number(row[column], header[column], number, received) for number, row in enumerate(rows, start=2)]
     y, classes = _classes([row[place].strip() for row in rows], target, received)
     test = _a_fifth(y)
     if not x.shape[1] or not test.any():
-        raise ValueError(f"The file needs a column besides the target, and examples to test on. {received}")
+        raise ValueError(
+            "The file must have at least one column besides the target, and enough rows to hold out a test set. "
+            f"{received}"
+        )
     train = ~test
     return Dataset(Path(path).name, (x[train], y[train]), (x[test], y[test]), (x.shape[1],), classes, batch_size)
 
@@ -110,14 +115,14 @@ def _number(word: str, column: str, line: int, received: str) -> float:
         value = np.nan
     if not abs(value) <= np.finfo(np.float32).max:
         raise ValueError(
-            f"Every column but the target must hold finite numbers; column {column!r} has {word!r:.40} in line {line}. "
-            f"Make numbers of words, and fill what is missing, beforehand. {received}"
+            f"All columns except the target must hold finite numbers, but line {line} has {word!r:.40} in column "
+            f"{column!r}. Encode words as numbers and fill in missing values first. {received}"
         )
     return value
 
 
 def _classes(words: list[str], target: str, received: str) -> tuple[np.ndarray, int]:
-    """Class ids, by the order of the values, and the number of classes."""
+    """Class ids, in the order of the values, and the number of classes."""
     values: list[Any]
     try:
         values = [float(word) for word in words]
@@ -126,16 +131,16 @@ def _classes(words: list[str], target: str, received: str) -> tuple[np.ndarray, 
     known = sorted(set(values))
     if any(isinstance(value, float) and not value.is_integer() for value in known) or "" in known:
         raise ValueError(
-            f"The target must hold classes, words or integers, and none may be missing. {received}, target={target!r}"
+            f"The target column must hold a class (a word or an integer) in every row. {received}, target={target!r}"
         )
     if len(known) < 2:
-        raise ValueError(f"The target must hold at least two classes. {received}, target={target!r}")
+        raise ValueError(f"The target column must hold at least two different classes. {received}, target={target!r}")
     ids = {value: number for number, value in enumerate(known)}
     return np.array([ids[value] for value in values], np.int32), len(known)
 
 
 def _a_fifth(y: np.ndarray) -> np.ndarray:
-    """Whether each example is one for testing: a fifth of each class, drawn alike each time."""
+    """Whether each example is held out for testing: a fifth of each class, the same each time."""
     test, draw = np.zeros(len(y), bool), np.random.default_rng(0)
     for label in np.unique(y):
         members = draw.permutation(np.flatnonzero(y == label))
@@ -150,28 +155,32 @@ def from_folder(
     batch_size: int,
     seed: int,
 ) -> Dataset:
-    """The images in a folder, as `kprune.data.load` says; without a name it goes by its own."""
+    """The images in a folder, laid out as in `kprune.data.load`; named after the folder if no name is given."""
     if directory is None:
-        raise ValueError(f"{name!r} needs `directory`, a folder that holds train/ and val/. Received: directory=None")
+        raise ValueError(
+            f"{name!r} needs `directory`, a folder that contains train/ and val/. Received: directory=None"
+        )
     root = Path(directory)
     if image_size is None or len(image_size) != 2 or min(image_size) < 1:
         raise ValueError(
             f"{name or root.name!r} needs `image_size`, (height, width) in pixels. Received: image_size={image_size!r}"
         )
+    if not root.is_dir():
+        raise ValueError(f"`directory` must be an existing folder. Received: directory='{root}'")
     train_folder = root / "train"
     test_folder = root / "val" if (root / "val").is_dir() else root / "test"
     split = name is None and not train_folder.is_dir()
     if split:
         train_folder = test_folder = root
     if not (train_folder.is_dir() and test_folder.is_dir()):
-        raise ValueError(f"`directory` must hold train/, and val/ or test/. Received: directory='{root}'")
+        raise ValueError(f"`directory` must contain train/ and either val/ or test/. Received: directory='{root}'")
     classes = _class_names(train_folder)
     # A class folder missing on one side would shift the class ids of the other.
     if not classes or _class_names(test_folder) != classes:
         raise ValueError(
-            f"The folder must hold one folder for each class. Received: directory='{root}'"
+            f"The folder must contain one subfolder per class. Received: directory='{root}'"
             if split
-            else f"train/ and {test_folder.name}/ must hold the same class folders. Received: directory='{root}'"
+            else f"train/ and {test_folder.name}/ must contain the same class folders. Received: directory='{root}'"
         )
 
     def batches(folder: Path, train: bool) -> Any:

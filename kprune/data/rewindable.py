@@ -15,7 +15,7 @@ from ..runtime.optimizers import batches_taken
 
 
 class RewindableBatches(keras.utils.PyDataset):
-    """Batches of arrays in a random order that the state of the optimizer determines.
+    """Batches of arrays in a random order that is determined by the optimizer's state.
 
     When it has taken t batches (as many as steps, unless it accumulates gradients), the next is that of place t mod n
     in the order of pass t // n, n = ceil(len(x) / batch_size); the order of a pass is drawn from the seed and its
@@ -61,7 +61,8 @@ class RewindableBatches(keras.utils.PyDataset):
             raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
         if getattr(model, "optimizer", None) is None:
             raise ValueError(
-                f"The batches follow the model's optimizer: compile the model first. Received: model={model!r}"
+                "The model must be compiled first, because the order of the batches follows its optimizer's step "
+                f"count. Received: model={model!r}"
             )
         self.arrays, self.size, self.batch_size, self.model, self.seed = (x, y), sizes.pop(), batch_size, model, seed
         self.on_epoch_begin()
@@ -70,14 +71,14 @@ class RewindableBatches(keras.utils.PyDataset):
         return math.ceil(self.size / self.batch_size)
 
     def on_epoch_begin(self) -> None:
-        """Called by Keras before the batches of an epoch: they begin where the optimizer is."""
+        """Called by Keras before the batches of an epoch, which start at the optimizer's current step."""
         # Not in __getitem__: in the JAX trainer the optimizer cannot be read while an epoch runs.
         self._begin, self._next = batches_taken(self.model.optimizer), 0
 
     def __getitem__(self, index: int) -> Any:
         if index not in (0, self._next):
             raise ValueError(
-                "Batches must be read in order, all of them in each epoch: call fit with shuffle=False and without "
+                "All batches must be read in order in each epoch: call fit with shuffle=False and without "
                 f"steps_per_epoch. Received: index={index}"
             )
         self._next = index + 1

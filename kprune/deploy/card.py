@@ -1,4 +1,4 @@
-"""The card: what a sparse network's files gain over those of the same network with every weight in use."""
+"""The card: what a sparse network's files gain over those of the same network without zeros."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _GAIN = 0.95
 
 @dataclass(frozen=True)
 class Entry:
-    """One file.
+    """One exported file on a card: its size, latency, memory and accuracy.
 
     Attributes:
         format: its format.
@@ -61,7 +61,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Card:
-    """What was gained, file by file; `print(card)` shows a table.
+    """The gains of each exported file; `print(card)` shows a table.
 
     Attributes:
         entries: the files, each dense one before the sparse ones that are held against it.
@@ -85,15 +85,18 @@ class Card:
             if (entry.format, entry.network) == (format, network):
                 return entry
         known = ", ".join(f"{entry.network} {entry.format}" for entry in self.entries)
-        raise ValueError(f"The card has no such entry, only {known}. Received: format={format!r}, network={network!r}")
+        raise ValueError(
+            f"The card has no entry for this format and network; its entries are {known}. Received: "
+            f"format={format!r}, network={network!r}"
+        )
 
     def dense_of(self, entry: Entry) -> Entry:
-        """The dense file to compare an entry with: that of its own format, else the first."""
+        """The dense file to compare an entry with: the one in its own format, else the first."""
         own = [e for e in self.entries if e.network == "dense" and e.format == family(entry.format)]
         return own[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as numbers, strings and lists that JSON can hold, with each ratio to dense."""
+        """All fields as JSON-serializable values, with each ratio to dense."""
         return {
             "format": 1,
             "entries": [{**asdict(entry), **self._ratios(entry)} for entry in self.entries],
@@ -101,7 +104,7 @@ class Card:
         }
 
     def to_markdown(self) -> str:
-        """The table in Markdown, with what it says below it."""
+        """The table in Markdown, with the notes below it."""
         head, rows = self._cells()
         lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
         return "\n".join([*lines, "", *self._notes()]) + "\n"
@@ -159,29 +162,29 @@ class Card:
         flops = "not known" if self.flops is None else f"{self.flops:,} of {self.dense_flops:,}"
         return [
             f"parameters that are not 0: {self.parameters:,} of {self.dense_parameters:,}; multiply-adds: {flops}",
-            f"ms: latency of a batch of {self.batch}, files in turns, on {self.machine}",
+            f"ms: latency of a batch of {self.batch}, measured in turns, on {self.machine}",
             *(note for entry in self.entries if entry.network == "sparse" for note in self._shortfalls(entry)),
         ]
 
     def _shortfalls(self, entry: Entry) -> Iterator[str]:
-        """Where a file gains nothing, and why."""
+        """The files that gain nothing, and why."""
         ratios = self._ratios(entry)
         if entry.zeros == 0 and entry.size == self.dense_of(entry).size:
             return
         if ratios["bytes_of_dense"] > _GAIN:  # type: ignore[operator]
             reason = (
-                "no kernel is so large and so sparse that packing it gains anything"
+                "no kernel is large and sparse enough for packing to gain anything"
                 if entry.format == "saved_model_packed"
-                else "a zero takes as many bytes as any value until it is zipped"
+                else "a zero takes as many bytes as any other value until the file is zipped"
             )
             yield f"{entry.format}: as large as dense, since {reason}"
         if (ratios["latency_of_dense"] or 0.0) > _GAIN:
-            yield f"{entry.format}: as slow as dense, since it multiplies by zeros as by any value"
+            yield f"{entry.format}: as slow as dense, since it multiplies by zeros like by any other value"
 
 
 @contextmanager
 def filled(model: Any) -> Iterator[Any]:
-    """Inside, random values of each kernel's spread replace its zeros; afterwards the model is as it was."""
+    """Context in which each kernel's zeros are replaced by random values of the same spread."""
     rng = np.random.default_rng(0)
     before = []
     try:
@@ -199,7 +202,7 @@ def filled(model: Any) -> Iterator[Any]:
 
 
 def measure(runs: dict[Any, Callable[[], Any]]) -> dict[Any, tuple[float, tuple[float, float]]]:
-    """Milliseconds of each function: the median, and the 10th and 90th percentile, of rounds in which all run."""
+    """The latency of each function in ms: median, 10th and 90th percentile over rounds in which all of them run."""
     order = np.random.default_rng(0)
     times: dict[Any, list[float]] = {key: [] for key in runs}
     keys = list(runs)
@@ -216,12 +219,12 @@ def measure(runs: dict[Any, Callable[[], Any]]) -> dict[Any, tuple[float, tuple[
 
 
 def size_of(paths: list[Path]) -> int:
-    """Bytes of files, and of all files in folders."""
+    """The total size in bytes of the given files, and of all files in the given folders."""
     return sum(file.stat().st_size for path in paths for file in _files(path))
 
 
 def zipped_size(paths: list[Path], archive: Path) -> int:
-    """Bytes of the zip archive of files and folders; `archive` is where it is written."""
+    """The size in bytes of a zip archive of these files and folders, which is written to `archive`."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
         for path in paths:
             for file in _files(path):
@@ -230,13 +233,13 @@ def zipped_size(paths: list[Path], archive: Path) -> int:
 
 
 def work(model: Any, dense: Any) -> dict[str, int | None]:
-    """The parameters and multiply-adds of a stripped model and of the dense one, as a `Card` takes them."""
+    """Parameters and multiply-adds of a stripped model and of the dense one, as arguments of `Card`."""
     kept, whole = _counted(model), _counted(dense)
     return {"parameters": kept[0], "dense_parameters": whole[1], "flops": kept[2], "dense_flops": whole[3]}
 
 
 def _counted(model: Any) -> tuple[int, int, int | None, int | None]:
-    """Parameters that are not 0, and all; multiply-adds by kept weights, and by all."""
+    """The number of nonzero parameters and of all; multiply-adds of the kept weights and of all."""
     report, values = summary(model), [to_numpy(v) for _, v in weight_paths(model)]
     total = sum(value.size for value in values)
     zeros = sum(int(np.count_nonzero(value == 0)) for value in values if value.ndim > 1)
@@ -246,7 +249,7 @@ def _counted(model: Any) -> tuple[int, int, int | None, int | None]:
 
 
 def machine() -> str:
-    """The machine on which the latency was measured."""
+    """A description of the machine on which latency is measured."""
     return f"{platform.machine()} {platform.system()}"
 
 
@@ -255,5 +258,5 @@ def _files(path: Path) -> list[Path]:
 
 
 def family(format: str) -> str:
-    """The format whose plain form a dense network is written in: a packed SavedModel is held against a plain one."""
+    """The format of the dense network's file to compare with: for a packed SavedModel, a plain one."""
     return {"saved_model_packed": "saved_model", "litert_sparse": "litert", "litert_int8": "litert"}.get(format, format)

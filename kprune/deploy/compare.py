@@ -1,4 +1,4 @@
-"""Whether two networks predict the same."""
+"""Compare the predictions of two networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def difference(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """The largest difference relative to the largest output; infinite if values other than floats differ."""
+    """The largest difference relative to the largest output; infinite if non-float values differ."""
     worst = 0.0
     numbers = [e for e in expected if e.dtype.kind in "fV" and e.size]
     scale = max([float(np.nanmax(np.abs(e.astype(np.float64)), initial=0.0)) for e in numbers], default=0.0) or 1.0
@@ -26,7 +26,7 @@ def difference(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
 def check_outputs(
     what: str, actual: list[np.ndarray], expected: list[np.ndarray], tolerance: float, steady: bool, hint: str
 ) -> float:
-    """The difference; RuntimeError if it is above the tolerance and the model itself predicts the same twice."""
+    """The difference; RuntimeError if it exceeds the tolerance although the model itself is deterministic."""
     worst = difference(actual, expected)
     if steady and not worst <= tolerance:
         raise RuntimeError(

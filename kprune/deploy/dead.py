@@ -1,4 +1,4 @@
-"""Dead channels: which channels of a model can go, and what the remaining weights must take over from them."""
+"""Dead channels: which channels of a model can be removed, and how the remaining weights make up for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Plan:
         return self.living[self.graph.roots(atoms)]
 
     def cut(self, variable: Any, value: np.ndarray) -> np.ndarray:
-        """An array of a weight's shape without the channels that go."""
+        """An array of a weight's shape, without the removed channels."""
         for slot in self._slots()[id(variable)]:
             value = np.compress(self.stays(slot.atoms), value, axis=slot.axis)
         return value
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(eq=False)
 class _Reading:
-    """One product, with what is constant of what it reads in all its calls.
+    """One product, with the constant inputs it has in all its calls.
 
     Attributes:
         mixer: the product.
@@ -73,13 +73,13 @@ class _Reading:
     sums: np.ndarray
 
     def needed(self) -> np.ndarray:
-        """Whether output j (columns) needs input i (rows), bool: what goes to the bias is not needed."""
+        """Whether output j (columns) needs input i (rows), bool; what moves into the bias is not needed."""
         folds = (self.value == 0) | (~np.isnan(self.value) & self.mixer.foldable & (not self.border))
         return self.used & ~folds[:, None]
 
 
 def plan(graph: ChannelGraph, read: Read, divisible_by: int = 1) -> Plan:
-    """What can go without changing what the model computes.
+    """What can be removed without changing what the model computes.
 
     A channel lives if the model's outputs need it: it is found from them against the direction of the data.
 
@@ -131,7 +131,7 @@ def _living(graph: ChannelGraph, readings: list[_Reading]) -> np.ndarray:
 
 
 def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
-    """Atom of a constant channel -> that of another one, which takes over its part in all that reads both."""
+    """Atom of a constant channel -> an equal one that takes over its part wherever both are read."""
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, reading in enumerate(readings):
         for row, atom in enumerate(reading.rows):
@@ -164,7 +164,7 @@ def _fill_up(graph: ChannelGraph, living: np.ndarray, divisor: int) -> None:
 
 
 def _fold(made: Plan, readings: list[_Reading], read: Read, merged: dict[int, int]) -> None:
-    """Give the constants of the channels that go to the biases, or to the channel that stands for them."""
+    """Move the constants of removed channels into the biases, or to the channel that replaces them."""
     for reading in readings:
         mixer, living = reading.mixer, made.living[reading.rows]
         others = np.isin(reading.rows, list(merged))

@@ -1,4 +1,4 @@
-"""Export: plain files of a sparse model, each opened again and compared with it before it is final."""
+"""Export: plain files of a sparse model, each reopened and compared with it before it is put in place."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def export(
     overwrite: bool = False,
     verbose: int | str = "auto",
 ) -> Export:
-    """Write the stripped model in one or several formats, open each file again, and check that it predicts the same.
+    """Write the stripped model in one or more formats, reopen each file, and check that it predicts the same.
 
     Every file loads without kprune. The model itself stays as it is: masks, seeds and states included. Files appear
     under their names only once all have been checked; if anything fails, what was there stays. Beside them lies the
@@ -152,7 +152,8 @@ def _refuse_existing(files: list[pathlib.Path], overwrite: bool, target: pathlib
     if not overwrite and (existing := [str(file) for file in files if file.exists()]):
         verb = "exists" if len(existing) == 1 else "exist"
         raise ValueError(
-            f"{', '.join(existing)} {verb}; pass overwrite=True to replace it. Received: path={str(target)!r}"
+            f"{', '.join(existing)} {verb}; pass overwrite=True to replace existing files. Received: "
+            f"path={str(target)!r}"
         )
 
 
@@ -160,8 +161,8 @@ def _representative(model: Any, names: Sequence[str], given: Any) -> Sample | No
     quantized = [name for name in names if FORMATS[name].quantized]
     if bool(quantized) != (given is not None):
         raise ValueError(
-            "`representative` must be inputs such as the model will see for format='litert_int8', and None for all "
-            f"others. Received: format={tuple(names)!r}, representative={type(given)}"
+            "`representative` must hold typical model inputs for format='litert_int8', and must be None for all "
+            f"other formats. Received: format={tuple(names)!r}, representative={type(given)}"
         )
     return None if given is None else sample(model, given)
 
@@ -174,8 +175,8 @@ def _labeled(model: Any, data: Any) -> tuple[Sample, np.ndarray]:
         labels = labels.argmax(-1) if labels.shape[-1] > 1 else labels[..., 0]
     if labels.ndim != 1 or len(labels) != len(batch.arrays[0]):
         raise ValueError(
-            "`data` must hold one class label for each example. Received: "
-            f"examples={len(batch.arrays[0])}, y.shape={np.shape(data[1])}"
+            f"`data` must hold one class label per example. Received: examples={len(batch.arrays[0])}, "
+            f"y.shape={np.shape(data[1])}"
         )
     return batch, labels
 
@@ -192,8 +193,8 @@ def _export(
     steady = difference(again, expected) == 0.0
     if not steady:
         logging.warning(
-            "kprune.export: the model's predictions vary between calls, even from the same seeds and states, so the "
-            "exported files were opened and run, but their predictions were not compared."
+            "kprune.export: the model's predictions differ between calls, even with the same seeds and states, so "
+            "the exported files were loaded and run, but their predictions were not compared."
         )
     with _os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -223,8 +224,8 @@ def _export(
                 differences[format] = check_outputs(form.title, actual, wanted, form.allowed(model), steady, form.hint)
                 if found.lost(zeros, size):
                     raise RuntimeError(
-                        f"Export: {form.title} lost some of the model's zeros, so nothing was written. "
-                        f"Received: zeros={found.zeros:,}, zeros of the model={zeros:,}"
+                        f"Export: {form.title} has fewer zeros than the model, so nothing was written. Received: "
+                        f"zeros={found.zeros:,}, zeros of the model={zeros:,}"
                     )
                 opened[format, "sparse"] = found
             for format, file in bases.items():
@@ -292,7 +293,7 @@ def _accuracy(opened: Opened, x: Sample, labels: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _os_errors(target: pathlib.Path) -> Iterator[None]:
-    """Inside, any error of a library about writing a file becomes an OSError that names `target`."""
+    """Context in which any library's error about writing a file becomes an OSError that names `target`."""
     tf = sys.modules.get("tensorflow")
     numbers: dict[type[Exception], int] = {}
     if tf is not None:
@@ -310,7 +311,7 @@ def _os_errors(target: pathlib.Path) -> Iterator[None]:
 
 
 def _move(goals: dict[pathlib.Path, pathlib.Path]) -> None:
-    """Rename each source to its goal; if one rename fails, restore what was at the goals."""
+    """Rename each source to its target; if one rename fails, restore what was there before."""
     for source in goals:
         for path in (source, *source.rglob("*")):
             sync(path)
@@ -336,7 +337,7 @@ def _move(goals: dict[pathlib.Path, pathlib.Path]) -> None:
 
 
 def _keep(file: pathlib.Path, name: pathlib.Path) -> None:
-    """Give a file a second name; where the file system has no links, copy it."""
+    """Give a file a second name; copy it where the file system has no hard links."""
     try:
         os.link(file, name)
     except OSError:

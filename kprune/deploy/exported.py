@@ -1,4 +1,4 @@
-"""What an export hands back: files, card, and how well they agree."""
+"""The result of an export: files, card, and how well they agree with the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .card import Card
 
 @dataclass(frozen=True)
 class Export:
-    """What `kprune.export` wrote; `print` shows the files, `.card` what was gained.
+    """The result of `kprune.export`; `print` shows the files, `.card` what they gain.
 
     Attributes:
         files: format -> the file, or a SavedModel's folder.
@@ -52,7 +52,7 @@ class Export:
         return self.card.entry("saved_model").zipped
 
     def to_dict(self) -> dict[str, Any]:
-        """Files, difference and card in a form that JSON can hold."""
+        """Files, difference and card as JSON-serializable values."""
         known = None if np.isnan(self.difference) else self.difference
         return {"files": {f: str(p) for f, p in self.files.items()}, "difference": known, "card": self.card.to_dict()}
 
@@ -70,6 +70,7 @@ class Export:
     def _file(self, format: str) -> pathlib.Path:
         if format not in self.files:
             raise ValueError(
-                f"The export has no file of this format, only {', '.join(self.files)}. Received: format={format!r}"
+                f"The export has no file in this format; its formats are {', '.join(self.files)}. Received: "
+                f"format={format!r}"
             )
         return self.files[format]

@@ -45,7 +45,7 @@ class Opened:
     size: int | None
 
     def lost(self, zeros: int, size: int) -> bool:
-        """Whether values stand where a model of so many zeros and entries has zeros.
+        """Whether the file has fewer zeros than the model, given the model's zeros and entries.
 
         A converter may add constants, or merge equal ones, so it is the values that cannot be more.
         """
@@ -56,7 +56,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Format:
-    """One format.
+    """An export format: how its file is named, written and opened.
 
     Attributes:
         title: what messages call a file of it.
@@ -82,28 +82,28 @@ class Format:
     extra: str = ""
     tf_keras: bool = True
     tolerance: float = TOLERANCE
-    hint: str = f"If that is due to the random inputs, {HINT}."
+    hint: str = f"If the random inputs are the cause, {HINT}."
 
     def check(self, name: str, model: Any) -> None:
-        """Raise unless this model can be written: ImportError, in one line, where a package cannot be imported."""
+        """Raise an error if this model cannot be written, such as an ImportError for a missing package."""
         for package in self.needs:
             try:
                 importlib.import_module(package)
             except ImportError as error:
                 install = f"'kprune[{self.extra}]'" if self.extra and package != "tensorflow" else package
                 raise ImportError(
-                    f"format={name!r} needs {package} on every backend, and it is not installed: "
-                    f"pip install {install}, or export format='keras' and convert that file on another machine "
-                    "(kprune export MODEL.keras --format=...)."
+                    f"format={name!r} requires {package}, which is not installed: pip install {install}, or export "
+                    "format='keras' and convert that file on another machine (kprune export MODEL.keras "
+                    "--format=...)."
                 ) from error
         if library_of(model).package is not keras and not self.tf_keras:
             raise ValueError(
-                f"Keras exports {self.title} from Keras 3 models only. For a tf_keras model, export a SavedModel, "
+                f"Only Keras 3 models can be exported as {self.title}. For a tf_keras model, export a SavedModel, "
                 f"which tf2onnx and OpenVINO's ovc can read. Received: format={name!r}, model={model.name!r}"
             )
 
     def compared_on(self, batch: Sample) -> Sample:
-        """The inputs on which a file is compared: for a quantized one those that its ranges are made for."""
+        """The inputs a file is compared on: for a quantized file, those its ranges were calibrated on."""
         return batch.representative.first(32) if self.quantized and batch.representative else batch
 
     def allowed(self, model: Any) -> float:
@@ -113,7 +113,7 @@ class Format:
         return max(self.tolerance, _TOLERANCE_16_BITS) if short and self.extra else self.tolerance
 
     def opened(self, path: Path, model: Any, batch: Sample) -> tuple[Opened, list[np.ndarray], int | None]:
-        """The file in its runtime, what it makes of a batch, and the bytes of memory that both took at most."""
+        """The file opened in its runtime, its outputs for a batch, and the peak memory of both in bytes."""
 
         def work() -> tuple[Opened, list[np.ndarray]]:
             found = self.open(path, model)
@@ -128,23 +128,23 @@ class Format:
             if not self.extra:
                 raise
             raise RuntimeError(
-                f"Export: {self.title} was made, but its runtime cannot run it, so nothing was written. {self.hint} "
-                f"The cause: {' '.join(str(error).split())[:300]}"
+                f"Export: {self.title} was converted, but its runtime cannot run it, so nothing was written. "
+                f"{self.hint} Cause: {' '.join(str(error).split())[:300]}"
             ) from error
         return found, outputs, memory
 
     @property
     def quantized(self) -> bool:
-        """Whether it takes representative examples."""
+        """Whether the format needs representative examples."""
         return self.write is litert.write_int8
 
     def files(self, path: Path) -> list[Path]:
-        """All that lies at `path`: the file or folder, and what is beside it."""
+        """Everything at `path`: the file or folder, and any files beside it."""
         return [path, *([path.with_suffix(self.beside)] if self.beside else [])]
 
 
 def count_zeros(values: list[np.ndarray]) -> tuple[int, int]:
-    """Zeros and entries of the tensors of rank 2 or more that may be kernels: not of indices and shapes."""
+    """Zeros and entries of the tensors of rank 2 or more that may be kernels, not indices or shapes."""
     tensors = [
         value
         for value in values
@@ -154,7 +154,7 @@ def count_zeros(values: list[np.ndarray]) -> tuple[int, int]:
 
 
 def zeros_of(model: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> tuple[int, int]:
-    """Zeros and entries of a model's weights of rank 2 or more, of 4-bit integers as they are dequantized."""
+    """Zeros and entries of a model's weights of rank 2 or more; 4-bit integers are dequantized first."""
     weights = {id(v): (layer, v) for layer, v in library_of(model).owned_weights(model)}.values()
     # What `count_zeros` sees of a packed kernel are its entries that are not 0.
     values = [
@@ -166,7 +166,7 @@ def zeros_of(model: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> tuple[
 
 
 def is_packed(model: Any) -> bool:
-    """Whether a kernel of the model holds two 4-bit integers in a byte."""
+    """Whether a kernel of the model stores two 4-bit integers per byte."""
     return any(quantized.is_packed(layer, v) for layer, v in library_of(model).owned_weights(model))
 
 
@@ -199,17 +199,17 @@ def _open_openvino(file: Path, model: Any) -> Opened:
 
 
 def _kernels(constants: list[np.ndarray], model: Any) -> tuple[int, int] | tuple[None, None]:
-    """Zeros and entries of a converted file's constants, without the biases that converters give a higher rank."""
+    """Zeros and entries of a converted file's constants, without biases to which converters give a higher rank."""
     return _UNKNOWN if is_packed(model) else count_zeros([v for v in constants if sum(d > 1 for d in v.shape) > 1])
 
 
 _LITERT = ("tensorflow", "ai_edge_litert")
 _ONNX = ("tensorflow", "tf2onnx", "onnx", "onnxruntime")
 _SPARSE = (
-    "LiteRT's sparse kernels have been seen to compute garbage, without an error, where a Dense layer's inputs are no "
-    "multiple of 4, and in float16: export format='litert', or leave such a layer less sparse than 0.9."
+    "LiteRT's sparse kernels are known to give wrong results without an error in float16, and for Dense layers whose "
+    "number of inputs is not a multiple of 4: export format='litert', or keep such layers below sparsity 0.9."
 )
-_INT8 = "The ranges of 8-bit integers come from `representative`: it must hold inputs such as the model will see."
+_INT8 = "The quantization ranges come from `representative`, which must hold typical model inputs."
 
 FORMATS: dict[str, Format] = {
     "saved_model": Format("the SavedModel", "", saved_model.write, _open_saved_model),

@@ -1,4 +1,4 @@
-"""ONNX and OpenVINO files, as Keras's own export writes them from TensorFlow's graph."""
+"""ONNX and OpenVINO files, written by Keras's own export from a TensorFlow graph."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ model.export(target, format=format, verbose=False)
 
 
 def write_onnx(model: Any, file: Path, batch: Sample) -> None:
-    """Write an ONNX file, by tf2onnx."""
+    """Write an ONNX file with tf2onnx."""
     _write(model, file, batch, "onnx")
 
 
 def write_openvino(model: Any, file: Path, batch: Sample) -> None:
-    """Write OpenVINO's two files, a `.xml` and a `.bin`, in the model's own precision."""
+    """Write OpenVINO's two files, an `.xml` and a `.bin`, in the model's own precision."""
     _write(model, file, batch, "openvino")
 
 
@@ -57,10 +57,9 @@ def _write(model: Any, file: Path, batch: Sample, format: str) -> None:
     )
     if done.returncode:
         raise RuntimeError(
-            f"Export: format={format!r} is written from TensorFlow's graph, for which Keras on TensorFlow has to load "
-            "the model, in a process of its own; it could not, so nothing was written. A layer of your own takes an "
-            "export on the TensorFlow backend, where it is known. The cause: "
-            f"{done.stderr.strip().rpartition(chr(10))[2][:300]}"
+            f"Export: format={format!r} is converted from a TensorFlow graph, so the model is loaded in a separate "
+            "process with Keras on TensorFlow. That failed, so nothing was written. A model with custom layers must "
+            f"be exported on the TensorFlow backend. Cause: {done.stderr.strip().rpartition(chr(10))[2][:300]}"
         )
 
 
@@ -76,7 +75,7 @@ def onnx_runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
 
 
 def onnx_constants(file: Path) -> list[np.ndarray]:
-    """The constants that the file holds."""
+    """The constants in the file."""
     import onnx
 
     graph = onnx.load(str(file)).graph
@@ -84,7 +83,7 @@ def onnx_constants(file: Path) -> list[np.ndarray]:
 
 
 def openvino_runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
-    """A function of a batch that runs the file in OpenVINO, on one thread and in float32 where the file says so."""
+    """A function of a batch that runs the file in OpenVINO, on one thread and in the file's own precision."""
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
@@ -100,7 +99,7 @@ def openvino_runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
 
 
 def openvino_constants(file: Path) -> list[np.ndarray]:
-    """The constants that the file holds."""
+    """The constants in the file."""
     import openvino
 
     operations = openvino.Core().read_model(str(file)).get_ops()

@@ -23,7 +23,7 @@ def write(model: Any, file: Path, batch: Sample) -> None:
 
 
 def load(file: Path, model: Any) -> Any:
-    """The model that it holds, of the Keras that `model` is of, its seeds where those of `model` are."""
+    """The model in the file, in the Keras of `model`, with the seed states of `model`."""
     library = library_of(model)
     loaded = library.package.models.load_model(str(file), compile=False)
     # A layer of the user's own may make its seed anew when it is loaded; to be compared, both draw from one.

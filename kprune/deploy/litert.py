@@ -1,4 +1,4 @@
-"""LiteRT files: plain, with sparse kernels, or of 8-bit integers; converted from the SavedModel by TensorFlow."""
+"""LiteRT files: plain, with sparse kernels, or 8-bit integer; converted from the SavedModel by TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SIGNATURE = "serving_default"
 
 
 def write(model: Any, file: Path, batch: Sample) -> None:
-    """Write a file of float kernels, each zero as large as any value; recurrent layers step by step, without a loop."""
+    """Write a file with dense float kernels; recurrent layers are unrolled instead of looping."""
     _convert(model, file, batch, [])
 
 
 def write_sparse(model: Any, file: Path, batch: Sample) -> None:
-    """Write a file whose kernels hold what is not 0, and where it stands, wherever a kernel of LiteRT computes so.
+    """Write a file that stores only nonzero values and their positions wherever LiteRT has sparse kernels.
 
     The converter decides for each kernel: it takes blocks of 4 along the inputs of a Dense layer where the zeros have
     that form, single values otherwise, and leaves a kernel as it is that is not sparse enough.
@@ -38,7 +38,7 @@ def write_sparse(model: Any, file: Path, batch: Sample) -> None:
 
 
 def write_int8(model: Any, file: Path, batch: Sample) -> None:
-    """Write a file that computes in 8-bit integers, its ranges taken from `batch.representative`; inputs stay floats.
+    """Write a file that computes in 8-bit integers, calibrated on `batch.representative`; inputs stay floats.
 
     Kernels are symmetric, each output channel by its own scale, so a zero is the integer 0.
     """
@@ -69,20 +69,24 @@ def _convert(model: Any, file: Path, batch: Sample, optimizations: list[Any]) ->
             data = converter.convert()
     except Exception as error:  # the converter's own, whose class is not public
         raise RuntimeError(
-            f"LiteRT's converter cannot write this model, so nothing was written: {' '.join(str(error).split())[:500]}"
+            (
+                "LiteRT's converter cannot convert this model, so nothing was written: "
+                f"{' '.join(str(error).split())[:500]}"
+            )
             + (_LOOPS if "TensorList" in str(error) else "")
         ) from error
     file.write_bytes(data)
 
 
 _LOOPS = (
-    " LiteRT has no loop over steps of a batch whose size is open: fix the number of steps, keras.Input((steps, "
-    "features)), and recurrent layers of Keras 3 are unrolled; or fix the batch, keras.Input(batch_shape=...)."
+    " LiteRT cannot loop over time steps when the batch size is unknown: fix the number of steps with "
+    "keras.Input((steps, features)), so that recurrent layers of Keras 3 are unrolled, or fix the batch size with "
+    "keras.Input(batch_shape=...)."
 )
 
 
 def _source(model: Any, file: Path, batch: Sample) -> Path:
-    """The SavedModel to convert, in which recurrent layers are unrolled where they must and can be."""
+    """The SavedModel to convert, with recurrent layers unrolled where necessary and possible."""
     shapes = [spec.shape for spec in keras.tree.flatten(list(batch.specs.values()))]
     open_batch = any(shape[0] is None for shape in shapes) and not any(None in shape[1:] for shape in shapes)
     loops = [layer for layer in library_of(model).all_layers(model) if is_a(layer, "RNN") and not layer.unroll]
@@ -116,7 +120,7 @@ def runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
 
 
 def zeros(file: Path) -> tuple[int, int]:
-    """Zeros and entries of the file's constants of floats or quantized integers that may be kernels."""
+    """Zeros and entries of the file's float or quantized constants that may be kernels."""
     from ai_edge_litert import schema_py_generated as schema
 
     kinds = {
@@ -142,14 +146,14 @@ def zeros(file: Path) -> tuple[int, int]:
 
 
 def _zero_point(tensor: Any) -> int:
-    """The integer that means 0; the converter makes kernels symmetric, so channels do not differ in it."""
+    """The integer that represents 0; the converter makes kernels symmetric, so all channels share it."""
     quantization = tensor.Quantization()
     return int(quantization.ZeroPoint(0)) if quantization is not None and quantization.ZeroPointLength() else 0
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside, what C++ writes to the standard error goes nowhere: a page for each conversion."""
+    """Context that discards what C++ writes to stderr: a page for each conversion."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:

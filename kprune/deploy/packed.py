@@ -1,4 +1,4 @@
-"""The packed SavedModel: one bit per weight and the nonzero values, unpacked once at load."""
+"""The packed SavedModel: one bit per weight plus the nonzero values, unpacked once on loading."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNPACKING = 2**14
 
 
 def write(model: Any, folder: Path, batch: Sample) -> None:
-    """Write a SavedModel as `saved_model.write` does, its sparse kernels packed.
+    """Write a SavedModel as `saved_model.write` does, with its sparse kernels packed.
 
     A kernel of n entries, k of them not 0, of s bytes each, takes n / 8 + k s bytes in place of n s; one that gains
     nothing stays as it is. TensorFlow alone unpacks them, bit for bit: in its initializers, which
@@ -29,7 +29,7 @@ def write(model: Any, folder: Path, batch: Sample) -> None:
 
 
 def pack(source: Path, folder: Path) -> None:
-    """Write `folder`, the packed form of the SavedModel `source`, whose `serve` it has."""
+    """Write to `folder` the packed form of the SavedModel `source`, with the same `serve`."""
     import tensorflow as tf
 
     loaded, known = saved_model.load(source), SavedVariables(source)
@@ -78,7 +78,7 @@ def pack(source: Path, folder: Path) -> None:
 
 
 def gains(value: np.ndarray) -> bool:
-    """Whether a value takes fewer bytes packed, with what TensorFlow needs to unpack it.
+    """Whether packing a value saves bytes, including what TensorFlow needs to unpack it.
 
     >>> gains(np.eye(128, dtype="float32")), gains(np.ones((128, 128), "float32")), gains(np.eye(8, dtype="float32"))
     (True, False, False)
@@ -90,7 +90,7 @@ def gains(value: np.ndarray) -> bool:
 
 
 def _bits_set(value: np.ndarray) -> np.ndarray:
-    """Which entries have a bit set: all but +0.0, so that -0.0 is still that when it is unpacked."""
+    """Which entries have a bit set: all but +0.0, so that -0.0 survives unpacking."""
     return value.view(f"u{value.itemsize}") != 0
 
 
@@ -99,7 +99,7 @@ def _kernel_class() -> Any:
     import tensorflow as tf
 
     class PackedKernel(tf.saved_model.experimental.TrackableResource):
-        """A variable that is made from its packed value when the SavedModel is loaded."""
+        """A variable that is created from its packed value when the SavedModel is loaded."""
 
         def __init__(self, value: np.ndarray):
             super().__init__()

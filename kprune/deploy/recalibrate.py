@@ -1,4 +1,4 @@
-"""Recalibrate: the statistics of batch normalization taken anew, for the network that pruning has left."""
+"""Recalibrate: re-estimate the statistics of batch normalization for a pruned network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .sample import unchanged
 
 
 def recalibrate(model: Any, data: Any, *, batches: int | None = None) -> None:
-    """Estimate the moving mean and variance of each batch normalization anew, as pruning has moved what they describe.
+    """Re-estimate the moving mean and variance of each batch normalization, which pruning has made outdated.
 
         moving mean = mean over the batches of a batch's mean,  moving variance = mean of its variance
 
@@ -51,7 +51,7 @@ def recalibrate(model: Any, data: Any, *, batches: int | None = None) -> None:
     layers = [layer for layer in known if layer.trainable]
     if not layers:
         frozen = " that is not frozen" if known else ""
-        raise ValueError(f"The model has no batch normalization{frozen}. Received: model={model.name!r}")
+        raise ValueError(f"The model has no batch normalization layer{frozen}. Received: model={model.name!r}")
     taken = take_batches(data, batches)
     watched = [_Watched(layer) for layer in layers]
     with unchanged(model), contextlib.ExitStack() as stack:
@@ -65,13 +65,14 @@ def recalibrate(model: Any, data: Any, *, batches: int | None = None) -> None:
     still += [one.layer.name for one in watched if not one.assign()]
     if still:
         logging.warning(
-            "kprune.recalibrate: %s keep their statistics, as they are frozen or called with training=False.",
+            "kprune.recalibrate: the statistics of %s were not changed, because these layers are frozen or are "
+            "called with training=False.",
             ", ".join(still[:4]) + (" ..." if len(still) > 4 else ""),
         )
 
 
 class _Watched:
-    """A batch normalization whose calls are watched: the sums of the statistics of each, and what they weigh."""
+    """A batch normalization whose calls are watched: sums of their statistics, and the weights of these."""
 
     def __init__(self, layer: Any):
         self.layer, self.examples = layer, 0
@@ -80,7 +81,7 @@ class _Watched:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, each call adds up, that of a shared layer too, and leaves the statistics of its own batch."""
+        """Context in which each call adds up the statistics of its own batch, also for shared layers."""
         momentum, call = self.layer.momentum, self.layer.call
 
         signature = inspect.signature(call)
@@ -106,7 +107,7 @@ class _Watched:
             del self.layer.call
 
     def assign(self) -> bool:
-        """Give the layer what was found; False if no call was in training mode."""
+        """Assign the new statistics to the layer; False if no call was in training mode."""
         for v, total in zip(_statistics(self.layer), self._sums, strict=True):
             if self._weight:
                 v.assign((total / self._weight).astype(to_numpy(v).dtype))
@@ -114,6 +115,6 @@ class _Watched:
 
 
 def _statistics(layer: Any) -> list[Any]:
-    """Moving mean and variance of a batch normalization; none of another layer."""
+    """Moving mean and variance of a batch normalization; empty for other layers."""
     found = [getattr(layer, name, None) for name in ("moving_mean", "moving_variance")]
     return [] if any(v is None for v in found) or not hasattr(layer, "momentum") else found

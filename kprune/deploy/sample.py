@@ -1,4 +1,4 @@
-"""Inputs for comparing exported files with their model, as `predict` takes them and as the files will."""
+"""Inputs for comparing exported files with their model, in the form each of them takes."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ class Sample:
         return Sample(keras.tree.map_structure(lambda array: array[:count], self.arguments), self.specs)
 
     def each(self) -> Iterator[Sample]:
-        """Each example as a batch of its own, or batches of the size that is fixed."""
+        """Each example as a batch of its own, or batches of the fixed size."""
         size = next((spec.shape[0] for spec in _leaves(self) if spec.shape[0] is not None), 1)
         for start in range(0, len(self.arrays[0]) - size + 1, size):
             rows = slice(start, start + size)
             yield Sample(keras.tree.map_structure(lambda array, rows=rows: array[rows], self.arguments), self.specs)
 
     def with_fixed_batch(self) -> Sample:
-        """The same with the batch size of the arrays in each spec."""
+        """The same specs with the arrays' batch size."""
         fixed = [(array.shape, spec.dtype, spec.name) for array, spec in zip(self.arrays, _leaves(self), strict=True)]
         return Sample(self.arguments, _pack(self.arguments, [Spec(*spec) for spec in fixed]))
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a file takes: an array of this shape (None: of any size), dtype and name."""
+    """An input of a file: an array of this shape (None for any size), dtype and name."""
 
     shape: tuple[int | None, ...]
     dtype: str
@@ -67,7 +67,7 @@ class Spec:
 
 
 def sample(model: Any, inputs: Any = None) -> Sample:
-    """The batch that a user gives, or two random examples (strings: two short texts).
+    """The user's batch, or two random examples (strings: two short texts).
 
     float64 and float16 arrays become what the model computes in, integers what its inputs declare, as in `predict`; a
     batch size that the model's inputs fix stays fixed.
@@ -93,7 +93,7 @@ def sample(model: Any, inputs: Any = None) -> Sample:
 
 
 def named(batch: Sample, names: list[str]) -> dict[str, np.ndarray]:
-    """The arrays of a batch by the names that a file gives its inputs: those of the specs, else in the names' order.
+    """A batch's arrays by the file's input names: those of the specs, else in the order of the names.
 
     >>> batch = Sample({"": [np.zeros(1), np.ones(1)]}, {"": [Spec((None,), "float32", None)] * 2})
     >>> named(batch, ["inputs_1", "inputs"])
@@ -105,7 +105,7 @@ def named(batch: Sample, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names of inputs or outputs as Keras flattens a structure: by the number at their end, where they have one.
+    """Input or output names in Keras's flattened order: by the number they end in, if any.
 
     >>> in_order(["output_10", "output_9"]), in_order(["two", "one"]), in_order(["Identity_1:0", "Identity:0"])
     (['output_9', 'output_10'], ['one', 'two'], ['Identity:0', 'Identity_1:0'])
@@ -120,7 +120,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def signature(call_sample: Sample, kind: type) -> tuple[inspect.Signature, list[Any]]:
-    """The parameters of a function that takes such a sample, and a spec of `kind` for each argument."""
+    """The parameters of a function that takes such a sample, with a spec of `kind` for each argument."""
     names = [name or "inputs" for name in call_sample.arguments]
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     specs = [
@@ -131,13 +131,13 @@ def signature(call_sample: Sample, kind: type) -> tuple[inspect.Signature, list[
 
 
 def predict(model: Any, batch: Sample) -> list[np.ndarray]:
-    """What the model predicts; its states (of seeds, of stateful layers) are as they were."""
+    """The model's prediction; the states of seeds and stateful layers are left as they were."""
     with unchanged(model):
         return arrays(call_with(model, tensors(batch), training=False))
 
 
 def tensors(batch: Sample) -> dict[str, Any]:
-    """The arguments of a call; strings, which no backend but TensorFlow's takes, as its tensors."""
+    """The arguments of a call; strings become TensorFlow tensors, as only that backend takes them."""
 
     def convert(array: np.ndarray) -> Any:
         if array.dtype.kind not in "OUS":
@@ -156,7 +156,7 @@ def arrays(outputs: Any) -> list[np.ndarray]:
 
 @contextmanager
 def unchanged(model: Any) -> Iterator[None]:
-    """Afterwards, the model's states are what they were: seeds, and all that a call may change."""
+    """Context after which the model's states are what they were: seeds, and whatever else a call may change."""
     states = [(v, to_numpy(v)) for v in _states(model)]
     try:
         yield
@@ -167,7 +167,7 @@ def unchanged(model: Any) -> Iterator[None]:
 
 @contextmanager
 def from_reset_states(model: Any) -> Iterator[None]:
-    """Inside, stateful recurrent layers start from reset states, as in their files; afterwards they are restored."""
+    """Context in which stateful recurrent layers start from reset states, as in their files; then restored."""
     with unchanged(model):
         for state in _recurrent_states(model):
             state.assign(np.zeros(state.shape, to_numpy(state).dtype))

@@ -1,4 +1,4 @@
-"""The SavedModel of a stripped model: inference only, each variable once."""
+"""The SavedModel of a stripped model: inference only, with each variable stored once."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def write(model: Any, folder: Path, batch: Sample) -> None:
         archive = _traced(model, fixed)
         size = len(fixed.arrays[0])
         logging.warning(
-            "kprune: the model cannot be traced with a variable batch size, so the SavedModel takes only batches of "
-            "%d, the batch size of `inputs=`. Cause: %s",
+            "kprune: the model cannot be traced with a variable batch size, so the SavedModel accepts only batches "
+            "of %d, the batch size of `inputs`. Cause: %s",
             size,
             str(error).strip().partition("\n")[0][:300],
         )
@@ -48,7 +48,7 @@ def write(model: Any, folder: Path, batch: Sample) -> None:
 
 
 def written(model: Any, file: Path, batch: Sample) -> Path:
-    """The SavedModel from which `file` is converted, in its folder, by its stem: written once for all formats."""
+    """The SavedModel that `file` is converted from, written once for all formats."""
     stem = file.name.partition(".")[0]
     own, folder = file.with_name(stem), file.with_name(f"traced-{stem}")
     if own.is_dir():
@@ -73,7 +73,7 @@ def constants(batch: Sample) -> dict[str, Any]:
 
 
 def _traced(model: Any, batch: Sample) -> Any:
-    """Keras's archive with the one endpoint, traced."""
+    """Keras's export archive with its one endpoint, traced."""
     library = library_of(model).package
     archive = library.export.ExportArchive()
     if library_of(model).backend() != "tensorflow":

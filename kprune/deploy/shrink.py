@@ -1,4 +1,4 @@
-"""Shrink: a smaller model that computes the same, without the channels that masks or zeros have killed."""
+"""Shrink: a smaller model that computes the same, without the channels that masks or zeros have removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIBRARIES = ("keras", "tf_keras")
 def shrink(
     model: Any, *, inputs: Any = None, divisible_by: int = 1, keep_masks: bool = True, tolerance: float = 1e-5
 ) -> Any:
-    """Build a smaller model that predicts the same, without the channels that zeros have killed.
+    """Build a smaller model that predicts the same, without the channels whose weights are all zero.
 
     A channel goes, with its bias, its normalization and all that reads it, where
 
@@ -83,7 +83,7 @@ def shrink(
 
 
 def _rebuilt(model: Any, graph: ChannelGraph, planned: Plan) -> Any:
-    """The model rebuilt from its config, with the numbers of channels that stay."""
+    """The model rebuilt from its config with the remaining numbers of channels."""
     for size in graph.sizes:
         config = graph.configs[id(size.layer)]["config"]
         count = int(planned.stays(size.atoms).sum())
@@ -114,13 +114,13 @@ def _rebuilt(model: Any, graph: ChannelGraph, planned: Plan) -> Any:
 
 
 def _class(model: Any) -> Any:
-    """The class that reads the config of a Functional or Sequential model; Keras's, for custom classes."""
+    """The class that reads the config of a Functional or Sequential model; Keras's own for custom classes."""
     library = library_of(model).package
     return library.Sequential if hasattr(model, "add") else library.Model
 
 
 def _places(old: Any, new: Any, planned: Plan) -> list[tuple[Any, Any]]:
-    """Each weight of the old model with that of the new one; biases that had to be made are filled in here."""
+    """Each weight of the old model with its counterpart in the new one; fills in biases that had to be added."""
     places: list[tuple[Any, Any]] = []
     for source, target in _pairs(old, new):
         given, wanted = list(source.weights), list(target.weights)
@@ -130,15 +130,15 @@ def _places(old: Any, new: Any, planned: Plan) -> list[tuple[Any, Any]]:
             target.bias.assign(_as(planned.new_biases[id(source)][planned.stays(columns)], target.bias))
         if len(given) != len(wanted):
             raise ValueError(
-                "The layer has different weights when rebuilt from its config: make `get_config` return all arguments. "
-                f"Received: layer={source.name!r}, weights={len(given)}, rebuilt={len(wanted)}"
+                "Rebuilding the layer from its config gives different weights: its `get_config` must return all "
+                f"constructor arguments. Received: layer={source.name!r}, weights={len(given)}, rebuilt={len(wanted)}"
             )
         places += zip(given, wanted, strict=True)
     return places
 
 
 def _fill(made: Any, places: list[tuple[Any, Any]], planned: Plan, read: Read) -> None:
-    """Give the new model its weights."""
+    """Assign the new model's weights."""
     for v, w in places:
         w.assign(_as(planned.new_value(v, read), w))
     for layer in _layers(made):
@@ -151,7 +151,7 @@ def _as(value: np.ndarray, variable: Any) -> np.ndarray:
 
 
 def _masked(made: Any, masks: dict[int, np.ndarray], places: list[tuple[Any, Any]], planned: Plan, read: Read) -> Any:
-    """The new model with the old one's masks for the weights that stay."""
+    """The new model with the old model's masks for the remaining weights."""
     # A weight that takes over constants is not zero where its mask said so.
     kept = {
         id(w): planned.cut(v, masks[id(v)]) | (planned.new_value(v, read) != 0) for v, w in places if id(v) in masks
@@ -162,7 +162,8 @@ def _masked(made: Any, masks: dict[int, np.ndarray], places: list[tuple[Any, Any
     found = {weight.path: weight for weight in masked_weights(made) if id(weight.variable) in kept}
     if len(found) < len(masks):
         logging.warning(
-            "kprune.shrink: %d of %d masks were dropped, as their weights are frozen. The weights keep their zeros.",
+            "kprune.shrink: %d of %d masks were dropped because their weights are frozen. The weights keep their "
+            "zeros.",
             len(masks) - len(found),
             len(masks),
         )
@@ -175,7 +176,7 @@ def _path(variable: Any) -> str:
 
 
 def _random(model: Any) -> Callable[[tuple[int, ...], str], np.ndarray]:
-    """Makes inputs: normal values, or 0 and 1 where they are integers, as for an embedding they must be."""
+    """A function that makes inputs: normal values, or 0 and 1 for integers, which are valid for an embedding."""
     rng = np.random.default_rng(0)
     looked_up = any(type(layer).__name__ == "Embedding" for layer in _layers(model))
 
@@ -193,19 +194,19 @@ def _outputs(model: Any, arguments: dict[str, Any]) -> list[np.ndarray]:
 
 
 def _compare(expected: list[np.ndarray], actual: list[np.ndarray], tolerance: float) -> None:
-    """Raises RuntimeError unless the outputs agree, relative to the largest of each."""
+    """Raises RuntimeError unless the outputs agree, relative to the largest value of each."""
     for number, (one, other) in enumerate(zip(expected, actual, strict=True)):
         scale = float(np.abs(one).max(initial=0.0)) or 1.0
         worst = float(np.abs(one - other).max(initial=0.0)) / scale
         if not worst <= tolerance:
             raise RuntimeError(
-                f"The smaller model and this one predict different outputs (output {number}), so it was not returned. "
-                f"Received: relative difference={worst:.3g}, tolerance={tolerance}"
+                f"The smaller model and the original predict different outputs (output {number}), so no model was "
+                f"returned. Received: relative difference={worst:.3g}, tolerance={tolerance}"
             )
 
 
 def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
-    """Each layer that is not a model, with the one rebuilt from it."""
+    """Each layer that is not a model, with its rebuilt counterpart."""
     for source in old.layers:
         target = new.get_layer(source.name)
         if hasattr(source, "layers") and not hasattr(source, "layer"):

@@ -1,4 +1,4 @@
-"""Evaluate a model under other weights or masks, by a function or on data, and restore it afterwards."""
+"""Evaluate a model under other weights or masks, with a function or on data, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..runtime.optimizers import all_variables, build
 
 @contextmanager
 def unchanged(model: Any, optimizer: bool = False) -> Iterator[None]:
-    """Afterwards weights, masks, statistics, seeds and metrics are what they were; with `optimizer`, all of it, too."""
+    """Context after which weights, masks, statistics, seeds and metrics are restored; `optimizer`: it, too."""
     variables = [*model.variables, *(v for metric in getattr(model, "metrics", []) for v in metric.variables)]
     if optimizer and getattr(model, "optimizer", None) is not None:
         build(model.optimizer, model)
@@ -30,16 +30,16 @@ def unchanged(model: Any, optimizer: bool = False) -> Iterator[None]:
 
 @contextmanager
 def masked_meanwhile(model: Any) -> Iterator[None]:
-    """Inside, the model has masks; afterwards it is restored."""
+    """Context in which the model has masks; afterwards it is restored."""
     with masked(model, keep=False), unchanged(model):
         yield
 
 
 def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
-    """A function that returns the metric's name and its value now."""
+    """A function that returns the metric's name and current value."""
     if callable(evaluate):
         return lambda: _by_function(model, evaluate)
-    wrong = "`evaluate` must be a function of the model, or data that can be read repeatedly"
+    wrong = "`evaluate` must be a function of the model, or data that can be read more than once"
     if isinstance(evaluate, tuple):
         if len(evaluate) not in (2, 3):
             raise ValueError(f"{wrong}: (x, y) or (x, y, sample_weight). Received: evaluate=tuple of {len(evaluate)}")
@@ -55,7 +55,7 @@ def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
         raise ValueError(f"{wrong}: (x, y), a tf.data.Dataset, a list of batches. Received: evaluate={evaluate!r:.200}")
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
-            "Evaluation on data needs compiled metrics: compile the model, or pass a function of the model. "
+            "Evaluating on data requires compiled metrics: compile the model, or pass a function of the model. "
             f"Received: model={model.name!r}, which is not compiled"
         )
     return lambda: _by_metric(model, inputs())
@@ -81,8 +81,8 @@ def _by_metric(model: Any, inputs: dict[str, Any]) -> tuple[str, float]:
     names = [name for name in names if name in results and name != "loss" and not name.endswith("_loss")]
     if not names:
         raise ValueError(
-            "The model has no metric besides the loss: compile with metrics=['accuracy'], or pass a function of the "
-            f"model. Received: model={model.name!r}, which reports {', '.join(results)}"
+            "The model has no metric besides the loss: compile it with metrics=['accuracy'], or pass a function of "
+            f"the model. Received: model={model.name!r}, which reports {', '.join(results)}"
         )
     return names[0], float(results[names[0]])
 

@@ -40,7 +40,7 @@ def find_ticket(
     verbose: Any = "auto",
     **config_fields: Any,
 ) -> Ticket:
-    """Train, prune a share of what is left, rewind, train again: a lottery around the user's own training.
+    """Train, prune a fraction of what is left, rewind, repeat: a lottery around the user's own training.
 
     Level 0 trains the model as it is. Before each later level the share `rate` of the surviving weights is pruned and
     the model rewound (arXiv:1803.03635, 1903.01611, 2003.02389). `train` makes its callbacks anew in each call, so
@@ -117,7 +117,7 @@ def watch(lottery: Lottery, state: State) -> list[Any]:
 
 
 class _Taker(TakeSnapshot):
-    """Takes the snapshot of level 0, also where its training is several fits: it counts from the first on."""
+    """Takes the snapshot of level 0, even if its training consists of several fits; counts from the first one."""
 
     def __init__(self, lottery: Lottery, state: State):
         super().__init__()
@@ -166,7 +166,7 @@ class _Watching(MaskingCallback):
 
 
 class _Seeded(Callback):
-    """Seeds the order of the data once more when a fit begins.
+    """Seeds the order of the data again when a fit begins.
 
     In a model's first fit, Keras's trainer for JAX has by then drawn an order from NumPy to look at a batch (checked
     with Keras 3.15.1), so later levels would be shuffled otherwise than level 0.
@@ -181,7 +181,7 @@ class _Seeded(Callback):
 
 
 def _numbers(result: Any) -> dict[str, Any]:
-    """What a training returned, as numbers by name, or lists of them where a metric has several."""
+    """What a training run returned, as numbers by name, or lists of them for metrics with several values."""
     if result is None:
         return {}
     if hasattr(result, "history"):

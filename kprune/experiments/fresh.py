@@ -1,4 +1,4 @@
-"""A fresh value of a weight, drawn by its layer's own initializer."""
+"""A fresh value for a weight, drawn from its layer's own initializer."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from ..masks import library_of
 
 
 def _attributes(model: Any) -> Iterator[tuple[Any, str, Any]]:
-    """(layer, attribute without leading underscores, value) of all layers; those of Keras name their weights so."""
+    """(layer, attribute without leading underscores, value) for all layers; attributes name a layer's weights."""
     for layer in library_of(model).all_layers(model):
         for name, value in vars(layer).items():
             yield layer, name.lstrip("_"), value
 
 
 def owners(model: Any) -> dict[int, tuple[Any, str]]:
-    """id of a weight -> the layer that made it, and the name by which the layer knows it."""
+    """id of a weight -> the layer that created it, and the layer's name for it."""
     return {id(value): (layer, name) for layer, name, value in _attributes(model) if hasattr(value, "assign")}
 
 
 def statistics(model: Any) -> list[Any]:
-    """The moving means and variances of normalization layers that train."""
+    """The moving means and variances of normalization layers that are trained."""
     found = {id(v): v for layer, name, v in _attributes(model) if name.startswith("moving_") and layer.trainable}
     return [v for v in found.values() if hasattr(v, "assign")]
 
 
 def draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[int]) -> np.ndarray:
-    """A fresh value of a weight from its layer's initializer, cloned with its own seed."""
+    """A fresh value for a weight from its layer's initializer, cloned with its own seed."""
     layer, name = owner or (None, "")
     # A separable layer's "pointwise_kernel" is drawn by its `pointwise_initializer`, a depthwise layer's "kernel" by
     # its `depthwise_initializer`.
@@ -38,8 +38,8 @@ def draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[int
     initializer: Any = next((getattr(layer, n) for n in names if getattr(layer, n, None) is not None), None)
     if not hasattr(initializer, "get_config") or not hasattr(initializer, "from_config"):
         raise ValueError(
-            f"{path} cannot be reinitialized: its layer has no initializer for it that can be seeded. "
-            f"Received: layer={getattr(layer, 'name', None)!r}, initializer={initializer!r}"
+            f"Cannot reinitialize {path}: its layer has no seedable initializer for it. Received: "
+            f"layer={getattr(layer, 'name', None)!r}, initializer={initializer!r}"
         )
     config = initializer.get_config()
     if "seed" in config:

@@ -1,4 +1,4 @@
-"""The network of a comparison of lotteries, and its trainings: levels of lotteries, and controls on their masks."""
+"""The network of a lottery comparison, and its training runs: levels of lotteries, and controls on their masks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTROLS = ("reinitialize", "shuffle")
 
 
 class LotteryNetwork:
-    """The network of a seed, which all its lotteries and controls train in turn, so that it is compiled once.
+    """One seed's network, trained in turn by all its lotteries and controls, so that it is compiled once.
 
     Args:
         model: a compiled Keras 3 model, or a tf_keras one that `kprune.mask` returned.
@@ -53,7 +53,7 @@ class LotteryNetwork:
         self.dense = {weight.path: np.ones(weight.shape, bool) for weight in masked_weights(model)}
 
     def draw(self, mode: str, lottery: Lottery) -> None:
-        """A lottery, from its first level that is not finished."""
+        """Run a lottery, from its first unfinished level on."""
         folder = self.folder / mode
         restore(self.model, self.dense, self.begin)
         state = State.load(folder, lottery, self.model)
@@ -66,7 +66,7 @@ class LotteryNetwork:
                 self.keep(mode, mode, result["level"], result)
 
     def control(self, mode: str, masks_of: str, level: int, point: RewindPoint) -> None:
-        """The control of a level of a lottery that is finished."""
+        """Train the control for a finished level of a lottery."""
         masks = Ticket.load(self.folder / masks_of / f"level-{level}.npz").masks
         draws = self.seed + 1000 * level
         begin, first = self.begin, 0

@@ -1,4 +1,4 @@
-"""What lotteries side by side have found: one run per row, a table, and figures against density."""
+"""Results of lotteries compared side by side: runs, a table, and figures against density."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ class LotteryRun:
 
     @property
     def key(self) -> tuple[str, str, int, int]:
-        """What tells it from the other runs."""
+        """What distinguishes this run from the others."""
         return self.mode, self.masks_of, self.level, self.seed
 
 
 @dataclass(frozen=True)
 class LotteryRuns(RunsReport[LotteryRun]):
-    """What `kprune.lottery_runs.run_lotteries` found; `print(report)` shows a table.
+    """The result of `kprune.lottery_runs.run_lotteries`; `print(report)` shows a table.
 
     `plot` draws against density the accuracies after the last epoch and at the early stop, and the early stop: for each
     mode the mean over the seeds in a band from least to most. `plot_training` draws accuracy as training proceeds.
@@ -96,12 +96,12 @@ class LotteryRuns(RunsReport[LotteryRun]):
         return tuple(found[level] for level in self.levels)
 
     def of(self, mode: str, level: int) -> tuple[LotteryRun, ...]:
-        """The runs of a mode at a level, one for each seed; at level 0 those of the dense network."""
+        """The runs of a mode at a level, one per seed; at level 0 those of the dense network."""
         name = mode if level else DENSE
         return tuple(cell for cell in self.cells if (cell.mode, cell.level) == (name, level))
 
     def margin(self, mode: str, level: int, over: str = DENSE) -> tuple[float, float]:
-        """By how much a mode is more accurate than another (the dense network by default), seed by seed.
+        """How much more accurate a mode is than another (by default the dense network), seed by seed.
 
         Args:
             mode, level: of the one.
@@ -116,7 +116,7 @@ class LotteryRuns(RunsReport[LotteryRun]):
         return fmean(differences), error
 
     def plot_training(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw test accuracy against the epochs of training (arXiv:1803.03635, figure 3): mean and range of the seeds.
+        """Draw test accuracy against training epochs (arXiv:1803.03635, figure 3): mean and range over seeds.
 
         On the left the dense network and five densities of the first mode, on the right all modes at about 20 %.
 
@@ -130,7 +130,9 @@ class LotteryRuns(RunsReport[LotteryRun]):
             ValueError: the path ends in something else, or the runs do not hold their curves.
         """
         if not self.knows_curves:
-            raise ValueError("The runs were written before their curves were noted. Received: curve=None")
+            raise ValueError(
+                "These runs were saved by a version of kprune that did not record training curves. Received: curve=None"
+            )
         return written(path, lambda: _training(self))
 
     def _draw(self) -> Figure:
@@ -139,23 +141,23 @@ class LotteryRuns(RunsReport[LotteryRun]):
     def __str__(self) -> str:
         several = f"mean +- half the range of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
         lines = self._table(lambda run: 100 * run.accuracy, 1)
-        lines.append(f"test accuracy after the last epoch, in per cent, {several}; level 0 is dense")
+        lines.append(f"test accuracy after the last epoch, in percent, {several}; level 0 is dense")
         if self.knows_early_stops:
             lines += ["", *self._table(lambda run: run.early_stop, 0), f"batches to the lowest test loss, {several}"]
         return "\n".join(lines)
 
     @property
     def knows_early_stops(self) -> bool:
-        """Whether all runs hold their early stop: those of a file of kprune 0.1 do not."""
+        """Whether all runs have their early stop recorded; files of kprune 0.1 do not."""
         return all(run.early_stop is not None for run in self.cells)
 
     @property
     def knows_curves(self) -> bool:
-        """Whether all runs hold the accuracies of all their epochs."""
+        """Whether all runs have the accuracies of all their epochs recorded."""
         return all(run.curve is not None for run in self.cells)
 
     def _table(self, value: Callable[[LotteryRun], Any], digits: int) -> list[str]:
-        """A row for each level and a column for each mode: mean and half the range over the seeds."""
+        """One row per level and one column per mode: mean and half the range over the seeds."""
         table = new_table()
         for column in ("level", "density", *self.modes):
             table.add_column(column, justify="right")

@@ -1,4 +1,4 @@
-"""Lotteries side by side: accuracy against density for several ways to rewind, and for controls on the same masks."""
+"""Lotteries side by side: accuracy against density for several ways to rewind, and for controls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run_lotteries(
     settings: dict[str, Any] | None = None,
     verbose: Any = "auto",
 ) -> LotteryRuns:
-    """Lottery tickets against their controls, or ways to rewind against each other, level by level.
+    """Compare lottery tickets with their controls, or ways to rewind with each other, level by level.
 
     Each mode is a lottery of its own: level 0 trains the dense network, each later level prunes the share `rate` of
     what is left, rewinds and trains again. Data come by `kprune.RewindableBatches`, so their order is rewound with the
@@ -105,7 +105,7 @@ def run_lotteries(
     check_epochs(epochs)
     if not isinstance(data.train, tuple):
         raise ValueError(
-            f"Only data held as arrays can be rewound, not a stream of batches. Received: data={data.name!r}"
+            f"Only data held as arrays can be rewound; a stream of batches cannot. Received: data={data.name!r}"
         )
     own = {
         **{"dataset": data.name, "batch_size": data.batch_size, "epochs": epochs, "levels": levels, "rate": rate},
@@ -139,8 +139,8 @@ def run_lotteries(
         if not table.cells:
             if any(folder.glob("*/*/level-*.npz")):
                 raise ValueError(
-                    f"{folder} holds levels of runs that the file lacks: delete the folder, or choose another path. "
-                    f"Received: path={str(table.path)!r}"
+                    f"{folder} contains levels of runs that are missing from the file: delete the folder, or choose "
+                    f"another path. Received: path={str(table.path)!r}"
                 )
             # Killed in the very first level, of whose settings no row tells: a begin is drawn anew.
             for begun in folder.glob(f"*/*/{STATE}"):
@@ -178,7 +178,7 @@ def run_lotteries(
 
 
 def _levels_beside(path: Path) -> Path:
-    """NAME-levels for NAME.csv, or a shorter unique name if that has more than 255 bytes."""
+    """NAME-levels for NAME.csv, or a shorter unique name if that exceeds 255 bytes."""
     name = f"{path.stem}-levels"
     if len(os.fsencode(name)) > 255:
         name = f"{zlib.crc32(os.fsencode(path.stem)):08x}-{path.stem[-40:]}-levels"
@@ -186,13 +186,16 @@ def _levels_beside(path: Path) -> Path:
 
 
 def _check_modes(modes: Sequence[str]) -> str:
-    """The mode that shows the dense network and whose masks the controls have; ValueError if the modes are wrong."""
+    """The mode that trains the dense network and provides the controls' masks; ValueError for bad modes."""
     check_each_once("modes", modes)
     for mode in modes:
         check_rewind("mode", mode, MODES)
     base = next((mode for mode in (INIT, *REWINDS) if mode in modes), "")
     if set(CONTROLS) & set(modes) and base not in (INIT, "weights"):
-        raise ValueError(f"A control needs mode 'init' or 'weights', whose masks it takes. Received: modes={modes!r}")
+        raise ValueError(
+            "Controls need mode 'init' or 'weights' in `modes`, because they reuse its masks. Received: "
+            f"modes={modes!r}"
+        )
     return base
 
 

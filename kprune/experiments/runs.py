@@ -1,4 +1,4 @@
-"""What the tables of many training runs share: the finished runs, the CSV file that holds them, and the checks."""
+"""Shared by the tables of many training runs: the finished runs, the CSV file that stores them, and the checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..util.plotting import Drawable
 
 
 class Run(Protocol):
-    """A finished training run: a dataclass of words, numbers and tuples of numbers."""
+    """A finished training run: a dataclass of strings, numbers and tuples of numbers."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -38,13 +38,13 @@ AnyRun = TypeVar("AnyRun", bound=Run)
 
 @dataclass(frozen=True)
 class RunsReport(Drawable, Generic[AnyRun]):
-    """What the reports of many training runs share; `cells` are the runs."""
+    """Base of the reports on many training runs; `cells` are the runs."""
 
     cells: tuple[AnyRun, ...]
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds, in their order."""
+        """The seeds, in order."""
         return tuple(dict.fromkeys(cell.seed for cell in self.cells))
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ _MOST_ROWS = 100_000
 
 
 class RunTable(Generic[AnyRun]):
-    """The finished runs, and the CSV file that holds them and the settings with which they were made.
+    """The finished runs, and the CSV file that stores them along with their settings.
 
     Args:
         path: the file, which is read if it is there; None for none. `with table:` this process owns it (`Lock`), and
@@ -128,7 +128,7 @@ class RunTable(Generic[AnyRun]):
             self._lock.release()
 
     def add(self, cell: AnyRun) -> None:
-        """Keep a finished run, in the file too: a process that is killed leaves the old file or the new one.
+        """Store a finished run, also in the file, which is replaced atomically.
 
         Raises:
             ValueError: a number is one that no run has, such as an accuracy of 7.
@@ -173,22 +173,24 @@ class RunTable(Generic[AnyRun]):
         optional = {field.name for field in fields(self.kind) if field.default is not MISSING}
         if [name for name in self.columns if name in columns or name not in optional] != columns:
             raise ValueError(
-                f"The file is not a table of these runs: its columns must be {', '.join(self.columns)}. "
-                f"Move it, or choose another path. {received}"
+                f"The file is not a table of such runs: its columns must be {', '.join(self.columns)}. Move it, or "
+                f"choose another path. {received}"
             )
 
     def _cell(self, number: int, row: dict[str, str], received: str) -> AnyRun:
         other = [
-            f"{name}={row[name]!s:.80} there, {now} now" for name, now in self._written.items() if row[name] != now
+            f"{name}={row[name]!s:.80} in the file, {now} now"
+            for name, now in self._written.items()
+            if row[name] != now
         ]
         if other:
             raise ValueError(
-                f"The file was made with other settings: {'; '.join(other)}. Move it, or choose another path. "
+                f"The file was written with other settings: {'; '.join(other)}. Move it, or choose another path. "
                 f"{received}"
             )
         try:
             if None in row:
-                raise ValueError("it has more cells than there are columns")
+                raise ValueError("it has more cells than the header")
             known = {name: convert for name, convert in self._convert.items() if name in row}
             return self.kind(**{name: _number(name, convert(row[name])) for name, convert in known.items()})
         except (TypeError, ValueError) as error:
@@ -198,7 +200,7 @@ class RunTable(Generic[AnyRun]):
 
 
 def _number(name: str, value: Any) -> Any:
-    """The value; ValueError if it is a number that no run has in this column."""
+    """The value; ValueError if it is out of range for this column."""
     least, most = _RANGES.get(name, (0.0, math.inf))
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not (math.isfinite(number) and least <= number <= most):
@@ -222,7 +224,7 @@ def check_each_once(name: str, values: Sequence[Any]) -> None:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """ValueError unless they are integers >= 0, each once."""
+    """Raises ValueError unless they are integers >= 0 without duplicates."""
     check_each_once("seeds", seeds)
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -230,13 +232,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def check_epochs(epochs: int) -> None:
-    """ValueError unless it is an integer >= 1."""
+    """Raises ValueError unless it is an integer >= 1."""
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
         raise ValueError(f"`epochs` must be an integer >= 1. Received: epochs={epochs!r}")
 
 
 def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
-    """The test accuracy of a fit after its last epoch, and the highest; ValueError if it has none."""
+    """A fit's test accuracy after its last epoch, and its highest; ValueError if it has none."""
     if "val_accuracy" not in history:
         raise ValueError(
             f"`build` must compile the model with metrics=['accuracy']. Received: reported metrics={', '.join(history)}"
@@ -248,7 +250,7 @@ def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
 
 
 def early_stop(history: dict[str, list[float]]) -> tuple[int, float]:
-    """After how many epochs of a fit its test loss was lowest, and the test accuracy then."""
+    """The epoch of a fit with the lowest test loss, and the test accuracy there."""
     losses = np.nan_to_num(history["val_loss"], nan=np.inf)
     return int(np.argmin(losses)) + 1, round(float(history["val_accuracy"][np.argmin(losses)]), 6)
 
@@ -256,7 +258,7 @@ def early_stop(history: dict[str, list[float]]) -> tuple[int, float]:
 def band(
     axes: Any, at: Sequence[float], columns: Sequence[Sequence[Any]], name: str = "accuracy", **line: Any
 ) -> list[float]:
-    """A line through the means of a field over columns of runs, in a band from least to most; the means."""
+    """Draw a line through the means of a field over columns of runs, in a band from least to most; return the means."""
     values = [[getattr(run, name) for run in column] for column in columns]
     means = [float(np.mean(column)) for column in values]
     axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=line["color"], alpha=0.15, lw=0)
@@ -265,7 +267,7 @@ def band(
 
 
 def runs_drawn(report: Any) -> str:
-    """What was trained, for how long and how often."""
+    """What was trained, for how long, and with how many seeds."""
     seeds = len(report.seeds)
     drawn = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
     trained = " on ".join(str(report.settings[name]) for name in ("model", "dataset") if name in report.settings)

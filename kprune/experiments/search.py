@@ -1,4 +1,4 @@
-"""The sparsest network that is nearly as good as the dense one: bisection over sparsities, on several seeds."""
+"""The sparsest network that is nearly as good as the dense one: bisection over sparsities with several seeds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TABLE = "search.csv"
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a search, as `kprune.search` hands it to the user's function.
+    """One training run of a search, as `kprune.search` passes it to the user's function.
 
     Attributes:
         sparsity: fraction of zeros to reach; 0 for the dense network.
@@ -45,7 +45,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchRun:
-    """One finished training: the sparsity asked for and reached, the seed, the value and the seconds it took."""
+    """One finished training run: requested and reached sparsity, seed, value and duration in seconds."""
 
     sparsity: float
     seed: int
@@ -55,7 +55,7 @@ class SearchRun:
 
     @property
     def key(self) -> tuple[float, int]:
-        """What tells it from the other runs."""
+        """What distinguishes this run from the others."""
         return self.sparsity, self.seed
 
 
@@ -215,12 +215,12 @@ def _search(
 
 
 def _between(low: float, high: float, share: float = 0.5) -> float:
-    """The sparsity whose density is so far on the way between two others', as their logarithms go."""
+    """The sparsity whose log density lies at this fraction of the way between those of two others."""
     return round(1 - (1 - low) ** (1 - share) * (1 - high) ** share, 6)
 
 
 class _Trainings:
-    """The trainings of a search, each once: from the same state, by sparsity and seed."""
+    """The training runs of a search, each made once: from the same state, by sparsity and seed."""
 
     def __init__(self, model: Any, train: Any, evaluate: Any, callbacks: Any, table: RunTable[SearchRun]):
         self.model, self.train, self.evaluate, self.callbacks, self.table = model, train, evaluate, callbacks, table
@@ -237,7 +237,7 @@ class _Trainings:
         return self.table.cells[sparsity, seed].value
 
     def network(self, sparsity: float, seed: int) -> Any:
-        """The network that was trained so; trained once more where another one was trained since."""
+        """The network of this run; trained again if another one was trained since."""
         if self._last != (sparsity, seed):
             self._run(sparsity, seed)
         return self._begin(seed)[0]
@@ -247,7 +247,7 @@ class _Trainings:
             restore(model, masks, start)
 
     def _begin(self, seed: int) -> tuple[Any, Masks, Snapshot]:
-        """The network of a seed, and how it began."""
+        """The network of a seed, and its initial state."""
         at = seed if self._is_function else 0
         if at not in self._begun:
             model = self.model(seed) if self._is_function else self.model
@@ -257,8 +257,8 @@ class _Trainings:
             masks = {weight.path: weight.kept() for weight in masked_weights(model)}
             if not all(mask.all() for mask in masks.values()):
                 raise ValueError(
-                    "The dense network is what others are compared with, and this one is pruned: strip it, or load the "
-                    f"one before. Received: model={model.name!r}"
+                    "The search needs a dense network to compare with, but this model is already pruned: pass the "
+                    f"model as it was before pruning. Received: model={model.name!r}"
                 )
             self._begun[at] = model, masks, snapshot(model)
         return self._begun[at]
@@ -273,8 +273,8 @@ class _Trainings:
         reached = 1 - sum(int(mask.sum()) for mask in kept) / sum(mask.size for mask in kept)
         if bool(reached) != bool(sparsity):
             raise ValueError(
-                f"`train` must pass `trial.callbacks` to fit. Received: train, after which the network of sparsity "
-                f"{sparsity:.6g} has sparsity {reached:.6g}"
+                "`train` must pass `trial.callbacks` to fit. Received: train, which left the network at sparsity "
+                f"{reached:.6g} instead of {sparsity:.6g}"
             )
         self.metric, value = measure_by(model, self.evaluate)()
         if not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""What a search for the sparsest network found: rows, a table and a figure."""
+"""The result of a search for the sparsest network: rows, a table and a figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchRow:
-    """A sparsity that was tried.
+    """One sparsity that was tried.
 
     Attributes:
         sparsity: fraction of zeros that was asked for.
@@ -40,7 +40,7 @@ class SearchRow:
 
 @dataclass(frozen=True)
 class SearchResult(Drawable):
-    """What `kprune.search` found; `print(result)` shows a table.
+    """The result of `kprune.search`; `print(result)` shows a table.
 
     `plot` draws the values against sparsity: means in a band from least to most, and those measured anew.
 
@@ -64,12 +64,12 @@ class SearchResult(Drawable):
 
     @property
     def rises(self) -> tuple[tuple[float, float], ...]:
-        """Neighbors of which the sparser one is better, beyond the range of both one's seeds: not monotone."""
+        """Neighbors where the sparser one is better, beyond the range of both their seeds: not monotone."""
         tried = [row for row in self.rows if row.sparsity and not row.anew]
         return tuple((a.sparsity, b.sparsity) for a, b in itertools.pairwise(tried) if min(b.values) > max(a.values))
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the model as numbers, strings and lists that JSON can hold."""
+        """All fields but the model as JSON-serializable values."""
         names = ("sparsity", "value", "dense", "within", "metric")
         rows = [{**vars(row), "values": list(row.values), "value": row.value} for row in self.rows]
         return {**{name: getattr(self, name) for name in names}, "rows": rows, "rises": [list(r) for r in self.rises]}
@@ -90,9 +90,9 @@ class SearchResult(Drawable):
 
     @property
     def found(self) -> str:
-        """The answer, in a line."""
+        """The answer in one line."""
         if not self.sparsity:
-            return f"no network that was tried is within {self.within:g} of the dense one's {self.dense:.4f}"
+            return f"none of the networks tried is within {self.within:g} of the dense one's {self.dense:.4f}"
         return (
             f"sparsity {self.sparsity:.6g}: {self.metric} {self.value:.4f} on fresh seeds, "
             f"dense {self.dense:.4f} (within {self.within:g})"
@@ -105,13 +105,13 @@ def _shown(row: SearchRow) -> str:
 
 
 def said_of_rises(found: SearchResult) -> list[str]:
-    """What to say where a sparser network was better, beyond the noise: nothing or one line."""
+    """A note where a sparser network was better beyond the noise: no line or one."""
     if not found.rises:
         return []
     pairs = ", ".join(f"{a:.6g} to {b:.6g}" for a, b in found.rises)
     return [
-        f"{found.metric} is not monotone: it rises from sparsity {pairs}. A sparser network than the one found may "
-        "hold: try more steps, more seeds, or a longer training"
+        f"{found.metric} does not fall steadily: it rises from sparsity {pairs}. A sparser network than the one "
+        "found may be good enough: try more steps, more seeds, or longer training"
     ]
 
 

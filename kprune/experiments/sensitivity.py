@@ -43,7 +43,7 @@ class SensitivityRow:
 
 @dataclass(frozen=True)
 class Sensitivity(Drawable):
-    """What `kprune.sensitivity` found; `print(report)` shows a table.
+    """The result of `kprune.sensitivity`; `print(report)` shows a table.
 
     `plot` draws a heat map, weights by sparsities.
 
@@ -59,11 +59,11 @@ class Sensitivity(Drawable):
 
     @property
     def sparsities(self) -> tuple[float, ...]:
-        """The sparsities of the scan, in its order."""
+        """The sparsities of the scan, in order."""
         return tuple(self.rows[0].values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything above as numbers, strings and lists that JSON can hold; `values` in the order of `sparsities`."""
+        """All fields as JSON-serializable values; `values` in the order of `sparsities`."""
         return {
             "metric": self.metric,
             "dense": self.dense,
@@ -99,7 +99,7 @@ def sensitivity(
     seed: int = 0,
     verbose: Any = "auto",
 ) -> Sensitivity:
-    """Find out which weights a model can spare: prune each one alone, evaluate, restore (arXiv:1506.02626).
+    """Find out which weights of a model can be pruned: prune each alone, evaluate, restore (arXiv:1506.02626).
 
     values[s] = metric(model in which this weight has floor(s * size) zeros and all others are as they are)
 
@@ -137,7 +137,7 @@ def sensitivity(
     score = CRITERIA.get(criterion)
     if trait(score, "needs", ()) or trait(score, "tracker", None) is not None:
         raise ValueError(
-            "The scan scores the model as it is, so it does not support criteria that need the loss or watch training. "
+            "The scan does not train, so it does not support criteria that need the loss or that watch training. "
             f"Received: criterion={config.name!r}"
         )
     sparsities = _checked(sparsities)
@@ -162,7 +162,7 @@ def sensitivity(
 
 @contextmanager
 def _pruned(weight: MaskedWeight, mask: np.ndarray) -> Iterator[None]:
-    """Inside, the weight has this mask. Unlike `set_masks`, this leaves the optimizer's slots alone."""
+    """Context in which the weight has this mask; unlike `set_masks`, leaves the optimizer's slots alone."""
     before = Values([weight.mask, weight.variable])
     weight.write(mask)
     try:

@@ -59,7 +59,7 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class Sweep(RunsReport[SweepRun]):
-    """What `kprune.sweep` found; `print(report)` shows a table.
+    """The result of `kprune.sweep`; `print(report)` shows a table.
 
     `plot` draws accuracy against compression: for each method the mean over the seeds in a band from least to most.
 
@@ -80,7 +80,7 @@ class Sweep(RunsReport[SweepRun]):
         return tuple(sorted({cell.compression for cell in self.cells}))
 
     def of(self, method: str, compression: float) -> tuple[SweepRun, ...]:
-        """The cells of a method at a compression, one for each seed; at compression 1 those of "dense"."""
+        """The cells of a method at a compression, one per seed; at compression 1 those of "dense"."""
         name = DENSE if compression == 1 else method
         return tuple(cell for cell in self.cells if (cell.method, cell.compression) == (name, compression))
 
@@ -95,7 +95,7 @@ class Sweep(RunsReport[SweepRun]):
         for method in self.methods:
             table.add_row(method, *(_shown(self.of(method, compression)) for compression in self.compressions))
         note = (
-            f"test accuracy after the last epoch, in per cent, mean of {len(self.seeds)} "
+            f"test accuracy after the last epoch, in percent, mean of {len(self.seeds)} "
             f"seed{'s' * (len(self.seeds) != 1)}; chance is {100 * self.chance:.4g}; *: a layer with nothing left"
         )
         return "\n".join([*table_lines(table), note])
@@ -207,15 +207,15 @@ def _train(
 
 
 def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence[int]) -> list[tuple[str, float, int]]:
-    """The keys of the cells, in the order of the sweep: a killed sweep has whole seeds."""
+    """The keys of the cells in the order of the sweep, so that an interrupted sweep has whole seeds."""
     check_each_once("methods", methods)
     check_each_once("compressions", compressions)
     check_seeds(seeds)
     for method in methods:
         if trait(CRITERIA.get(method), "tracker", None) is not None:
             raise ValueError(
-                "A sweep prunes before training, so criteria that compare with earlier weights do not work. Received: "
-                f"method={method!r}"
+                "A sweep prunes before training, so it does not support criteria that compare with earlier weights. "
+                f"Received: method={method!r}"
             )
     for compression in compressions:
         if isinstance(compression, bool) or not isinstance(compression, int | float) or not 1 <= compression < math.inf:

@@ -1,1 +1,1 @@
-"""Lottery tickets: snapshots, rewinding, levels, tickets in files."""
+"""Lottery tickets: snapshots, rewinding, levels, and ticket files."""

@@ -33,7 +33,7 @@ _POINT = "rewind-point.npz"
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """One training of a lottery, as `find_ticket` hands it to the user's function.
+    """One training run of a lottery, as `find_ticket` passes it to the user's function.
 
     Attributes:
         number: 0 for the network as it is given, then 1, 2 ...
@@ -54,7 +54,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Lottery:
-    """What a lottery's levels have in common; checked once.
+    """The settings shared by a lottery's levels, validated once.
 
     Attributes:
         levels: number of prunings; trainings are one more.
@@ -73,7 +73,7 @@ class Lottery:
 
     @classmethod
     def of(cls, levels: int, rate: float, rewind_to: Any, rewind: str, pruner: Pruner) -> Lottery:
-        """The lottery of a user's words; ValueError if one makes no sense."""
+        """The lottery described by the user's arguments; ValueError if one is invalid."""
         check_integer("levels", levels, 1)
         if not isinstance(rate, float) or not 0 < rate < 1:
             raise ValueError(f"`rate` must be above 0 and below 1. Received: rate={rate!r}")
@@ -82,7 +82,7 @@ class Lottery:
         return cls(levels, rate, RewindPoint.of(rewind_to), rewind, pruner)
 
     def run(self, model: Any, state: State, optimizer: Any = None) -> Iterator[Level]:
-        """The levels that have not ended yet. The model is pruned and rewound as the next one is asked for.
+        """The levels that have not ended yet. The model is pruned and rewound when the next one is requested.
 
             for level in lottery.run(model, state):
                 ...  # train; level 0 sets `state.to` where it comes to the rewind point
@@ -125,7 +125,7 @@ class Lottery:
 
 @dataclasses.dataclass
 class State:
-    """What is known of a lottery between two levels.
+    """The state of a lottery between two levels.
 
     Attributes:
         density: fraction of nonzeros with which level 0 began.
@@ -142,7 +142,7 @@ class State:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> State:
-        """The state of the last level that ended, with the model as it was then; or that of the beginning."""
+        """The state after the last finished level, with the model restored to it; else the initial state."""
         data = None if folder is None else read(Path(folder, STATE))
         if folder is None or data is None:
             begin = cls(density(masked_weights(model)), snapshot(model) if lottery.point.steps == 0 else None)
@@ -151,8 +151,9 @@ class State:
         arrays, about = unpack(data, str(Path(folder, STATE)))
         if about.get("settings") != lottery.settings:
             raise ValueError(
-                f"The folder belongs to another lottery, with settings {about.get('settings')!s:.1000}: name another "
-                f"folder, or delete it. Received: folder={os.fspath(folder)!r}, settings={lottery.settings}"
+                f"The folder belongs to a lottery with other settings, {about.get('settings')!s:.1000}: choose "
+                f"another folder, or delete this one. Received: folder={os.fspath(folder)!r}, "
+                f"settings={lottery.settings}"
             )
         own = not any(name.startswith("to/") for name in arrays)  # kprune 0.1 kept the rewind point in this file
         to = rewind_point(folder) if own and (about.get("results") or lottery.point.steps == 0) else None
@@ -168,23 +169,22 @@ class State:
         return state
 
     def _check(self) -> None:
-        """ValueError unless it is what `save` writes."""
+        """Raises ValueError unless the state is what `save` writes."""
         right = type(self.density) is float and 0 <= self.density <= 1
         right = right and type(self.initial_epoch) is int and self.initial_epoch >= 0 and type(self.results) is list
         if not right or [result["level"] for result in self.results] != list(range(len(self.results))):
             raise ValueError(f"density={self.density!r}, initial_epoch={self.initial_epoch!r}, {self.results!r:.100}")
 
     def taken(self) -> Snapshot:
-        """The snapshot of the rewind point; RuntimeError if level 0 did not come to it."""
+        """The snapshot of the rewind point; RuntimeError if level 0 did not reach it."""
         if self.to is None:
             raise RuntimeError(
-                "The training did not reach the rewind point: train at least that far, with `level.callbacks` among "
-                "the callbacks of fit."
+                "Training did not reach the rewind point: train at least that far, and pass `level.callbacks` to fit."
             )
         return self.to
 
     def ticket(self, lottery: Lottery, model: Any) -> Ticket:
-        """The ticket of the model's masks and the weights of the rewind point."""
+        """The ticket: the model's masks and the weights of the rewind point."""
         versions = {"keras": keras.__version__, "kprune": __version__}
         about = {"settings": lottery.settings, "results": self.results, **versions}
         return Ticket(current_masks(model), self.taken().weights, about)
@@ -192,7 +192,7 @@ class State:
     def end(
         self, level: Level, result: dict[str, Any], folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any
     ) -> None:
-        """Note that a level has ended, and with what; in the folder with its ticket."""
+        """Record that a level has ended and its result; in the folder, along with its ticket."""
         self.taken()
         self.results.append({**result, "level": level.number, "sparsity": level.sparsity})
         if folder is not None:
@@ -200,7 +200,7 @@ class State:
             self.save(folder, lottery, model)
 
     def save(self, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> None:
-        """Keep it in the folder, if there is one; the rewind point once, when it is first known."""
+        """Store the state in the folder, if there is one; the rewind point once, when it is first known."""
         if folder is None:
             return
         if self.to is not None and not self._kept:
@@ -213,7 +213,7 @@ class State:
 
 
 def rewind_point(folder: str | os.PathLike[str]) -> Snapshot:
-    """The rewind point of the lottery that the folder keeps; ValueError if it is damaged, or not there."""
+    """The rewind point stored in a lottery's folder; ValueError if it is damaged or missing."""
     file = Path(folder, _POINT)
     with understanding(str(file)):
         data = read(file)

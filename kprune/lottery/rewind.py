@@ -1,4 +1,4 @@
-"""Rewinding: a snapshot of a model and its optimizer, and going back to it."""
+"""Rewinding: snapshots of a model and its optimizer, and returning to them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OTHER = "other "  # before the names of what optimizers beside the compiled one
 
 @dataclass(frozen=True)
 class RewindPoint:
-    """A point of the first training: `step` optimizer steps after its start, or a share of its epochs.
+    """A point in the first training: `step` optimizer steps after its start, or a fraction of its epochs.
 
     Attributes:
         steps: number of optimizer steps, or None.
@@ -60,7 +60,7 @@ class RewindPoint:
 
     @classmethod
     def of(cls, rewind_to: Any) -> RewindPoint:
-        """The point for a user's argument.
+        """The point described by the user's argument.
 
         Args:
             rewind_to: "init"; an int, "100" or "step:100", a number of optimizer steps; a float in [0, 1), "0.1" or
@@ -117,13 +117,14 @@ class RewindPoint:
         return found
 
     def in_batches(self, epochs: int, batches_per_epoch: float | None, batches_per_step: int = 1) -> int:
-        """The number of batches before the point; as `in_epochs`."""
+        """The number of batches before the point; see `in_epochs`."""
         _check_counts(epochs, batches_per_epoch, batches_per_step)
         if self.steps == 0:
             return 0
         if batches_per_epoch is None:
             raise ValueError(
-                f"This rewind point needs the number of steps in an epoch: pass steps_per_epoch. Received: point={self}"
+                "For this rewind point, kprune must know the number of steps per epoch: pass steps_per_epoch. "
+                f"Received: point={self}"
             )
         if self.steps is not None:
             found = self.steps * batches_per_step
@@ -142,7 +143,7 @@ class RewindPoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a model and its optimizer were at one moment; made by `snapshot`.
+    """The state of a model and its optimizer at one moment; made by `snapshot`.
 
     Attributes:
         weights: path -> array: all weights of the model but its masks, with normalization statistics and the states
@@ -159,12 +160,12 @@ class Snapshot:
         check_numbers("optimizer", self.optimizer)
 
     def to_arrays(self) -> Arrays:
-        """One dict of all arrays, for a file."""
+        """All arrays in one dict, for a file."""
         return joined(weights=self.weights, optimizer=self.optimizer)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Snapshot:
-        """The snapshot that `to_arrays` turned into this dict."""
+        """The snapshot from which `to_arrays` made this dict."""
         return cls(**split(arrays, "weights", "optimizer"))
 
 
@@ -180,15 +181,15 @@ def _check_counts(epochs: Any, batches_per_epoch: Any, batches_per_step: Any) ->
 
 
 def check_rewind(name: str, word: Any, words: Sequence[str] = REWINDS) -> None:
-    """ValueError unless what a user gave as `name` is one of the words for what to rewind."""
+    """Raises ValueError unless the argument `name` says what to rewind in one of the known words."""
     if not isinstance(word, str) or word not in words:
         now = RENAMED.get(word) if isinstance(word, str) else None
-        hint = f": {word!r} is called {now!r} now" if now else ""
+        hint = f": {word!r} is now called {now!r}" if now else ""
         raise ValueError(f"`{name}` must be one of {', '.join(words)}{hint}. Received: {name}={word!r}")
 
 
 def model_weights(model: Any) -> dict[str, Any]:
-    """path -> variable of each weight of the model, in its order, masks left out; masked ones by their known path."""
+    """path -> variable for each weight of the model, in order, without masks; masked weights by their known path."""
     masked = {id(weight.variable): weight.path for weight in masked_weights(model)}
     library = library_of(model)
     variables, seeds = library.plain_variables(model), library.seed_states(model)
@@ -199,7 +200,7 @@ def model_weights(model: Any) -> dict[str, Any]:
 
 
 def snapshot(model: Any, optimizer: Any = None) -> Snapshot:
-    """All that training changes in a model and its optimizer, on the host.
+    """Copy to the host everything that training changes in a model and its optimizer.
 
     Args:
         model: a built model, masked or not.
@@ -254,7 +255,7 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
 
 
 def _due(model: Any, to: Snapshot, what: str, optimizer: Any) -> tuple[list[tuple[Any, np.ndarray]], ...]:
-    """(variable, its value then) of the optimizer and of the model; ValueError if the snapshot is of others."""
+    """(variable, its value then) of the optimizer and of the model; ValueError if the snapshot does not match."""
     weights = model_weights(model)
     slots, others = _optimizer_variables(model, optimizer)
     then = {name: value for name, value in to.optimizer.items() if not name.startswith(_OTHER)}
@@ -268,19 +269,20 @@ def _due(model: Any, to: Snapshot, what: str, optimizer: Any) -> tuple[list[tupl
 
 
 def _others_due(others: dict[str, tuple[Any, float]], then: Arrays) -> list[tuple[Any, np.ndarray]]:
-    """(variable, its value then) of the optimizers beside the compiled one; initial values if it had no slots yet."""
+    """(variable, its value then) of the model's other optimizers; initial values if they had no slots yet."""
     if not others or not then:
         return []
     if missing := sorted(set(then) - set(others)):
         raise ValueError(
-            "The snapshot holds slots of a second optimizer, which has none yet: build it first, with "
-            f"optimizer.build(variables), and keep it as an attribute of the model. Received: slot={missing[0]!r}"
+            "The snapshot holds slots of a second optimizer, but the model has no such slots yet: keep that "
+            "optimizer as an attribute of the model and call optimizer.build(variables) first. Received: "
+            f"slot={missing[0]!r}"
         )
     return [(v, then.get(name, np.full(tuple(v.shape), initial))) for name, (v, initial) in others.items()]
 
 
 def check_restore(model: Any, masks: Masks, to: Snapshot) -> Masks:
-    """Raises ValueError, as `restore`, if masks or snapshot are of another model; the masks by the model's paths."""
+    """Raises ValueError, as `restore` does, if masks or snapshot do not match; the masks by the model's paths."""
     masks = matched({weight.path: weight for weight in masked_weights(model)}, masks, "model")
     check_masks(model, masks)
     _due(model, to, "weights", getattr(model, "optimizer", None))
@@ -288,7 +290,7 @@ def check_restore(model: Any, masks: Masks, to: Snapshot) -> Masks:
 
 
 def restore(model: Any, masks: Masks, to: Snapshot) -> None:
-    """Restore masks and a snapshot of one moment.
+    """Restore masks and a snapshot taken at the same moment.
 
     Raises:
         ValueError: one of them is of another model or optimizer. Nothing has been changed then.
@@ -298,23 +300,23 @@ def restore(model: Any, masks: Masks, to: Snapshot) -> None:
 
 
 def warn_of_nan(name: str, weights: Mapping[str, np.ndarray]) -> None:
-    """Log a warning that names the weights which are NaN."""
+    """Log a warning that names the weights that contain NaN."""
     diverged = [path for path, value in weights.items() if value.dtype.kind != "b" and np.isnan(np.sum(value))]
     if diverged:
         logging.warning(
-            "kprune: %s holds NaN in %s, because its training had diverged. Start again with a lower learning rate.",
+            "kprune: %s contains NaN in %s, because training had diverged. Start again with a lower learning rate.",
             name,
             ", ".join(diverged[:4]) + (" ..." if len(diverged) > 4 else ""),
         )
 
 
 def reapply_masks(model: Any, optimizer: Any = None) -> None:
-    """Zero what the masks prune, in the weights and in the optimizer's slots."""
+    """Set pruned entries to zero, in the weights and in the optimizer's slots."""
     set_masks(model, current_masks(model), optimizer)
 
 
 def _optimizer_variables(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, float]]]:
-    """Name -> variable of the optimizer that is asked for, by default the compiled one; of others with initial value.
+    """Name -> variable of the given optimizer, by default the compiled one; of others with initial value.
 
     The others are built by the user, since only the user knows what each trains.
     """

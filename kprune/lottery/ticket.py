@@ -53,7 +53,7 @@ class Ticket:
 
     @classmethod
     def of(cls, model: Any, **about: Any) -> Ticket:
-        """The ticket of a masked model as it is now; ValueError if it has no masks, or JSON cannot hold `about`."""
+        """The ticket of a masked model in its current state; ValueError if it has no masks, or `about` is not JSON."""
         if not masked_weights(model):
             raise ValueError(f"The model has no masks: call kprune.mask first. Received: model={model.name!r}")
         try:
@@ -70,7 +70,7 @@ class Ticket:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of masks and weights in their order, as hexadecimal digits: equal for equal tickets, everywhere.
+        """SHA-256 of masks and weights in order, as hexadecimal digits: equal for equal tickets on any machine.
 
         Paths do not count, as Keras numbers the layers of a process ("dense_1").
         """
@@ -82,7 +82,7 @@ class Ticket:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as npz, without pickle, atomically.
+        """Write the ticket as npz, without pickle, atomically.
 
         Raises:
             ValueError: the name does not end in .npz.
@@ -94,7 +94,7 @@ class Ticket:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ticket:
-        """Read what `save` wrote.
+        """Read a ticket that `save` wrote.
 
         Raises:
             OSError: it cannot be read.
@@ -146,7 +146,7 @@ class Ticket:
 
 
 def _match(mine: dict[str, Any], theirs: Arrays, skip: str | None) -> Arrays:
-    """path of mine -> array of theirs, without those to skip."""
+    """path of my weight -> array of theirs, without those to skip."""
 
     def wanted(items: dict[str, Any]) -> dict[str, Any]:
         return {path: item for path, item in items.items() if skip is None or not re.search(skip, path)}
@@ -155,5 +155,6 @@ def _match(mine: dict[str, Any], theirs: Arrays, skip: str | None) -> Arrays:
         return matched(wanted(mine), wanted(theirs), "model")
     except ValueError as error:
         raise ValueError(
-            f"The ticket does not match the model; to leave out a head, pass skip=. {error}, skip={skip!r}"
+            f"The ticket does not match the model; to leave out weights such as a head's, pass `skip`. {error}, "
+            f"skip={skip!r}"
         ) from error

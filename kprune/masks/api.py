@@ -41,7 +41,7 @@ def mask(
     store: str | None = None,
     gradient: str | None = None,
 ) -> MaskReport:
-    """Give the weights of a built model masks, all True at first: the model predicts exactly as before.
+    """Give the weights of a built model masks, initially all True: its predictions do not change.
 
     A Keras 3 model is masked in place. A tf_keras model comes back as `report.model`, a clone under tfmot's
     `PruneLowMagnitude` wrappers that shares its layers, to be compiled again. Layers that you have wrapped with tfmot
@@ -82,7 +82,7 @@ def mask(
 
 
 def adopt(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_WEIGHTS) -> MaskReport:
-    """Make masks of a model's zeros, whatever pruned it, so that they stay zeros where it goes on training.
+    """Turn a model's zeros into masks, whatever pruned it, so that they stay zero in further training.
 
     mask <- mask and (w != 0), for each weight that `kprune.mask` would mask. The model predicts exactly as before. A
     weight without a value left is taken as it is, and a warning names it: it cannot train.
@@ -113,12 +113,12 @@ def adopt(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_
     empty = [path for path, kept in masks.items() if kept.size and not kept.any()]
     if empty:
         logging.warning(
-            "kprune.adopt: all of %s is 0, so its mask keeps nothing and it will not train. If it was only made so, as "
-            "layers that start at 0 are, leave it out by `filters=`.",
+            "kprune.adopt: all entries of %s are 0, so its mask keeps none and the weight will never train. If it is "
+            "0 only because its layer was initialized to 0, exclude it with `filters`.",
             ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),
         )
     if all(kept.all() for kept in masks.values()):
-        logging.warning("kprune.adopt: there is no zero in the %d weights of %r.", len(masks), report.model.name)
+        logging.warning("kprune.adopt: found no zeros in the %d weights of %r.", len(masks), report.model.name)
     set_masks(report.model, masks)
     return report
 
@@ -126,7 +126,7 @@ def adopt(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_
 def _masked(
     model: Any, filters: Filters, weights: Sequence[str], store: str | None = None, gradient: str | None = None
 ) -> tuple[MaskReport, list[MaskedWeight]]:
-    """Mask a model; what `mask` returns, and the weights that had no mask before."""
+    """Mask a model; returns `mask`'s report, and the weights that had no mask before."""
     library = library_of(model)
     check_built(model)
     before = masked_weights(model)
@@ -152,7 +152,7 @@ def masked_weights(model: Any) -> list[MaskedWeight]:
 
 
 def followers(model: Any) -> list[MaskedWeight]:
-    """The biases, gammas and betas that are masked with their channels; empty if no channels are pruned.
+    """The biases, gammas and betas that are masked along with their channels; empty if no channels are pruned.
 
     They are no part of any sparsity, and `kprune.masked_weights` does not list them.
 
@@ -166,7 +166,7 @@ def followers(model: Any) -> list[MaskedWeight]:
 
 
 def mask_followers(model: Any, variables: list[Any]) -> None:
-    """Give these weights masks that follow those of the kernels: see kprune/masks/following.py."""
+    """Give these weights masks that follow the kernels' masks: see kprune/masks/following.py."""
     library_of(model).mask_followers(model, variables)
     set_masks(model, {})
 
@@ -177,7 +177,7 @@ def current_masks(model: Any) -> Masks:
 
 
 def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
-    """Change masks; pruned weights become exactly 0, and the optimizer's slots of what changed are reset.
+    """Change masks; pruned weights become exactly 0, and the optimizer's slots are reset where masks changed.
 
     w <- where(mask, w, 0); each optimizer slot of w (momentum, averages, accumulated gradients) takes its initial
     value wherever the new mask is False or differs from the old one. That goes for every optimizer of this process that
@@ -219,7 +219,7 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
 
 
 def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
-    """The masked weights of a model by their path; ValueError if they cannot take these masks."""
+    """The model's masked weights by path; ValueError if they cannot take these masks."""
     if not isinstance(masks, Mapping):
         raise ValueError(f"`masks` must be a dict: path -> bool array. Received: masks={masks!r:.200}")
     by_path = {weight.path: weight for weight in masked_weights(model)}
@@ -239,7 +239,7 @@ def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
 
 
 def strip(model: Any) -> Any:
-    """Return the plain model: every pruned weight stored as 0, no kprune or tfmot class left in it.
+    """Return the plain model: every pruned weight stored as 0, no kprune or tfmot classes left.
 
     A Keras 3 model is stripped in place and returned; of a tf_keras model a clone without wrappers is returned.
     Predictions are those of the masked model, bit for bit.
@@ -268,14 +268,14 @@ def strip(model: Any) -> Any:
 
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
-    """Inside, the stripped model; afterwards the model is masked again as it was."""
+    """Context in which the model is stripped; afterwards it is masked again as before."""
     check_leaks(model, masked_weights(model))
     with library_of(model).plain(model) as stripped:
         yield stripped
 
 
 def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
-    """Outside of a fit: RuntimeError if training, not the user, gave pruned entries values.
+    """Outside a fit: RuntimeError if training, not the user, gave pruned entries values.
 
     tf_keras does not say who did, so there it is a warning.
     """
@@ -283,12 +283,12 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
 
 
 def moved_weights(model: Any) -> list[str]:
-    """Paths of the masked weights with a pruned entry that should be 0 and is not; empty if there is none."""
+    """Paths of the masked weights with a pruned entry that should be 0 but is not."""
     return moved_paths(masked_weights(model))
 
 
 def _told_apart(found: list[MaskedWeight]) -> list[MaskedWeight]:
-    """The weights by unique paths."""
+    """The weights with unique paths."""
     paths = unique_paths([weight.path for weight in found])
     return [replace(weight, path=path) for weight, path in zip(found, paths, strict=True)]
 
@@ -298,7 +298,9 @@ def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tup
     known = sorted(present | set(KNOWN_WEIGHTS))
     for name in weights:
         if name not in known:
-            raise ValueError(f"Unknown weight name. This model has {known}. Received: weights={weights!r}")
+            raise ValueError(
+                f"Unknown weight name: this model's weights are named {known}. Received: weights={weights!r}"
+            )
     if filters is not None and not isinstance(filters, str | list | tuple) and not callable(filters):
         raise ValueError(
             "`filters` must be a regular expression, a sequence of them, or a function of a layer. Received: "

@@ -1,4 +1,4 @@
-"""What becomes of the values of pruned entries: they are 0, or they stay behind the mask."""
+"""What happens to the values of pruned entries: they become 0, or stay behind the mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GRADIENTS = ("masked", "straight_through")
 
 @dataclass(frozen=True)
 class Behind:
-    """How a masked layer reads and keeps a weight w under a mask m.
+    """How a masked layer reads and stores a weight w under a mask m.
 
     It reads where(m, w, 0) in any case.
 
@@ -30,7 +30,7 @@ class Behind:
 
     @classmethod
     def of(cls, store: str | None, gradient: str | None, known: Behind | None) -> Behind:
-        """What a user asks for, for a model whose masks are `known` already; ValueError if it cannot be."""
+        """The user's choice, for a model whose existing masks are `known`; ValueError if they conflict."""
         if store is not None:
             check_choice("store", store, STORES)
         if gradient is not None:
@@ -40,13 +40,13 @@ class Behind:
         asked = cls(store, gradient or default)
         if asked == cls("zero", "straight_through"):
             raise ValueError(
-                "Pruned entries that get gradients do not stay 0: with gradient='straight_through' say store='latent'. "
-                f"Received: store={store!r}, gradient={gradient!r}"
+                "gradient='straight_through' requires store='latent', because pruned entries that get gradients do "
+                f"not stay 0. Received: store={store!r}, gradient={gradient!r}"
             )
         if known is not None and asked != known:
             raise ValueError(
-                f"The model has masks of another kind, with store={known.store!r} and gradient={known.gradient!r}: "
-                f"call kprune.strip(model) first. Received: store={asked.store!r}, gradient={asked.gradient!r}"
+                f"The model already has masks with store={known.store!r} and gradient={known.gradient!r}: call "
+                f"kprune.strip(model) first. Received: store={asked.store!r}, gradient={asked.gradient!r}"
             )
         return asked
 

@@ -1,4 +1,4 @@
-"""Whether a model has its weights: only existing weights can be masked."""
+"""Whether a model is built: only existing weights can be masked."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _build(model: Any) -> None:
 
 
 def _unbuilt(model: Any) -> list[str]:
-    """The layers of a Keras 3 model that would make weights in their first call, innermost ones alone."""
+    """The innermost layers of a Keras 3 model that would create weights in their first call."""
     own_build = [layer for layer in all_layers(model) if type(layer).build is not keras.layers.Layer.build]
     return [
         layer.name for layer in own_build if not layer.built and not (isinstance(layer, keras.Model) and layer.weights)

@@ -1,4 +1,4 @@
-"""Followers: what is pruned with a channel, never for itself: its bias, gamma and beta.
+"""Followers: parameters that are pruned only along with a channel: its bias, gamma and beta.
 
 A follower has a mask as a kernel has; it is in no budget and not among `kprune.masked_weights`. What its mask is
 follows from those of the kernels, by a rule that the model's graph gives (kprune/channels/followers.py, which registers
@@ -27,7 +27,7 @@ def follow_by(rule: Rule) -> Rule:
 
 
 def follow(model: Any, followers: list[MaskedWeight], optimizers: list[Any]) -> None:
-    """Mask the followers as the kernels' masks say; a gamma whose channel returns begins at 1, all else at 0.
+    """Mask the followers to match the kernels' masks; a returning channel's gamma starts at 1, all else at 0.
 
     Where values stay behind the masks, they return with their channel.
     """

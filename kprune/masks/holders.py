@@ -1,4 +1,4 @@
-"""Who else holds a weight: the live objects that a layer knows nothing of, and what they have compiled.
+"""Other objects that hold a weight: live objects unknown to its layer, and what they have compiled.
 
 A layer does not know the models that it is part of, nor the optimizers that train it, and both may have been made
 before kprune was imported; nothing public in Keras is told when a model takes a layer in. The garbage collector knows

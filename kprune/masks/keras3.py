@@ -1,4 +1,4 @@
-"""What kprune asks of Keras 3 (see libraries.py): layers are masked in place."""
+"""kprune's interface to Keras 3 (see libraries.py): layers are masked in place."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ def weight_names(model: Any) -> set[str]:
 def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Behind) -> MaskReport:
     if keras.backend.backend() not in BACKENDS:
         raise ValueError(
-            f"Masks need one of the Keras backends {', '.join(BACKENDS)}: on others a layer would train without its "
-            f"mask. Set KERAS_BACKEND before keras is imported. Received: backend={keras.backend.backend()!r}"
+            f"Masks require one of the Keras backends {', '.join(BACKENDS)}; on other backends, layers would train "
+            "without their masks. Set KERAS_BACKEND before importing keras. Received: "
+            f"backend={keras.backend.backend()!r}"
         )
     owned = _owned(model)
     paths = unique_paths([v.path for _, v in owned])
@@ -80,7 +81,8 @@ def take_over(model: Any) -> None:
     if waiting:
         _attach_too(model, waiting, WAITS, False)
         logging.warning(
-            "kprune: these weights were frozen when the model was masked; they train now, so they are now masked: %s",
+            "kprune: these weights were frozen when the model was masked and are trainable now, so they have "
+            "been masked, too: %s",
             ", ".join(v.path for v in waiting[:4]) + (" ..." if len(waiting) > 4 else ""),
         )
 
@@ -93,7 +95,7 @@ def mask_followers(model: Any, variables: list[Any]) -> None:
 
 
 def _attach_too(model: Any, variables: list[Any], mark: str, value: bool) -> None:
-    """Mask more weights of a model as the others are masked, and mark them."""
+    """Mask more weights of a model in the same way as the others, and mark them."""
     with strategy_scope(model):
         attach(model, variables, behind(model) or Behind())
     for v in variables:
@@ -111,7 +113,7 @@ def narrow(model: Any, variables: list[Any]) -> None:
 
 
 def _kept(model: Any) -> list[tuple[MaskedWeight, np.ndarray, Behind]]:
-    """All that is masked, the values of the masks, and what becomes of pruned entries."""
+    """All masked weights, the values of the masks, and how pruned entries are stored."""
     return [(weight, weight.kept(), weight.layer.mask_store.behind) for weight in _find(model)]
 
 
@@ -177,7 +179,7 @@ def plain(model: Any) -> Iterator[Any]:
 
 
 def renew_functions(model: Any, layers: list[Any]) -> None:
-    """Drop what was compiled, also in the middle of a fit, by any model that holds one of these layers.
+    """Drop the compiled functions, even in the middle of a fit, of every model that holds one of these layers.
 
     These are the model's own train, test and predict functions and those of other live models: the second one of a GAN,
     for example, which knows the layer though the layer does not know it. Methods that are a `tf.function` are traced
@@ -206,7 +208,7 @@ def seed_states(layer: Any) -> list[Any]:
 
 
 def _owned(model: Any) -> list[tuple[Any, Any]]:
-    """(layer, weight) for each weight, with the layer whose mask store would hold its mask, each weight once."""
+    """(layer, weight) for each weight once, with the layer whose mask store would hold its mask."""
     found: dict[int, tuple[Any, Any]] = {}
     for layer in all_layers(model):
         for v in own_weights(layer):
@@ -253,7 +255,7 @@ def weight_name(layer: Any, v: Any) -> str:
 
 
 def is_depthwise(layer: Any, v: Any) -> bool:
-    """Whether a kernel is one of a depthwise layer, or of a convolution with a group per channel, as in ConvNeXt."""
+    """Whether a kernel belongs to a depthwise layer, or to a convolution with one group per channel, as in ConvNeXt."""
     if isinstance(layer, DEPTHWISE):
         return True
     grouped = getattr(layer, "groups", 1) > 1 and getattr(layer, "kernel", None) is v

@@ -1,4 +1,4 @@
-"""Layouts: any layer's weight as (..., in, out), so that a pattern needs to know no layer."""
+"""Layouts: any layer's weight as (..., in, out), so that patterns need not know about layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a weight's axes become (..., in, out): what an output sums over, and the outputs.
+    """How a weight's axes map to (..., in, out): the axes summed over, and the outputs.
 
     Attributes:
         given: the weight's own shape.
@@ -98,7 +98,7 @@ def einsum_labels(layer: Any) -> tuple[str, str, str]:
 
 
 def label_axis(labels: str, label: str) -> int:
-    """Which axis of a tensor a label of an einsum stands for, counted from the end behind an ellipsis.
+    """The axis of a tensor that an einsum label stands for, counted from the end after an ellipsis.
 
     >>> label_axis("ab...", "b"), label_axis("...xy", "y")
     (1, -1)

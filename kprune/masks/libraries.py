@@ -1,4 +1,4 @@
-"""What kprune asks of a library of models: the same questions of Keras 3 and of tf_keras, by the same names.
+"""kprune's interface to a model library: the same functions, by the same names, for Keras 3 and tf_keras.
 
 keras3.py and tf_keras.py answer them; `library_of` is the one place that tells which of the two a model is of.
 """
@@ -17,7 +17,7 @@ from .types import Filters, MaskedWeight, MaskReport, is_tf_keras
 
 
 class Library(Protocol):
-    """What each of the two modules holds."""
+    """The functions and attributes that each of the two modules provides."""
 
     @property
     def package(self) -> ModuleType:
@@ -25,7 +25,7 @@ class Library(Protocol):
 
     @property
     def OPTIMIZERS(self) -> tuple[type, ...]:
-        """The classes that its optimizers derive from."""
+        """The base classes of its optimizers."""
 
     @property
     def IN_PLACE(self) -> bool:
@@ -36,37 +36,37 @@ class Library(Protocol):
         """Functions of its tensors: convert_to_tensor, log, maximum, sigmoid, softmax."""
 
     def backend(self) -> str:
-        """What computes: "tensorflow", "jax" ..., or "tf_keras"."""
+        """The backend that computes: "tensorflow", "jax" ..., or "tf_keras"."""
 
     def weight_names(self, model: Any) -> set[str]:
-        """The names by which `mask(weights=...)` knows the model's weights."""
+        """The names of the model's weights in `mask(weights=...)`."""
 
     def mask_model(self, model: Any, filters: Filters, weights: Sequence[str], behind: Behind) -> MaskReport:
         """Mask a built model: see `kprune.mask`."""
 
     def take_over(self, model: Any) -> None:
-        """Take charge of the masks of a masked model before they are changed; see to what was frozen and trains now."""
+        """Take charge of a masked model's masks before they change, and handle weights unfrozen since."""
 
     def find_masked(self, model: Any) -> list[MaskedWeight]:
-        """The masked weights in model order, by paths that need not be unique."""
+        """The masked weights in model order, with paths that need not be unique."""
 
     def mask_followers(self, model: Any, variables: list[Any]) -> None:
-        """Mask weights that are pruned only with a channel; those that have masks stay as they are."""
+        """Mask weights that are pruned only with a channel; existing masks stay as they are."""
 
     def find_followers(self, model: Any) -> list[MaskedWeight]:
-        """The weights that are masked so, in model order, by paths that need not be unique."""
+        """The weights masked as followers, in model order, with paths that need not be unique."""
 
     def behind(self, model: Any) -> Behind | None:
-        """What becomes of the values of pruned entries; None of a model without masks, or if there is no choice."""
+        """How values of pruned entries are stored; None for a model without masks, or without a choice."""
 
     def strip_model(self, model: Any) -> Any:
         """The model without masks: see `kprune.strip`."""
 
     def plain(self, model: Any) -> AbstractContextManager[Any]:
-        """Inside, the stripped model; afterwards the model is masked again as it was."""
+        """Context in which the model is stripped; afterwards it is masked again as before."""
 
     def check_leaks(self, model: Any, weights: list[MaskedWeight]) -> None:
-        """Outside of a fit: RuntimeError if training gave pruned entries values; a warning if it cannot be told."""
+        """Outside a fit: RuntimeError if training gave pruned entries values; a warning if it may have."""
 
     def all_layers(self, model: Any) -> list[Any]:
         """The model and every layer below it, parents first."""
@@ -81,26 +81,26 @@ class Library(Protocol):
         """The model's weights as they would be without masks."""
 
     def seed_states(self, model: Any) -> list[Any]:
-        """The states of the model's seed generators (dropout ...), which count as no weights."""
+        """The states of the model's seed generators (dropout ...), which do not count as weights."""
 
     def weight_name(self, layer: Any, variable: Any) -> str:
-        """The name by which `mask(weights=...)` knows a weight of this layer."""
+        """The name of a layer's weight in `mask(weights=...)`."""
 
     def weight_path(self, variable: Any) -> str:
-        """The path by which reports know a weight."""
+        """The path of a weight in reports."""
 
     def holds_kernel(self, layer: Any, variable: Any) -> bool:
-        """Whether a weight holds a kernel's values one by one."""
+        """Whether a weight stores a kernel's values one by one."""
 
     def carry(self, model: Any, carrier: Any) -> None:
-        """Save `carrier.dump()` with whatever is saved of a masked model, and load it; None ends that."""
+        """Save `carrier.dump()` in every checkpoint of a masked model, and load it from there; None stops it."""
 
     def carried(self, model: Any) -> Any:
-        """What `carry` was given last, or None."""
+        """The carrier last passed to `carry`, or None."""
 
 
 def library_of(model: Any) -> Library:
-    """The library of a model or layer; ValueError if it is of neither."""
+    """The library of a model or layer; ValueError if it belongs to neither."""
     if isinstance(model, keras.layers.Layer):
         from . import keras3
 

@@ -33,7 +33,7 @@ from .variables import protect, release
 
 
 class MaskedRegularizer(keras.regularizers.Regularizer):
-    """A weight regularizer that sees the masked weight, so its gradient at a pruned entry is zero."""
+    """A weight regularizer that sees the masked weight, so that its gradient at a pruned entry is zero."""
 
     def __init__(self, regularizer: Any, mask: Any, behind: Behind):
         self.regularizer, self.mask, self.behind = regularizer, mask, behind
@@ -44,7 +44,7 @@ class MaskedRegularizer(keras.regularizers.Regularizer):
 
 @keras.saving.register_keras_serializable("kprune")
 class Masked:
-    """The second base class of every masked layer, besides its own. Made by `kprune.mask`, never constructed."""
+    """The second base class of every masked layer, besides its own; created by `kprune.mask`, never directly."""
 
     mask_store: MaskStore | None = None
 
@@ -88,12 +88,12 @@ _CLASSES: weakref.WeakValueDictionary[tuple[type, str], type] = weakref.WeakValu
 
 
 def masked_class(cls: type) -> type:
-    """The masked subclass of a Keras layer class, made once; of the same name, by which Keras saves weights."""
+    """The masked subclass of a Keras layer class, created once, with the name under which Keras saves weights."""
     return _named_class(cls, cls.__name__)
 
 
 def _masked_class_of_0_1_0(cls: type) -> type:
-    """The class as version 0.1.0 named it, so that the weights in its .keras files are found."""
+    """The class under the name that version 0.1.0 used, so that weights in its .keras files are found."""
     return _named_class(cls, f"Masked{cls.__name__}")
 
 
@@ -105,12 +105,12 @@ def _named_class(cls: type, name: str) -> type:
 
 
 def _plain(masked: type) -> type:
-    """The class of which a masked one is made."""
+    """The class from which a masked class was made."""
     return masked.__mro__[2]
 
 
 def plain_type(layer: Any) -> type:
-    """The layer's class, or that of which it is the masked one."""
+    """The layer's class, or the plain class if it is masked."""
     return _plain(type(layer)) if isinstance(layer, Masked) else type(layer)
 
 
@@ -147,7 +147,7 @@ def _mask_of(layer: Any, name: str) -> Any:
 
 @contextmanager
 def _masked_scope(layer: Any, store: MaskStore) -> Iterator[None]:
-    """Inside, the layer's masked weights read as masked; what the call updates (seeds, statistics) is kept."""
+    """Context in which the layer reads its masked weights through the masks; updates of the call are kept."""
     masks = {id(v): mask for v, mask in zip(store.masked, store.masks, strict=True)}
     scope = keras.StatelessScope(collect_losses=True)
     values = []
@@ -172,7 +172,7 @@ def is_masked(layer: Any) -> bool:
 
 
 def own_weights(layer: Any) -> list[Any]:
-    """The weights that a mask of this layer can hold: its own, and for an RNN layer those of its cells.
+    """The weights a mask of this layer can hold: its own, and for an RNN layer those of its cells.
 
     A cell is called once per time step inside the RNN layer's loop, where masking would be repeated at each step.
     """
@@ -183,13 +183,13 @@ def own_weights(layer: Any) -> list[Any]:
 
 
 def _masks_below(layer: Any) -> dict[int, Any]:
-    """id of a weight -> its mask, at and below the layer: one, also where several layers own the weight (tied)."""
+    """id of a weight -> its mask, in the layer and below; a tied weight has one."""
     stores = [sub.mask_store for sub in all_layers(layer) if is_masked(sub)]
     return {id(v): mask for store in stores for v, mask in zip(store.masked, store.masks, strict=True)}
 
 
 def attach(layer: Any, variables: list[Any], behind: Behind, initial: dict[int, Any] | None = None) -> None:
-    """Mask `variables` (weights of the layer or of layers below it) in place; masked ones stay as they are.
+    """Mask `variables` (weights of the layer or of layers below it) in place; existing masks stay as they are.
 
     `initial` has the values of new masks, by the id of the weight, where these do not keep all.
     """
@@ -214,7 +214,7 @@ def attach(layer: Any, variables: list[Any], behind: Behind, initial: dict[int, 
 
 
 def _keras_container(layer: Any) -> bool:
-    """Keras's own Sequential and Functional save their layers' configs themselves."""
+    """Whether it is Keras's own Sequential or Functional, which save their layers' configs themselves."""
     return isinstance(layer, keras.Model) and type(layer).__module__.startswith("keras.")
 
 
@@ -263,7 +263,7 @@ def _remove_store(layer: Any) -> None:
 
 
 def _unmask(layer: Any) -> None:
-    """Remove the masks of one layer; its weights become what it reads."""
+    """Remove the masks of one layer; its weights become the values it reads."""
     layer.mask_store.enforce()
     merge(layer, layer.mask_store.masked)
     _remove_store(layer)
@@ -271,7 +271,7 @@ def _unmask(layer: Any) -> None:
 
 
 def detach(layer: Any) -> None:
-    """Undo `attach` at and below the layer, in place: the classes, the stores and the regularizers as they were.
+    """Undo `attach` for the layer and all below it: classes, stores and regularizers become as before.
 
     The weights keep the values that they have stored.
     """
@@ -294,7 +294,7 @@ def _plain_class(layer: Any) -> Iterator[None]:
 
 @contextmanager
 def _unlocked(layer: Any) -> Iterator[None]:
-    """A built layer refuses new state; Keras unlocks it in the same way for LoRA and quantization."""
+    """Context in which a built layer accepts new state; Keras does the same for LoRA and quantization."""
     locked = layer._tracker.locked
     layer._tracker.unlock()
     try:
@@ -314,7 +314,7 @@ def _behind(layer: Any) -> Behind:
 
 
 def _mask_once_built(layer: Any, pending: Pending, named: Callable[[type], type]) -> None:
-    """Mask the weights at these positions of `layer.weights` as soon as the layer has that many weights."""
+    """Mask the weights at these positions of `layer.weights` once the layer has that many weights."""
     layer.__class__ = named(type(layer))
     source = source_of(pending.source)
     if source is not None and len(source.weights) == pending.expected:  # read now: a build may be inside of a graph

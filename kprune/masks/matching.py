@@ -1,4 +1,4 @@
-"""Arrays of one model for another: by path, or by order where the names differ."""
+"""Assign one model's arrays to another's weights: by path, or by order if the names differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> Arrays:
-    """path of mine -> array of theirs: by path, or where the names differ ("dense", "dense_1") by order.
+    """path of my weight -> array of theirs: by path, or by order where names differ ("dense", "dense_1").
 
     Raises:
         ValueError: they are no dict of arrays, there are more or fewer of them, or one has another shape or kind of
@@ -26,8 +26,8 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
     if len(mine) != len(theirs):
         odd = next((path for path in [*mine, *theirs] if path not in mine or path not in theirs), "")
         raise ValueError(
-            f"The arrays do not match this {of}: {len(theirs)} for {len(mine)} variables; {odd!r} is in only one of "
-            f"the two. Received: arrays={len(theirs)}"
+            f"The arrays do not match this {of}: {len(theirs)} arrays for {len(mine)} variables; {odd!r} is in only "
+            f"one of the two sets. Received: arrays={len(theirs)}"
         )
     by_path = all(path in theirs for path in mine)
     pairs = {path: theirs[path] for path in mine} if by_path else dict(zip(mine, theirs.values(), strict=True))
@@ -52,7 +52,7 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
 
 
 def check_numbers(name: str, arrays: Any) -> None:
-    """Raises ValueError unless what a user gave as `name` is a dict of names and NumPy arrays of numbers.
+    """Raises ValueError unless the argument `name` is a dict of names and numeric NumPy arrays.
 
     >>> check_numbers("masks", {"dense/kernel": np.ones((4, 3), bool)})
     """
@@ -65,13 +65,13 @@ def check_numbers(name: str, arrays: Any) -> None:
 
 
 def _family(dtype: Any) -> str:
-    """Of these, an array of one is a value for a variable of the same: "float", "int", "bool" ..."""
+    """The family of a dtype; arrays fit variables of the same family: "float", "int", "bool" ..."""
     name = getattr(dtype, "name", str(dtype))
     return "float" if "float" in name else re.sub(r"^u|\d", "", name)
 
 
 def _kind(path: str) -> str:
-    """The weight's own name in its layer, without what Keras appends to tell names apart."""
+    """The weight's own name in its layer, without the suffix that Keras appends to make names unique."""
     return re.sub(r"(_\d+)?(:\d+)?$", "", path.rsplit("/", 1)[-1])
 
 

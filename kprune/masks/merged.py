@@ -1,4 +1,4 @@
-"""What Keras does to the kernel of a built layer, on masked layers: LoRA and quantization.
+"""What Keras does to the kernels of built layers, for masked layers: LoRA and quantization.
 
 `layer.enable_lora(rank)` freezes the kernel W and makes the layer read W + s A B, of which every entry trains. A masked
 layer reads where(mask, W + s A B, 0): in its call, and wherever its `kernel` is read or saved.
@@ -22,7 +22,7 @@ READ_MERGED = ("kernel", "embeddings")  # the properties of Keras's layers that 
 
 
 def merged_properties(cls: type, mask_of: Callable[[Any, str], Any]) -> dict[str, property]:
-    """The properties with which a masked subclass of `cls` reads its merged weight, masked.
+    """The properties through which a masked subclass of `cls` reads its merged weight, masked.
 
     Args:
         cls: the plain class.
@@ -42,14 +42,14 @@ def merged_properties(cls: type, mask_of: Callable[[Any, str], Any]) -> dict[str
 
 
 def factors(layer: Any) -> list[Any]:
-    """LoRA's factors B of a layer: with them at 0, the layer reads its kernel alone."""
+    """A layer's LoRA factors B; when they are 0, the layer reads its kernel alone."""
     if not getattr(layer, "lora_enabled", False):
         return []
     return [v for v in layer.weights if v.name.startswith("lora_") and v.name.endswith("_b")]
 
 
 def merge(layer: Any, variables: list[Any]) -> None:
-    """Write what a layer with LoRA reads into its weights themselves, and make the factors B 0."""
+    """Merge LoRA into a layer's weights, and set the factors B to 0."""
     lora_b = factors(layer)
     for v in variables if lora_b else ():
         if v.name in READ_MERGED:
@@ -59,7 +59,7 @@ def merge(layer: Any, variables: list[Any]) -> None:
 
 
 def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None]) -> Callable[..., None]:
-    """The `quantize` of a masked layer: that of its plain class, on what is read, after which the masks are gone.
+    """The `quantize` of a masked layer: quantizes what the layer reads, and removes its masks.
 
     Args:
         layer: the masked layer. Keras gives each layer a `quantize` of its own when it is made.
@@ -75,11 +75,11 @@ def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None])
             if name not in KEEP_ZEROS:
                 raise ValueError(
                     f"A masked layer can be quantized to {' and '.join(KEEP_ZEROS)}, which keep its zeros; for other "
-                    "modes, call kprune.strip(model) first. GPTQ moves what it rounds off into later columns, zeros "
-                    f"among them: kprune.summary counts what is left. Received: mode={name!r}"
+                    "modes, call kprune.strip(model) first. GPTQ moves rounding errors into later columns, including "
+                    f"into zeros; kprune.summary counts the zeros that are left. Received: mode={name!r}"
                 )
             unmask()
-            logging.info("kprune: %s was quantized: its zeros stay, its masks were removed.", layer.path)
+            logging.info("kprune: %s was quantized: it keeps its zeros, but its masks were removed.", layer.path)
         original(mode, *args, **kwargs)
 
     original = layer.quantize

@@ -1,4 +1,4 @@
-"""The optimizers of a model: those that it holds, and those that train it.
+"""A model's optimizers: those it holds, and those that train it.
 
 A snapshot keeps what the model holds (`held_optimizers`): the compiled one and its attributes, which are the same in
 every process that makes the model. Where masks change, every live optimizer that has slots of a weight has to forget
@@ -50,7 +50,7 @@ def held_optimizers(model: Any, optimizer: Any = None) -> list[Any]:
 
 
 def trainers(model: Any, variables: Iterable[Any], besides: Any = None) -> list[Any]:
-    """The live optimizers, of the model's library, that train one of these variables; and `besides`, if given."""
+    """The live optimizers of the model's library that train one of these variables, and `besides` if given."""
     candidates = _IN_FIT[model] if model in _IN_FIT else _live_optimizers(model)
     variables = list(variables)
     found = [optimizer for optimizer in candidates if trains(optimizer, variables)]
@@ -58,17 +58,17 @@ def trainers(model: Any, variables: Iterable[Any], besides: Any = None) -> list[
 
 
 def begin_fit(model: Any) -> None:
-    """Look for optimizers now, and not again until `end_fit`: masks may change often in a fit."""
+    """Look for optimizers now, and not again until `end_fit`, because masks may change often in a fit."""
     _IN_FIT[model] = weakref.WeakSet(_live_optimizers(model))
 
 
 def fits(model: Any) -> bool:
-    """Whether it is between `begin_fit` and `end_fit`."""
+    """Whether `begin_fit` was called and `end_fit` was not yet."""
     return model in _IN_FIT
 
 
 def end_fit(model: Any) -> None:
-    """Look at all live optimizers again from here on."""
+    """Search all live optimizers again from now on."""
     _IN_FIT.pop(model, None)
 
 
@@ -78,16 +78,16 @@ def _live_optimizers(model: Any) -> list[Any]:
 
 
 def check_is_optimizer(name: str, value: Any) -> None:
-    """Raises ValueError unless what a user gave as `name` is None or an optimizer of either Keras.
+    """Raises ValueError unless the argument `name` is None or an optimizer of either Keras.
 
     >>> check_is_optimizer("optimizer", None)
     """
     if value is not None and not isinstance(value, _classes()):
-        raise ValueError(f"`{name}` must be a Keras optimizer, not the name of one. Received: {name}={value!r:.200}")
+        raise ValueError(f"`{name}` must be a Keras optimizer instance, not a name. Received: {name}={value!r:.200}")
 
 
 def check_like_optimizer(optimizer: Any) -> None:
-    """Raises ValueError unless a user's `optimizer` is None, an optimizer of either Keras, or one that looks like one.
+    """Raises ValueError unless `optimizer` is None, an optimizer of either Keras, or one that looks like one.
 
     >>> check_like_optimizer(keras.optimizers.SGD())
     """
@@ -95,7 +95,7 @@ def check_like_optimizer(optimizer: Any) -> None:
         isinstance(optimizer, type) or not (hasattr(optimizer, "variables") and hasattr(optimizer, "learning_rate"))
     ):
         raise ValueError(
-            f"`optimizer` must be a Keras optimizer, not the name of one. Received: optimizer={optimizer!r:.200}"
+            f"`optimizer` must be a Keras optimizer instance, not a name. Received: optimizer={optimizer!r:.200}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a masked layer's config says about its masks, checked: a file may be damaged, or made by hand."""
+"""The masks in a masked layer's config, validated: a file may be damaged or hand-made."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _saved: weakref.WeakKeyDictionary[type, set[int]] = weakref.WeakKeyDictionary() 
 
 
 def spec_of(positions: list[int], weights: int, followers: list[int], behind: Behind) -> dict[str, Any]:
-    """What the config says of a layer's masks, beside its plain class."""
+    """The part of the config that describes a layer's masks, besides its plain class."""
     known: dict[str, Any] = {"masked": positions, "weights": weights, "format": FORMAT}
     if followers:
         known["followers"] = followers
@@ -28,7 +28,7 @@ def spec_of(positions: list[int], weights: int, followers: list[int], behind: Be
 
 @dataclass
 class Pending:
-    """Masks that a layer is to have once all of its weights exist.
+    """Masks to give a layer once all of its weights exist.
 
     Attributes:
         positions: of the masked weights among `layer.weights`.
@@ -50,7 +50,7 @@ class Pending:
 
 
 def plain_layer(config: dict[str, Any]) -> tuple[Any, Pending]:
-    """The layer without masks, and the masks that it is to have.
+    """The layer without masks, and the masks to give it.
 
     Raises:
         ValueError: the config does not say so, or what it says cannot be.
@@ -63,13 +63,11 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, Pending]:
     config = dict(config)
     spec = config.pop(SPEC, None)
     if not isinstance(spec, dict):
-        raise ValueError(
-            f"The config of a masked layer must say which of its weights are masked. Received: {SPEC}={spec!r:.80}"
-        )
+        raise ValueError(f"The config of a masked layer must list its masked weights. Received: {SPEC}={spec!r:.80}")
     if spec.get("format", 1) not in (1, FORMAT, LATENT):
         raise ValueError(
             "The config of this masked layer has a format that this version of kprune cannot read: install a newer "
-            f"one. Received: format={spec['format']!r:.80}"
+            f"version. Received: format={spec['format']!r:.80}"
         )
     masked, weights, followers = spec.get("masked"), spec.get("weights"), spec.get("followers", [])
     if not (
@@ -98,7 +96,7 @@ def _are_positions(masked: list[Any], weights: int) -> bool:
 
 
 def registered_while_alive(layer: Any, base: type) -> None:
-    """Have Keras write down the layer's class by the registered name of `base`, whose `from_config` reads it.
+    """Make Keras save the layer's class under the registered name of `base`, whose `from_config` reads it.
 
     Keras never forgets a class that is registered, nor, with it, the user's own class that it is made of. It asks for
     the name right after `get_config`, which calls this, in a dict that it shows nowhere (`GLOBAL_CUSTOM_NAMES`, checked

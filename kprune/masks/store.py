@@ -1,4 +1,4 @@
-"""Where the masks of a Keras 3 layer are stored: in state of the layer that is not among its weights.
+"""Storage for the masks of a Keras 3 layer: layer state that does not count among its weights.
 
 Keras keeps the states of seed generators in `layer.variables` and not in `layer.weights`; a mask goes the same way. So
 `get_weights`, parameter counts, weight files and TensorBoard see the dense model, while trainers, distributions and
@@ -33,14 +33,14 @@ _without_masks: weakref.ref[Any] | None = None  # the last file that was said to
 
 
 class MaskState(keras.random.SeedGenerator):
-    """What Keras takes for a seed generator, and so for state of the layer: its `state` is a mask."""
+    """What Keras treats as a seed generator, and so as layer state: its `state` is a mask."""
 
     def __init__(self, mask: Any):  # not the seed generator's own, which makes a variable
         self.name, self.state, self._initial_seed = mask.name, mask, None
 
 
 class MaskStore(keras.Operation):
-    """The bool masks of one layer, which Keras saves with it: an operation, so that the layer stays a leaf.
+    """The bool masks of one layer, which Keras saves with it; an operation, so that the layer stays a leaf.
 
     On disk a mask is bit-packed: `ceil(size / 8)` bytes, uint8, C order; those of followers (see following.py) under
     names of their own, so that a model without them reads the others.
@@ -79,7 +79,7 @@ class MaskStore(keras.Operation):
             )
 
     def enforce(self) -> None:
-        """Set the pruned entries of the weights to 0, regardless of what was written into them."""
+        """Set the pruned entries of the weights to 0, whatever was written to them."""
         for weight, mask in zip(self.masked, self.masks, strict=True):
             value, kept = to_numpy(weight), to_numpy(mask)
             if np.any(value[~kept] != 0):
@@ -102,8 +102,8 @@ class MaskStore(keras.Operation):
         kernels, own = ([key for key in some if not key.startswith(_FOLLOWER)] for some in (stored, self._keys()))
         if sorted(kernels) != sorted(own):
             raise ValueError(
-                f"The file holds masks for {len(kernels)} weights of a layer, but the model has {len(own)}: mask "
-                f"it with the same filters and weights before loading. Received: masks={stored}"
+                f"The file holds masks for {len(kernels)} weights of a layer, but this model masks {len(own)}: call "
+                f"kprune.mask with the same `filters` and `weights` before loading. Received: masks={stored}"
             )
         read = {key: mask for key, mask in zip(self._keys(), self.masks, strict=True) if key in stored}
         sizes = [int(np.prod(mask.shape)) for mask in read.values()]
@@ -138,36 +138,36 @@ class MaskStore(keras.Operation):
 
 
 def token_of(layer: Any) -> str:
-    """What a clone of the layer, in this process, finds it by (`source_of`)."""
+    """A token by which a clone of the layer in this process can find it (see `source_of`)."""
     token = f"{_PROCESS}-{id(layer)}"
     _SOURCES[token] = layer
     return token
 
 
 def source_of(token: str | None) -> Any:
-    """The layer whose token it is; None if it is gone, or lives in another process."""
+    """The layer that a token belongs to; None if it is gone or lives in another process."""
     return _SOURCES.get(token) if isinstance(token, str) else None
 
 
 def check_names(store: Any) -> None:
-    """Raises ValueError where a weight file of version 0.1.0 is loaded, which named masked layers otherwise."""
+    """Raises ValueError for weight files of version 0.1.0, which used other names for masked layers."""
     file = getattr(store, "h5_file", None)
     if not list(store.keys()) and file is not None and _named_as_0_1_0(file):
         raise ValueError(
-            "The weights were saved by kprune 0.1.0, which saved masked layers under other names: load them with 0.1.0 "
-            "into a masked model, and save that as a .keras file, which this version reads. "
-            f"Received: file={getattr(file, 'filename', None)!r}"
+            "These weights were saved by kprune 0.1.0, which used other names for masked layers: load them into a "
+            "masked model with kprune 0.1.0 and save it as a .keras file, which this version can read. Received: "
+            f"file={getattr(file, 'filename', None)!r}"
         )
 
 
 def _warn_of_no_masks(file: Any) -> None:
-    """Once per file, which each of its layers' stores is read from."""
+    """Warn once per file, although each layer's store reads from it."""
     global _without_masks
     if file is None or _without_masks is None or _without_masks() is not file:
         _without_masks = None if file is None else weakref.ref(file)
         logging.warning(
-            "kprune: the weights being loaded come from a model without masks. This model keeps its masks; the loaded "
-            "values of pruned weights are set to 0, or stay behind the masks where these have store='latent'."
+            "kprune: the weights being loaded come from a model without masks. This model keeps its masks; the "
+            "loaded values of pruned weights are set to 0, or kept behind the masks with store='latent'."
         )
 
 

@@ -1,4 +1,4 @@
-"""Vectors of bytes in the files that Keras saves weights in, looked at before they are read."""
+"""Byte vectors in Keras weight files, checked before they are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def read_bytes(store: Any, key: str, name: str, size: int | None = None) -> np.ndarray:
-    """The uint8 vector that a store of Keras (what `load_own_variables` is given) holds under a key.
+    """The uint8 vector stored under a key (in the store that `load_own_variables` is given).
 
     HDF5 compresses, fills and chunks, so that a file of a few kB can ask for any amount of memory. Here it cannot ask
     for more than it should.
@@ -37,12 +37,13 @@ def _check(found: Any, name: str, most: int, size: int | None) -> None:
     if dtype != "uint8" or len(shape) != 1 or shape[0] > most or shape[0] != (size or shape[0]) or chunk > max(most, 1):
         expected = f"at most {most:,}" if size is None else f"{size:,}"
         raise ValueError(
-            f"The file's {name} must be {expected} bytes. Received: shape={shape}, dtype={dtype}, chunk={chunk}"
+            f"The dataset {name} in the file must hold {expected} bytes. Received: shape={shape}, dtype={dtype}, "
+            f"chunk={chunk}"
         )
 
 
 def _datasets(store: Any, key: str) -> Iterator[h5py.Dataset]:
-    """The datasets of HDF5 that the store reads for a key; none for a store of another kind.
+    """The HDF5 datasets that the store reads for a key; none for other kinds of store.
 
     It reads them whole, and has no public way to look at one first: `_h5_entry_group`, and where it is spread over
     several files `_switch_h5_file`, are used here and nowhere else (checked with Keras 3.13.2 and 3.15.1;

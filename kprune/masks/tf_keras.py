@@ -1,4 +1,4 @@
-"""What kprune asks of tf_keras (see libraries.py): masks are tfmot's wrappers, with kprune in charge of them.
+"""kprune's interface to tf_keras (see libraries.py): masks are tfmot's wrappers, under kprune's control.
 
 tf_keras has no public walk over all that it counts as a model's layers: `_flatten_layers` is used here and in
 wrappers.py only (checked with tf_keras 2.21).
@@ -53,7 +53,7 @@ _NOT_RULED = -1.0
 
 
 class CarriedState(tf.train.experimental.PythonState):
-    """The states of the callbacks of a fit, in TensorFlow's checkpoints of its model; see callbacks/_carrier.py."""
+    """The states of a fit's callbacks in TensorFlow checkpoints of its model; see callbacks/_carrier.py."""
 
     def __init__(self, carrier: Any):
         self.carrier = carrier
@@ -87,7 +87,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Beh
         for w in plain_variables(model):
             if id(w) not in ruled:
                 reason = skip_reason(own_name(w), w, weight_path(w), None, None, weights)
-                other = "it was left out when its layer was" if id(w) in wrapped else "its layer is not among those"
+                other = "it was excluded when its layer was" if id(w) in wrapped else "its layer is not"
                 skipped.append((w, reason or f"{other} wrapped"))
         return _report(model, skipped)
     chosen: dict[int, set[int]] = {}
@@ -98,7 +98,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Beh
         for w in layer.weights:
             reason = skip_reason(own_name(w), w, weight_path(w), layer, filters, weights)
             if not reason and not reachable:
-                reason = "tfmot cannot wrap the layers of a subclassed model; wrap them where the model makes them"
+                reason = "tfmot cannot wrap the layers of a subclassed model; wrap them where the model creates them"
             elif not reason and not any(w is p for p in prunable):
                 reason = f"tfmot does not support this weight of a {type(layer).__name__} layer"
             elif not reason and not any(w is t for t in layer.trainable_weights):
@@ -181,7 +181,7 @@ def _stripped(model: Any) -> Any:
     if _wrappers(model) and not clonable(model):
         raise ValueError(
             "tfmot's wrappers cannot be removed from a subclassed tf_keras model: copy the weights into a model "
-            f"that was built without them. Received: model={model.name!r}"
+            f"built without wrappers. Received: model={model.name!r}"
         )
     shape = model.input_shape if _wrappers(model) else None
     for w in _held(model):
@@ -209,7 +209,8 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
     moved = [weight.path for weight in weights if weight.moved().size]
     if moved:
         logging.warning(
-            "kprune: pruned entries of %s were no longer 0. Unless you set weights yourself: %s",
+            "kprune: pruned entries of %s were no longer 0. Unless you set these weights yourself, the likely "
+            "cause is this: %s",
             ", ".join(moved[:4]),
             CAUSE,
         )
@@ -266,9 +267,9 @@ def plain_variables(model: Any) -> list[Any]:
 
 
 def _adopt(model: Any) -> None:
-    """Put kprune in charge of the wrappers: masks move only by `set_masks`, weights are exactly 0 after each step."""
+    """Take charge of tfmot's wrappers: masks change only by `set_masks`, and pruned weights are 0 after each step."""
     if any(wrapper.pruning_obj is None for wrapper in _wrappers(model)):
-        raise ValueError(f"The model must be built first: its masks do not exist yet. Received: model={model.name!r}")
+        raise ValueError(f"The model must be built before its masks can be used. Received: model={model.name!r}")
     ruled, changed = set(), False
     for wrapper in _wrappers(model):
         if type(wrapper) is pruning_wrapper.PruneLowMagnitude:
@@ -302,14 +303,15 @@ def _warn_of_unfrozen(model: Any, ruled: set[int]) -> None:
     waiting = [w for w in plain_variables(model) if getattr(w, WAITS, False) and id(w) in trained - ruled]
     if waiting:
         logging.warning(
-            "kprune: these weights were frozen when the model was masked and now train without masks: %s. tf_keras "
-            "layers are wrapped only once: call kprune.strip, kprune.mask and `compile`, and set the masks again.",
+            "kprune: these weights were frozen when the model was masked and now train without masks: %s. A tf_keras "
+            "model must be wrapped anew to mask them: call kprune.strip, kprune.mask and `compile`, and set the "
+            "masks again.",
             ", ".join(map(weight_path, waiting[:4])),
         )
 
 
 def _renew_functions(model: Any, weights: list[Any]) -> None:
-    """Drop what was compiled, with tfmot's schedule or other constraints, by any live model that has these weights."""
+    """Drop the compiled functions, with outdated schedules or constraints, of all live models with these weights."""
     changed = {id(w) for w in weights}
     for other in {id(one): one for one in [model, *live(tf_keras.Model)]}.values():
         if getattr(other, "built", False) and changed.intersection(map(id, other.weights)):
@@ -332,5 +334,5 @@ def _pruned_by_wrappers(model: Any) -> list[Any]:
 
 
 def _held(model: Any) -> list[Any]:
-    """The weights with constraints of kprune's."""
+    """The weights with kprune's constraints."""
     return [*_pruned_by_wrappers(model), *(weight.variable for weight in find_followers(model))]

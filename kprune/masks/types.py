@@ -58,12 +58,12 @@ class MaskedWeight:
 
     @property
     def trainable(self) -> bool:
-        """Whether the weight trains now; one that is frozen keeps its mask as it is."""
+        """Whether the weight is being trained; a frozen weight keeps its mask."""
         # tf_keras freezes layers, not variables; in Keras 3 a layer that is frozen lists no trainable weights either.
         return any(w is self.variable for w in self.layer.trainable_weights)
 
     def value(self) -> np.ndarray:
-        """The weight's value as it is stored, an array of its own dtype."""
+        """The weight's stored value, an array of its own dtype."""
         return to_numpy(self.variable)
 
     def read(self) -> np.ndarray:
@@ -72,7 +72,7 @@ class MaskedWeight:
         return np.where(self.kept(), value, np.zeros((), value.dtype))
 
     def moved(self) -> np.ndarray:
-        """The pruned entries that are not 0 and should be; none where values stay behind the mask."""
+        """The pruned entries that should be 0 but are not; none where values stay behind the mask."""
         pruned = self.value()[~self.kept()]
         return pruned[pruned != 0] if self.store == "zero" else pruned[:0]
 
@@ -81,15 +81,15 @@ class MaskedWeight:
         return to_numpy(self.mask).astype(bool)
 
     def seen(self) -> np.ndarray:
-        """As `value`, to be read at once and not to be changed: see `as_numpy`."""
+        """Like `value`, but to be read at once and not modified: see `as_numpy`."""
         return as_numpy(self.variable)
 
     def seen_mask(self) -> np.ndarray:
-        """As `kept`, to be read at once and not to be changed."""
+        """Like `kept`, but to be read at once and not modified."""
         return as_numpy(self.mask).astype(bool, copy=False)
 
     def write(self, kept: np.ndarray, slots: list[tuple[Any, float]] | None = None, donate: bool = False) -> None:
-        """Give the weight a mask (bool, True = kept), and 0 where it prunes; slots, their initial value.
+        """Set the weight's mask (bool, True = kept); zero what it prunes and reset the optimizer slots there.
 
         Where values stay behind the mask, weight and slots stay as they are.
 
@@ -106,7 +106,7 @@ class MaskedWeight:
 
 @dataclass(frozen=True)
 class MaskReport(Printed):
-    """What `kprune.mask` did.
+    """The result of `kprune.mask`.
 
     Attributes:
         model: the masked model: the same object for Keras 3, a clone under tfmot's wrappers for tf_keras.
@@ -132,12 +132,12 @@ def is_tf_keras(model: Any) -> bool:
 
 
 def is_a(layer: Any, *names: str) -> bool:
-    """Whether a layer's class, or a base class, has one of these names, which Keras 3 and tf_keras share."""
+    """Whether a layer's class or base class has one of these names, which Keras 3 and tf_keras share."""
     return any(cls.__name__ in names for cls in type(layer).__mro__)
 
 
 def unique_paths(paths: Iterable[str]) -> list[str]:
-    """The paths with "_2", "_3" ... appended where one comes again (layers of the same name in nested models)."""
+    """The paths with "_2", "_3" ... appended to repeated ones (layers of the same name in nested models)."""
     seen: Counter[str] = Counter()
     unique = []
     for path in paths:
@@ -147,7 +147,7 @@ def unique_paths(paths: Iterable[str]) -> list[str]:
 
 
 def matches(filters: Filters, layer: Any, path: str) -> bool:
-    """Whether the filters choose a weight of this layer and path."""
+    """Whether the filters select a weight of this layer and path."""
     if callable(filters):
         return bool(filters(layer))
     patterns = [filters] if isinstance(filters, str) else filters
@@ -157,11 +157,15 @@ def matches(filters: Filters, layer: Any, path: str) -> bool:
 def skip_reason(
     name: str, weight: Any, path: str, layer: Any, filters: Filters, weights: Sequence[str], unfit: str = ""
 ) -> str:
-    """Why a weight should not be masked, or "" if it should; `unfit` is what its own kind has to say."""
+    """Why a weight should not be masked, or "" if it should; `unfit` is the reason that its kind gives."""
     if name not in weights:
         return f"{name!r} is not among weights={tuple(weights)}"
     if not matches(filters, layer, path):
-        return "the filter function says no" if callable(filters) else f"its path matches none of filters={filters!r}"
+        return (
+            "the filter function returned False"
+            if callable(filters)
+            else f"its path matches none of filters={filters!r}"
+        )
     if unfit:
         return unfit
     return "" if weight.trainable else FROZEN
@@ -170,5 +174,5 @@ def skip_reason(
 def finish_report(model: Any, masked: list[str], skipped: dict[str, str]) -> MaskReport:
     """The report, with a warning when nothing could be masked."""
     if not masked:
-        logging.warning("kprune.mask: no weight of %r can be masked; the report says why.", model.name)
+        logging.warning("kprune.mask: no weight of %r can be masked; see the report for the reasons.", model.name)
     return MaskReport(model, tuple(masked), skipped)

@@ -17,7 +17,7 @@ from .optimizers import check_like_optimizer, trainers
 
 
 def mask_for_pruning(model: Any, store: str | None = None) -> bool:
-    """Mask an unmasked Keras 3 model in place (True), or adopt one that tfmot wrapped; ValueError if neither can be.
+    """Mask a Keras 3 model in place (True), or adopt one wrapped by tfmot; ValueError if neither is possible.
 
     Args:
         model: a built model of either Keras.
@@ -27,13 +27,14 @@ def mask_for_pruning(model: Any, store: str | None = None) -> bool:
         library_of(model).take_over(model)
         if frozen := [weight.path for weight in weights if not weight.trainable]:
             logging.warning(
-                "kprune: these masked weights are frozen; their masks stay, but do not count toward the sparsity: %s",
+                "kprune: these masked weights are frozen; they keep their masks but do not count toward the "
+                "sparsity: %s",
                 ", ".join(frozen[:4]) + (" ..." if len(frozen) > 4 else ""),
             )
         return False
     if not library_of(model).IN_PLACE:
         raise ValueError(
-            "A tf_keras model cannot be masked in place: use `model = kprune.mask(model).model`, then compile it. "
+            "A tf_keras model cannot be masked in place: call `model = kprune.mask(model).model`, then compile it. "
             f"Received: model={model.name!r}, which has no masks"
         )
     report = mask(model, store=store)
@@ -45,7 +46,7 @@ def mask_for_pruning(model: Any, store: str | None = None) -> bool:
 
 
 class Undo:
-    """What a model is before it is changed; it is masked from then on, and can be taken back.
+    """The state of a model before it is changed, to be restored if needed; the model is masked from then on.
 
     Args:
         model: a built model of either Keras.
@@ -69,7 +70,7 @@ class Undo:
         self.fresh = mask_for_pruning(model, store)
 
     def hold(self) -> None:
-        """Take in what the optimizers hold that train the model, and all that has been made since.
+        """Add the state of the optimizers that train the model, and of everything created since.
 
         They are looked for here, not when the model is masked: that comes once per callback, and changes none of them.
         """
@@ -80,7 +81,7 @@ class Undo:
         self._values.add([*self.model.variables, *masks, *(v for one in optimizers for v in all_variables(one))])
 
     def unmask(self) -> None:
-        """Remove the masks that the model did not have."""
+        """Remove the masks that the model did not have before."""
         if self.fresh:
             self.fresh = False
             strip(self.model)
@@ -104,7 +105,7 @@ class Undo:
 
 @contextmanager
 def masked(model: Any, optimizer: Any = None, keep: bool = True) -> Iterator[None]:
-    """Inside, the model has masks; an exception makes it what it was, bit for bit, and unmasked if it was.
+    """Context in which the model has masks; an exception restores it bit for bit, unmasked if it was.
 
     Args:
         model, optimizer: as in `Undo`.

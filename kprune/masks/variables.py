@@ -27,7 +27,7 @@ _GIVEN = "_kprune_given"
 
 
 def protect(variable: Any, mask: Any) -> None:
-    """Mask what `set_weights` assigns to a `keras.Variable`."""
+    """Mask the values that `set_weights` assigns to a `keras.Variable`."""
     setattr(variable, _MASK, mask)
     if type(variable) not in _CLASSES.values():
         variable.__class__ = _protected(type(variable))
@@ -41,22 +41,22 @@ def release(variable: Any) -> None:
 
 
 def was_given_values(variable: Any) -> bool:
-    """Whether the last array that was assigned to it had values for pruned entries."""
+    """Whether the last array assigned to it had values for pruned entries."""
     return getattr(variable, _GIVEN, False)
 
 
 def note_given(variable: Any) -> None:
-    """Note that its pruned entries hold values, and that no training step wrote them."""
+    """Record that its pruned entries hold values that no training step wrote."""
     setattr(variable, _GIVEN, True)
 
 
 def has_value(variable: Any) -> bool:
-    """Whether it has been initialized: what a layer makes in a symbolic call is, once that call is over."""
+    """Whether it is initialized; a variable created in a symbolic call is, once that call is over."""
     return variable._value is not None
 
 
 def forget_given(variable: Any) -> None:
-    """Note that its pruned entries are 0 again, whoever gave it values before."""
+    """Record that its pruned entries are 0 again, whoever gave them values before."""
     if type(variable) in _CLASSES.values():
         setattr(variable, _GIVEN, False)
 

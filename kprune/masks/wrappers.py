@@ -1,4 +1,4 @@
-"""tfmot's wrapper without what changes a model's predictions, and the constraint that keeps pruned weights at 0.
+"""tfmot's wrapper without its side effects on predictions, and the constraint that keeps pruned weights at 0.
 
 tfmot multiplies weight and mask before each forward pass, so after each optimizer step its weights leak. Here the
 forward pass sees the masked weight, so that a pruned one gets no gradient, and the weight's constraint holds it at
@@ -25,7 +25,7 @@ _NEVER = 2**62
 
 
 class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
-    """tfmot's wrapper without what changes a model's predictions or losses; under tfmot's name, so that both load it.
+    """tfmot's wrapper without its effect on predictions or losses; under tfmot's name, so both load it.
 
     The layer computes with where(mask, w, 0). It keeps its own dtype policy and activity regularizer, takes part in
     Keras's masking of time steps, and a MultiHeadAttention can be read back from a file.
@@ -45,7 +45,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             super().build(input_shape)
 
     def _too_early(self) -> bool:
-        """Whether it is a MultiHeadAttention that has not been called: tfmot asks for weights that it makes then."""
+        """Whether it is an uncalled MultiHeadAttention: tfmot asks for weights that its first call creates."""
         dense = getattr(self.layer, "_output_dense", None)
         return hasattr(self.layer, "_build_from_signature") and not getattr(dense, "built", False)
 
@@ -89,7 +89,7 @@ tf_keras.utils.get_custom_objects().setdefault("PruneLowMagnitude", PruneLowMagn
 
 
 class MaskConstraint:
-    """w -> where(mask, c(w), 0), where c is the constraint that the weight had."""
+    """w -> where(mask, c(w), 0), where c is the weight's previous constraint."""
 
     def __init__(self, mask: Any, constraint: Any):
         self.mask, self.constraint = mask, constraint
@@ -100,28 +100,28 @@ class MaskConstraint:
 
 
 class FollowerConstraint(MaskConstraint):
-    """That of a weight that is pruned only with its channel; files do not hold its mask, which follows from others."""
+    """The constraint of a weight pruned only with its channel; its mask is derived, not saved in files."""
 
 
 def constrain(w: Any, constraint: Any) -> None:
-    """Give a weight this constraint in place of the one that it has."""
+    """Replace a weight's constraint."""
     w = getattr(w, "_variable", w)  # inside the variable that mixed precision casts
     for variable in getattr(w, "_values", [w]):  # and in each replica's
         variable._constraint = constraint
 
 
 def never() -> Any:
-    """A schedule by which tfmot prunes nothing."""
+    """A tfmot schedule that prunes nothing."""
     return tfmot.sparsity.keras.ConstantSparsity(0.0, begin_step=_NEVER)
 
 
 def is_never(schedule: Any) -> bool:
-    """Whether kprune is in charge of a wrapper with this schedule."""
+    """Whether kprune controls a wrapper with this schedule."""
     return getattr(schedule, "begin_step", None) == _NEVER
 
 
 def weight_path(w: Any, layer: Any = None) -> str:
-    """The weight's path, the same whether it was made before or after its layer was wrapped, or by a file's loader."""
+    """The weight's path, the same whether it was created before or after wrapping, or by loading a file."""
     path = re.sub(r"(^|/)prune_low_magnitude_", r"\1", str(w.name).partition(":")[0])
     return path if layer is None or layer.name in path.split("/") else f"{layer.name}/{path}"
 
@@ -132,7 +132,7 @@ def own_name(w: Any) -> str:
 
 
 def layers_held(model: Any, reachable: bool) -> list[tuple[Any, bool]]:
-    """The layers that the (nested) models hold, not what is inside a layer, and whether a clone reaches them."""
+    """The layers of the (nested) models, not those inside a layer, and whether cloning reaches them."""
     if not isinstance(model, tf_keras.Model):
         return [(model, reachable)]
     found: dict[int, tuple[Any, bool]] = {}
@@ -151,5 +151,5 @@ def prunable_weights(layer: Any) -> list[Any]:
 
 
 def clonable(model: Any) -> bool:
-    """Whether a clone of the model is made layer by layer."""
+    """Whether the model can be cloned layer by layer."""
     return isinstance(model, tf_keras.Sequential) or (isinstance(model, tf_keras.Model) and model._is_graph_network)

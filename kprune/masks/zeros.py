@@ -1,4 +1,4 @@
-"""Pruned entries that are no longer 0, and how they are reported the next time kprune is called."""
+"""Pruned entries that are no longer 0, and how they are reported on the next call of kprune."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .types import MaskedWeight
 
 _CHANGES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 CAUSE = (
-    "A function compiled before the model was masked still runs without the masks: a tf.function or jax.jit step "
-    "of your own, or one that a layer or model keeps. Mask before the first trace (call kprune.mask once the model is "
-    "built), or recompile the function."
+    "A function compiled before the model was masked still runs without the masks: a tf.function or jax.jit step of "
+    "your own, or one held by a layer or model. Mask the model before the first trace (call kprune.mask once the "
+    "model is built), or recompile the function."
 )
 
 
@@ -25,7 +25,7 @@ def changes(model: Any) -> int:
 
 
 def note_change(model: Any) -> None:
-    """Count that the masks of a model are set."""
+    """Count that the masks of a model were set."""
     _CHANGES[model] = changes(model) + 1
 
 
@@ -38,18 +38,17 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
     diverged = [weight.path for weight in wrong if np.any(np.isnan(weight.moved()))]
     if diverged:
         raise RuntimeError(
-            f"{', '.join(diverged[:4])} became NaN: the training has diverged, and NaN times the zero of a pruned "
-            "entry is NaN. A lower learning rate, clipped gradients or a scaled loss may help. "
-            f"Received: optimizer={type(optimizer).__name__}"
+            f"{', '.join(diverged[:4])} became NaN: training has diverged. A lower learning rate, gradient clipping "
+            f"or loss scaling may help. Received: optimizer={type(optimizer).__name__}"
         )
     if moved:
         raise RuntimeError(
             f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {CAUSE} Other causes: a layer that reads "
-            "another layer's kernel, a constraint that moves zeros, weights loaded or assigned during training (by a "
-            "train_step that keeps an average of another network: mask that network alone, by kprune.mask(network)), "
-            "or an optimizer that updates weights without a gradient. `model.set_weights(model.get_weights())` makes "
-            "pruned entries 0. "
-            f"Received: optimizer={type(optimizer).__name__}"
+            "another layer's kernel, a constraint that changes zeros, weights loaded or assigned during training (if "
+            "a train_step keeps an average of another network, mask only that other network, with "
+            "kprune.mask(network)), or an optimizer that updates weights without a gradient. "
+            "`model.set_weights(model.get_weights())` makes pruned entries 0. Received: "
+            f"optimizer={type(optimizer).__name__}"
         )
     size = sum(weight.size for weight in weights)
     return sum(pruned for pruned, _ in counts) / size if size else 0.0
@@ -63,13 +62,13 @@ def moved_paths(weights: list[MaskedWeight]) -> list[str]:
 
 
 def warn_of_zeros(weights: list[MaskedWeight]) -> None:
-    """Warn that weights which got masks look pruned, such as those of a sparse model's file."""
+    """Warn that newly masked weights look pruned, such as those loaded from a sparse model's file."""
     sparse = [weight.path for weight in weights if 0.1 <= np.mean(weight.value() == 0) < 1]
     if sparse:
         logging.warning(
-            "kprune.mask: %d weights (%s first) hold many exact zeros, as pruned weights do. Their new masks keep all "
-            "entries, so the zeros will be trained. To keep them pruned, call kprune.adopt, which makes masks of them, "
-            "or call kprune.mask before the weights are loaded.",
+            "kprune.mask: %d weights (first: %s) contain many exact zeros, as pruned weights do. Their new masks "
+            "keep all entries, so the zeros will train. To keep them pruned, call kprune.adopt, which turns zeros "
+            "into masks, or call kprune.mask before loading the weights.",
             len(sparse),
             sparse[0],
         )

@@ -1,4 +1,4 @@
-"""The index of a checkpoint, looked at before TensorFlow reads it: one made by hand would stop the whole process.
+"""Check a checkpoint's index before TensorFlow reads it: a hand-made one could kill the whole process.
 
 TensorFlow takes the shapes in an index for valid, and aborts where they are not. The index is a table of LevelDB's:
 blocks of sorted entries, each key behind what it shares with the one before, and a last block that says where the
@@ -23,7 +23,7 @@ _REFERENCES = 100  # DataTypes above it are references to variables, which no fi
 
 
 def check_index(path: Path) -> None:
-    """Refuse an index that says what no checkpoint of TensorFlow's does.
+    """Reject an index with contents that no TensorFlow checkpoint has.
 
     Args:
         path: the `.index` file.
@@ -43,13 +43,13 @@ def check_index(path: Path) -> None:
         extents = [number for one in entry.slices for e in one.extent for number in (e.start, e.length)]
         possible = len(sizes) <= _MOST_AXES and min([0, *sizes, *extents]) == 0
         if not possible or math.prod(max(size, 1) for size in sizes) >= 2**63 or entry.dtype > _REFERENCES:
-            raise ValueError(f"its index gives {key!r:.80} a shape or dtype that cannot be")
+            raise ValueError(f"its index gives {key!r:.80} an impossible shape or dtype")
         if key == _GRAPH and (sizes or entry.size > _MOST_GRAPH):
-            raise ValueError(f"its graph of objects takes {entry.size:,} bytes; a model has at most {_MOST_GRAPH:,}")
+            raise ValueError(f"its object graph is {entry.size:,} bytes, more than the limit of {_MOST_GRAPH:,}")
 
 
 def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a table, in its order."""
+    """The keys and values of a table, in order."""
     if len(data) < _FOOTER or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
         raise ValueError("its index file is not a checkpoint index")
     position = len(data) - _FOOTER
@@ -60,9 +60,7 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         for key, value in _block(data, handle):
             number, keys = number + 1, keys + len(key)
             if number > _MOST_ENTRIES or keys > _MOST_KEYS:
-                raise ValueError(
-                    f"its index has more than the {_MOST_ENTRIES:,} entries that a model may have, or longer names"
-                )
+                raise ValueError(f"its index has more than {_MOST_ENTRIES:,} entries, or names that are too long")
             yield key, value
 
 
@@ -71,7 +69,7 @@ def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
     size, _ = _number(handle, at)
     block, kind = data[start : start + size], data[start + size : start + size + 1]
     if len(block) < 8 or kind != b"\0":
-        raise ValueError("its index is damaged, or compressed, which TensorFlow's is not")
+        raise ValueError("its index is damaged, or compressed, which TensorFlow never does")
     end = len(block) - 4 * (1 + struct.unpack("<I", block[-4:])[0])
     if not 0 <= end <= len(block) - 8:
         raise ValueError("its index is damaged")
@@ -95,7 +93,7 @@ def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _number(data: bytes, position: int) -> tuple[int, int]:
-    """A number of LevelDB's, seven bits to a byte, and the position behind it."""
+    """A LevelDB varint, seven bits per byte, and the position after it."""
     found = 0
     for i, byte in enumerate(data[position : position + 10]):
         found |= (byte & 127) << (7 * i)

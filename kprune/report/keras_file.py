@@ -1,4 +1,4 @@
-"""What a `.keras` file says about itself, read with checks of sizes before any library loads it."""
+"""The description in a `.keras` file, read with size checks before any library loads the file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _DAMAGED = (
 
 
 class Description(NamedTuple):
-    """What a `.keras` file says about itself.
+    """The description in a `.keras` file.
 
     Attributes:
         version: of the Keras that wrote it, as "3.13.2".
@@ -55,7 +55,7 @@ class Description(NamedTuple):
 
 
 def describe(path: str | os.PathLike[str]) -> Description:
-    """Read what a `.keras` file says about itself; nothing in it is run or imported.
+    """Read the description in a `.keras` file; runs and imports nothing from it.
 
     The sizes of all that is in it are looked at before it is read: the file may not unpack to more than 20 times its
     size (or 32 MiB), its config to no more than 8 MiB.
@@ -87,28 +87,28 @@ def describe(path: str | os.PathLike[str]) -> Description:
             raise ValueError(f"it is damaged: {error}" if not isinstance(error, _Unfit) else str(error)) from error
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
     if not isinstance(version, str) or version[:2] not in ("2.", "3."):
-        raise ValueError(f"{_METADATA} names no supported version of Keras: keras_version={version!r:.40}")
+        raise ValueError(f"{_METADATA} does not name a supported Keras version: keras_version={version!r:.40}")
     return Description(version, config, array_bytes)
 
 
 class _Unfit(ValueError):
-    """The file is whole, but does not hold a model."""
+    """The file is intact but does not hold a model."""
 
 
 def _parsed(name: str, text: bytes) -> Any:
     parts = text.count(b"[") + text.count(b"{")
     if parts > _MOST_PARTS:
-        raise _Unfit(f"{name} holds {parts:,} lists and dicts; a model file has at most {_MOST_PARTS:,}")
+        raise _Unfit(f"{name} contains {parts:,} lists and dicts, more than the limit of {_MOST_PARTS:,}")
     return json.loads(text)
 
 
 def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
     if len(members) > _MOST_MEMBERS:
-        raise _Unfit(f"it holds {len(members):,} files; a model file has at most {_MOST_MEMBERS:,}")
+        raise _Unfit(f"it contains {len(members):,} files, more than the limit of {_MOST_MEMBERS:,}")
     names = [member.filename for member in members]
     for name in (_METADATA, _CONFIG, _WEIGHTS):
         if names.count(name) != 1:
-            raise _Unfit(f"it is a zip archive, but not a .keras file: it holds {names.count(name) or 'no'} {name}")
+            raise _Unfit(f"it is a zip archive, but not a .keras file: it contains {names.count(name) or 'no'} {name}")
     for member in members:
         most = _LIMITS.get(member.filename, limit)
         if member.file_size > most:
@@ -119,7 +119,7 @@ def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
 
 
 def _checked_weights(data: bytes, limit: int) -> int:
-    """What the arrays take once they are loaded; ValueError for those that lie in other files, or are no numbers."""
+    """The memory the arrays take when loaded; ValueError if one is in another file or is not numeric."""
     total = 0
     with h5py.File(io.BytesIO(data), "r") as file:
         groups: list[Any] = [file]
@@ -131,9 +131,9 @@ def _checked_weights(data: bytes, limit: int) -> int:
                 chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
                 total += max(chunk, item.nbytes * (9 if item.dtype == "uint8" else 1))
                 if item.external or item.is_virtual:
-                    raise _Unfit(f"the array {item.name!r} of {_WEIGHTS} is stored in another file")
+                    raise _Unfit(f"the array {item.name!r} in {_WEIGHTS} refers to another file")
                 if item.dtype.hasobject:
-                    raise _Unfit(f"the array {item.name!r} of {_WEIGHTS} holds no numbers")
+                    raise _Unfit(f"the array {item.name!r} in {_WEIGHTS} is not numeric")
             else:
                 for name in item:
                     if not isinstance(item.get(name, getlink=True), h5py.HardLink):
@@ -144,12 +144,14 @@ def _checked_weights(data: bytes, limit: int) -> int:
 
 
 def _check_attributes(item: Any) -> None:
-    """Each may be one string or a few numbers; of many strings, all could be one that is as long as the file."""
+    """Allow only a string or a few numbers: many strings could each be as long as the file."""
     for name in item.attrs:
         attribute = item.attrs.get_id(name)
         if math.prod(attribute.shape) > (1 if attribute.dtype.hasobject else _MOST_NUMBERS):
-            raise _Unfit(f"the attribute {name!r:.80} of {item.name!r:.80} in {_WEIGHTS} is larger than Keras writes")
+            raise _Unfit(
+                f"the attribute {name!r:.80} of {item.name!r:.80} in {_WEIGHTS} is larger than any that Keras writes"
+            )
 
 
 def _too_large(what: str, size: int, limit: int) -> str:
-    return f"{what} {size:,} bytes unpacked; a file of this size may hold at most {limit:,}"
+    return f"{what} {size:,} bytes unpacked, more than the limit of {limit:,} for a file of this size"

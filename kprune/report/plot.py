@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def plot_sparsity(model_or_summary: Any, path: str | os.PathLike[str] | None = None) -> Figure:
-    """Draw what is left of each weight: a bar of its kept entries over one of its size, on a logarithmic scale.
+    """Draw what is left of each weight: a bar of its kept entries over one of its size, on a log scale.
 
-    The label of a bar is the weight's density in per cent; a weight of which nothing is left is marked in red.
+    The label of a bar is the weight's density in percent; a weight of which nothing is left is marked in red.
 
     Args:
         model_or_summary: a model, as for `kprune.summary`, or a `Summary`.
@@ -84,6 +84,6 @@ def _draw(summary: Summary) -> Figure:
 
 
 def _per_cent(row: Row) -> str:
-    """Never "0 %" if something is left, never "100 %" if something is gone."""
+    """Percentage text: never "0 %" if something is left, never "100 %" if something is gone."""
     digits = next((d for d in range(1, 6) if 0 < round(100 * row.density, d) < 100), 1)
     return "100 %" if not row.zeros else f"{100 * row.density:.{digits}f} %"

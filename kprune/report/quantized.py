@@ -18,7 +18,7 @@ SCALES = ("kernel_scale", "kernel_zero")
 
 
 def kept(layer: Any, v: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> np.ndarray:
-    """Which entries of a weight are not 0 once they are dequantized; bool, of the shape of the dequantized weight.
+    """Which entries of a weight are nonzero after dequantization; bool, in the dequantized shape.
 
     `read` takes a variable and gives its value, in the model or in a file.
 

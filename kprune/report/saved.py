@@ -1,4 +1,4 @@
-"""Saved models: a `.keras` file of either Keras, loaded or reported; of a SavedModel's folder, the report."""
+"""Saved models: load or report on a `.keras` file of either Keras, or report on a SavedModel folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BESIDE = 2**24
 
 
 def read(path: str | os.PathLike[str]) -> Summary:
-    """Report what is left of a saved model; nothing in it is run or changed, so it may come from anywhere.
+    """Report what is left of a saved model; runs and changes nothing, so files from any source are safe.
 
     Args:
         path: a `.keras` file of Keras 3 or tf_keras, masked or plain, or the folder of any SavedModel.
@@ -64,7 +64,7 @@ def read(path: str | os.PathLike[str]) -> Summary:
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """The model in a `.keras` file, masks included, not compiled.
+    """Load the model in a `.keras` file, masks included, without compiling it.
 
     Args:
         path: a `.keras` file of Keras 3 or tf_keras, masked or plain.
@@ -92,12 +92,12 @@ def load(path: str | os.PathLike[str]) -> Any:
         raise OSError(f"There is no file or folder {str(path)!r}.")
     if (file / "saved_model.pb").is_file():
         raise ValueError(
-            f"A SavedModel holds variables, not layers: load the .keras file that `kprune.export` wrote beside it. "
-            f"Received: path={os.fspath(path)!r}"
+            "A SavedModel holds variables, not layers, so no model can be loaded from it: load the .keras file that "
+            f"`kprune.export` wrote beside it. Received: path={os.fspath(path)!r}"
         )
     if file.suffix != ".keras" or not file.is_file():  # by other endings, Keras reads other formats
         raise ValueError(
-            f"Expected a .keras file (or, for a report, a SavedModel: a folder that holds saved_model.pb). "
+            "Expected a .keras file (or, for a report, a SavedModel: a folder that contains saved_model.pb). "
             f"Received: path={os.fspath(path)!r}"
         )
     try:
@@ -138,7 +138,7 @@ def _check_model(model: Any, kind: type) -> Any:
 
 
 def _check_masks(model: Any) -> Any:
-    """Masks wait for as many weights as the config says: forever, if the layer has a different number."""
+    """Raise if a layer's masks would wait forever, because its config states another number of weights."""
     for layer in all_layers(model):
         if "_pending_masks" in vars(layer):
             expected = vars(layer)["_pending_masks"].expected
@@ -150,7 +150,7 @@ def _check_masks(model: Any) -> Any:
 
 
 def _refusal(what: str, error: Exception, path: str | os.PathLike[str]) -> str:
-    """The error in one line, without the whole config that Keras repeats in its own."""
+    """The error in one line, without the whole config that Keras repeats in its messages."""
     words = " ".join(str(error).split()) or type(error).__name__
     words = re.split(r"\.? (?:Full object config|config=|Exception encountered)", words)[0].rstrip(".")
     words = words if len(words) <= 500 else f"{words[:500]} ..."

@@ -1,4 +1,4 @@
-"""The variables of a SavedModel, read from its checkpoint: nothing that it holds is loaded or run.
+"""The variables of a SavedModel, read from its checkpoint; loads and runs nothing.
 
 `tf.saved_model.load` runs what a file holds as initializers, so it is no way to look into a file.
 """
@@ -30,7 +30,7 @@ NONE: Mapping[str, tuple[int, tuple[int, ...]]] = MappingProxyType({})
 
 
 class SavedVariables:
-    """The variables of a SavedModel, by the weights' paths in the model if kprune exported it, else by their names.
+    """A SavedModel's variables, by the weights' paths if kprune exported it, else by their names.
 
     Attributes:
         shapes: path -> shape, in the model's order; variables of strings are left out.
@@ -51,7 +51,7 @@ class SavedVariables:
         needed = sum(math.prod(shapes[key]) * dtypes[key].size for key in numbers)
         held = sum(file.stat().st_size for file in prefix.parent.glob("variables.data-*"))
         if needed > held:
-            raise ValueError(f"its variables take {needed:,} bytes, but the files that hold them only {held:,}")
+            raise ValueError(f"its variables take {needed:,} bytes, but its data files hold only {held:,}")
         names = {key: name for key, name in self._names(shapes).items() if key in numbers}
         known = _read_paths(folder)
         if unknown := known.keys() - shapes.keys():
@@ -68,7 +68,7 @@ class SavedVariables:
             self.shapes[path] = shape
 
     def value(self, path: str) -> np.ndarray:
-        """The variable's value; of a kernel that `kprune.export` packed, unpacked."""
+        """The variable's value; unpacked if `kprune.export` packed it."""
         if path not in self._packed:
             return self._reader.get_tensor(self._keys[path])
         bits, values, shape = self._packed[path]
@@ -77,14 +77,14 @@ class SavedVariables:
         stored = self._reader.get_tensor(values)
         if np.count_nonzero(kept) != stored.size:
             raise ValueError(
-                f"the packed kernel {path!r:.80} has {stored.size:,} values, but its bits count differently"
+                f"the packed kernel {path!r:.80} has {stored.size:,} values, but its bitmap marks a different number"
             )
         value = np.zeros(size, stored.dtype)
         value[kept] = stored
         return value.reshape(shape)
 
     def _names(self, shapes: Iterable[str]) -> dict[str, str]:
-        """Key in the checkpoint -> the variable's name; the model's variables only, where TensorFlow says which."""
+        """Checkpoint key -> variable name; only the model's variables, where TensorFlow says which."""
         # Not in TensorFlow's public interface, but what its files have been made of since 2.0.
         from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
@@ -108,7 +108,7 @@ class SavedVariables:
 def write_paths(
     folder: Path, weights: Iterable[tuple[str, np.ndarray]], packed: Mapping[str, tuple[int, tuple[int, ...]]] = NONE
 ) -> None:
-    """Write down the path of each weight in the model, in a SavedModel that was just exported from it.
+    """Record each weight's path in the model, in a SavedModel just exported from it.
 
     Args:
         folder: the SavedModel's.
@@ -126,7 +126,10 @@ def write_paths(
                 del left[i]
                 break
     if left:
-        logging.warning("kprune: the SavedModel has no variable for %s; reports on it show its own names.", left[0][0])
+        logging.warning(
+            "kprune: the SavedModel has no variable for %s, so reports on it show the SavedModel's own variable names.",
+            left[0][0],
+        )
         return
     file = folder.joinpath(*_PATHS)
     file.parent.mkdir(exist_ok=True)
@@ -144,7 +147,7 @@ def _read_paths(folder: Path) -> dict[str, str]:
 
 
 def _read_packed(folder: Path, shapes: Mapping[str, list[int]]) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """path -> the keys of a packed kernel's bits and values, and its shape; no larger than its bits say."""
+    """path -> keys of a packed kernel's bits and values, and its shape; no larger than its bits allow."""
     packed = _read_json(folder).get("packed", {})
     found = {}
     for path, entry in packed.items() if isinstance(packed, dict) else [("", None)]:
@@ -153,7 +156,7 @@ def _read_packed(folder: Path, shapes: Mapping[str, list[int]]) -> dict[str, tup
             raise ValueError(_DAMAGED)
         bits, values = (f"{name}/{number}/.ATTRIBUTES/{_VALUE}" for name in ("bits", "values"))
         if shapes.get(bits) != [(math.prod(shape) + 7) // 8] or len(shapes.get(values, [])) != 1:
-            raise ValueError(f"the bits of the packed kernel {path!r:.80} do not fit its shape {shape!r:.80}")
+            raise ValueError(f"the bitmap of the packed kernel {path!r:.80} does not match its shape {shape!r:.80}")
         found[path] = bits, values, tuple(shape)
     return found
 
@@ -163,7 +166,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     if file.stat().st_size > _MOST_JSON:
-        raise ValueError(f"{'/'.join(_PATHS)} is {file.stat().st_size:,} bytes, more than {_MOST_JSON:,}")
+        raise ValueError(f"{'/'.join(_PATHS)} is {file.stat().st_size:,} bytes, more than the limit of {_MOST_JSON:,}")
     known: Any = json.loads(file.read_bytes())
     if not isinstance(known, dict) or known.get("format") not in (1, 2):
         raise ValueError(_DAMAGED)

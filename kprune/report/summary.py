@@ -66,14 +66,14 @@ class Row:
         return 0 < self.size == self.zeros
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything above as numbers, strings and lists that JSON can hold."""
+        """All fields as JSON-serializable values."""
         extra = {"sparsity": self.sparsity, "density": self.density, "collapsed": self.collapsed}
         return {**asdict(self), "shape": list(self.shape), **extra}
 
 
 @dataclass(frozen=True)
 class Summary(Printed):
-    """What `kprune.summary` found. The totals are over the rows; `print(summary)` shows a table.
+    """The result of `kprune.summary`. Totals are over the rows; `print(summary)` shows a table.
 
     Attributes:
         rows: one `Row` per weight, in model order.
@@ -111,7 +111,7 @@ class Summary(Printed):
 
     @property
     def sparsity_of_all(self) -> float:
-        """Zeros of the rows as a fraction of all parameters of the model, those without a row included."""
+        """The rows' zeros as a fraction of all parameters of the model, including those without a row."""
         total = self.size + self.other_size
         return self.zeros / total if total else 0.0
 
@@ -127,16 +127,16 @@ class Summary(Printed):
 
     @property
     def flops(self) -> int | None:
-        """Multiply-adds for one example if nothing were pruned; None if any row's are not known."""
+        """Multiply-adds per example if nothing were pruned; None if unknown for any row."""
         return _sum_known(row.flops for row in self.rows)
 
     @property
     def effective_flops(self) -> int | None:
-        """Multiply-adds for one example by the kept entries only; None if any row's are not known."""
+        """Multiply-adds per example of the kept entries only; None if unknown for any row."""
         return _sum_known(row.effective_flops for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Rows and totals as numbers, strings and lists that JSON can hold; an infinite compression is None."""
+        """Rows and totals as JSON-serializable values; an infinite compression is None."""
         totals = ("size", "zeros", "sparsity", "sparsity_of_all", "density", "flops", "effective_flops")
         return {
             "rows": [row.to_dict() for row in self.rows],
@@ -174,8 +174,10 @@ class Summary(Printed):
         ]
         if self.followers:
             zeros, size = (sum(counts) for counts in zip(*self.followers.values(), strict=True))
-            lines.append(f"pruned with their channels: {zeros:,} of {size:,} entries of biases and normalization")
-        return "\n".join([*lines, *([f"multiply-adds are not known: {self.note}"] if self.note else [])])
+            lines.append(
+                f"pruned with their channels: {zeros:,} of {size:,} entries of biases and normalization layers"
+            )
+        return "\n".join([*lines, *([f"multiply-adds unknown: {self.note}"] if self.note else [])])
 
 
 def summary(model: Any) -> Summary:
@@ -250,14 +252,14 @@ def summary(model: Any) -> Summary:
 
 
 def weight_paths(model: Any) -> list[tuple[str, Any]]:
-    """(path, variable) for each weight of a built model, once, with the path that `summary` gives it."""
+    """(path, variable) for each weight of a built model, once, with its path in `summary`."""
     library = library_of(model)
     owned = {id(v): v for _, v in library.owned_weights(model)}
     return [(library.weight_path(v), v) for v in owned.values()]
 
 
 def is_default(library: Library, layer: Any, v: Any) -> bool:
-    """Whether `kprune.mask` would mask a weight by its name and shape, also where it is frozen."""
+    """Whether `kprune.mask` would mask a weight by its name and shape, even if it is frozen."""
     # Whether a weight trains says nothing about its zeros.
     if library.weight_name(layer, v) not in DEFAULT_WEIGHTS:
         return False
@@ -281,7 +283,7 @@ def _row(path: str, layer: Any, variable: Any, kept: np.ndarray, uses: int | Non
 
 
 def size_of(v: Any) -> int:
-    """The number of a variable's entries."""
+    """The number of entries of a variable."""
     return math.prod(int(d) for d in v.shape)
 
 
@@ -299,7 +301,7 @@ def _cells(size: int, zeros: int, flops: int | None, left: int | None) -> list[s
 
 
 def percentage(zeros: int, size: int) -> str:
-    """The sparsity as text, rounded down, so that "100.00%" is never shown where something is left."""
+    """The sparsity as text, rounded down, so that "100.00%" never appears if something is left."""
     return f"{10_000 * zeros // size / 100 if size else 0.0:.2f}%"
 
 

@@ -1,4 +1,4 @@
-"""An end to loading a tf_keras model whose nodes wait for each other: tf_keras itself would try for ever."""
+"""Stop loading a tf_keras model whose nodes wait for each other; tf_keras itself would loop forever."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 
 class _Rounds(list[Any]):
-    """The layers of a network's config, which tf_keras goes through once per round."""
+    """The layers of a network's config, which tf_keras iterates over once per round."""
 
     left = 0
 
     def __iter__(self) -> Iterator[Any]:
         if not self.left:
-            raise ValueError("its network cannot be put together: layers wait for each other's outputs")
+            raise ValueError("its layers form a cycle: they wait for each other's outputs")
         self.left -= 1
         return super().__iter__()
 
 
 @contextmanager
 def rounds_that_end() -> Iterator[None]:
-    """Inside, tf_keras raises ValueError where it would go through a network's layers without end.
+    """Context in which tf_keras raises ValueError instead of looping over a network's layers forever.
 
     Each round calls one more layer of a network that can be put together, so there are no more rounds than nodes.
     tf_keras has no public place that sees a round: what is replaced here, and nowhere else, is

@@ -1,4 +1,4 @@
-"""Which names in a `.keras` file's config.json may be loaded: judged by what each one is, before any of it is run.
+"""Which names in a `.keras` file's config.json may be loaded, decided before any of it is run.
 
 Keras builds a model by looking up names that the file holds and calling what it finds. tf_keras imports any module
 for that, takes any exported function for a layer and calls it with the file's arguments, and hands any symbol of
@@ -64,15 +64,15 @@ _TFMOT_PARTS = (
 _LIBRARIES = {"keras", "tf_keras", "tensorflow_model_optimization", "kprune"}
 # Parts of a model all the same, but they run what the file holds or names, or read other files.
 _REFUSED = {
-    "Lambda": "holds code of its own",
-    "TorchModuleWrapper": "holds a pickled object",
-    "JaxLayer": "holds code of its own",
+    "Lambda": "contains code of its own",
+    "TorchModuleWrapper": "contains a pickled object",
+    "JaxLayer": "contains code of its own",
     "TFSMLayer": "runs another SavedModel",
     "ReloadedLayer": "runs another SavedModel",
-    "TensorFlowOpLayer": "runs any operation of TensorFlow",
+    "TensorFlowOpLayer": "can run any TensorFlow operation",
     "ModuleWrapper": "calls any method",
-    "_RNNCellWrapper": "may hold code of its own",
-    "_RNNCellWrapperV1": "may hold code of its own",
+    "_RNNCellWrapper": "may contain code of its own",
+    "_RNNCellWrapperV1": "may contain code of its own",
     "_BaseFeaturesLayer": "reads other files",
     "FeatureSpace": "reads other files",
 }
@@ -82,11 +82,11 @@ _DTYPE = re.compile(r"(bool|string|u?int(4|8|16|32|64)|b?float(16|32|64)|float8_
 
 
 class _Refused(Exception):
-    """Why a name may not be loaded, in words that follow it."""
+    """Why a name may not be loaded, as a phrase that follows the name."""
 
 
 def check_config(config: Any, library: Any) -> None:
-    """Refuse a config.json that names anything but parts of a model; nothing that it names is imported or called.
+    """Reject a config.json that names anything but parts of a model; imports and calls nothing it names.
 
     Args:
         config: what JSON made of the file's config.json.
@@ -136,7 +136,7 @@ def _last_keys(place: Any) -> list[str]:
 
 
 def _entries(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The objects that Keras would make of a dict, without those within."""
+    """The objects that Keras would create from a dict, without nested ones."""
     if "class_name" in node:
         yield node
     if isinstance(node.get(SPEC), dict):  # a masked layer's config holds the class that it is without masks
@@ -193,11 +193,13 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
             _check_arguments(thing, config, shown)
     nodes = entry.get("inbound_nodes")
     if isinstance(nodes, list) and not all(_has_tensor(node) for node in nodes):
-        raise _Refused(f"{shown} is called on constants only")  # no Keras writes that; it would compute at once
+        raise _Refused(
+            f"{shown} is called on constants only, without an input of the model"
+        )  # no Keras writes that; it would compute at once
 
 
 def _has_tensor(node: Any) -> bool:
-    """Whether an inbound node of a functional model takes the output of a layer, in the notation of either Keras.
+    """Whether a functional model's inbound node takes a layer's output, in either Keras's notation.
 
     Only where they look for one: what they take for a constant may hold what looks like one elsewhere.
     """
@@ -214,7 +216,7 @@ def _has_keras_tensor(value: Any) -> bool:
 
 
 def _has_listed_tensor(value: Any) -> bool:
-    """Of tf_keras: [layer, node, tensor] or [layer, node, tensor, arguments]; a constant has another name first."""
+    """In tf_keras: [layer, node, tensor] or [layer, node, tensor, arguments]; constants differ in the name."""
     if isinstance(value, list) and len(value) in (3, 4) and isinstance(value[0], str):
         return value[0] != "_CONSTANT_VALUE" or _has_listed_tensor(value[3:])
     within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -222,7 +224,7 @@ def _has_listed_tensor(value: Any) -> bool:
 
 
 def _lookup(name: str, module: str | None, is_function: bool, library: Any) -> list[Any]:
-    """All that Keras might find under this name, wherever it looks; nothing is imported."""
+    """Everything Keras might find under this name, wherever it looks; imports nothing."""
     homes: list[Any] = []
     if module is None or (module == "builtins" and is_function):
         homes = [
@@ -240,7 +242,7 @@ def _lookup(name: str, module: str | None, is_function: bool, library: Any) -> l
 
 
 def _public(home: Any, paths: tuple[str, ...]) -> Iterator[Any]:
-    """What these dotted names stand for; those that this version of the library has."""
+    """The objects behind these dotted names, where this version of the library has them."""
     for path in paths:
         thing = home
         for word in path.split("."):
@@ -250,7 +252,7 @@ def _public(home: Any, paths: tuple[str, ...]) -> Iterator[Any]:
 
 
 def _functions(library: Any) -> list[Any]:
-    """The library's activations, losses and metrics that are functions, and Keras 3's operations on tensors."""
+    """The library's activation, loss and metric functions, and Keras 3's tensor operations."""
     spaces = _public(library, ("activations", "losses", "metrics", "initializers", "ops"))
     tools = {"get", "serialize", "deserialize"}
     return [f for space in spaces for name, f in vars(space).items() if inspect.isroutine(f) and name not in tools]
@@ -268,7 +270,7 @@ def _is_part(thing: Any, parts: tuple[type, ...], own: bool) -> bool:
 
 
 def _check_arguments(thing: type, config: Any, shown: str) -> None:
-    """The arguments of layers that take a name of an operation, or of another file, and do as it says."""
+    """Check the arguments by which a layer names an operation to run, or another file to read."""
     names, config = {base.__name__ for base in thing.__mro__}, config if isinstance(config, dict) else {}
     if "TFOpLambda" in names and not is_pure(config.get("function")):
         raise _Refused(f"{shown} runs {config.get('function')!r}, which is not a pure operation")

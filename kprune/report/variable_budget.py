@@ -1,4 +1,4 @@
-"""A limit on the memory of new variables: a config of a few bytes can ask for any number."""
+"""A limit on the memory of new variables: a config of a few bytes can ask for any amount."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def variables_within(limit: int, library: Any) -> Iterator[None]:
-    """Inside, making variables of more than `limit` bytes in all raises ValueError, before they take any memory.
+    """Context in which creating more than `limit` bytes of variables raises ValueError before allocating.
 
     Args:
         limit: in bytes.
@@ -22,7 +22,7 @@ def variables_within(limit: int, library: Any) -> Iterator[None]:
     ...     keras.layers.Dense(100).build((None, 100))
     Traceback (most recent call last):
     ...
-    ValueError: its layers take more than 1,000 bytes, which is more than its weights need
+    ValueError: its config asks for layers of more than 1,000 bytes, more than the weights in the file need
     """
     spent = 0
 
@@ -30,7 +30,9 @@ def variables_within(limit: int, library: Any) -> Iterator[None]:
         nonlocal spent
         spent += math.prod(int(d) for d in shape) * _bytes(dtype)
         if spent > limit:
-            raise ValueError(f"its layers take more than {limit:,} bytes, which is more than its weights need")
+            raise ValueError(
+                f"its config asks for layers of more than {limit:,} bytes, more than the weights in the file need"
+            )
 
     with _tf_keras(spend) if library.__name__ == "tf_keras" else _keras3(spend):
         yield

@@ -1,1 +1,1 @@
-"""Devices, processes, optimizer slots and files: what a training runs on."""
+"""Devices, processes, optimizer slots and files: what training runs on."""

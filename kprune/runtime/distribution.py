@@ -1,4 +1,4 @@
-"""Models that several devices or processes train together: what each of them reads, writes and receives.
+"""Models trained by several devices or processes together: what each of them reads, writes and receives.
 
 Under `tf.distribute` each replica has a copy of each variable. Under `keras.distribution` on JAX a variable lies on all
 devices, whole or in parts, and every process runs the same program on its own part of each batch. The masks are
@@ -22,14 +22,14 @@ from absl import logging
 
 Result = TypeVar("Result")
 KERAS_FIT_FAILS = (
-    "The `fit` of Keras 3 fails under MultiWorkerMirroredStrategy, with or without kprune: it cannot convert a "
-    "PerReplica value. Use a tf_keras model, a custom loop that calls kprune.prune or the callbacks, or "
-    "Keras on JAX (KERAS_BACKEND=jax) with keras.distribution."
+    "Keras 3's `fit` fails under MultiWorkerMirroredStrategy, with or without kprune: it cannot convert a PerReplica "
+    "value. Use a tf_keras model, a custom loop that calls kprune.prune or the callbacks, or Keras on JAX "
+    "(KERAS_BACKEND=jax) with keras.distribution."
 )
 
 
 def is_chief() -> bool:
-    """Whether this process is the one that writes files, of all those that train a model together.
+    """Whether this process is the one that writes files, among all that train a model together.
 
     Under a `tf.distribute` strategy that is what the strategy says; outside of its scope, what the cluster of the
     environment variable TF_CONFIG says: the task "chief", or without one, worker 0. With Keras on JAX, process 0.
@@ -51,7 +51,7 @@ def is_chief() -> bool:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A copy, on the host, of a variable (of either Keras) or of a tensor of the backend.
+    """A copy on the host of a variable (of either Keras) or of a backend tensor.
 
     Where parts of it lie in other processes, all processes have to call this, in the same order.
     """
@@ -69,7 +69,7 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """As `to_numpy`, to be read at once: not a copy of what lies in this host's memory, and not to be changed or held.
+    """Like `to_numpy`, but to be read at once: host memory is not copied, so do not modify or keep it.
 
     While it is held, neither backend writes into that memory: a step that would have done so copies it first.
     """
@@ -97,7 +97,7 @@ def copies(variable: Any) -> list[np.ndarray]:
 
 
 def on_host(variables: Iterable[Any]) -> bool:
-    """Whether all of these variables, of either Keras, lie in the memory of hosts and not of accelerators.
+    """Whether all of these variables, of either Keras, are in host memory rather than on accelerators.
 
     >>> on_host([keras.Variable([1.0])])
     True
@@ -114,7 +114,7 @@ def on_host(variables: Iterable[Any]) -> bool:
 
 
 def device_layout(variable: Any) -> Any:
-    """How a Keras 3 variable is to lie on several devices, as `keras.Variable(layout=)` takes it; None for one device.
+    """The multi-device layout of a Keras 3 variable for `keras.Variable(layout=)`; None on one device.
 
     It has no public name (checked with Keras 3.15.1, whose optimizers ask for it so to lay out their slots, too;
     tests/jax_distribution/test_callbacks_on_devices.py). The value itself does not say it while a model is traced.
@@ -139,7 +139,7 @@ def from_chief(data: bytes | None) -> bytes | None:
 
 
 def replicas() -> int:
-    """The number of devices among which JAX divides each batch, whose size must be a multiple of it.
+    """The number of devices JAX divides each batch among; batch sizes must be multiples of it.
 
     >>> replicas()
     1
@@ -152,7 +152,7 @@ def replicas() -> int:
 
 
 def local_rows(batch_size: int) -> slice:
-    """Which rows of a batch that all processes train on together this process feeds to its devices.
+    """The rows of a global batch that this process feeds to its devices.
 
     Raises:
         ValueError: the devices cannot share so many rows evenly.
@@ -170,7 +170,7 @@ def local_rows(batch_size: int) -> slice:
 
 @contextmanager
 def undistributed() -> Iterator[None]:
-    """Inside, Keras asks no layer's outputs to be laid out: a batch of one, or one device, may not do for that."""
+    """Context in which Keras does not lay out layer outputs, which may fail for one example or device."""
     distribution = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:
@@ -189,7 +189,7 @@ def warn_of_keras_fit() -> None:
 
 
 def strategy_scope(model: Any) -> AbstractContextManager[Any]:
-    """The scope of the `tf.distribute` strategy in which the model was made, so that its new variables are alike.
+    """The `tf.distribute` scope that the model was made in, so that new variables are of the same kind.
 
     Nothing where there is none, or where its scope has been entered.
     """
@@ -200,7 +200,7 @@ def strategy_scope(model: Any) -> AbstractContextManager[Any]:
 
 
 def outside_strategies(function: Callable[[], Result]) -> Result:
-    """The result of the function, called where no `tf.distribute` strategy is active.
+    """The function's result, called where no `tf.distribute` strategy is active.
 
     Its variables lie on one device then, its losses are not divided by the number of replicas, and it waits for no
     other process.
@@ -213,12 +213,12 @@ def outside_strategies(function: Callable[[], Result]) -> Result:
 
 
 def workers() -> int:
-    """How many processes the environment variable TF_CONFIG says train together; 0 without it."""
+    """How many processes train together according to TF_CONFIG; 0 without it."""
     return sum(len(_cluster()[0].get(kind, [])) for kind in ("chief", "worker"))
 
 
 def _cluster() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The cluster and the task in it that TF_CONFIG describes; empty without one."""
+    """The cluster and this process's task in TF_CONFIG; empty without it."""
     config = json.loads(os.environ.get("TF_CONFIG") or "{}")
     return config.get("cluster", {}), config.get("task", {})
 

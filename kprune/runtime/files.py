@@ -65,7 +65,7 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
     for position, (name, array) in enumerate(arrays.items()):
         array = np.asarray(array)
         if array.dtype.hasobject or array.dtype.kind in "USMm":
-            raise ValueError(f"An array in a file must hold numbers. Received: {name!r:.100} of dtype={array.dtype}")
+            raise ValueError(f"Only numeric arrays can be saved. Received: {name!r:.100} of dtype={array.dtype}")
         kinds[name] = [array.dtype.name, list(array.shape)]
         # Raw bytes: npz knows neither bfloat16 nor bits.
         plain = np.packbits(array) if array.dtype == np.bool_ else np.frombuffer(array.tobytes(), np.uint8)
@@ -73,8 +73,8 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
     description = json.dumps({"about": dict(about), "arrays": kinds}).encode()
     if len(description) > _MOST_ABOUT:
         raise ValueError(
-            f"The description of the arrays must take at most {_MOST_ABOUT:,} bytes as JSON. "
-            f"Received: bytes={len(description):,}"
+            f"The description of the arrays must be at most {_MOST_ABOUT:,} bytes of JSON. Received: "
+            f"bytes={len(description):,}"
         )
     checksum = _checksum(description, stored)
     buffer = io.BytesIO()
@@ -84,7 +84,7 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What `pack` was given; ValueError that names the file if it is truncated, damaged, or of another kind.
+    """Unpack what `pack` was given; ValueError, naming the file, if it is truncated, damaged, or of another kind.
 
     Sizes are compared before anything is read. `pack` compresses nothing, so no file takes more memory than a few
     times its own size: what is compressed, or larger than the file, is refused.
@@ -98,7 +98,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
             raise ValueError("its checksum is wrong")
         if len(description) > _MOST_ABOUT:
             raise ValueError(
-                f"the description of its arrays takes {len(description):,} bytes; the most is {_MOST_ABOUT:,}"
+                f"the description of its arrays is {len(description):,} bytes, more than the limit of {_MOST_ABOUT:,}"
             )
         known = json.loads(description)
         about, kinds = known["about"], known["arrays"]
@@ -116,7 +116,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
 
 @contextmanager
 def understanding(name: str) -> Iterator[None]:
-    """Inside, whatever is missing or malformed in an intact file becomes a ValueError that names it."""
+    """Context in which anything missing or malformed in an intact file becomes a ValueError that names it."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
@@ -125,12 +125,12 @@ def understanding(name: str) -> Iterator[None]:
 
 
 def joined(**parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One dict of several, each one's names behind its own and a slash; `split` takes it apart."""
+    """Merge several dicts into one, prefixing each name with its dict's name and a slash; see `split`."""
     return {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
 
 
 def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, np.ndarray]]:
-    """The dicts of which `joined` made one; ValueError if it is no dict, or has a part beside these.
+    """Split a dict that `joined` merged; ValueError if it is not a dict, or has other parts.
 
     >>> split(joined(a={"x": np.array(1)}), "a", "b")
     {'a': {'x': array(1)}, 'b': {}}
@@ -148,13 +148,13 @@ def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, 
 
 
 def read(path: str | os.PathLike[str]) -> bytes | None:
-    """The bytes of a file, None if there is none; of several processes that train together, those the chief finds."""
+    """The bytes of a file, None if there is none; in distributed training, those that the chief finds."""
     file = Path(path)
     return from_chief(file.read_bytes() if is_chief() and file.exists() else None)
 
 
 def write(path: str | os.PathLike[str], fill: bytes | Callable[[str], object]) -> None:
-    """`write_whole`, by the chief of several processes that train together; the others go on."""
+    """`write_whole`, by the chief only when several processes train together."""
     if is_chief():
         write_whole(path, fill)
 
@@ -167,7 +167,7 @@ def _checksum(description: bytes, stored: Mapping[str, np.ndarray]) -> str:
 
 
 def _members(data: bytes) -> dict[str, np.ndarray]:
-    """name -> uint8 vector (the checksum: one str) of each member of an npz that `pack` wrote."""
+    """name -> uint8 vector (the checksum: one str) for each member of an npz that `pack` wrote."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         for member in members:
@@ -194,14 +194,14 @@ def _vector(raw: bytes) -> np.ndarray:
 
 def _restore(raw: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
     if not isinstance(shape, list) or len(shape) > 32 or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
-        raise ValueError(f"{shape!r:.100} is not a shape")
+        raise ValueError(f"{shape!r:.100} is not a valid shape")
     if not isinstance(dtype, str) or not re.fullmatch("[a-z][a-z0-9_]*", dtype):
-        raise ValueError(f"{dtype!r:.100} is not a dtype")
+        raise ValueError(f"{dtype!r:.100} is not a valid dtype")
     size = math.prod(shape)
     # NumPy knows bfloat16 by name as soon as Keras has imported ml_dtypes.
     kind = np.dtype(dtype)
     if raw.size != ((size + 7) // 8 if kind == np.bool_ else size * kind.itemsize):
-        raise ValueError(f"{raw.size:,} bytes do not make an array of dtype {dtype} and shape {shape}")
+        raise ValueError(f"{raw.size:,} bytes do not match an array of dtype {dtype} and shape {shape}")
     if kind == np.bool_:
         return np.unpackbits(raw, count=size).view(np.bool_).reshape(shape)
     return np.frombuffer(raw, kind).reshape(shape).copy()

@@ -1,4 +1,4 @@
-"""Inputs of the right shape for a model, of either Keras, made from what the model knows of itself."""
+"""Make inputs of the right shape for a model of either Keras, from what the model knows about itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def input_like(model: Any, make: Callable[[tuple[int, ...], str], Any], batch: i
 
 
 def check_inputs(inputs: Any) -> None:
-    """Raises ValueError unless a user's `inputs` are arrays whose first axis is the example, in any structure.
+    """Raises ValueError unless the user's `inputs` are arrays with one example per row, in any structure.
 
     >>> import numpy as np
     >>> check_inputs({"a": np.ones((4, 2)), "b": [np.ones(4)]})
@@ -50,11 +50,13 @@ def check_inputs(inputs: Any) -> None:
     shapes = [getattr(leaf, "shape", None) for leaf in keras.tree.flatten(inputs)]
     shapes = [None if shape is None else tuple(shape) for shape in shapes]
     if not shapes or not all(shapes):
-        raise ValueError(f"`inputs` must be arrays whose first axis is the example. Received: inputs={inputs!r:.200}")
+        raise ValueError(
+            f"`inputs` must be arrays with examples along the first axis. Received: inputs={inputs!r:.200}"
+        )
 
 
 def call_with(model: Any, arguments: dict[str, Any], **kwargs: Any) -> Any:
-    """Call a model or layer with what `input_like` made."""
+    """Call a model or layer with the result of `input_like`."""
     arguments = dict(arguments)
     positional = [arguments.pop("")] if "" in arguments else []
     return model(*positional, **arguments, **kwargs)

@@ -1,4 +1,4 @@
-"""Locks: of several processes, one at a time owns a file that a whole run writes to (a table, a state, a backup)."""
+"""Locks: only one process at a time may own a file that a whole run writes to (a table, a state, a backup)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _guard = threading.Lock()
 
 
 class Lock:
-    """The right to write `path`, for one process and as long as it lives: the system frees it, also after a kill.
+    """Exclusive ownership of `path` by one process; the system releases it even if the process is killed.
 
     A POSIX record lock (`fcntl.lockf`) on a small file beside `path`. It holds between processes, and on NFS between
     machines; not between threads: within a process, the newest `Lock` of a path takes over from one that was never
@@ -50,7 +50,7 @@ class Lock:
         self._own = self.path.parent / self.path.name
 
     def acquire(self) -> None:
-        """Own the path from here on; nothing if this lock does already."""
+        """Take ownership of the path; does nothing if this lock has it already."""
         if not is_chief():
             return
         self._own = self.path.parent.resolve() / self.path.name
@@ -59,7 +59,7 @@ class Lock:
             _held[self._own] = file if pid == os.getpid() else _lock(self._own), self, os.getpid()
 
     def release(self) -> None:
-        """Own it no longer; nothing if this lock does not."""
+        """Give up ownership; does nothing if this lock does not have it."""
         with _guard:
             file, lock, pid = _held.get(self._own, (None, None, None))
             if lock is not self or pid != os.getpid():
@@ -102,8 +102,8 @@ def _lock(path: Path) -> int | None:
             os.close(file)
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise OSError(
-                    f"{path} is in use by {owner}, and two processes would undo each other's work: wait until that one "
-                    f"ends, stop it, or name another path. Received: path={os.fspath(path)!r}"
+                    f"{path} is in use by {owner}, and two processes would overwrite each other's work: wait for "
+                    f"that process to end, stop it, or choose another path. Received: path={os.fspath(path)!r}"
                 ) from None
             if error.errno not in _UNSUPPORTED:
                 raise
@@ -120,4 +120,4 @@ def _lock(path: Path) -> int | None:
 
 
 def _warn(path: Path, why: str) -> None:
-    logging.warning("kprune: %s is not locked, because %s: do not let a second process write to it.", path, why)
+    logging.warning("kprune: %s is not locked, because %s. Make sure that no other process writes to it.", path, why)

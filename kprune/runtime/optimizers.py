@@ -1,4 +1,4 @@
-"""Optimizer state: what to reset when a mask changes, and which optimizers cannot keep a weight at zero."""
+"""Optimizer state: what to reset when a mask changes, and which optimizers cannot keep weights at zero."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
 
 
 def iterations(optimizer: Any) -> int:
-    """The number of steps that an optimizer has taken: `optimizer.iterations`."""
+    """The number of steps an optimizer has taken: `optimizer.iterations`."""
     count = optimizer.iterations
     # A variable, on several replicas perhaps; where Keras 3 accumulates gradients a tensor, which on JAX is an array.
     return int(count.numpy() if hasattr(count, "numpy") else count)
 
 
 def batches_per_step(optimizer: Any) -> int:
-    """The number of batches that come to one of the optimizer's steps: above 1 where it accumulates gradients."""
+    """The number of batches per optimizer step: above 1 if it accumulates gradients."""
     return getattr(inner_optimizers(optimizer)[0], "gradient_accumulation_steps", None) or 1
 
 
@@ -47,7 +47,7 @@ def batches_taken(optimizer: Any) -> int:
 
 
 def has_acted(optimizer: Any) -> tuple[float, ...]:
-    """Numbers that change with each call of the optimizer: its batches, and the loss scale, which moves if it skips."""
+    """Numbers that change with each call of the optimizer: batch count, and loss scale, which moves on skips."""
     scales = [getattr(optimizer, name, None) for name in ("dynamic_scale", "loss_scale")]
     return (batches_taken(optimizer), *(float(to_numpy(scale)) for scale in scales if hasattr(scale, "numpy")))
 
@@ -57,14 +57,14 @@ def check_optimizer(optimizer: Any) -> None:
     for inner in inner_optimizers(optimizer):
         if type(inner).__name__ in DENSE_UPDATES:
             raise ValueError(
-                "This optimizer updates every entry of a kernel, also where the gradient is zero, so pruned weights "
-                "would not stay 0: compile with another one, e.g. AdamW or SGD. "
-                f"Received: optimizer={type(inner).__name__}"
+                "This optimizer updates every entry of a kernel, even where the gradient is zero, so pruned weights "
+                "would not stay 0: compile with another optimizer, such as AdamW or SGD. Received: "
+                f"optimizer={type(inner).__name__}"
             )
 
 
 def slots(optimizer: Any, variable: Any) -> list[tuple[Any, float]]:
-    """The optimizer's slots of `variable` that have its shape, each with its initial value.
+    """The optimizer's slots of `variable` with the same shape, each with its initial value.
 
     That value is 0, but for the accumulators of Adagrad and Ftrl, which start at `initial_accumulator_value`.
     """
@@ -72,12 +72,12 @@ def slots(optimizer: Any, variable: Any) -> list[tuple[Any, float]]:
 
 
 def reset_slots(optimizer: Any, variable: Any) -> None:
-    """Give the optimizer's slots of `variable` their initial value."""
+    """Reset the optimizer's slots of `variable` to their initial values."""
     keep_where(np.zeros(tuple(variable.shape), bool), slots(optimizer, variable))
 
 
 def trains(optimizer: Any, variables: list[Any]) -> bool:
-    """Whether the optimizer keeps slots of one of these variables."""
+    """Whether the optimizer has slots for one of these variables."""
     if hasattr(optimizer, "get_slot_names"):
         return any(True for v in variables for _ in _slots(optimizer, v))
     if hasattr(optimizer, "_index_dict"):  # tf_keras
@@ -118,11 +118,11 @@ def _slots(optimizer: Any, variable: Any) -> Iterator[tuple[Any, float]]:
 
 
 def build(optimizer: Any, model: Any) -> None:
-    """Make the optimizer's slots of the model's trainable variables if it has none yet."""
+    """Create the optimizer's slots for the model's trainable variables if it has none yet."""
     if hasattr(optimizer, "get_slot_names"):
         raise ValueError(
-            "A legacy optimizer keeps its learning rate outside its variables and cannot be rewound: use one of "
-            f"tf_keras.optimizers. Received: optimizer={type(optimizer).__name__} (legacy)"
+            "A legacy optimizer keeps its learning rate outside its variables, so it cannot be rewound: use a "
+            f"current one from tf_keras.optimizers. Received: optimizer={type(optimizer).__name__} (legacy)"
         )
     if not getattr(optimizer, "built", getattr(optimizer, "_built", False)):
         with strategy_scope(model):
@@ -130,7 +130,7 @@ def build(optimizer: Any, model: Any) -> None:
 
 
 def all_variables(optimizer: Any) -> list[Any]:
-    """All that an optimizer keeps: iterations, learning rate, slots, averages, loss scale; each once."""
+    """All state of an optimizer, each once: iterations, learning rate, slots, averages, loss scale."""
     if hasattr(optimizer, "get_slot_names"):  # a legacy one, of which `variables` is a method
         return list(optimizer.weights)
     found = list(optimizer.variables)
@@ -145,7 +145,7 @@ def all_variables(optimizer: Any) -> list[Any]:
 
 
 def initial_value(optimizer: Any, variable: Any) -> float:
-    """What an optimizer's variable is when it is made: 0, but for accumulators and a loss scale."""
+    """The initial value of an optimizer's variable: 0, except for accumulators and a loss scale."""
     if variable is getattr(optimizer, "dynamic_scale", None):
         return float(optimizer.initial_scale)
     for inner in inner_optimizers(optimizer):

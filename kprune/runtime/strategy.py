@@ -1,4 +1,4 @@
-"""What a training runs on: TPU cores, GPUs, several machines, or this one device."""
+"""What training runs on: TPU cores, GPUs, several machines, or a single device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WORKERS = {
 
 
 def auto_strategy(strategy: str = "auto", library: Any = keras, verbose: bool = True) -> Any:
-    """The strategy of this machine: build, compile and fit the model within its `scope()`.
+    """The strategy for this machine; build, compile and fit the model within its `scope()`.
 
     Args:
         strategy: "tpu": all TPU cores. "mirrored": all GPUs, or all CPU devices where there are none. "multiworker":
@@ -62,7 +62,7 @@ def auto_strategy(strategy: str = "auto", library: Any = keras, verbose: bool = 
     backend = "tensorflow" if library.__name__ == "tf_keras" else keras.backend.backend()
     choose = {"tensorflow": _of_tensorflow, "jax": _of_jax}.get(backend)
     if choose is None:
-        raise ValueError(f"Strategies need Keras on TensorFlow or JAX. Received: backend={backend!r}")
+        raise ValueError(f"Strategies require Keras on TensorFlow or JAX. Received: backend={backend!r}")
     if choose is _of_tensorflow and library is keras and strategy in ("auto", "multiworker") and workers() > 1:
         raise ValueError(f"{KERAS_FIT_FAILS} Received: strategy={strategy!r}, {workers()} workers in TF_CONFIG")
     kind, found, devices = choose(strategy)
@@ -85,9 +85,9 @@ def _of_jax(kind: str) -> tuple[str, Any, str]:
     if platform != "tpu" and (kind == "tpu" or (kind == "auto" and _has_tpu())):
         version = metadata.version("jax")
         raise ValueError(
-            f"JAX finds no TPU. On a machine that has one: pip install 'jax[tpu]=={version}', leave JAX_PLATFORMS "
-            f"unset, restart Python; strategy 'none' trains without one. Received: strategy={kind!r}, jax {version} "
-            f"on {platform}, {_installed('libtpu')}"
+            f"JAX found no TPU. On a machine with a TPU: pip install 'jax[tpu]=={version}', leave JAX_PLATFORMS "
+            f"unset, and restart Python. Strategy 'none' trains without a TPU. Received: strategy={kind!r}, jax "
+            f"{version} on {platform}, {_installed('libtpu')}"
         )
     if kind == "auto":
         kind = "tpu" if platform == "tpu" else "mirrored" if len(devices) > 1 else "none"
@@ -115,9 +115,9 @@ def _of_tensorflow(kind: str) -> tuple[str, Any, str]:
 def _tpu_of_tensorflow(kind: str) -> tuple[str, Any, str]:
     found, libtpu = _version("tensorflow-tpu"), _version("libtpu")
     remedy = (
-        "TensorFlow finds no TPU. On a machine that has one: pip uninstall -y tensorflow tensorflow-cpu; pip install "
+        "TensorFlow found no TPU. On a machine with a TPU: pip uninstall -y tensorflow tensorflow-cpu; pip install "
         f'--no-deps tensorflow-tpu=={_TENSORFLOW_TPU} "libtpu<{".".join(map(str, _LIBTPU))}", and restart Python; '
-        f"or use Keras 3 on JAX; strategy 'none' trains without one. Received: strategy={kind!r}, "
+        f"or use Keras 3 on JAX. Strategy 'none' trains without a TPU. Received: strategy={kind!r}, "
         f"{', '.join(map(_installed, ('tensorflow', 'tensorflow-tpu', 'libtpu')))}"
     )
     # Asked before TensorFlow is imported, as a wrong libtpu ends the process.
@@ -135,7 +135,7 @@ def _tpu_of_tensorflow(kind: str) -> tuple[str, Any, str]:
 
 
 def _has_tpu() -> bool:
-    """Whether a TPU is plugged in, or the environment names one."""
+    """Whether a TPU is attached, or the environment names one."""
 
     def holds(device: Path, name: str) -> str:
         return (device / name).read_text().strip()
@@ -148,8 +148,8 @@ def _has_tpu() -> bool:
 
 def _no_workers(backend: str) -> ValueError:
     return ValueError(
-        f"Several workers find each other by {_WORKERS[backend]}, set in the environment of each before Python starts. "
-        "Received: strategy='multiworker', and none is set"
+        f"Workers find each other through {_WORKERS[backend]}, which must be set in each worker's environment before "
+        "Python starts. Received: strategy='multiworker', and none is set"
     )
 
 

@@ -26,7 +26,7 @@ class Values:
         self.add(variables)
 
     def add(self, variables: Iterable[Any]) -> None:
-        """Keep the values of these variables too; of those that are known already, the earlier ones."""
+        """Keep the values of these variables, too; for variables already kept, the earlier values stay."""
         for v in variables:
             if id(v) not in self._held:
                 self._held[id(v)] = v, _tensor(v)

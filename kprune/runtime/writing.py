@@ -1,4 +1,4 @@
-"""Large variables under masks, read and written where they lie: on an accelerator, or in the host's memory."""
+"""Read and write large masked variables where they are: on an accelerator or in host memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def put(variable: Any, value: np.ndarray) -> None:
 
 
 def keep_where(kept: np.ndarray, variables: list[tuple[Any, float]], donate: bool = False) -> None:
-    """variable <- where(kept, variable, initial) for each (variable, initial); all of them have the shape of `kept`.
+    """variable <- where(kept, variable, initial) for each (variable, initial), all of the shape of `kept`.
 
     TensorFlow does so by an operation on the variable's device, JAX by a program that is compiled once per shape, or,
     of small arrays in the host's memory, through NumPy. What is not kept may be NaN.
@@ -66,7 +66,7 @@ def keep_where(kept: np.ndarray, variables: list[tuple[Any, float]], donate: boo
 
 
 def pruned_entries(pairs: list[tuple[Any, Any]]) -> list[tuple[int, bool]]:
-    """(how many entries a mask prunes, whether one of them is not exactly 0) for each (variable, mask).
+    """(number of pruned entries, whether any of them is not exactly 0) for each (variable, mask).
 
     In the host's memory NumPy counts, without copies; elsewhere one program does, and only the numbers come back.
 

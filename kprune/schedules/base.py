@@ -1,4 +1,4 @@
-"""What every schedule is: optimizer step -> sparsity, and the steps at which the masks are updated."""
+"""The base of every schedule: optimizer step -> sparsity, and the steps at which masks are updated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEDULES = Registry("schedule")
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule of sparsities; subclasses define `at(progress)`.
+    """Base class of schedules; subclasses define `at(progress)`.
 
     Masks are updated at `begin_step`, every `frequency` steps after it, and always at `end_step`, where the sparsity
     is exactly `final_sparsity`. Steps are optimizer steps (`optimizer.iterations`), not batches. A schedule with
@@ -128,7 +128,7 @@ class Schedule:
         """Raises ValueError if the schedule does not fit the masked weights of these paths."""
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments that make this schedule, as JSON can hold them.
+        """The arguments of this schedule as JSON-serializable values.
 
         Raises ValueError if an argument is not kept as an attribute of its own name.
 
@@ -156,7 +156,7 @@ class Schedule:
 
 
 def check_step(step: Any) -> None:
-    """Raises ValueError unless it is a number of optimizer steps.
+    """Raises ValueError unless it is a valid number of optimizer steps.
 
     >>> check_step(100)
     """

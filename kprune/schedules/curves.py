@@ -1,4 +1,4 @@
-"""The curves of the schedules: what sparsity is due at which step."""
+"""The schedules' curves: which sparsity is due at which step."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class OneCycle(Schedule):
 @SCHEDULES.register("geometric")
 @dataclass(frozen=True)
 class Geometric(Schedule):
-    """Each update prunes the same share of what is left, as a lottery ticket's rounds do (arXiv:1803.03635).
+    """Each update prunes the same fraction of what is left, like the rounds of a lottery ticket (arXiv:1803.03635).
 
     1 - s = (1 - rate)^k after the k-th update. The update at `begin_step` is the first one, k = 1; the one at
     `end_step` is the last, k = n = 1 + ceil((end - begin) / frequency), and prunes the full share also where it comes
@@ -144,7 +144,7 @@ class Geometric(Schedule):
         if self.final_sparsity == 1:
             received = ", ".join(f"{name}={value!r}" for name, value in {"rate": rate, **steps}.items())
             raise ValueError(
-                f"So many updates leave no weights: lower `rate` or raise `frequency`. Received: {received}"
+                f"This many updates would prune all weights: lower `rate` or raise `frequency`. Received: {received}"
             )
 
     def at(self, progress: float) -> float:

@@ -46,13 +46,15 @@ class PerLayer(Schedule):
     def __init__(self, schedules: Mapping[str, Any]):
         if not isinstance(schedules, Mapping) or not schedules:
             raise ValueError(
-                "`schedules` must be a non-empty dict of regular expression -> schedule. Received: "
+                "`schedules` must be a non-empty dict: regular expression -> schedule. Received: "
                 f"schedules={schedules!r}"
             )
         for expression, schedule in schedules.items():
             check_expression(expression)
             if isinstance(schedule, PerLayer):
-                raise ValueError(f"A member of PerLayer must not be a PerLayer. Received: schedule={schedule!r}")
+                raise ValueError(
+                    f"A PerLayer schedule cannot contain another PerLayer. Received: schedule={schedule!r}"
+                )
         members = {expression: as_schedule(schedule) for expression, schedule in schedules.items()}
         known = {
             "schedules": members,
@@ -91,7 +93,7 @@ class PerLayer(Schedule):
         return dict(self.schedules)
 
     def check(self, paths: Iterable[str]) -> None:
-        """Raises ValueError if an expression is found in none of the weights' paths."""
+        """Raises ValueError if an expression matches none of the weights' paths."""
         paths = list(paths)
         for expression in self.schedules:
             if not any(re.search(expression, path) for path in paths):
@@ -136,7 +138,7 @@ def get(identifier: Any) -> Any:
 
 
 def serialize(schedule: Any) -> dict[str, Any]:
-    """A schedule as JSON can hold it, by the name of its class: {"class_name": name, "config": its `get_config`}.
+    """A schedule as JSON, by its class name: {"class_name": name, "config": its `get_config`}.
 
     Raises:
         ValueError: it is no schedule, its class is not registered by `SCHEDULES.register("a name")`, or it has an
@@ -151,13 +153,13 @@ def serialize(schedule: Any) -> dict[str, Any]:
         if type(schedule) is cls:
             return {"class_name": name, "config": schedule.get_config()}
     raise ValueError(
-        "A custom schedule must be registered to be saved by name: @kprune.schedules.SCHEDULES.register('name'). "
-        f"Received: schedule={schedule!r}"
+        "To be saved, a custom schedule must be registered: @kprune.schedules.SCHEDULES.register('name'). Received: "
+        f"schedule={schedule!r}"
     )
 
 
 def deserialize(config: dict[str, Any]) -> Schedule:
-    """The schedule of which `serialize` returned this; ValueError if there is none.
+    """The schedule that `serialize` described; ValueError if there is none.
 
     >>> import kprune
     >>> kprune.schedules.deserialize({"class_name": "constant", "config": {"sparsity": 0.8}})(0)

@@ -1,4 +1,4 @@
-"""A sparsity and where in a fit it is reached: a schedule once the fit's steps are known."""
+"""A target sparsity and its place in a fit; becomes a schedule once the fit's steps are known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UPDATES = 100
 
 @dataclass(frozen=True)
 class Planned:
-    """What `GradualPruning(0.8, begin=0.1, end=0.7)` says; a `PolynomialDecay` from 0 once a fit begins.
+    """The schedule in `GradualPruning(0.8, begin=0.1, end=0.7)`: a `PolynomialDecay` from 0, set up when a fit begins.
 
     Attributes:
         sparsity: fraction of zeros in (0, 1); or regular expression -> fraction, as in `PerLayer`.
@@ -54,7 +54,7 @@ class Planned:
             check_integer("frequency", self.frequency, 1)
 
     def schedule(self, start: int, steps: int | None) -> Schedule:
-        """The schedule in a fit that starts at the optimizer's step `start` and plans so many; None if not known."""
+        """The schedule for a fit that starts at step `start` and plans this many steps; None if unknown."""
         first, last = (start + steps_of(name, getattr(self, name), steps) for name in ("begin", "end"))
         if last < first:
             raise ValueError(
@@ -75,7 +75,7 @@ class Planned:
 
 
 def check_share(name: str, value: Any) -> None:
-    """Raises ValueError unless the value is an integer >= 0, or a float in [0, 1]: a share of a fit's steps."""
+    """Raises ValueError unless the value is an integer >= 0, or a float in [0, 1]: a fraction of a fit's steps."""
     if isinstance(value, float):
         check_number(name, value, "in [0, 1], a share of the fit's steps, or an integer", lambda v: 0 <= v <= 1)
     else:
@@ -83,7 +83,7 @@ def check_share(name: str, value: Any) -> None:
 
 
 def steps_of(name: str, value: float | int, steps: int | None) -> int:
-    """The number of steps that such a value stands for in a fit of so many; ValueError where these are not known."""
+    """The number of steps a value stands for in a fit with that many steps; ValueError if these are unknown."""
     if not isinstance(value, float):
         return int(value)
     if steps is None:

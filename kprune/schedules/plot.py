@@ -72,7 +72,7 @@ def _updates(schedule: Schedule, last: int) -> Iterator[int]:
 
 
 def _lines(schedules: Any) -> dict[str, Schedule]:
-    """Label -> schedule; a `PerLayer` gives a line for each of its expressions."""
+    """Label -> schedule; a `PerLayer` has one line per expression."""
     if isinstance(schedules, Mapping):
         named = [(str(label), as_schedule(schedule)) for label, schedule in schedules.items()]
     else:

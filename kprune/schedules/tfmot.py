@@ -1,4 +1,4 @@
-"""The schedules of `tensorflow_model_optimization`, read as ours."""
+"""Schedules of `tensorflow_model_optimization` as kprune schedules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGE = "tensorflow_model_optimization"
 
 @dataclass(frozen=True)
 class TfmotSchedule(Schedule):
-    """A `tensorflow_model_optimization` `PruningSchedule` read as ours; what `as_schedule` makes of one.
+    """A `tensorflow_model_optimization` `PruningSchedule` as a kprune schedule; made by `as_schedule`.
 
     tfmot's begin_step, end_step and frequency are kept, but the last update always happens at `end_step` and lands on
     the final sparsity, which tfmot itself only does when (end - begin) is a multiple of the frequency. tfmot's
@@ -23,7 +23,7 @@ class TfmotSchedule(Schedule):
 
     @classmethod
     def of(cls, schedule: Any) -> Self:
-        """What a tfmot schedule is read as; ValueError for anything else."""
+        """The kprune schedule for a tfmot schedule; ValueError for anything else."""
         if not all(hasattr(schedule, name) for name in ("begin_step", "end_step", "frequency")):
             raise ValueError(f"Expected a tfmot PruningSchedule. Received: schedule={schedule!r:.200}")
         import tensorflow as tf
@@ -44,11 +44,11 @@ class TfmotSchedule(Schedule):
         return f"tfmot's {type(self.schedule).__name__}"
 
     def get_config(self) -> dict[str, Any]:
-        """tfmot's own config; ValueError for a class of the user's own, which tfmot could not find by name."""
+        """tfmot's own config; ValueError for a custom class, which tfmot could not find by name."""
         if not type(self.schedule).__module__.startswith(f"{PACKAGE}."):
             raise ValueError(
-                "A custom tfmot schedule cannot be saved by name: rewrite it as a kprune.schedules.Schedule "
-                f"and register it. Received: schedule={type(self.schedule).__name__}"
+                "A custom tfmot schedule cannot be saved: rewrite it as a kprune.schedules.Schedule and register it. "
+                f"Received: schedule={type(self.schedule).__name__}"
             )
         return {"schedule": self.schedule.get_config()}
 
@@ -58,12 +58,12 @@ class TfmotSchedule(Schedule):
 
         name, config = config["schedule"]["class_name"], config["schedule"]["config"]
         if name not in ("PolynomialDecay", "ConstantSparsity"):  # all that tfmot has; no other name may be looked up
-            raise ValueError(f"tfmot has no such schedule. Received: class_name={name!r:.200}")
+            raise ValueError(f"tfmot has no schedule class of this name. Received: class_name={name!r:.200}")
         return cls.of(getattr(tfmot.sparsity.keras, name).from_config(config))
 
 
 def as_schedule(schedule: Any) -> Schedule:
-    """A schedule of ours as it is, and a tfmot `PruningSchedule` as a `TfmotSchedule`.
+    """A kprune schedule as it is; a tfmot `PruningSchedule` as a `TfmotSchedule`.
 
     Raises ValueError for anything else.
     """

@@ -1,4 +1,4 @@
-"""Scopes: how a sparsity is shared among the weights. A scope turns scores into the number that each weight keeps."""
+"""Scopes: how a sparsity is shared among the weights. A scope turns scores into the number each weight keeps."""
 
 from .base import SCOPES
 from .bounds import kept_out, uniform_plus, with_ceiling, with_floor

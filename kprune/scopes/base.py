@@ -1,4 +1,4 @@
-"""What a scope is, the registry of scopes, and what a scope answers, checked.
+"""The definition of a scope, the registry of scopes, and checks of a scope's result.
 
 Where scores lie on an accelerator, the scopes of this folder are given `Counted` in their place (the trait `counts`);
 a function of the user's own always gets arrays.
@@ -24,25 +24,25 @@ SCOPES = Registry("scope")
 
 
 def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:
-    """A scope's answer: path -> number of entries to keep; ValueError if it is anything else."""
+    """A scope's result: path -> number of entries to keep; ValueError if it is anything else."""
     shares, name = scope(scores, sparsity), SCOPES.name_of(scope)
     if not isinstance(shares, dict):
         raise ValueError(
-            f"A scope must return a dict: path -> number of entries to keep. Received: scope={name!r}, which returned "
+            f"A scope must return a dict: path -> number of entries to keep. Received: scope={name!r} returned "
             f"{shares!r:.100}"
         )
     for path, score in scores.items():
         n_keep = shares.get(path)
         if not isinstance(n_keep, Integral) or isinstance(n_keep, bool) or not 0 <= n_keep <= score.size:
             raise ValueError(
-                f"A scope must return an integer from 0 to {score.size} for {path}. Received: scope={name!r}, which "
+                f"A scope must return an integer from 0 to {score.size} for {path}. Received: scope={name!r} "
                 f"returned {n_keep!r:.100}"
             )
     return {path: int(shares[path]) for path in scores}
 
 
 def check_request(scores: Any, sparsity: Any) -> None:
-    """Raises ValueError unless a scope can answer: at least one weight's scores, and a sparsity.
+    """Raises ValueError unless there are scores of at least one weight and a valid sparsity.
 
     >>> check_request({"a": np.ones(4)}, 0.5)
     """
@@ -54,13 +54,13 @@ def check_request(scores: Any, sparsity: Any) -> None:
 
 
 def like(base: Scope, scope: Scope) -> Scope:
-    """The scope, which asks no more of the scores than another does."""
+    """The scope, marked as needing no more of the scores than another does."""
     scope.counts = trait(base, "counts", False)  # type: ignore[attr-defined]
     return scope
 
 
 def by_expression(values: dict[str, Any], paths: Iterable[str], default: Any, received: str) -> dict[str, Any]:
-    """path -> the value of the first expression that is found in it, or the default."""
+    """path -> the value of the first expression that matches it, or the default."""
     paths = list(paths)
     for expression in values:
         check_expression(expression)

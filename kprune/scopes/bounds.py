@@ -48,7 +48,7 @@ def uniform_plus(scores: Scores, sparsity: float) -> dict[str, int]:
 
 @SCOPES.maker
 def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
-    """A scope in which no weight keeps less than a floor; the rest of the budget is shared as `scope` would.
+    """A scope in which every weight keeps at least a floor; the rest is shared as `scope` would.
 
     The total that is kept stays that of `scope`: what the floored weights gain, the others lose, as if `scope` had
     been asked for a higher sparsity. `with_floor(scope, 1)` never empties a weight.
@@ -159,7 +159,7 @@ def _bounded(
     what: str,
     received: str,
 ) -> dict[str, int]:
-    """clip(base(scores, s), low, high), with the s at which as many entries are kept as the scope alone would keep.
+    """clip(base(scores, s), low, high), with s chosen so that the total is that of the scope alone.
 
     The scope is always asked about all weights: it may go by their order or by their names.
     """
@@ -167,12 +167,14 @@ def _bounded(
     budget, size = sum(n_keep.values()), sum(score.size for score in scores.values())
     if sum(low.values()) > budget:
         raise ValueError(
-            f"{what} need {sum(low.values())} entries, but sparsity {sparsity} leaves {budget}. Received: {received}"
+            f"{what} require {sum(low.values())} entries, but sparsity {sparsity} leaves only {budget}. "
+            f"Received: {received}"
         )
     high = {path: score.size for path, score in scores.items()} if high is None else high
     if sum(high.values()) < budget:
         raise ValueError(
-            f"{what} hold {sum(high.values())} entries, but sparsity {sparsity} keeps {budget}. Received: {received}"
+            f"{what} allow at most {sum(high.values())} entries, but sparsity {sparsity} keeps {budget}. "
+            f"Received: {received}"
         )
 
     def clipped(n_keep: dict[str, int]) -> dict[str, int]:
@@ -207,7 +209,7 @@ def _bounded(
 
 
 def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[Scores], dict[str, float]]:
-    """The bound in entries (densities unrounded) of each weight; ValueError if it is not a bound."""
+    """Each weight's bound in entries (densities unrounded); ValueError if it is not a bound."""
 
     def entries(value: Any, size: int) -> float:
         count = isinstance(value, Integral)

@@ -1,4 +1,4 @@
-"""Scopes that share a budget among the weights: one ranking, equal densities, densities by shape, given ones."""
+"""Scopes that share a budget among the weights: one ranking, equal densities, by shape, or as given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .base import SCOPES, Scope, Scores, by_expression, check_request, like
 
 @SCOPES.register("global", counts=True)
 def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
-    """One ranking over all weights together; each keeps what it has above the common cut.
+    """One ranking over all weights together; each keeps its entries above the common threshold.
 
     sum(n_keep) = N - floor(sparsity * N), N = number of entries of all weights; ties go to the earlier weight.
 
@@ -90,7 +90,7 @@ def erk(scores: Scores, sparsity: float) -> dict[str, int]:
 
 @SCOPES.maker
 def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], float]) -> Scope:
-    """A scope of given densities, scaled by one factor to the exact number of entries that the sparsity leaves.
+    """A scope with given densities, scaled by one factor so that the total matches the sparsity exactly.
 
     n_keep[p] = min(size[p], round(c * density[p] * size[p])), c = 1 where the sparsity asked for is the one that the
     densities imply; see `in_proportion`. With criterion="random" it is the control of arXiv:2009.08576 and 2009.11094:
@@ -109,7 +109,10 @@ def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], flo
     {'dense_1/kernel': 9, 'logits/kernel': 5}
     """
     if not isinstance(densities, dict) and not callable(densities):
-        raise ValueError(f"`densities` must be a dict or a function. Received: densities={densities!r}")
+        raise ValueError(
+            "`densities` must be a dict (regular expression -> density) or a function. Received: "
+            f"densities={densities!r}"
+        )
 
     def check(values: Iterable[Any]) -> None:
         for value in values:

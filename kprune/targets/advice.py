@@ -1,4 +1,4 @@
-"""Advice: what a target says of a network, and the kernels that it looks at."""
+"""Advice: what a target gains from pruning a network, and the kernels it looks at."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Advice(Printed):
-    """What pruning would buy on a target; `print(advice)` says it.
+    """What pruning would gain on a target; `print(advice)` shows it as text.
 
     Attributes:
         target: its name.
@@ -63,16 +63,16 @@ class Advice(Printed):
 
     @property
     def pays(self) -> bool:
-        """Whether anything is gained: at least 5 % of the bytes or of the multiply-adds."""
+        """Whether pruning gains anything: at least 5 % of the bytes or of the multiply-adds."""
         return bool(self.config) and min(self.size, 1.0 if self.flops is None else self.flops) <= _GAIN
 
     @property
     def pattern(self) -> str:
-        """The config as it is written in a call, or "nothing"."""
+        """The config as written in a call, or "nothing"."""
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items()) if self.pays else "nothing"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as numbers, strings, lists and dicts that JSON can hold."""
+        """All fields as JSON-serializable values."""
         return {
             "target": self.target,
             "sparsity": self.sparsity,
@@ -96,7 +96,7 @@ class Advice(Printed):
 
 
 def advise(model: Any, target: str, *, sparsity: float = 0.9) -> Advice:
-    """Say before training what pruning would buy where a model will run, and which pattern pays there.
+    """Say before training what pruning would gain where a model will run, and which pattern pays off there.
 
     The model is neither trained, timed nor changed. Sizes are counted from its kernels, and the channels to remove are
     chosen by magnitude, as `kprune.prune` would choose them now. The answer may be "nothing".
@@ -160,7 +160,7 @@ def counted(
     left: Callable[[Kernel], float],
     **rest: Any,
 ) -> Advice:
-    """The advice where each kernel is left by a fraction in bytes, and its multiply-adds by the same one."""
+    """The advice if each kernel shrinks to a fraction of its bytes, and of its multiply-adds."""
     size = sum(kernel.size * left(kernel) for kernel in kernels) / max(1, sum(kernel.size for kernel in kernels))
     return Advice(target, sparsity, config, size, flops_left(kernels, left), **rest)
 

@@ -1,4 +1,4 @@
-"""Targets that are ruled by one property of their runtime: zip, shrink, TPU, NVIDIA's 2:4, LiteRT."""
+"""Targets governed by one property of their runtime: zip, shrink, TPU, NVIDIA's 2:4, LiteRT."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _zip(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
         {"pattern": "unstructured"},
         counted("", 0.0, {}, kernels, lambda k: density + places if k.masked else 1.0).size,
         1.0,
-        ("zeros anywhere are as good as any others; the file on disk and the latency stay as they are",),
+        ("it does not matter where the zeros are; the file on disk and the latency stay the same",),
     )
 
 
@@ -46,17 +46,17 @@ def _channels(model: Any, kernels: list[Kernel], sparsity: float, target: str, g
 @TARGETS.register("shrink")
 def _shrink(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
     found = _channels(model, kernels, sparsity, "shrink", "channels")
-    why = "kprune.shrink takes dead channels out, so what is left is a dense network that any runtime runs faster"
+    why = "kprune.shrink removes dead channels, which leaves a smaller dense network that any runtime runs faster"
     return Advice(**{**vars(found), "reasons": (why, *found.reasons) if found.pays else found.reasons})
 
 
 @TARGETS.register("tpu")
 def _tpu(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
     why = [
-        f"a TPU multiplies tiles of {_LANES} channels, whatever is in them: zeros inside cost as much as any number",
-        "no TPU skips n:m or unstructured zeros",
+        f"a TPU multiplies whole tiles of {_LANES} channels: zeros inside a tile cost as much as any other value",
+        "TPUs do not skip n:m or unstructured zeros",
     ]
-    narrow = {k.name: f"its {k.shape[-1]} channels fill no second tile" for k in kernels if k.shape[-1] <= _LANES}
+    narrow = {k.name: f"its {k.shape[-1]} channels fit in one tile" for k in kernels if k.shape[-1] <= _LANES}
     if len(narrow) == len(kernels):
         return Advice("tpu", sparsity, {}, 1.0, 1.0, tuple(why), narrow)
     found = _channels(model, kernels, sparsity, "tpu", f"channels:{_LANES}")
@@ -72,9 +72,9 @@ def _nvidia(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
         elif kernel.shape[-2] % 4:
             obstacles[kernel.name] = f"its {kernel.shape[-2]} inputs are no multiple of 4"
     why = (
-        "sparse tensor cores (Ampere and later) leave out 2 of each 4 inputs, in float16, bfloat16 and int8",
-        "more zeros than 2 of 4 gain nothing there: prune to a sparsity of 0.5",
-        "the way there is an ONNX file, and TensorRT with sparse weights enabled",
+        "sparse tensor cores (Ampere and later) skip 2 of every 4 inputs, in float16, bfloat16 and int8",
+        "more zeros than 2 of 4 gain nothing: prune to a sparsity of 0.5",
+        "export an ONNX file, and run it in TensorRT with sparse weights enabled",
     )
     return counted(
         "nvidia-2:4",
@@ -103,14 +103,20 @@ def _litert(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
         kernels,
         lambda kernel: 1.0 if kernel.name in obstacles else density,
         reasons=(
-            "LiteRT leaves out blocks of 4 inputs that are zero, in dense layers; unstructured zeros pay above 0.97",
+            (
+                "in dense layers, LiteRT skips blocks of 4 inputs that are all zero; unstructured zeros pay off "
+                "above sparsity 0.97"
+            ),
         ),
         obstacles=obstacles,
     )
     channels = _channels(model, kernels, sparsity, "litert-cpu", "channels")
     by_flops = blocks.flops is None or (channels.flops or 1.0) < blocks.flops
     if channels.pays and (by_flops or sparsity < _BLOCK_ZEROS):
-        why = "whole channels leave fewer multiply-adds here than sparse kernels do: shrink, then export"
+        why = (
+            "pruning whole channels leaves fewer multiply-adds here than sparse kernels do: shrink the model, then "
+            "export it"
+        )
         return Advice(**{**vars(channels), "reasons": (why,)})
     if sparsity < _BLOCK_ZEROS:
         why = f"sparse kernels are slower than dense ones below a sparsity of about {_BLOCK_ZEROS}"

@@ -1,4 +1,4 @@
-"""XNNPACK's sparse 1x1 convolutions, and what a network has to be made of for them."""
+"""XNNPACK's sparse 1x1 convolutions, and what a network needs in order to use them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def _xnnpack(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
     pointwise = {k.name for k in kernels if is_a(k.layer, "Conv2D") and k.shape[:-2] == (1, 1) and k.masked}
     obstacles = _xnnpack_obstacles(model)
     why = [
-        "XNNPACK runs 1x1 convolutions sparse if it can lay out by channels all from a 3x3 entry of stride 2 to the "
-        "global pooling",
-        "on x86 with AVX it does not; ARM does",
+        "XNNPACK runs 1x1 convolutions sparse if everything from a first 3x3 convolution of stride 2 to the global "
+        "pooling can use a channels-first layout",
+        "it does so on ARM, but not on x86 with AVX",
     ]
     if not pointwise:
         why.append("the network has no 1x1 convolution")
     if sparsity < _XNNPACK_ZEROS:
-        why.append("at least 2/3 of the weights of the 1x1 convolutions must be zeros")
+        why.append("at least 2/3 of the weights of the 1x1 convolutions must be zero")
     pays = pointwise and not obstacles and sparsity >= _XNNPACK_ZEROS
     return counted(
         "xnnpack-1x1",
@@ -48,14 +48,14 @@ _ACTIVATIONS = frozenset("linear relu relu6 elu leaky_relu hard_silu hard_swish 
 def _xnnpack_obstacles(model: Any) -> dict[str, str]:
     """name of a layer -> why XNNPACK keeps the network dense."""
     if not hasattr(model, "inputs") or not getattr(model, "inputs", None):
-        return {model.name: "its graph is not known"}
+        return {model.name: "it is a subclassed model, whose graph is unknown"}
     found: dict[str, str] = {}
     entry = True
     for layer in getattr(model, "operations", model.layers):
         kind = type(layer).__name__
         if kind == "GlobalAveragePooling2D":
             return found
-        reason = "" if kind in _BY_CHANNEL else f"no {kind} before the global pooling"
+        reason = "" if kind in _BY_CHANNEL else f"{kind} is not supported before the global pooling"
         if hasattr(layer, "activation") and getattr(layer.activation, "__name__", "") not in _ACTIVATIONS:
             reason = f"no activation {getattr(layer.activation, '__name__', layer.activation)!r}"
         if kind in ("Conv2D", "DepthwiseConv2D") and not reason:
@@ -63,13 +63,13 @@ def _xnnpack_obstacles(model: Any) -> dict[str, str]:
             entry = False
         if reason:
             found[layer.name] = reason
-    return {**found, model.name: "it has no GlobalAveragePooling2D to end with"}
+    return {**found, model.name: "it does not end with a GlobalAveragePooling2D"}
 
 
 def _entry(layer: Any) -> str:
     sizes = tuple(layer.kernel_size), tuple(layer.strides), int(layer.kernel.shape[-2])
     if sizes != ((3, 3), (2, 2), 3) or type(layer).__name__ != "Conv2D":
-        return "the first convolution must be a 3x3 one of stride 2 on 3 channels"
+        return "the first convolution must be 3x3 with stride 2 on 3 input channels"
     return _padded(layer)
 
 
@@ -79,13 +79,13 @@ def _spatial(layer: Any, kind: str) -> str:
         plain = size == (1, 1) and tuple(layer.strides) == (1, 1) and layer.groups == 1
         return "" if plain else f"a {size[0]}x{size[1]} convolution of stride {layer.strides[0]} is computed dense"
     if size not in ((3, 3), (5, 5)) or layer.depth_multiplier != 1:
-        return f"no depthwise convolution of {size[0]}x{size[1]}"
+        return f"depthwise convolutions of {size[0]}x{size[1]} are not supported"
     return _padded(layer)
 
 
 def _padded(layer: Any) -> str:
-    """Why its padding is not that of half the window on each side; a ZeroPadding2D in front is taken to be right."""
+    """Why its padding is not half the window on each side; a ZeroPadding2D before it is assumed to be right."""
     shape = tuple(layer.input.shape)[1:3]
     if layer.padding == "same" and layer.strides[0] == 2 and any(n is None or n % 2 == 0 for n in shape):
-        return "padding 'same' of stride 2 pads an even size on one side only: use ZeroPadding2D and 'valid'"
+        return "padding='same' with stride 2 pads even sizes on one side only: use ZeroPadding2D and padding='valid'"
     return ""

@@ -1,4 +1,4 @@
-"""Checks of arguments that many functions take: each raises a ValueError that says what is right and what was given."""
+"""Argument checks shared by many functions; each raises a ValueError with what is expected and what was given."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless what a user gave as `name` is an integer of at least `least`; a bool is not.
+    """Raises ValueError unless the argument `name` is an integer >= `least`; a bool is not.
 
     >>> check_integer("rounds", 0, 1)
     Traceback (most recent call last):
@@ -24,7 +24,7 @@ def check_integer(name: str, value: Any, least: int) -> None:
 
 
 def check_number(name: str, value: Any, says: str, holds: Any) -> None:
-    """Raises ValueError unless what a user gave as `name` is a finite number of which `holds(value)` is true.
+    """Raises ValueError unless the argument `name` is a finite number for which `holds(value)` is true.
 
     >>> check_number("rate", 1.5, "above 0 and below 1", lambda rate: 0 < rate < 1)
     Traceback (most recent call last):
@@ -50,7 +50,7 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def check_fields(of: str, config: Any, known: Iterable[str], needed: Iterable[str] = ()) -> None:
-    """Raises ValueError unless a config is a dict with these fields only, and with those that are needed.
+    """Raises ValueError unless a config is a dict with known fields only, and with all required ones.
 
     >>> check_fields("Linear", {"end": 3}, ("begin_step", "end_step"))
     Traceback (most recent call last):
@@ -71,7 +71,7 @@ def check_fields(of: str, config: Any, known: Iterable[str], needed: Iterable[st
 
 
 def check_function(name: str, value: Any, of: str) -> None:
-    """Raises ValueError unless what a user gave as `name` can be called; `of` says with what.
+    """Raises ValueError unless the argument `name` is callable; `of` says with what.
 
     >>> check_function("train", None, "a model and a seed")
     Traceback (most recent call last):
@@ -83,7 +83,7 @@ def check_function(name: str, value: Any, of: str) -> None:
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raises ValueError unless what a user gave as `name` is True or False.
+    """Raises ValueError unless the argument `name` is True or False.
 
     >>> check_flag("first", False)
     """
@@ -92,7 +92,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_arrays(name: str, value: Any) -> None:
-    """Raises ValueError unless what a user gave as `name` is a dict of names and arrays.
+    """Raises ValueError unless the argument `name` is a dict of names and arrays.
 
     >>> check_arrays("initial", {"dense/kernel": [[0.0]]})
     """
@@ -101,7 +101,7 @@ def check_arrays(name: str, value: Any) -> None:
 
 
 def check_strings(name: str, value: Any) -> tuple[str, ...]:
-    """What a user gave as `name`, one str or several, as a tuple; ValueError if it is neither.
+    """The argument `name`, one str or several, as a tuple; ValueError if it is neither.
 
     >>> check_strings("weights", "kernel")
     ('kernel',)
@@ -113,19 +113,18 @@ def check_strings(name: str, value: Any) -> tuple[str, ...]:
 
 
 def check_path(name: str, path: Any) -> None:
-    """Raises ValueError unless what a user gave as `name` can be the path of a file or folder.
+    """Raises ValueError unless the argument `name` can be the path of a file or folder.
 
     >>> check_path("folder", "out/lottery")
     """
     if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in os.fsdecode(path):
         raise ValueError(
-            f"`{name}` must be a path: a str or os.PathLike, not empty, without NUL characters. "
-            f"Received: {name}={path!r}"
+            f"`{name}` must be a path: a non-empty str or os.PathLike without NUL characters. Received: {name}={path!r}"
         )
 
 
 def check_npz(name: str, path: Any) -> None:
-    """Raises ValueError unless a path that a user gave as `name` is that of an .npz file.
+    """Raises ValueError unless the argument `name` is the path of an .npz file.
 
     >>> check_npz("path", "ticket.npz")
     """
@@ -135,7 +134,7 @@ def check_npz(name: str, path: Any) -> None:
 
 
 def check_expression(expression: Any, name: str = "expression") -> None:
-    """Raises ValueError unless what a user gave as `name` is a regular expression, as text.
+    """Raises ValueError unless the argument `name` is a valid regular expression, as a str.
 
     >>> check_expression("conv|dense")
     """
@@ -145,12 +144,13 @@ def check_expression(expression: Any, name: str = "expression") -> None:
         re.compile(expression)
     except (re.error, TypeError):
         raise ValueError(
-            f"`{name}` must be a regular expression, to search for in weight paths. Received: {name}={expression!r}"
+            f"`{name}` must be a valid regular expression, which is searched for in weight paths. Received: "
+            f"{name}={expression!r}"
         ) from None
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
-    """How an error goes on that lists what is known: "; did you mean 'vgg-11'?", or "." where nothing is near.
+    """A suffix for errors that list known words: "; did you mean 'vgg-11'?", or "." if none is similar.
 
     >>> did_you_mean("vgg11", ["vgg-11", "lenet-5"]), did_you_mean("xyz", ["vgg-11"])
     ("; did you mean 'vgg-11'?", '.')

@@ -1,4 +1,4 @@
-"""Figures, drawn on matplotlib objects: no pyplot, so no display, no global state, nothing to close."""
+"""Figures drawn with matplotlib objects: no pyplot, so no display and no global state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILE_TYPES = (".png", ".svg", ".pdf")
 
 
 def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> Figure:
-    """The figure that `make` draws, written whole to `path` if given; ValueError first if `path` ends otherwise."""
+    """The figure drawn by `make`, written to `path` atomically if given; ValueError first for other endings."""
     if path is not None:
         check_path("path", path)
         if os.path.splitext(path)[1].lower() not in FILE_TYPES:
@@ -34,7 +34,7 @@ def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> 
 
 
 def new_axes(width: float, height: float, dpi: int = 144) -> tuple[Figure, Any]:
-    """A figure of so many inches and its axes; matplotlib is imported when the first one is drawn."""
+    """A figure of this size in inches and its axes; imports matplotlib when first called."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
@@ -42,7 +42,7 @@ def new_axes(width: float, height: float, dpi: int = 144) -> tuple[Figure, Any]:
 
 
 class Drawable(Printed):
-    """A report with a figure; a subclass says by `_draw` what it shows."""
+    """A report with a figure; subclasses draw it in `_draw`."""
 
     def _draw(self) -> Figure:
         raise NotImplementedError
@@ -63,7 +63,7 @@ class Drawable(Printed):
 
 
 def plain_axes(axes: Any) -> None:
-    """Axes with two spines and a light grid; call it when all is drawn and the scales are set."""
+    """Style the axes with two spines and a light grid; call after all drawing, when the scales are set."""
     from matplotlib.ticker import NullFormatter
 
     for axis, (low, high) in ((axes.xaxis, sorted(axes.get_xlim())), (axes.yaxis, sorted(axes.get_ylim()))):
@@ -76,14 +76,14 @@ def plain_axes(axes: Any) -> None:
 
 
 def percent() -> Any:
-    """A formatter of ticks, fractions in plain percent: matplotlib's own writes 0.001 as 0%."""
+    """A tick formatter for fractions in plain percent; matplotlib's own writes 0.001 as 0%."""
     from matplotlib.ticker import FuncFormatter
 
     return FuncFormatter(lambda value, _: f"{100 * value:.3g}%")
 
 
 def line_of(name: str, known: Sequence[str]) -> dict[str, str]:
-    """The color and style of a line that goes by a name: by its place among all known ones, so alike in each figure.
+    """The color and style of a named line, by its position among all known names, so the same in every figure.
 
     >>> line_of("snip", ["random", "snip"])
     {'color': '#d9730d', 'linestyle': '-'}
@@ -93,7 +93,7 @@ def line_of(name: str, known: Sequence[str]) -> dict[str, str]:
 
 
 def short_paths(paths: list[str]) -> list[str]:
-    """The paths without the folders that all share, the middle of long ones cut out.
+    """The paths without their common folders, long ones shortened in the middle.
 
     >>> short_paths(["net/conv1/kernel", "net/conv2/kernel"])
     ['conv1/kernel', 'conv2/kernel']

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 def check_verbose(verbose: Any) -> None:
-    """Raises ValueError unless it is 0 (silent), 1 or "auto" (a progress bar) or 2 (a line at the end).
+    """Raises ValueError unless it is 0 (silent), 1 or "auto" (a progress bar), or 2 (one line at the end).
 
     >>> check_verbose("auto")
     """
@@ -23,7 +23,7 @@ def check_verbose(verbose: Any) -> None:
 def progress(
     what: str, total: int, verbose: Any, *, unit: str = "it", done: int = 0, delay: float = 0
 ) -> Iterator[Any]:
-    """A bar to `update()`, shown where `verbose` is 1 or "auto"; where it is 2, a line is printed at the end.
+    """A progress bar to `update()` if `verbose` is 1 or "auto"; if it is 2, one line is printed at the end.
 
     Args:
         what: what goes on.

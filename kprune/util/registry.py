@@ -1,4 +1,4 @@
-"""Registries: the one place where a string becomes a criterion, a scope, a pattern or a schedule."""
+"""Registries: the only place where a string becomes a criterion, a scope, a pattern or a schedule."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Registry:
         self._makers: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str, **traits: Any) -> Callable[[Entry], Entry]:
-        """Decorator: makes a function available under `name`, with `traits` as its attributes (see `trait`).
+        """Decorator: make a function available under `name`, with `traits` as its attributes (see `trait`).
 
         A function that is defined again, as when the cell of a notebook runs again, takes its own place. Raises
         ValueError if the name is none, or taken by another function.
         """
 
         if not isinstance(name, str) or not name:
-            raise ValueError(f"`name` must be a str, not empty. Received: name={name!r:.200}")
+            raise ValueError(f"`name` must be a non-empty str. Received: name={name!r:.200}")
 
         def add(entry: Entry) -> Entry:
             known = self._entries.get(name)
@@ -59,7 +59,7 @@ class Registry:
         return add
 
     def family(self, expression: str, shown: str) -> Callable[[Entry], Entry]:
-        r"""Decorator: a name that the regular expression matches stands for what the function makes of its numbers.
+        r"""Decorator: let names that match the regular expression stand for what the function makes of their numbers.
 
         >>> shapes = Registry("shape")
         >>> @shapes.family(r"(\d+)x(\d+)", "hxw")
@@ -75,7 +75,7 @@ class Registry:
         return add
 
     def maker(self, make: Callable[..., Entry]) -> Callable[..., Entry]:
-        """Decorator: what the function returns can be serialized, by the function's name and its arguments.
+        """Decorator: make what the function returns serializable, by the function's name and arguments.
 
         >>> shapes = Registry("shape")
         >>> @shapes.maker
@@ -97,7 +97,7 @@ class Registry:
         return made
 
     def serialize(self, entry: str | Callable[..., Any]) -> str | dict[str, Any]:
-        """What JSON can hold of an entry: its name, or a name and options; `deserialize` takes it back.
+        """An entry as JSON: its name, or a name and options; `deserialize` reverses it.
 
         Args:
             entry: a name, what is registered here, a `functools.partial` of it, or what one of this registry's makers
@@ -115,9 +115,8 @@ class Registry:
         name, plain = self.name_of(entry), _unwrapped(entry)
         if self._entries.get(name) is not plain and not self._of_a_family(name):
             raise ValueError(
-                f"To be saved by name, a custom {self.kind} must be registered: decorate it with its registry's "
-                "`register('a name')`. "
-                f"Received: {self.kind}={entry!r:.200}"
+                f"To be saved, a custom {self.kind} must be registered: decorate it with its registry's `register('a "
+                f"name')`. Received: {self.kind}={entry!r:.200}"
             )
         if not isinstance(entry, functools.partial):
             return name
@@ -131,12 +130,12 @@ class Registry:
             json.dumps(option)
         except TypeError:
             raise ValueError(
-                f"An option must be a number, a string, a list or a dict to be saved. Received: {key}={option!r:.200}"
+                f"Only options that are numbers, strings, lists or dicts can be saved. Received: {key}={option!r:.200}"
             ) from None
         return option
 
     def deserialize(self, config: str | dict[str, Any]) -> Callable[..., Any]:
-        """The entry of which `serialize` returned this; ValueError if there is none."""
+        """The entry that `serialize` described; ValueError if there is none."""
         if isinstance(config, str):
             return self.get(config)
         if (
@@ -160,7 +159,7 @@ class Registry:
         return any(re.fullmatch(expression, name) for expression, _ in self._families.values())
 
     def get(self, entry: str | Callable[..., Any]) -> Callable[..., Any]:
-        """The callable registered under a name; a callable is returned as it is. Raises ValueError otherwise."""
+        """The callable registered under a name; a callable is returned as is. Raises ValueError otherwise."""
         if callable(entry):
             return entry
         if not isinstance(entry, str):
@@ -176,7 +175,7 @@ class Registry:
         return self._entries[entry]
 
     def name_of(self, entry: Any) -> str:
-        """What to call an entry in messages: its name here, else the function's own, else the kind."""
+        """The name of an entry in messages: its registered name, else the function's own, else the kind."""
         plain = _unwrapped(entry)
         names = [name for name, registered in self._entries.items() if registered is plain]
         return entry if isinstance(entry, str) else names[0] if names else getattr(plain, "__name__", self.kind)
@@ -186,7 +185,7 @@ class Registry:
 
 
 def trait(entry: Callable[..., Any], name: str, default: Any) -> Any:
-    """A trait of a registered function, also of a `functools.partial` of it; `default` if it has none.
+    """A trait of a registered function, or of a `functools.partial` of it; `default` if it has none.
 
     >>> import functools
     >>> def draft(context, steps=1): ...
@@ -206,6 +205,6 @@ def _unwrapped(entry: Any) -> Any:
 
 
 def _home(entry: Callable[..., Any]) -> tuple[Any, Any]:
-    """What tells whether a function is an earlier one that is defined again: its name, where it has one of its own."""
+    """Identifies a function that is defined again, such as in a notebook: by its qualified name, if it has one."""
     name = getattr(entry, "__qualname__", "<")
     return getattr(entry, "__module__", None), id(entry) if "<" in name else name

@@ -1,4 +1,4 @@
-"""Tables as plain text, for terminals, logs and files of any encoding."""
+"""Plain-text tables for terminals, logs and files in any encoding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINES = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
 class Printed:
-    """A report whose str is a table in plain text; notebooks show it, too.
+    """A report whose str is a plain-text table; notebooks show it, too.
 
     >>> class Report(Printed):
     ...     def __str__(self): return "method  accuracy <= 1"
@@ -28,12 +28,12 @@ class Printed:
 
 
 def new_table(**settings: Any) -> Table:
-    """An empty `rich.table.Table` with the lines that kprune's tables have; `settings` are rich's."""
+    """An empty `rich.table.Table` in kprune's style; `settings` are passed to rich."""
     return Table(box=_LINES, pad_edge=False, **settings)
 
 
 def table_lines(table: Table) -> list[str]:
-    """The lines of a table, as wide as needed regardless of the terminal: a log or a file has no width.
+    """The lines of a table, as wide as needed whatever the terminal, as logs and files have no width.
 
     >>> table = new_table()
     >>> table.add_column("method"); table.add_column("accuracy", justify="right")

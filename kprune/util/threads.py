@@ -1,4 +1,4 @@
-"""Work on large arrays in parallel: NumPy releases the interpreter while it processes one."""
+"""Work on large arrays in parallel: NumPy releases the interpreter lock while it processes one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever kills the process that writes them."""
+"""Atomic files: whole or not there at all, whatever kills the process that writes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .temporary import temporary_beside
 
 
 def write_whole(path: str | os.PathLike[str], fill: bytes | Callable[[str], object]) -> None:
-    """Write a file whole or not at all: under a temporary name beside it, synced, then renamed.
+    """Write a file atomically: under a temporary name beside it, synced, then renamed.
 
     A link stays one: what it points to is written. What is no file but a pipe or a terminal is written as it is.
 
@@ -60,7 +60,7 @@ def _pour(path: str | os.PathLike[str], fill: bytes | Callable[[str], object]) -
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Wait until a file, or which names a folder holds, is on the disk.
+    """Wait until a file, or a folder's list of names, is on disk.
 
     >>> sync(".")
     """

@@ -202,7 +202,7 @@ def test_every_other_weight_has_its_reason():
     assert report.skipped["separable/depthwise_kernel"].startswith("'depthwise_kernel' is not among weights=")
     assert report.skipped["bn/gamma"].startswith("'gamma' is not among weights=")
     assert report.skipped["last/bias"].startswith("'bias' is not among weights=")
-    assert report.skipped["unwanted/kernel"] == "the filter function says no"
+    assert report.skipped["unwanted/kernel"] == "the filter function returned False"
     assert "frozen" in report.skipped["frozen/kernel"]
     assert len(report.masked) + len(report.skipped) == len(model.weights)
     named = kprune.mask(model, weights="depthwise_kernel")
@@ -234,7 +234,7 @@ def test_one_weight_of_an_lstm():
     # Asked again without names, the masked model stays as it is; the stripped one is free again.
     again = kprune.mask(masked)
     assert again.masked == report.masked
-    assert again.skipped["lstm/lstm_cell/recurrent_kernel"] == "it was left out when its layer was wrapped"
+    assert again.skipped["lstm/lstm_cell/recurrent_kernel"] == "it was excluded when its layer was wrapped"
     assert len(kprune.mask(kprune.strip(masked)).masked) == 2
 
 
@@ -342,7 +342,7 @@ def test_a_partly_wrapped_model():
     model = sequential((8,), wrap(layers.Dense(12, name="in")), layers.ReLU(), layers.Dense(3, name="out"))
     report = kprune.mask(model)
     assert report.masked == ("in/kernel",)
-    assert report.skipped["out/kernel"] == "its layer is not among those wrapped"
+    assert report.skipped["out/kernel"] == "its layer is not wrapped"
     assert report.skipped["in/bias"].startswith("'bias' is not among")
 
 
@@ -379,7 +379,7 @@ def test_a_subclassed_model_that_nobody_wrapped():
     report = kprune.mask(model)
     assert report.masked == () and report.model is model
     kernels = [reason for path, reason in report.skipped.items() if path.endswith("kernel")]
-    assert kernels == ["tfmot cannot wrap the layers of a subclassed model; wrap them where the model makes them"] * 2
+    assert kernels == ["tfmot cannot wrap the layers of a subclassed model; wrap them where the model creates them"] * 2
     assert len(report.skipped) == len(model.weights)
 
 
@@ -431,7 +431,7 @@ def test_what_was_frozen_and_trains_now_is_said_and_what_is_frozen_now_is_left_a
         kprune.prune(masked, "magnitude", 0.8, verbose=False)
     assert "and now train without masks: dense/kernel." in caplog.text
     assert (
-        f"masked weights are frozen; their masks stay, but do not count toward the sparsity: {first.path}"
+        f"masked weights are frozen; they keep their masks but do not count toward the sparsity: {first.path}"
         in caplog.text
     )
     np.testing.assert_array_equal(first.kept(), kept)

@@ -1,4 +1,4 @@
-"""`kprune advise`: say what pruning would buy before a network is trained."""
+"""`kprune advise`: estimate what pruning would gain before a network is trained."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ def run(values: Any, arguments: list[str]) -> None:
 
 ADVISE = Command(
     "advise",
-    "Say what pruning would buy where a network will run, and which pattern pays there.",
+    "Say what pruning would gain where a network will run, and which pattern pays off there.",
     "MODEL",
     "kprune advise model.keras --target=litert-cpu",
     (
-        Option("target", None, f"some of {', '.join(TARGETS)} [all]", list, common.each(TARGETS)),
+        Option("target", None, f"one or more of {', '.join(TARGETS)} [all]", list, common.each(TARGETS)),
         Option("sparsity", 0.9, "fraction of zeros", float, common.SPARSITY),
-        Option("json", False, "print JSON in place of text", bool),
+        Option("json", False, "print JSON instead of text", bool),
         *common.LOGGING,
     ),
-    "MODEL is a .keras file of Keras 3 or tf_keras, trained or not. Nothing is measured; kprune export measures.",
+    "MODEL is a .keras file of Keras 3 or tf_keras, trained or not. Nothing is run or measured; kprune export "
+    "measures.",
     run,
 )

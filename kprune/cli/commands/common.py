@@ -1,4 +1,4 @@
-"""What several commands share: the flags of a training, and the network and data that they select."""
+"""Shared by several commands: the flags for training, and the network and data they select."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ Check = tuple[Callable[[Any], bool], str | Callable[[Any], str]]
 
 
 def at_least(least: int) -> Check:
-    """Check of a flag: it must not be below a number."""
+    """Flag check: the value must not be below a number."""
     return lambda value: value >= least, f"must be at least {least}"
 
 
 def each(words: Iterable[str]) -> Check:
-    """Check of a list flag: it must hold one or more of these words, each once."""
+    """Flag check: the list must hold one or more of these words, without duplicates."""
     known = tuple(words)
 
     def says(value: list[str]) -> str:
         unknown = [word for word in value if word not in known]
         hint = did_you_mean(unknown[0], known).rstrip(".") if unknown else ""
-        return f"must be one or more of {', '.join(known)}, each once{hint}"
+        return f"must be one or more of {', '.join(known)}, without duplicates{hint}"
 
     return lambda value: 0 < len(value) == len(set(value)) and set(value) <= set(known), says
 
 
 def _fraction(says: str) -> Callable[[Any], str]:
-    """What an error about a fraction, or a list of them, says; of a percentage, also the fraction that it is."""
+    """The error text for a fraction or a list of fractions; converts a value given in percent."""
 
     def message(value: Any) -> str:
         try:
@@ -58,7 +58,7 @@ def _fraction(says: str) -> Callable[[Any], str]:
 
 
 def numbers(convert: Callable[[str], float], test: Callable[[float], bool], message: Any) -> Check:
-    """The check of a list flag that holds numbers, each once."""
+    """Flag check: the list must hold numbers, without duplicates."""
 
     def right(value: list[str]) -> bool:
         try:
@@ -71,7 +71,7 @@ def numbers(convert: Callable[[str], float], test: Callable[[float], bool], mess
 
 
 def criteria(*given: str) -> tuple[str, ...]:
-    """The names of the criteria that need nothing but what is given, of "data" and "training" (to watch)."""
+    """The names of the criteria that need nothing beyond what is given ("data", or "training" to watch)."""
 
     def needs(name: str) -> set[str]:
         criterion = CRITERIA.get(name)
@@ -84,7 +84,7 @@ def criteria(*given: str) -> tuple[str, ...]:
 
 POSITIVE = (lambda value: value > 0, "must be above 0")
 SPARSITY = (lambda value: 0 <= value < 1, _fraction("must be at least 0 and below 1"))
-SPARSITIES = numbers(float, SPARSITY[0], _fraction("must be numbers of at least 0 and below 1, each once"))
+SPARSITIES = numbers(float, SPARSITY[0], _fraction("must be numbers >= 0 and < 1, without duplicates"))
 FRACTION = (lambda value: 0 < value < 1, _fraction("must be above 0 and below 1"))
 
 
@@ -99,9 +99,9 @@ def _is_pattern(name: str) -> bool:
 PATTERN = Option(
     "pattern",
     "unstructured",
-    "shape of the zeros: unstructured, channel, 2:4, 4x4 ...",
+    "pattern of the zeros: unstructured, channel, 2:4, 4x4 ...",
     str,
-    (_is_pattern, f"must be one of {', '.join(PATTERNS)}, or such as 1:4 (n:m) or 4x4 (tiles)"),
+    (_is_pattern, f"must be one of {', '.join(PATTERNS)}, an n:m pattern such as 1:4, or tiles such as 4x4"),
     "NAME",
 )
 FIGURE = (lambda value: Path(value).suffix.lower() in FILE_TYPES, f"must end in {', '.join(FILE_TYPES)}")
@@ -119,7 +119,7 @@ LOGGING = (
 
 
 def _dataset(kinds: tuple[str, ...], says: str) -> Check:
-    """The check of a data set that is of one of these kinds, and what else the error says that it may be."""
+    """Flag check: the data set must be of one of these kinds; with the error text that lists them."""
 
     def test(value: str) -> bool:
         try:
@@ -134,8 +134,10 @@ def _dataset(kinds: tuple[str, ...], says: str) -> Check:
 
 
 _OF_FILES = (".npz", ".csv")
-ANY_DATA = _dataset((*data.NAMES, *_OF_FILES, "folder"), "or the path of a .npz, a .csv or a folder of images")
-ARRAYS = _dataset((*(n for n in data.NAMES if n != "imagenet"), *_OF_FILES), "or the path of a .npz or .csv")
+ANY_DATA = _dataset(
+    (*data.NAMES, *_OF_FILES, "folder"), "or the path of a .npz file, a .csv file or a folder of images"
+)
+ARRAYS = _dataset((*(n for n in data.NAMES if n != "imagenet"), *_OF_FILES), "or the path of a .npz or .csv file")
 DATA = (
     Option("dataset", "digits", "data set: a name, or data of your own; see below", str, ANY_DATA, "DATA"),
     Option("target", None, "for a .csv: the column that holds the classes", str, word="COLUMN"),
@@ -155,10 +157,10 @@ DATA_NOTES = (
     "          a folder of images: train/CLASS/* and val/CLASS/*, or CLASS/*, of which a fifth is the test part"
 )
 MODEL_NOTES = (
-    f"Models:   {', '.join(tuple(models.MODELS)[:9])},\n          {', '.join(tuple(models.MODELS)[9:])},\n"
-    "          or your own: a .keras file, from whose weights each training starts; or module:function, called with\n"
-    "          those of input_shape, classes, seed and width that it takes. One that comes compiled, with\n"
-    "          metrics=['accuracy'], is trained as it is; any other for classes, by the flags."
+    f"Models:   {', '.join(tuple(models.MODELS)[:9])},\n          {', '.join(tuple(models.MODELS)[9:])},\n          "
+    "or your own: a .keras file, whose weights each training starts from; or module:function, called with\n          "
+    "whichever of input_shape, classes, seed and width it takes. A model that is already compiled, with\n          "
+    "metrics=['accuracy'], is trained as is; any other is compiled for classification, as the flags say."
 )
 NETWORK_NOTES = f"{MODEL_NOTES}\n{DATA_NOTES}"
 
@@ -166,13 +168,13 @@ NETWORK_NOTES = f"{MODEL_NOTES}\n{DATA_NOTES}"
 def training_options(
     model: str, width: float, epochs: int, rate: float | None = None, scope: str | None = "global"
 ) -> tuple[Option, ...]:
-    """The flags of a training, with these defaults; None is the optimizer's own rate, and the pattern's own scope."""
+    """The training flags, with these defaults; None means the optimizer's own rate, or the pattern's own scope."""
     usual = "" if rate else " [0.001; for sgd 0.05]"
     return (
         Option("model", model, "network: a name, a .keras file or module:function; see below", str, MODEL, "MODEL"),
-        Option("width", width, "factor on the network's channels and units", float, POSITIVE),
+        Option("width", width, "multiplier for the network's channels and units", float, POSITIVE),
         *DATA,
-        Option("epochs", epochs, "passes over the training images", int, at_least(1)),
+        Option("epochs", epochs, "passes over the training data", int, at_least(1)),
         Option("optimizer", "adam", "adam, adamw, or sgd (with momentum 0.9)", tuple(_RATES)),
         Option("learning_rate", rate, f"learning rate{usual}", float, POSITIVE),
         Option("decay", "cosine", f"how the learning rate decays: {_DECAYS}", ("cosine", "step", "none")),
@@ -182,7 +184,7 @@ def training_options(
 
 
 def load_data(values: Any, seed: int) -> data.Dataset:
-    """The data set that the flags name."""
+    """The data set selected by the flags."""
     size = None if values.image_size is None else (values.image_size, values.image_size)
     return data.load(
         values.dataset,
@@ -204,7 +206,7 @@ def new_network(
     model: str | None = None,
     **optimizer: Any,
 ) -> Any:
-    """The network that the flags name, compiled; in tfmot's wrappers if it is from tf_keras and will be masked.
+    """The network selected by the flags, compiled; wrapped by tfmot if it is a tf_keras model that will be masked.
 
     `model` stands for the flag of that name where a command has none. Further arguments are the optimizer's, beside
     those that the flags name.
@@ -222,8 +224,8 @@ def new_network(
     if library_name == "tf_keras" and masked and not masked_weights(network):
         if compiled:
             raise ValueError(
-                "tfmot's wrappers make another model of a compiled one: return it uncompiled, or wrapped by "
-                f"kprune.mask and compiled then. Received: model={model!r}"
+                "tfmot's wrappers cannot be added to a compiled model: the function must return an uncompiled model, "
+                f"or call kprune.mask and compile the result. Received: model={model!r}"
             )
         network = mask(network).model
     if not compiled:
@@ -233,7 +235,7 @@ def new_network(
 
 
 def compile_for_classes(network: Any, library: Any, optimizer: Any = "sgd", from_logits: bool = True) -> None:
-    """Compile a network that returns a number for each class for accuracy."""
+    """Compile a classifier, a network that returns one number per class, with accuracy as its metric."""
     network.compile(
         optimizer=optimizer,
         loss=library.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
@@ -249,7 +251,7 @@ def count_steps(values: Any, dataset: data.Dataset) -> int:
 
 
 def learning_rate(values: Any) -> float:
-    """The learning rate before it falls."""
+    """The learning rate before it decays."""
     return _RATES[values.optimizer] if values.learning_rate is None else values.learning_rate
 
 

@@ -20,7 +20,7 @@ EXAMPLES = 128
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune export`: a `.keras` file in other formats, with the card.
+    """`kprune export`: convert a `.keras` file to other formats, and print the card.
 
     Args:
         values: the flags of the command, as attributes.
@@ -32,7 +32,9 @@ def run(values: Any, arguments: list[str]) -> None:
     out = Path(values.out) if values.out else Path(arguments[0]).with_suffix("")
     existing = [] if values.overwrite else [str(file) for file in targets(out, values.format) if file.exists()]
     if existing:
-        raise ValueError(f"Already exists: {', '.join(existing)}; add --overwrite. Received: out={str(out)!r}")
+        raise ValueError(
+            f"These files already exist: {', '.join(existing)}; add --overwrite. Received: out={str(out)!r}"
+        )
     dataset = None if values.dataset is None else data.load(values.dataset, target=values.target)
     representative = _representative(values, dataset)
     done = export(
@@ -50,25 +52,25 @@ def run(values: Any, arguments: list[str]) -> None:
 
 
 def _representative(values: Any, dataset: data.Dataset | None) -> np.ndarray | None:
-    """Examples for the formats that take them: those of the file, or the first of the data set."""
+    """Examples for the formats that need them: from the file, or the first ones of the data set."""
     quantized = [name for name in values.format if FORMATS[name].quantized]
     if values.representative is not None:
         if not quantized:
             raise ValueError(
-                "--representative is for --format=litert_int8. "
-                f"Received: representative={values.representative!r}, format={','.join(values.format)!r}"
+                "--representative applies only to --format=litert_int8. Received: "
+                f"representative={values.representative!r}, format={','.join(values.format)!r}"
             )
         return _examples(values.representative)
     if quantized and dataset is None:
         raise ValueError(
-            f"--format={quantized[0]} takes its ranges from inputs such as the model will see: add --representative, a "
-            ".npy or .npz file of 100 or so, or --dataset. Received: representative=None, dataset=None"
+            f"--format={quantized[0]} needs example inputs to set its quantization ranges: add --representative, a "
+            ".npy or .npz file with about 100 examples, or --dataset. Received: representative=None, dataset=None"
         )
     return dataset.train[0][:EXAMPLES] if quantized and dataset is not None else None  # type: ignore[index]
 
 
 def _examples(path: str) -> np.ndarray:
-    """The one array of numbers in a .npy or .npz file."""
+    """The only numeric array in a .npy or .npz file."""
     try:
         read = np.load(path, allow_pickle=False)
         if not isinstance(read, np.ndarray):
@@ -77,11 +79,11 @@ def _examples(path: str) -> np.ndarray:
                     raise ValueError(f"it holds {', '.join(file.files) or 'none'}")
                 read = file[file.files[0]]
         if read.dtype.kind not in "fiub" or not read.ndim or not len(read):
-            raise ValueError(f"it holds {read.dtype} of shape {read.shape}")
+            raise ValueError(f"it holds an array of dtype {read.dtype} and shape {read.shape}")
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(
-            "The file must hold one array of numbers, an example in each row: "
-            f"{str(error).rstrip('.')}. Received: representative={path!r}"
+            f"The file must hold a single numeric array with one example per row: {str(error).rstrip('.')}. "
+            f"Received: representative={path!r}"
         ) from error
     return read
 
@@ -94,16 +96,22 @@ EXPORT = Command(
     (
         Option("format", "saved_model", "one or more of the formats below", list, common.each(FORMATS)),
         Option("out", None, "the SavedModel's folder; other files add an extension [MODEL without .keras]"),
-        Option("dataset", None, "data for each file's accuracy, and litert_int8's ranges", str, common.ARRAYS, "DATA"),
+        Option(
+            "dataset",
+            None,
+            "data to test each file's accuracy, and for litert_int8's ranges",
+            str,
+            common.ARRAYS,
+            "DATA",
+        ),
         Option("target", None, "for a .csv: the column that holds the classes", str, word="COLUMN"),
-        Option("representative", None, "litert_int8's ranges: a .npy or .npz of 100 inputs or so"),
-        Option("shrink", False, "first remove the channels that zeros have killed", bool),
+        Option("representative", None, "inputs for litert_int8's ranges: a .npy or .npz of about 100"),
+        Option("shrink", False, "first remove the channels whose weights are all 0", bool),
         Option("overwrite", False, "replace existing files", bool),
         *common.LOGGING,
     ),
-    f"Formats: {', '.join(FORMATS)}.\n"
-    "DATA is a name, a .npz or a .csv, as for kprune train.\n"
-    "MODEL is a .keras file of Keras 3 or tf_keras, masked or plain. Save it on a TPU runtime without TensorFlow,\n"
-    "export it on any machine with TensorFlow.",
+    f"Formats: {', '.join(FORMATS)}.\nDATA is a name, a .npz or a .csv, as for kprune train.\nMODEL is a .keras file "
+    "of Keras 3 or tf_keras, masked or plain. A model saved on a TPU runtime\nwithout TensorFlow can be exported on "
+    "any machine that has it.",
     run,
 )

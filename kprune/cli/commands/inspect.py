@@ -12,7 +12,7 @@ from . import common
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune inspect`: the report of a saved model.
+    """`kprune inspect`: print the report on a saved model.
 
     Args:
         values: the flags of the command, as attributes.

@@ -19,7 +19,7 @@ _SETTINGS = ("model", "width", "optimizer", "weight_decay", "decay")
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune lottery`: accuracy against density and as training proceeds, as a CSV file, figures and a table.
+    """`kprune lottery`: accuracy against density and during training, as a CSV file, figures and a table.
 
     Args:
         values: the flags of the command, as attributes.
@@ -31,7 +31,7 @@ def run(values: Any, arguments: list[str]) -> None:
     """
     if "none" in values.modes and values.decay == "cosine":
         raise ValueError(
-            "Fine-tuning continues at the last learning rate, which is 0 after a cosine decay: use --decay=step. "
+            "Mode none continues at the last learning rate, which is 0 after cosine decay: use --decay=step. "
             f"Received: decay={values.decay!r}, modes={','.join(values.modes)!r}"
         )
     # None leaves the optimizer's own: AdamW has one.
@@ -77,10 +77,10 @@ def _is_point(word: str) -> bool:
 
 
 _POINT = (_is_point, 'must be "init", a share such as 0.1, "epoch:2", or a number of steps such as 100')
-_RENAMED = ", ".join(f'"{then}" is called "{now}" now' for then, now in RENAMED.items())
-_MODES = (common.each(MODES)[0], f"must be one or more of {', '.join(MODES)}, each once ({_RENAMED})")
+_RENAMED = ", ".join(f'"{then}" is now called "{now}"' for then, now in RENAMED.items())
+_MODES = (common.each(MODES)[0], f"must be one or more of {', '.join(MODES)}, without duplicates ({_RENAMED})")
 _CRITERIA = common.criteria("data", "training")
-_DECAY = "share of each weight to subtract per step, times the learning rate"
+_DECAY = "fraction of each weight to subtract per step, times the learning rate"
 # The order of data is rewound, too, which is known of arrays alone.
 _ARRAYS = tuple(name for name in data.NAMES if name != "imagenet")
 _CHANGED: dict[str, dict[str, Any]] = {"dataset": {"check": common.ARRAYS}, "decay": {"default": "step"}}
@@ -102,11 +102,11 @@ LOTTERY = Command(
     "kprune lottery --model=lenet-300-100 --dataset=digits --modes=init,reinitialize,shuffle --out_dir=out",
     (
         Option("modes", "init,weights,reinitialize,shuffle", "what to compare: see below", list, _MODES),
-        Option("levels", 8, "how often to prune", int, common.at_least(1)),
+        Option("levels", 8, "how many times to prune", int, common.at_least(1)),
         Option("rate", 0.4, "fraction of what is left that is pruned each time", float, common.FRACTION),
         Option("rewind_to", "epoch:1", "a share of the training (0.1), an epoch, or a step", str, _POINT, "POINT"),
-        Option("criterion", "magnitude", "what to prune by, listed below", _CRITERIA),
-        Option("seeds", 3, "number of trainings of each, with seeds from 0", int, common.at_least(1)),
+        Option("criterion", "magnitude", "criterion to prune by, listed below", _CRITERIA),
+        Option("seeds", 3, "training runs of each, with seeds from 0", int, common.at_least(1)),
         *_training_options(),
         Option("weight_decay", None, f"{_DECAY} [0; for adamw 0.004]", float, common.at_least(0)),
         common.LIBRARY,
@@ -114,13 +114,12 @@ LOTTERY = Command(
         Option("plot", None, "file for the figure; NAME-training beside it [OUT_DIR/lottery.png]", str, common.FIGURE),
         *common.LOGGING,
     ),
-    "Modes:    init           rewind everything to the start\n"
-    "          weights        rewind everything to --rewind_to\n"
-    "          learning_rate  rewind the learning rate alone, weights stay as trained\n"
-    "          none           rewind nothing: go on at the last learning rate, as long as weights does\n"
-    "          reinitialize   control: the masks of init (or else of weights) with fresh weights\n"
-    "          shuffle        control: those masks shuffled within each weight, with the ticket's weights\n"
-    f"Criteria: {', '.join(_CRITERIA[:9])},\n          {', '.join(_CRITERIA[9:])}\n"
-    f"{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}, or your own:\n{common.OWN_DATA_NOTES}",
+    "Modes:    init           rewind everything to the start\n          weights        rewind everything to "
+    "--rewind_to\n          learning_rate  rewind the learning rate alone, weights stay as trained\n          none   "
+    "        rewind nothing: continue at the last learning rate, for as long as weights\n          reinitialize   "
+    "control: the masks of init (or of weights, without init), with fresh weights\n          shuffle        control: "
+    f"those masks shuffled within each weight, with the ticket's weights\nCriteria: {', '.join(_CRITERIA[:9])},\n    "
+    f"      {', '.join(_CRITERIA[9:])}\n{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}, or your "
+    f"own:\n{common.OWN_DATA_NOTES}",
     run,
 )

@@ -17,7 +17,7 @@ _SETTINGS = ("width", "data_dir", "image_size", "target", "batch_size", "epochs"
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune search`: the search, as a CSV file, a figure and a table, and the network that it found.
+    """`kprune search`: run the search; write a CSV file, a figure, a table and the network found.
 
     Args:
         values: the flags of the command, as attributes.
@@ -89,22 +89,22 @@ SEARCH = Command(
     "MODEL",
     "kprune search lenet-300-100 --dataset=digits --within=0.01 --out_dir=out",
     (
-        Option("within", 0.01, "by how much it may be less accurate: 0.01 is one per cent", float, common.SPARSITY),
+        Option("within", 0.01, "accuracy that it may lose: 0.01 is one percentage point", float, common.SPARSITY),
         Option("low", 0.5, "sparsity to search from", float, common.FRACTION),
         Option("high", 0.99, "sparsity to search to", float, common.FRACTION),
         Option("steps", 6, "how many sparsities to try between them", int, common.at_least(0)),
-        Option("seeds", 3, "how many trainings of each, from seed 0 on", int, common.at_least(1)),
-        Option("criterion", "magnitude", "what to prune by; the names are below", _CRITERIA),
+        Option("seeds", 3, "training runs of each, with seeds from 0", int, common.at_least(1)),
+        Option("criterion", "magnitude", "criterion to prune by, listed below", _CRITERIA),
         *_training_options(),
         common.PATTERN,
         common.LIBRARY,
-        Option("out_dir", "out", "folder for search.csv, which a second run goes on with, and sparsest.keras"),
+        Option("out_dir", "out", "folder for search.csv, which a second run continues, and sparsest.keras"),
         Option("plot", None, "file for the figure [OUT_DIR/search.png]", str, common.FIGURE),
         *common.LOGGING,
     ),
-    "Each training starts anew, prunes gradually until 0.7 of its steps, and is tested; what is found is trained and\n"
-    "tested once more, on fresh seeds, beside the dense network. Accuracy that rises with sparsity is reported.\n"
-    f"Criteria: {', '.join(_CRITERIA[:9])},\n          {', '.join(_CRITERIA[9:])}\n"
-    f"{common.NETWORK_NOTES.replace('Models:  ', 'MODEL:   ', 1)}",
+    "Each training run starts from scratch, prunes gradually until 0.7 of its steps, and is tested. The network "
+    "found is\ntrained and tested again on fresh seeds, as is the dense one. The report says where accuracy rises "
+    f"with sparsity.\nCriteria: {', '.join(_CRITERIA[:9])},\n          "
+    f"{', '.join(_CRITERIA[9:])}\n{common.NETWORK_NOTES.replace('Models:  ', 'MODEL:   ', 1)}",
     run,
 )

@@ -1,4 +1,4 @@
-"""`kprune sensitivity`: find out which weights of a saved model can be spared."""
+"""`kprune sensitivity`: find out which weights of a saved model can be pruned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import common
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune sensitivity`: the scan of a saved model on the test part of a data set.
+    """`kprune sensitivity`: scan a saved model on the test part of a data set.
 
     Args:
         values: the flags of the command, as attributes.
@@ -58,7 +58,7 @@ def _check_shapes(model: Any, dataset: Dataset, path: str) -> None:
     if len(takes) != len(has) or any(a not in (None, b) for a, b in zip(takes, has, strict=True)):
         raise ValueError(
             f"The model takes images of {takes[:-1]} and predicts {takes[-1]} classes, but {dataset.name} has "
-            f"{has[:-1]} and {has[-1]}: pass the --dataset that it was trained on. Received: model={path!r}"
+            f"{has[:-1]} and {has[-1]}: pass the --dataset it was trained on. Received: model={path!r}"
         )
 
 
@@ -78,8 +78,8 @@ SENSITIVITY = Command(
     (
         *common.DATA,
         Option("sparsities", "0.5,0.8,0.9,0.95,0.99", "sparsities to prune each weight to", list, common.SPARSITIES),
-        Option("criterion", "magnitude", "what to prune by, listed below", common.criteria()),
-        Option("seed", 0, "seed of the criterion random", int, common.at_least(0)),
+        Option("criterion", "magnitude", "criterion to prune by, listed below", common.criteria()),
+        Option("seed", 0, "seed for the criterion random", int, common.at_least(0)),
         Option("json", False, "print JSON instead of the table", bool),
         Option("csv", None, "file for the table, as CSV"),
         Option("plot", None, "file for a heat map: .png, .svg or .pdf", str, common.FIGURE),

@@ -62,7 +62,7 @@ def _compression(word: str) -> float:
 _AT_LEAST_1 = common.numbers(
     _compression,
     lambda value: 1 <= value < float("inf"),
-    "must be numbers of at least 1 such as 10 or 10^2.5, each once",
+    "must be numbers >= 1, such as 10 or 10^2.5, without duplicates",
 )
 
 _CRITERIA = common.criteria("data")
@@ -75,7 +75,7 @@ SWEEP = Command(
     (
         Option("methods", ",".join(METHODS), "criteria, listed below", list, common.each(_CRITERIA)),
         Option("compressions", _COMPRESSIONS, "weights / weights left", list, _AT_LEAST_1),
-        Option("seeds", 3, "number of trainings of each, with seeds from 0", int, common.at_least(1)),
+        Option("seeds", 3, "training runs of each, with seeds from 0", int, common.at_least(1)),
         *common.training_options("vgg-11", 0.25, 10, 0.01),
         common.LIBRARY,
         Option("out_dir", "out", "folder for collapse.csv, which a second run continues, and collapse.png"),

@@ -59,7 +59,7 @@ def run(values: Any, arguments: list[str]) -> None:
 
 
 def _check_target(target: Path, values: Any) -> None:
-    """Raise before training what the export would raise after it."""
+    """Raise, before training, the errors that the export would raise after it."""
     given = f"Received: export_dir={values.export_dir!r}"
     folder = target.parent
     try:
@@ -73,12 +73,12 @@ def _check_target(target: Path, values: Any) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror}. {given}") from error
+        raise ValueError(f"Cannot write to {folder}: {error.strerror}. {given}") from error
 
 
 @contextmanager
 def _kept(network: Any, target: Path | None) -> Iterator[None]:
-    """Inside, if anything fails, the trained network is saved with its masks, and the error says where."""
+    """Context in which the trained network is saved with its masks if anything fails; the error says where."""
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -144,21 +144,25 @@ TRAIN = Command(
         common.PATTERN,
         common.LIBRARY,
         Option(
-            "strategy", "auto", "devices: all TPU cores, GPUs (mirrored) or workers; or the first (none)", STRATEGIES
+            "strategy",
+            "auto",
+            "devices: all TPU cores, GPUs (mirrored) or workers; or only the first (none)",
+            STRATEGIES,
         ),
         Option(
-            "seed", 0, "seed of initial weights, image order, random pruning and image sample", int, common.at_least(0)
+            "seed",
+            0,
+            "seed for the initial weights, data order, random pruning and data sample",
+            int,
+            common.at_least(0),
         ),
         Option("export_dir", None, "folder for the trained model, as SavedModel and .keras [not exported]"),
         Option("overwrite", False, "replace an existing model", bool),
         Option("plot", None, "file for a figure of what is left: .png, .svg or .pdf", str, common.FIGURE),
         *common.LOGGING,
     ),
-    f"Methods:  dense      prune nothing\n"
-    f"          gradual    prune the smallest weights during training, step by step, until 3/4 of the steps\n"
-    f"          or a criterion by which to prune before training:\n"
-    f"          without data: {_WITHOUT}\n"
-    f"          by the loss on 10 training images of each class: {_WITH_DATA}\n"
-    f"{common.NETWORK_NOTES}",
+    "Methods:  dense      prune nothing\n          gradual    prune the smallest weights during training, step by "
+    "step, until 3/4 of the steps\n          or the criterion to prune by before training:\n          without data: "
+    f"{_WITHOUT}\n          with the loss on 10 training examples of each class: {_WITH_DATA}\n{common.NETWORK_NOTES}",
     run,
 )

@@ -1,4 +1,4 @@
-"""What each layer of a model is given and makes of it, for criteria that look at activations."""
+"""The inputs and outputs of each layer of a model, for criteria that look at activations."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Call:
 
 
 def calls_of(context: Context, arguments: dict[str, Any]) -> list[Call]:
-    """All calls, in the order in which they end, when the model is called in inference mode under the context's masks.
+    """All calls, in the order they end, of the model in inference mode under the context's masks.
 
     It computes in `context.dtype()`, with products of full precision, on one device of this process. A tensor that one
     layer hands to another is the same object in both calls. The model is not changed.
@@ -49,15 +49,15 @@ def calls_of(context: Context, arguments: dict[str, Any]) -> list[Call]:
     backend = library_of(context.model).backend()
     if backend not in _RUNS:
         raise ValueError(
-            "Activations need the tensorflow or jax backend: set KERAS_BACKEND before importing keras. "
-            f"Received: keras.backend.backend()={backend!r}"
+            "Criteria that use activations require the tensorflow or jax backend: set KERAS_BACKEND before importing "
+            f"keras. Received: keras.backend.backend()={backend!r}"
         )
     _RUNS[backend](context, keras.tree.map_structure(_in(context.dtype()), arguments), calls)
     return calls
 
 
 def is_concrete(tensor: Any) -> bool:
-    """Whether a tensor has values: one inside of a loop that the backend traces has none."""
+    """Whether a tensor has values; one inside a loop that the backend traces has none."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -66,7 +66,7 @@ def is_concrete(tensor: Any) -> bool:
 
 
 def following(calls: list[Call], tensor: Any, passes: Callable[[Any], bool]) -> Iterator[Call]:
-    """The calls that a tensor reaches, through calls of layers for which `passes` is True; these too.
+    """The calls a tensor reaches through layers for which `passes` is True, including these.
 
     Args:
         calls: as `calls_of` returned them.
@@ -89,7 +89,7 @@ def _in(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _watched(layer: Any, calls: list[Call]) -> Callable[..., Any]:
-    """The layer's `call`, which notes its tensors."""
+    """The layer's `call`, wrapped to record its tensors."""
     call = layer.call
 
     @functools.wraps(call)

@@ -1,4 +1,4 @@
-"""Convolutions as matrix products, for where a compiler has fast products of float64 and no fast convolution.
+"""Convolutions as matrix products, for compilers whose float64 products are fast but whose convolutions are not.
 
 XLA on a CPU is such a compiler: SynFlow's scores of VGG-16 took it four to eight times as much processor time by its
 own float64 convolution (JAX 0.10).
@@ -17,7 +17,7 @@ from ...masks.masked_layers import plain_type
 
 
 def is_plain_convolution(layer: Any) -> bool:
-    """Whether the layer is a Keras 3 convolution that is a product of its windows and its kernel.
+    """Whether the layer is a Keras 3 convolution that equals a product of its windows and its kernel.
 
     Those with channels first, with groups, or with a `convolution_op` or a `call` of their own are none; the `call` of
     Conv1D goes past its `convolution_op`.
@@ -32,19 +32,19 @@ def is_plain_convolution(layer: Any) -> bool:
 
 
 def convolutions_as_products(layers: list[Any]) -> list[tuple[Any, str, Any]]:
-    """(layer, "convolution_op", its replacement) of the Keras 3 convolutions that can be written so; no others."""
+    """(layer, "convolution_op", replacement) for the Keras 3 convolutions that can be written so; no others."""
     plain = filter(is_plain_convolution, layers)
     return [(layer, "convolution_op", functools.partial(_product, layer)) for layer in plain]
 
 
 def _product(layer: Any, inputs: Any, kernel: Any) -> Any:
-    """What `layer.convolution_op` returns: each window of the inputs as one row, times the kernel as a matrix."""
+    """The result of `layer.convolution_op`: each input window as a row, times the kernel as a matrix."""
     rows = windows(layer, inputs, kernel.shape)
     return ops.matmul(rows, ops.reshape(kernel, (rows.shape[-1], kernel.shape[-1])))
 
 
 def windows(layer: Any, inputs: Any, shape: tuple[int, ...]) -> Any:
-    """The windows of the inputs that the kernel meets, each as one row: (batch, *positions, entries of a window).
+    """The input windows the kernel is applied to, one per row: (batch, *positions, entries of a window).
 
     Args:
         layer: its strides, padding and dilation count.

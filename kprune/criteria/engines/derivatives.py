@@ -1,4 +1,4 @@
-"""Gradients of the loss by the weights under any masks, and Hessian products; traced once for all rounds."""
+"""Gradients and Hessian products of the loss under any masks; traced once for all rounds."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ class Gradients:
         backend = library_of(model).backend()
         if backend not in _DERIVATIVES:
             raise ValueError(
-                "Gradients need the tensorflow or jax backend: set KERAS_BACKEND before importing keras. "
-                f"Received: keras.backend.backend()={backend!r}"
+                "Criteria that use gradients require the tensorflow or jax backend: set KERAS_BACKEND before "
+                f"importing keras. Received: keras.backend.backend()={backend!r}"
             )
         self._gradient, self._curvature = _DERIVATIVES[backend](context, training, heat)
 
     def gradient(self, values: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
-        """dL/dw at these values of the weights on one batch."""
+        """dL/dw at these weights on one batch."""
         return self._gradient(values, [], batch)
 
     def curvature(self, values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
-        """H v: the Hessian of the loss by the weights at these values, times vectors of their shapes."""
+        """H v: the Hessian of the loss at these weights, times vectors of their shapes."""
         return self._curvature(values, vectors, batch)
 
 
 def gradients_of(context: Context, training: bool = False, temperature: float = 1.0) -> Gradients:
-    """The `Gradients` of a context, made in its first round, or in an earlier update by the same compiled loss."""
+    """The `Gradients` of a context, made in the first round, or by an earlier update with the same compiled loss."""
     name = f"gradients {training} {temperature} {context.dtype()}"
     found: Gradients | None = context.compiled.get(name)
     if found is None or found.loss is not _compiled_loss(context.model):
@@ -78,7 +78,7 @@ def gradients_of(context: Context, training: bool = False, temperature: float = 
 
 
 def _compiled_loss(model: Any) -> Any:
-    """What `compile` makes of the loss; another object after each `compile`. Neither Keras has a public name for it."""
+    """The loss object that `compile` makes, a new one each time. Neither Keras has a public name for it."""
     return getattr(model, "_compile_loss", None) or getattr(model, "compiled_loss", None)
 
 
@@ -87,20 +87,20 @@ def _check_compiled(model: Any, batch: Batch) -> None:
         raise _no_loss(model)
     own = type(model).compute_loss is not library_of(model).package.Model.compute_loss
     if batch[1] is None and getattr(model, "loss", None) and not own:
-        raise ValueError("The compiled loss needs targets: each batch must be a tuple (x, y). Received: y=None")
+        raise ValueError("The compiled loss needs targets: pass data as tuples (x, y). Received: y=None")
 
 
 def _no_loss(model: Any) -> ValueError:
     """The error for a model without a loss that criteria can use."""
     return ValueError(
         "The criterion needs the loss: compile the model first, `model.compile(optimizer, loss=...)`, or define one "
-        "in `compute_loss` or `add_loss`; a loss inside `train_step` is out of reach. "
-        f"Received: model={model.name!r}, which is not compiled with a loss"
+        "in `compute_loss` or `add_loss`; a loss computed in `train_step` cannot be used. Received: "
+        f"model={model.name!r}, which is not compiled with a loss"
     )
 
 
 def _own_loss(model: Any, batch: Batch) -> Any:
-    """A copy of the compiled loss, so that the trackers that it makes for several outputs are not the model's.
+    """A copy of the compiled loss, so that the trackers it creates for several outputs are not the model's.
 
     `_compile_loss` has no public name (checked with Keras 3.13.2 and 3.15.1; a model that was never trained, in
     tests/test_gradients.py).
@@ -236,7 +236,7 @@ _DERIVATIVES = {"tensorflow": _tensorflow_derivatives, "jax": _jax_derivatives, 
 
 
 def _heat(model: Any, temperature: float) -> Callable[[Any], Any]:
-    """Outputs -> outputs as if the logits had been divided by the temperature."""
+    """Outputs -> the outputs that logits divided by the temperature would give."""
     if temperature == 1:
         return lambda outputs: outputs
     ops = library_of(model).ops
@@ -261,7 +261,7 @@ def _heat(model: Any, temperature: float) -> Callable[[Any], Any]:
 
 
 def _probabilities(loss: Any) -> str:
-    """ "softmax" or "sigmoid" if the loss takes the probabilities that these make, else ""."""
+    """ "softmax" or "sigmoid" if the loss takes the probabilities these produce, else ""."""
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     name = name.lower().replace("_", "")
     if "crossentropy" not in name or (hasattr(loss, "get_config") and loss.get_config().get("from_logits")):

@@ -1,4 +1,4 @@
-"""The inputs that a weight multiplies, as a matrix: what an output of its layer is a weighted sum of."""
+"""The inputs a weight multiplies, as a matrix: each output of its layer is a weighted sum of them."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def features(calls: list[Call], weight: MaskedWeight) -> Iterator[np.ndarray]:
     given = [call.given[0] for call in calls if call.layer is layer]
     if not (_is_supported(layer, weight) and given and all(is_concrete(tensor) for tensor in given)):
         raise ValueError(
-            f"The inputs of {weight.path} are not known: its layer must be Dense, EinsumDense or a convolution that is "
-            "called once or more, not in a loop; leave it out, with `filters` of kprune.mask. "
+            f"Cannot record the inputs of {weight.path}: its layer must be Dense, EinsumDense or a convolution, and "
+            "must be called outside of any loop. Exclude the layer with the `filters` argument of kprune.mask. "
             f"Received: layer={layer.name!r}, class={type(layer).__name__.removeprefix('Masked')}"
         )
     inputs = math.prod(layout_of(weight).shape[:-1])
@@ -92,7 +92,7 @@ def _windows(layer: Any, kernel: tuple[int, ...], value: np.ndarray) -> Iterator
 
 
 def _padding(padding: str, size: int, reach: int, stride: int) -> tuple[int, int]:
-    """How many zeros stand before and after an axis."""
+    """How many zeros are added before and after an axis."""
     if padding == "causal":
         return reach - 1, 0
     total = max((-(-size // stride) - 1) * stride + reach - size, 0) if padding == "same" else 0

@@ -1,4 +1,4 @@
-"""Which layers SynFlow supports, and what replaces those that it cannot use as they are.
+"""Which layers SynFlow supports, and what replaces those it cannot use as they are.
 
 SynFlow needs a network whose output is positively homogeneous in each layer's weights. Layers are looked up by the
 names of their classes, which Keras 3 and tf_keras share.
@@ -66,7 +66,7 @@ def assume_homogeneous(cls: type) -> type:
 
 
 def kind(layer: Any) -> str:
-    """ "as is", "identity", "relu" or "multiply": what becomes of the layer; ValueError if SynFlow cannot take it."""
+    """ "as is", "identity", "relu" or "multiply": how SynFlow treats the layer; ValueError if it cannot use it."""
     names = [cls.__name__ for cls in type(layer).__mro__]
     for name in names:
         if name in REFUSED:
@@ -81,22 +81,22 @@ def kind(layer: Any) -> str:
         if "Model" in names or sublayers(layer):
             return "as is"  # a model, or a layer made of layers that are looked at one by one
     raise ValueError(
-        "SynFlow needs positively homogeneous layers, and this one is not known to be homogeneous: leave it "
-        "out of the model to be pruned at initialization, use another criterion, or, if its output doubles with its "
-        f"input, declare it with kprune.criteria.assume_homogeneous({type(layer).__name__}). "
-        f"Received: layer={layer.name!r}, class={_plain_name(layer)}"
+        "SynFlow requires positively homogeneous layers, and this one is not known to be homogeneous. Use another "
+        "criterion, remove the layer, or, if its output doubles when its input does, declare it with "
+        f"kprune.criteria.assume_homogeneous({type(layer).__name__}). Received: layer={layer.name!r}, "
+        f"class={_plain_name(layer)}"
     )
 
 
 def activation_for(name: str) -> str:
-    """The activation that stands in for one of this name: itself if homogeneous, "relu" for "relu6", else "linear"."""
+    """The replacement for the named activation: itself if homogeneous, "relu" for "relu6", else "linear"."""
     return _ACTIVATIONS.get(name, "linear")
 
 
 def homogeneous(
     layers: list[Any], activations: Callable[[str], Any], where: Callable[..., Any]
 ) -> list[tuple[Any, str, Any]]:
-    """(layer, name of an attribute, its value) which make the layers' homogeneous form.
+    """(layer, attribute name, value) that give the layers their homogeneous form.
 
     Args:
         layers: of either Keras.
@@ -122,7 +122,7 @@ def homogeneous(
 
 @contextmanager
 def linearized(model: Any, products: bool = False) -> Iterator[None]:
-    """Inside, a Keras 3 model computes its homogeneous form, in float64. Nothing is left behind.
+    """Context in which a Keras 3 model computes its homogeneous form in float64; restored afterwards.
 
     With `products`, convolutions are matrix products: see `kprune.criteria.engines.convolutions`.
 
@@ -136,8 +136,8 @@ def linearized(model: Any, products: bool = False) -> Iterator[None]:
         for operation in getattr(layer, "operations", []):
             if not isinstance(operation, keras.layers.Layer) and not _sees_through(operation):
                 raise ValueError(
-                    "SynFlow does not support this operation of the graph: replace it with a supported layer. "
-                    f"Received: operation={type(operation).__name__}, name={operation.name!r}, layer={layer.name!r}"
+                    "SynFlow does not support this operation: replace it with a supported layer. Received: "
+                    f"operation={type(operation).__name__}, name={operation.name!r}, layer={layer.name!r}"
                 )
     with computing_in(model, "float64") as patch:
         for change in patches:

@@ -18,7 +18,7 @@ _ABSENT = object()
 
 @contextmanager
 def patched_attributes() -> Iterator[Patch]:
-    """Yields `patch(layer, name, value)`; all that it set is as it was when the block is left."""
+    """Yields `patch(layer, name, value)`; everything it set is restored when the block ends."""
     saved: list[tuple[Any, str, Any]] = []
 
     def patch(layer: Any, name: str, value: Any) -> None:
@@ -38,7 +38,7 @@ def patched_attributes() -> Iterator[Patch]:
 
 @contextmanager
 def computing_in(model: Any, dtype: str) -> Iterator[Patch]:
-    """Inside, the layers of a Keras 3 model compute in `dtype` ("float32" or "float64"); nothing is left behind."""
+    """Context in which the layers of a Keras 3 model compute in `dtype` ("float32" or "float64")."""
     # On JAX, Keras's type promotion makes float32 of every float64, whatever JAX itself allows; it has no public switch
     # (checked with Keras 3.13.2 and 3.15.1; test_synflow.py: a gain beyond float32).
     promotion = importlib.import_module("keras.src.backend.common.dtypes").BIT64_TO_BIT32_DTYPE
@@ -61,7 +61,7 @@ def computing_in(model: Any, dtype: str) -> Iterator[Patch]:
 
 @contextmanager
 def float64_on(device: Any) -> Iterator[None]:
-    """Inside, JAX has float64 and computes on this device."""
+    """Context in which JAX has float64 enabled and computes on this device."""
     import jax
 
     # `jax.enable_x64` since JAX 0.8; before, as on Colab's TPU runtime (0.7.2), it was experimental.
@@ -71,7 +71,7 @@ def float64_on(device: Any) -> Iterator[None]:
 
 
 def host_of_jax() -> Any:
-    """JAX's device for the CPU of this process; ValueError if JAX was told to leave it out."""
+    """JAX's device for this process's CPU; ValueError if JAX was told to exclude the CPU."""
     import jax
 
     try:
@@ -79,7 +79,7 @@ def host_of_jax() -> Any:
     except RuntimeError as error:
         platforms = os.environ.get("JAX_PLATFORMS")
         raise ValueError(
-            "SynFlow scores on the host's CPU, in float64, but JAX_PLATFORMS leaves the CPU out: set it to "
+            "SynFlow computes its scores in float64 on the host CPU, but JAX_PLATFORMS excludes the CPU: set it to "
             f"'{platforms},cpu' before starting Python. Received: JAX_PLATFORMS={platforms!r}"
         ) from error
 

@@ -1,4 +1,4 @@
-"""Full float32 products on TensorFlow, even where a GPU would round their operands to TF32."""
+"""Full float32 products on TensorFlow, even on GPUs that would round their operands to TF32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Inside, TensorFlow runs no product in TF32; what is run there must be waited for there."""
+    """Context in which TensorFlow computes no product in TF32; results must be awaited inside it."""
     config = tf.config.experimental
     before = config.tensor_float_32_execution_enabled()
     config.enable_tensor_float_32_execution(False)

@@ -1,4 +1,4 @@
-"""All rounds of SynFlow on the host's CPU, where each looks at the scores block by block and none holds them all."""
+"""All rounds of SynFlow on the host CPU, scoring block by block so that no round holds all scores at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRODUCT = 1 << 18  # multiplications up to which a BLAS starts no threads
 
 
 def run_rounds(flow: Any, context: Context, n_keep: list[int], advance: Callable[[int], Any]) -> Masks | None:
-    """The masks after all rounds; None if the scores must say what is wrong: numbers beyond float64, or all zero.
+    """The masks after all rounds; None if the scores must be checked for an error: beyond float64, or all zero.
 
     Args:
         flow: the `_Flow` of the model, of Keras 3.
@@ -50,7 +50,7 @@ def run_rounds(flow: Any, context: Context, n_keep: list[int], advance: Callable
 
 
 class Survivors:
-    """The weights that are left, cut round by round to the highest of |w * dR/dw|.
+    """The remaining weights, cut round by round to the highest |w * dR/dw|.
 
     Args:
         absolute: |w| of each weight.
@@ -85,7 +85,7 @@ class Survivors:
             return all(map(bound, zip(self._largest, parts, strict=True)))
 
     def cut(self, parts: list[Derivative], n: int) -> None:
-        """Keep the `n` entries of the highest scores, of equal ones the earlier; all if fewer are left."""
+        """Keep the `n` entries with the highest scores (ties: the earlier); all of them if fewer are left."""
         if n >= self._left:
             return
         low, high = self._bracket(parts, n)
@@ -93,7 +93,7 @@ class Survivors:
             self.cut_exactly(parts, n)
 
     def cut_exactly(self, parts: list[Derivative], n: int) -> list[bool]:
-        """`cut` by all scores at once; returns whether each weight has any above zero."""
+        """Like `cut`, from all scores at once; returns whether each weight has any score above zero."""
         pairs = list(zip(self.kept, parts, strict=True))
         scores = side_by_side(lambda pair: _scores(*pair), pairs, self._size)
         self.masks = keep_highest(scores, self.masks, n)
@@ -110,7 +110,7 @@ class Survivors:
         side_by_side(write, zip(self.kept, self._absolute, self.masks, strict=True), self._size)
 
     def _bracket(self, parts: list[Derivative], n: int) -> tuple[float, float]:
-        """Two values between which the n-th highest score almost surely lies; (0, inf) if a sample cannot tell."""
+        """Two values that almost surely enclose the n-th highest score; (0, inf) if a sample cannot tell."""
         # What has survived of a sample of survivors is one of today's.
         self._sample = [at[mask.reshape(-1)[at]] for at, mask in zip(self._sample, self.masks, strict=False)]
         if sum(at.size for at in self._sample) < SAMPLE // 2:
@@ -125,17 +125,17 @@ class Survivors:
         return float(ordered[below]), float(ordered[above]) if above >= 0 else math.inf
 
     def _drawn(self, mask: np.ndarray) -> np.ndarray:
-        """Places of a weight's survivors, as many as its share in the sample."""
+        """Indices of a weight's survivors, as many as its share of the sample."""
         alive = np.flatnonzero(mask)
         # A generator of its own for each weight: they are drawn side by side.
         draw = np.random.default_rng([self._left, mask.size, alive.size])
         return alive[draw.integers(alive.size, size=SAMPLE * alive.size // self._left)] if alive.size else alive
 
     def _cut_within(self, parts: list[Derivative], n: int, low: float, high: float) -> bool:
-        """`cut` where the n-th highest score lies from low, above 0, to high; False, and nothing is cut, if not."""
+        """Like `cut` if the n-th highest score lies in [low, high], low > 0; else returns False and cuts nothing."""
 
         def look(piece: tuple[int, slice]) -> tuple[int, np.ndarray, np.ndarray]:
-            """How many are above the bracket, and the places and scores of those in it; those below are zeroed."""
+            """Count the scores above the bracket, collect those inside it, and zero those below it."""
             i, rows = piece
             kept, before, after = (_matrix(arrays[i]) for arrays in (self.kept, self.masks, self._next))
             above, places, inside = 0, [], []
@@ -182,7 +182,7 @@ def _pieces(matrix: np.ndarray) -> list[slice]:
 
 
 def _blocks(kept: np.ndarray, part: Derivative, rows: slice) -> Any:
-    """(rows of the matrix, their scores) of blocks that stay in a core's cache; each array lives until the next one."""
+    """(rows of the matrix, their scores) in cache-sized blocks; each array is valid until the next one."""
     positions = 1 if part.windows is None else len(part.windows)
     step = max(min(BLOCK, PRODUCT // positions) // kept.shape[1], 1)
     scratch = np.empty((min(step, rows.stop - rows.start), kept.shape[1]))
@@ -206,7 +206,7 @@ def _scores(kept: np.ndarray, part: Derivative) -> np.ndarray:
 
 
 def _scores_at(kept: np.ndarray, part: Derivative, places: np.ndarray) -> np.ndarray:
-    """|w * dR/dw| of entries of a weight, by their places in C order."""
+    """|w * dR/dw| for entries of a weight, given by their indices in C order."""
     if part.windows is None:
         gradients = part.deltas.reshape(-1)[places]
     else:

@@ -1,4 +1,4 @@
-"""All rounds of SynFlow as one compiled loop in float64 on the accelerator that the model's weights lie on."""
+"""All rounds of SynFlow as one compiled float64 loop on the accelerator that holds the model's weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALLEST = 1e-290
 
 
 def accelerator(context: Context) -> Any:
-    """The one device with float64 that holds the model's weights, if it is not the host; else None.
+    """The single float64-capable accelerator that holds the model's weights; else None.
 
     That is a GPU under Keras 3 on JAX. A TPU has no float64, and on a CPU the rounds are faster one by one.
     """
@@ -34,7 +34,7 @@ def accelerator(context: Context) -> Any:
 def run_rounds(
     flow: Any, context: Context, n_keep: list[int], device: Any, advance: Callable[[int], Any]
 ) -> Masks | None:
-    """The masks after all rounds; None if the host must report what is wrong: numbers beyond float64, or all zero.
+    """The masks after all rounds; None if the host must report an error: beyond float64, or all scores zero.
 
     Args:
         flow: the `_Flow` of the model.

@@ -1,4 +1,4 @@
-"""Twins of a tf_keras model's variables, with which its own layers compute while it is scored."""
+"""Twins of a tf_keras model's variables, which its layers compute with while it is scored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wra
 
 
 class Twins:
-    """A twin of each variable of a model, in `dtype` if it is a float; inside `in_place` the layers hold the twins.
+    """Twins of all variables of a model, floats in `dtype`; within `in_place`, the layers hold the twins.
 
     There the layers compute in `dtype`, too, and leave the masks out. The variables that they update (statistics,
     metrics, seeds) are twins, and when the block is left each attribute of theirs is what it was.
@@ -53,17 +53,17 @@ class Twins:
         return self._pairs[id(variable)][1]
 
     def pairs(self) -> list[tuple[Any, Any]]:
-        """(variable, its twin) of all."""
+        """(variable, twin) for all variables."""
         return list(self._pairs.values())
 
     def reset(self) -> None:
-        """Give each twin the value that its variable has."""
+        """Give each twin the current value of its variable."""
         for variable, twin in self.pairs():
             twin.assign(tf.cast(variable, twin.dtype))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, what is traced or called of the model is so with the twins. Nothing is left behind."""
+        """Context in which the model is traced or called with the twins; restored afterwards."""
         before = [(vars(owner), vars(owner).copy()) for owner in self._owners]
         try:
             for owner, name, value in self.patches:
@@ -75,7 +75,7 @@ class Twins:
                 attributes.update(was)
 
     def _twin(self, value: Any, dtype: Any) -> Any:
-        """What an attribute of this value holds instead: its variables' twins, also in containers and regularizers."""
+        """The replacement for an attribute's value: twins of its variables, also in containers and regularizers."""
         if isinstance(value, tf.Variable):
             if id(value) not in self._pairs:
                 dtype = dtype if dtype and value.dtype.is_floating else value.dtype
@@ -95,7 +95,7 @@ class Twins:
 
 
 def _patches(layer: Any, dtype: Any) -> Iterator[tuple[Any, str, Any]]:
-    """What makes a layer compute in `dtype`, and what a call would change inside of its attributes.
+    """What makes a layer compute in `dtype`, and the attributes that a call would change.
 
     None of it has a public name (checked with tf_keras 2.21; tests/tf_keras/test_twins_tf_keras.py).
     """
@@ -124,7 +124,7 @@ def _patches(layer: Any, dtype: Any) -> Iterator[tuple[Any, str, Any]]:
 
 
 def _conform(model: Any, dtype: Any, tensor: Any, ref_input: Any) -> Any:
-    """A Functional model casts what it is given to the dtype of its Input: to `dtype` here."""
+    """Make a Functional model cast its inputs to `dtype` instead of to the dtype of its Input."""
     wanted = dtype if ref_input.dtype.is_floating else ref_input.dtype
     return type(model)._conform_to_reference_input(model, tensor, tf.TensorSpec(ref_input.shape, wanted))
 
