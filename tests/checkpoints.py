@@ -44,6 +44,12 @@ def _block(entries):
 
 def table(entries):
     """The bytes of an index with these keys and values, sorted."""
+    data = _block(entries)
+    return blocks_of(data, [(entries[-1][0] + b"z", number(0) + number(len(data)))])
+
+
+def blocks_of(data, handles):
+    """The bytes of an index of one block, and what is said of where blocks lie."""
     written = b""
 
     def put(block):
@@ -52,8 +58,8 @@ def table(entries):
         written += block + b"\0" + struct.pack("<I", checksum(block + b"\0"))
         return handle
 
-    data, unused = put(_block(entries)), put(_block([]))
-    last = put(_block([(entries[-1][0] + b"z", data)]))
+    put(data)
+    unused, last = put(_block([])), put(_block(handles))
     return written + (unused + last).ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 
 

@@ -1,11 +1,13 @@
 """SavedModels: their variables are read, and nothing that they hold is run."""
 
 import json
+import os
 import shutil
+import struct
 
 import keras
 import pytest
-from checkpoints import edit, replace_graph, table
+from checkpoints import blocks_of, edit, number, replace_graph, table
 from helpers import halve
 from keras import layers
 
@@ -159,23 +161,37 @@ def value(**fields):
     return change
 
 
-def sliced(key, entry):
-    entry.slices.add().extent.add(start=-5, length=3)
+def sliced(*slices):
+    """Each slice is one (start, length) per axis."""
+
+    def change(key, entry):
+        for extents in slices if key.startswith(b"variables/0") else ():
+            made = entry.slices.add()
+            for start, length in extents:
+                made.extent.add(start=start, length=length)
+
+    return change
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        (axes(-1), "an impossible shape or dtype"),
-        (axes(2**40, 2**40), "an impossible shape or dtype"),
-        (axes(2**62, 2**62, 0), "an impossible shape or dtype"),
-        (axes(*[1] * 300), "an impossible shape or dtype"),
-        (value(dtype=101), "an impossible shape or dtype"),
-        (sliced, "an impossible shape or dtype"),
+        (axes(-1), "an impossible shape, slice or dtype"),
+        (axes(2**40, 2**40), "an impossible shape, slice or dtype"),
+        (axes(2**62, 2**62, 0), "an impossible shape, slice or dtype"),
+        (axes(*[1] * 300), "an impossible shape, slice or dtype"),
+        (value(dtype=101), "an impossible shape, slice or dtype"),
+        (sliced([(-5, 3)]), "an impossible shape, slice or dtype"),
+        (sliced([(0, 4), (0, 4)], [(0, 4), (0, 4)]), "an impossible shape, slice or dtype"),
+        (sliced([(2**63 - 1, 2**63 - 1)] * 2), "an impossible shape, slice or dtype"),
+        (sliced([(0, 4)]), "an impossible shape, slice or dtype"),
         (lambda key, entry: b"\xff\xff\xff", ""),
         (lambda key, entry: setattr(entry, "size", 2**60), ""),
     ],
-    ids=["negative", "overflow", "overflow times 0", "300 axes", "reference", "slice", "no entry", "size"],
+    ids=[
+        *("negative", "overflow", "overflow times 0", "300 axes", "reference"),
+        *("negative slice", "one slice twice", "overflow of slices", "slice of another rank", "no entry", "size"),
+    ],
 )
 def test_an_index_that_would_stop_the_process(change, words, exported, tmp_path):
     """Each one's checksums are right: TensorFlow aborts on what it says, so a failure here is a crash."""
@@ -183,6 +199,13 @@ def test_an_index_that_would_stop_the_process(change, words, exported, tmp_path)
     edit(folder, change)
     with pytest.raises(ValueError, match=rf"^This SavedModel cannot be read: .*{words}.* Received: path='.*copy'$"):
         saved.read(folder)
+
+
+def one_block_many_times():
+    """A hundred thousand restarts without an entry, 20,000 times: none is read twice."""
+    nothing = bytes(2**19) + struct.pack("<I", 2**17)
+    handle = number(0) + number(len(nothing))
+    return blocks_of(nothing, [(b"%06d" % i, handle) for i in range(20_000)])
 
 
 @pytest.mark.parametrize(
@@ -194,6 +217,10 @@ def test_an_index_that_would_stop_the_process(change, words, exported, tmp_path)
         table([(b"", b"")])[-48:],
         b"\xff" * 40 + table([(b"", b"")])[-8:],
         table([(b"%06d" % i, b"") for i in range(70_000)]),
+        table([(b"", b""), (b"a", b""), (b"a", b"")]),
+        table([(b"", b""), (b"b", b""), (b"a", b"")]),
+        table([(b"", b""), (b"a", b"\x3a\0" * 2**16)]),
+        one_block_many_times(),
         b"",
     ],
     ids=[
@@ -203,6 +230,10 @@ def test_an_index_that_would_stop_the_process(change, words, exported, tmp_path)
         "no blocks",
         "no end of a number",
         "many entries",
+        "one entry twice",
+        "entries out of order",
+        "an entry of 131,072 bytes",
+        "one block many times",
         "empty",
     ],
 )
@@ -210,6 +241,13 @@ def test_an_index_that_is_none(index, exported, tmp_path):
     folder = copy(exported, tmp_path)
     (folder / "variables" / "variables.index").write_bytes(index)
     with pytest.raises(ValueError, match=r"^This SavedModel cannot be read: its index "):
+        saved.read(folder)
+
+
+def test_an_index_that_is_a_hole(exported, tmp_path):
+    folder = copy(exported, tmp_path)
+    os.truncate(folder / "variables" / "variables.index", 10**12)
+    with pytest.raises(ValueError, match=r"its index takes 1,000,000,000,000 bytes; a model's has at most 67,108,864"):
         saved.read(folder)
 
 
@@ -222,8 +260,67 @@ def test_an_index_written_by_hand_is_read(exported, tmp_path):
     assert not saved.read(folder).rows
 
 
+def test_a_graph_that_lists_one_object_again_and_again(exported, tmp_path):
+    """Its attributes are read once, not 40,000 times 40,000 times."""
+    from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
+
+    folder, graph = copy(exported, tmp_path), TrackableObjectGraph()
+    root, listed, variable = (graph.nodes.add() for _ in range(3))
+    root.children.add(local_name="variables", node_id=1)
+    for _ in range(40_000):
+        listed.children.add(local_name="1", node_id=2)
+        variable.attributes.add()
+    replace_graph(folder, graph.SerializeToString())
+    assert not saved.read(folder).rows
+
+
+def test_shards_that_are_no_files(exported, tmp_path):
+    """TensorFlow would wait for whoever writes into the pipe."""
+    folder = copy(exported, tmp_path)
+    data = folder / "variables" / "variables.data-00000-of-00001"
+    data.rename(data.with_name("variables.data-00001-of-00002"))
+    os.mkfifo(data)
+    with pytest.raises(ValueError, match=r"'variables.data-00000-of-00001' is not a file"):
+        saved.read(folder)
+
+
 def test_a_graph_of_more_objects_than_a_model_has(exported, tmp_path):
     folder = copy(exported, tmp_path)
     edit(folder, lambda key, entry: setattr(entry, "size", 2**23) if key.startswith(b"_CHECK") else None)
     with pytest.raises(ValueError, match=r"its object graph is 8,388,608 bytes, more than the limit of"):
         saved.read(folder)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A SavedModel of a packed kernel of (2, 8) made by hand, and a second pair of variables that is none."""
+    made, folder = tf.Module(), tmp_path_factory.mktemp("packed") / "net"
+    made.bits = [tf.Variable([1, 128], dtype=tf.uint8), tf.Variable(["a", "b"])]
+    made.values = [tf.Variable([2.0, 3.0]), tf.Variable([2.0, 3.0])]
+    tf.saved_model.save(made, str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kernels, words",
+    [
+        ({"a/kernel": [0, [2, 8]]}, None),
+        (
+            {"a/kernel": [0, [2, 8]], "b/kernel": [0, [2, 8]]},
+            "names a packed kernel twice, the second time as 'b/kernel'",
+        ),
+        ({"a/kernel": [1, [2, 8]]}, "the packed kernel 'a/kernel' is not made of bits and floats"),
+        ({"a/kernel": [0, [3, 8]]}, "the bits of the packed kernel 'a/kernel' do not fit its shape"),
+        ({"a/kernel": [0, [2**62, 8]]}, "kprune.json is damaged"),
+        ({"a/kernel": [0, [1] * 33]}, "kprune.json is damaged"),
+    ],
+)
+def test_packed_kernels(kernels, words, packed, tmp_path):
+    folder = shutil.copytree(packed, tmp_path / "copy")
+    (folder / "assets.extra").mkdir()
+    (folder / "assets.extra" / "kprune.json").write_text(json.dumps({"format": 2, "weights": {}, "packed": kernels}))
+    if words:
+        with pytest.raises(ValueError, match=rf"^This SavedModel cannot be read: .*{words}"):
+            saved.read(folder)
+    else:
+        assert [(row.path, row.zeros) for row in saved.read(folder).rows] == [("a/kernel", 14)]

@@ -18,6 +18,7 @@ _GRAPH = b"_CHECKPOINTABLE_OBJECT_GRAPH"
 # Some 500 bytes per variable; a message of two bytes takes about a hundred in memory.
 _MOST_GRAPH = 2**22
 _MOST_ENTRIES, _MOST_KEYS = 2**16, 2**24
+_MOST_INDEX, _MOST_ENTRY = 2**26, 2**16  # bytes; an entry of TensorFlow's takes some 30
 _MOST_AXES = 254  # of TensorFlow's shapes
 _REFERENCES = 100  # DataTypes above it are references to variables, which no file holds
 
@@ -30,22 +31,32 @@ def check_index(path: Path) -> None:
 
     Raises:
         ValueError: it is no such table, or has more entries, or a larger graph of objects, than a model needs; or an
-            entry's shape or dtype cannot be.
+            entry's shape, slices or dtype cannot be.
     """
     from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto
 
+    if (size := path.stat().st_size) > _MOST_INDEX:
+        raise ValueError(f"its index takes {size:,} bytes; a model's has at most {_MOST_INDEX:,}")
     data = path.read_bytes()
     for key, value in _entries(data):
         if not key:  # the header
             continue
         entry = BundleEntryProto.FromString(value)
         sizes = [dim.size for dim in entry.shape.dim]
-        extents = [number for one in entry.slices for e in one.extent for number in (e.start, e.length)]
-        possible = len(sizes) <= _MOST_AXES and min([0, *sizes, *extents]) == 0
+        slices = [tuple((e.start, e.length) for e in one.extent) for one in entry.slices]
+        possible = len(sizes) <= _MOST_AXES and min([0, *sizes]) == 0 and len(set(slices)) == len(slices)
+        possible &= all(_lies_within(one, sizes) for one in slices)
         if not possible or math.prod(max(size, 1) for size in sizes) >= 2**63 or entry.dtype > _REFERENCES:
-            raise ValueError(f"its index gives {key!r:.80} an impossible shape or dtype")
+            raise ValueError(f"its index gives {key!r:.80} an impossible shape, slice or dtype")
         if key == _GRAPH and (sizes or entry.size > _MOST_GRAPH):
             raise ValueError(f"its object graph is {entry.size:,} bytes, more than the limit of {_MOST_GRAPH:,}")
+
+
+def _lies_within(extents: tuple[tuple[int, int], ...], sizes: list[int]) -> bool:
+    return len(extents) == len(sizes) and all(
+        start >= 0 and length >= 0 and start + length <= size
+        for (start, length), size in zip(extents, sizes, strict=True)
+    )
 
 
 def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -55,10 +66,16 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     position = len(data) - _FOOTER
     for _ in range(2):  # where a block lies that is not used
         _, position = _number(data, position)
-    number, keys = 0, 0
+    number = keys = spent = 0
+    last = None
     for _, handle in _block(data, data[position:]):
+        spent += _number(handle, _number(handle, 0)[1])[0]
+        if spent > len(data):  # blocks that are read again and again
+            raise ValueError("its index is damaged")
         for key, value in _block(data, handle):
-            number, keys = number + 1, keys + len(key)
+            if len(value) > _MOST_ENTRY or (last is not None and key <= last):
+                raise ValueError("its index is damaged")
+            number, keys, last = number + 1, keys + len(key), key
             if number > _MOST_ENTRIES or keys > _MOST_KEYS:
                 raise ValueError(f"its index has more than {_MOST_ENTRIES:,} entries, or names that are too long")
             yield key, value

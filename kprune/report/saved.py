@@ -161,7 +161,7 @@ def _of_saved_model(folder: Path) -> Summary:
     variables = SavedVariables(folder)
     tensors = [path for path, shape in variables.shapes.items() if len(shape) > 1]
     kernels = [path for path in tensors if re.sub(r"_\d+$", "", path.split("/")[-1]) in DEFAULT_WEIGHTS]
-    chosen = kernels or tensors
+    chosen = dict.fromkeys(kernels or tensors)
     other = sum(math.prod(shape) for path, shape in variables.shapes.items() if path not in chosen)
     rows = tuple(_row(path, variables.value(path)) for path in chosen)
     return Summary(rows, False, other, None, "a SavedModel holds variables, not layers")

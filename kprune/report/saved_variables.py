@@ -49,7 +49,10 @@ class SavedVariables:
         shapes, dtypes = self._reader.get_variable_to_shape_map(), self._reader.get_variable_to_dtype_map()
         numbers = {key for key, dtype in dtypes.items() if dtype.size and dtype != tf.string}
         needed = sum(math.prod(shapes[key]) * dtypes[key].size for key in numbers)
-        held = sum(file.stat().st_size for file in prefix.parent.glob("variables.data-*"))
+        files = list(prefix.parent.glob("variables.data-*"))
+        if odd := [file.name for file in files if not file.is_file()]:  # TensorFlow would wait for a pipe
+            raise ValueError(f"{odd[0]!r:.80} is not a file")
+        held = sum(file.stat().st_size for file in files)
         if needed > held:
             raise ValueError(f"its variables take {needed:,} bytes, but its data files hold only {held:,}")
         names = {key: name for key, name in self._names(shapes).items() if key in numbers}
@@ -58,7 +61,7 @@ class SavedVariables:
             raise ValueError(
                 f"{'/'.join(_PATHS)} names variables that the SavedModel does not have, such as {min(unknown)!r:.80}"
             )
-        self._packed = _read_packed(folder, shapes)
+        self._packed = _read_packed(folder, shapes, dtypes)
         if known:  # which leaves out what is no weight, such as the states of seeds
             names = {key: known[key] for key in names if key in known}
         paths = unique_paths(names.values())
@@ -98,7 +101,7 @@ class SavedVariables:
         slots = {slot.slot_variable_node_id for node in nodes for slot in node.slot_variables}
         chosen = [i for _, i in numbered] or [i for i in range(len(nodes)) if i not in slots]
         names = {}
-        for attribute in (attribute for i in chosen for attribute in nodes[i].attributes):
+        for attribute in (attribute for i in dict.fromkeys(chosen) for attribute in nodes[i].attributes):
             key = attribute.checkpoint_key
             if attribute.name == _VALUE and (numbered or not key.startswith(_BESIDE)):
                 names[key] = attribute.full_name.partition(":")[0] or key.removesuffix(f"/.ATTRIBUTES/{_VALUE}")
@@ -146,19 +149,41 @@ def _read_paths(folder: Path) -> dict[str, str]:
     return weights
 
 
-def _read_packed(folder: Path, shapes: Mapping[str, list[int]]) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+def _read_packed(
+    folder: Path, shapes: Mapping[str, list[int]], dtypes: Mapping[str, Any]
+) -> dict[str, tuple[str, str, tuple[int, ...]]]:
     """path -> keys of a packed kernel's bits and values, and its shape; no larger than its bits allow."""
     packed = _read_json(folder).get("packed", {})
-    found = {}
+    found, taken = {}, set()
     for path, entry in packed.items() if isinstance(packed, dict) else [("", None)]:
         number, shape = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
-        if type(number) is not int or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        possible = (
+            isinstance(shape, list) and len(shape) <= 32 and all(type(n) is int and 0 <= n < 2**62 for n in shape)
+        )
+        if type(number) is not int or not possible:
             raise ValueError(_DAMAGED)
         bits, values = (f"{name}/{number}/.ATTRIBUTES/{_VALUE}" for name in ("bits", "values"))
+        if number in taken:  # each takes 32 times what it has on the disk
+            raise ValueError(f"{'/'.join(_PATHS)} names a packed kernel twice, the second time as {path!r:.80}")
+        taken.add(number)
+        if any(key in dtypes and not fits(dtypes[key]) for key, fits in ((bits, _is_byte), (values, _is_float))):
+            raise ValueError(f"the packed kernel {path!r:.80} is not made of bits and floats")
         if shapes.get(bits) != [(math.prod(shape) + 7) // 8] or len(shapes.get(values, [])) != 1:
             raise ValueError(f"the bitmap of the packed kernel {path!r:.80} does not match its shape {shape!r:.80}")
         found[path] = bits, values, tuple(shape)
     return found
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**62
+
+
+def _is_byte(dtype: Any) -> bool:
+    return bool(dtype.name == "uint8")
+
+
+def _is_float(dtype: Any) -> bool:
+    return bool(dtype.is_floating)
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
