@@ -167,7 +167,7 @@ def _read_packed(
             raise ValueError(f"{'/'.join(_PATHS)} names a packed kernel twice, the second time as {path!r:.80}")
         taken.add(number)
         if any(key in dtypes and not fits(dtypes[key]) for key, fits in ((bits, _is_byte), (values, _is_float))):
-            raise ValueError(f"the packed kernel {path!r:.80} is not made of bits and floats")
+            raise ValueError(f"the packed kernel {path!r:.80} is not made of a bitmap and floats")
         if shapes.get(bits) != [(math.prod(shape) + 7) // 8] or len(shapes.get(values, [])) != 1:
             raise ValueError(f"the bitmap of the packed kernel {path!r:.80} does not match its shape {shape!r:.80}")
         found[path] = bits, values, tuple(shape)
