@@ -9,6 +9,7 @@ import io
 import json
 import shutil
 import zipfile
+import zlib
 
 import fuzz
 import h5py
@@ -265,3 +266,16 @@ def test_masks_in_weights_files(bomb, tmp_path):
         if "chunks" in settings:
             made[:1] = 1
     show("masks in .weights.h5", bomb, path.stat().st_size, lambda: target.load_weights(path))
+
+
+def test_a_mask_whose_chunk_unpacks_to_more(tmp_path):
+    path, target, names = tmp_path / "m.weights.h5", model(), []
+    target.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        file.visititems(lambda name, item: names.append(name) if name.endswith("mask_store/vars/0") else None)
+        shape = file[names[0]].shape
+        del file[names[0]]
+        made = file.create_dataset(names[0], shape, "uint8", chunks=shape, compression="gzip")
+        made.id.write_direct_chunk((0,), zlib.compress(bytes(5 * 10**7)))
+    with pytest.raises(ValueError, match=r"mask 0 cannot be read: a chunk .* unpacks to more than the .* Received: "):
+        target.load_weights(path)

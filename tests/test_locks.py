@@ -250,3 +250,11 @@ def test_callbacks_say_so_before_the_first_step_and_leave_no_mask(tmp_path, make
     assert int(model.optimizer.iterations) == 0 and kprune.masked_weights(model) == []
     model.fit(*data(), epochs=2, verbose=0, callbacks=[make(path)])
     assert ".lock" not in "".join(names(tmp_path))
+
+
+def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path, caplog):
+    (tmp_path / "other").write_text("precious")
+    locks._lock_file(tmp_path / "table.csv").symlink_to(tmp_path / "other")
+    with Lock(tmp_path / "table.csv"):
+        assert "is not locked, because its lock file cannot be opened" in caplog.text
+    assert (tmp_path / "other").read_text() == "precious"

@@ -4,8 +4,10 @@ import io
 import json
 import resource
 import shutil
+import struct
 import tracemalloc
 import zipfile
+import zlib
 
 import h5py
 import keras
@@ -163,6 +165,52 @@ def bomb(path, parts, name, size):
                 for _ in range(size // 2**20 if key == name else 0):
                     member.write(b" " * 2**20)
     return path
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "config.json", "model.weights.h5", "assets/vocabulary.txt"])
+def test_members_that_unpack_to_more_than_they_say(name, masked, tmp_path, capsys):
+    """The size that the list of members gives is that of the honest beginning, and so is the checksum."""
+    parts = {**parts_of(masked), "assets/vocabulary.txt": b"word"}
+    file = bomb(tmp_path / "bomb.keras", parts, name, 100 * 2**20)
+    data = bytearray(file.read_bytes())
+    entry = data.index(name.encode(), data.index(b"PK\1\2")) - 46
+    data[entry + 16 : entry + 20] = struct.pack("<I", zlib.crc32(parts[name]))
+    data[entry + 24 : entry + 28] = struct.pack("<I", len(parts[name]))
+    file.write_bytes(data)
+    assert peak(lambda: refusal(file, capsys)) < 8 * 2**20
+    assert f"'{name}' unpacks to more than the {len(parts[name]):,} bytes that it says" in refusal(file, capsys)
+
+
+def test_members_packed_otherwise(masked, tmp_path, capsys):
+    """zipfile unpacks them whole, whatever size they give."""
+    with zipfile.ZipFile(tmp_path / "packed.keras", "w", zipfile.ZIP_BZIP2) as archive:
+        for name, data in parts_of(masked).items():
+            archive.writestr(name, data)
+    assert "is packed by another method than deflate" in refusal(tmp_path / "packed.keras", capsys)
+
+
+@pytest.mark.parametrize("filters, words", [("gzip", "unpacks to more than the 36 bytes"), ("lzf", "another filter")])
+def test_chunks_that_unpack_to_more_than_they_are(filters, words, masked, tmp_path, capsys):
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        made = file.create_dataset("x", (8,), "float32", chunks=(8,), compression=filters)
+        made.id.write_direct_chunk((0,), zlib.compress(bytes(5 * 10**7)))
+    path = write(tmp_path / "bomb.keras", parts_of(masked), **{"model.weights.h5": buffer.getvalue()})
+    assert words in refusal(path, capsys)
+
+
+def test_arrays_packed_by_hdf5_load(masked, tmp_path):
+    buffer = io.BytesIO(parts_of(masked)["model.weights.h5"])
+    with h5py.File(buffer, "r+") as file:
+        names = []
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        for name in names:
+            value = file[name][...]
+            del file[name]
+            packing = {"compression": "gzip", "shuffle": True, "fletcher32": True} if value.shape else {}
+            file.create_dataset(name, data=value, **packing)
+    path = write(tmp_path / "packed.keras", parts_of(masked), **{"model.weights.h5": buffer.getvalue()})
+    assert saved.read(path).rows == saved.read(masked).rows
 
 
 def peak(call):

@@ -3,11 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import h5py
 import numpy as np
+
+_DEFLATE = 1
+# With shuffled bytes and checksums; others may unpack to any size, and cannot be looked into from here.
+_FILTERS = {_DEFLATE, 2, 3}
+_CHECKSUM = 4  # bytes
+_STEP = 2**16
+
+
+def check_chunks(dataset: h5py.Dataset) -> None:
+    """Refuse chunks that unpack to more than a chunk is: HDF5 itself takes whatever memory they ask for.
+
+    Raises:
+        ValueError: there are such, or they are packed in another way than by gzip, once.
+    """
+    plan = dataset.id.get_create_plist()
+    filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+    if not set(filters) <= _FILTERS or filters.count(_DEFLATE) > 1:
+        raise ValueError(f"the array {dataset.name!r:.80} is packed by another filter than gzip")
+    if _DEFLATE not in filters:
+        return
+    most = math.prod(dataset.chunks) * dataset.dtype.itemsize + _CHECKSUM
+    found: list[tuple[int, Any]] = []
+    dataset.id.chunk_iter(lambda chunk: found.append((chunk.size, chunk.chunk_offset)))
+    if sum(size for size, _ in found) > dataset.file.id.get_filesize():
+        raise ValueError(f"the chunks of the array {dataset.name!r:.80} are larger than the file")
+    for _, offset in found:
+        _, raw = dataset.id.read_direct_chunk(offset)
+        if unpacks_beyond([raw], zlib.MAX_WBITS, most):
+            raise ValueError(
+                f"a chunk of the array {dataset.name!r:.80} unpacks to more than the {most:,} bytes it has"
+            )
+
+
+def unpacks_beyond(pieces: Iterable[bytes], window: int, most: int) -> bool:
+    """Whether what zlib packed unpacks to more than so many bytes; it takes no memory beyond the pieces.
+
+    >>> packed = zlib.compress(bytes(10**6))
+    >>> unpacks_beyond([packed], zlib.MAX_WBITS, 10**6), unpacks_beyond([packed], zlib.MAX_WBITS, 10**6 - 1)
+    (False, True)
+    """
+    stream, total = zlib.decompressobj(window), 0
+    for piece in pieces:
+        while piece and not stream.eof and total <= most:
+            total += len(stream.decompress(piece, _STEP))
+            piece = stream.unconsumed_tail
+    return total > most
 
 
 def read_bytes(store: Any, key: str, name: str, size: int | None = None) -> np.ndarray:
@@ -22,10 +69,16 @@ def read_bytes(store: Any, key: str, name: str, size: int | None = None) -> np.n
         size: the number of bytes that it must have; None takes at most as many as the file itself has.
 
     Raises:
-        ValueError: it is something else, or is laid out in chunks that are larger than it may be.
+        ValueError: it is something else, or is laid out in chunks that are larger than it may be, or unpack to more.
     """
     for dataset in _datasets(store, key):
         _check(dataset, name, dataset.file.id.get_filesize() if size is None else size, size)
+        try:
+            check_chunks(dataset)
+        except ValueError as error:
+            raise ValueError(
+                f"The file's {name} cannot be read: {error}. Received: array={dataset.name!r:.80}"
+            ) from None
     vector = np.asarray(store[key])
     _check(vector, name, vector.size if size is None else size, size)
     return vector

@@ -6,12 +6,16 @@ import io
 import json
 import math
 import os
+import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import h5py
+
+from ..masks.stores import check_chunks, unpacks_beyond
 
 _METADATA, _CONFIG, _WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
 # Keras writes some 100 bytes of metadata, and some 500 bytes of config per layer.
@@ -37,6 +41,7 @@ _DAMAGED = (
     TypeError,
     AttributeError,
     OverflowError,  # of addresses in HDF5
+    struct.error,
 )
 
 
@@ -79,6 +84,7 @@ def describe(path: str | os.PathLike[str]) -> Description:
         try:
             with zipfile.ZipFile(file) as archive:
                 _check_members(archive.infolist(), max(_SMALL, _UNPACKED * size))
+                _check_packing(file, archive.infolist(), size)
                 metadata, config = (_parsed(name, archive.read(name)) for name in (_METADATA, _CONFIG))
                 array_bytes = _checked_weights(archive.read(_WEIGHTS), max(_SMALL, _UNPACKED * size))
         except RecursionError as error:
@@ -118,6 +124,29 @@ def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
         raise _Unfit(_too_large("its contents are", total, limit))
 
 
+def _check_packing(file: IO[bytes], members: list[zipfile.ZipInfo], size: int) -> None:
+    """Refuse members that unpack to more than they say, for which `zipfile` takes all the memory that they ask for."""
+    if sum(member.compress_size for member in members) > size:
+        raise _Unfit("its contents are larger than the file")
+    for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise _Unfit(f"{member.filename!r:.80} is packed by another method than deflate")
+        packed = member.compress_type == zipfile.ZIP_DEFLATED
+        if packed and unpacks_beyond(_pieces(file, member), -zlib.MAX_WBITS, member.file_size):
+            raise _Unfit(f"{member.filename!r:.80} unpacks to more than the {member.file_size:,} bytes that it says")
+
+
+def _pieces(file: IO[bytes], member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """The bytes of a member as they are in the file, behind its own header."""
+    file.seek(member.header_offset)
+    name, extra = struct.unpack("<HH", file.read(30)[26:])
+    file.seek(name + extra, os.SEEK_CUR)
+    left = member.compress_size
+    while left > 0 and (piece := file.read(min(left, 2**16))):
+        left -= len(piece)
+        yield piece
+
+
 def _checked_weights(data: bytes, limit: int) -> int:
     """The memory the arrays take when loaded; ValueError if one is in another file or is not numeric."""
     total = 0
@@ -134,6 +163,7 @@ def _checked_weights(data: bytes, limit: int) -> int:
                     raise _Unfit(f"the array {item.name!r} in {_WEIGHTS} refers to another file")
                 if item.dtype.hasobject:
                     raise _Unfit(f"the array {item.name!r} in {_WEIGHTS} is not numeric")
+                check_chunks(item)
             else:
                 for name in item:
                     if not isinstance(item.get(name, getlink=True), h5py.HardLink):

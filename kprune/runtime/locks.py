@@ -90,9 +90,10 @@ def _lock(path: Path) -> int | None:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+            # A link could lead to any file, which would be emptied.
+            file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            if name.exists():
+            if os.path.lexists(name):
                 _warn(path, f"its lock file cannot be opened ({error.strerror})")
             return None  # where no file can be made, none can be written either, and whoever tries says so
         try:
