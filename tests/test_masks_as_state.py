@@ -187,3 +187,39 @@ def test_values_that_arrive_for_pruned_entries_are_zeroed_before_the_fit_takes_a
     assert_zero(model)
     for kept, weight in zip(before, kprune.masked_weights(model), strict=True):
         np.testing.assert_array_equal(weight.kept(), kept)
+
+
+@pytest.mark.parametrize("name", ["optimizer", "a_second"], ids=["read after the layers", "read before them"])
+def test_a_dense_models_file_brings_pruned_weights_no_momentum(name, tmp_path):
+    """Keras saves optimizers with weights, in the order of the attributes' names, in which it reads them, too."""
+
+    def trained_by_its_optimizer(model):
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        optimizer.build(model.trainable_variables)
+        setattr(model, name, optimizer)
+        optimizer.apply([keras.ops.ones(v.shape) for v in model.trainable_variables])
+        return optimizer
+
+    dense, model = network(), network()
+    held = trained_by_its_optimizer(dense).momentums
+    optimizer = trained_by_its_optimizer(model)
+    for sparsity in (0.5, 0.75):  # with masks that came before the file, and after one was read
+        kprune.prune(model, "magnitude", sparsity, verbose=False)
+        dense.save_weights(tmp_path / "dense.weights.h5")
+        model.load_weights(tmp_path / "dense.weights.h5")
+        kernels = [(w, optimizer.momentums[2 * i], held[2 * i]) for i, w in enumerate(kprune.masked_weights(model))]
+        for weight, slot, theirs in kernels:
+            np.testing.assert_array_equal(slot, np.where(weight.kept(), theirs, 0))
+            assert np.any(np.asarray(theirs)[~weight.kept()])
+        optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables])
+        assert_zero(model)
+
+
+def test_what_a_user_assigns_to_pruned_entries_is_in_no_file(tmp_path):
+    model, x = pruned(), np.random.default_rng(0).normal(size=(4, 6))
+    model.layers[0].kernel.assign(np.ones((6, 8)))
+    made = model.predict(x, verbose=0)
+    kprune.export(model, tmp_path / "m", format="keras", verbose=0)
+    plain = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(plain.layers[0].kernel, kprune.masked_weights(model)[0].kept())
+    np.testing.assert_allclose(plain.predict(x, verbose=0), made, rtol=1e-5)
