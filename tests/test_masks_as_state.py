@@ -56,6 +56,16 @@ def test_weights_and_counts_are_those_of_the_dense_model(kind):
     assert [type(layer).__name__ for layer in sparse.layers] == [type(layer).__name__ for layer in dense.layers]
 
 
+def test_tensorboard_draws_weights_and_no_masks(tmp_path):
+    pytest.importorskip("tensorflow")
+    model = pruned()
+    model.compile("sgd", "mse")
+    board = keras.callbacks.TensorBoard(tmp_path, histogram_freq=1, write_images=True)
+    model.fit(np.ones((8, 6)), np.ones((8, 3)), verbose=0, callbacks=[board])
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("events*"))
+    assert b"kernel/image" in written and b"kernel_mask" not in written
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_weight_files_go_both_ways(kind, tmp_path):
     dense, sparse = network(kind), pruned(kind)
