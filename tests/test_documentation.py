@@ -64,6 +64,12 @@ def test_nothing_says_to_install_kprune_from_an_index():
     ]
 
 
+def test_the_tests_that_the_troubles_name_exist():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs/troubles.md").read_text())
+    defined = {file: (ROOT / "tests" / file).read_text() for file, _ in named}
+    assert len(named) > 50 and not [pair for pair in named if f"def {pair[1]}(" not in defined[pair[0]]]
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES[1:]])
 def test_links_to_files_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)

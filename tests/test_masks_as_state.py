@@ -56,6 +56,16 @@ def test_weights_and_counts_are_those_of_the_dense_model(kind):
     assert [type(layer).__name__ for layer in sparse.layers] == [type(layer).__name__ for layer in dense.layers]
 
 
+def test_tensorboard_draws_weights_and_no_masks(tmp_path):
+    pytest.importorskip("tensorflow")
+    model = pruned()
+    model.compile("sgd", "mse")
+    board = keras.callbacks.TensorBoard(tmp_path, histogram_freq=1, write_images=True)
+    model.fit(np.ones((8, 6)), np.ones((8, 3)), verbose=0, callbacks=[board])
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("events*"))
+    assert b"kernel/image" in written and b"kernel_mask" not in written
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_weight_files_go_both_ways(kind, tmp_path):
     dense, sparse = network(kind), pruned(kind)
@@ -187,3 +197,39 @@ def test_values_that_arrive_for_pruned_entries_are_zeroed_before_the_fit_takes_a
     assert_zero(model)
     for kept, weight in zip(before, kprune.masked_weights(model), strict=True):
         np.testing.assert_array_equal(weight.kept(), kept)
+
+
+@pytest.mark.parametrize("name", ["optimizer", "a_second"], ids=["read after the layers", "read before them"])
+def test_a_dense_models_file_brings_pruned_weights_no_momentum(name, tmp_path):
+    """Keras saves optimizers with weights, in the order of the attributes' names, in which it reads them, too."""
+
+    def trained_by_its_optimizer(model):
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        optimizer.build(model.trainable_variables)
+        setattr(model, name, optimizer)
+        optimizer.apply([keras.ops.ones(v.shape) for v in model.trainable_variables])
+        return optimizer
+
+    dense, model = network(), network()
+    held = trained_by_its_optimizer(dense).momentums
+    optimizer = trained_by_its_optimizer(model)
+    for sparsity in (0.5, 0.75):  # with masks that came before the file, and after one was read
+        kprune.prune(model, "magnitude", sparsity, verbose=False)
+        dense.save_weights(tmp_path / "dense.weights.h5")
+        model.load_weights(tmp_path / "dense.weights.h5")
+        kernels = [(w, optimizer.momentums[2 * i], held[2 * i]) for i, w in enumerate(kprune.masked_weights(model))]
+        for weight, slot, theirs in kernels:
+            np.testing.assert_array_equal(slot, np.where(weight.kept(), theirs, 0))
+            assert np.any(np.asarray(theirs)[~weight.kept()])
+        optimizer.apply([keras.ops.zeros(v.shape) for v in model.trainable_variables])
+        assert_zero(model)
+
+
+def test_what_a_user_assigns_to_pruned_entries_is_in_no_file(tmp_path):
+    model, x = pruned(), np.random.default_rng(0).normal(size=(4, 6))
+    model.layers[0].kernel.assign(np.ones((6, 8)))
+    made = model.predict(x, verbose=0)
+    kprune.export(model, tmp_path / "m", format="keras", verbose=0)
+    plain = keras.models.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(plain.layers[0].kernel, kprune.masked_weights(model)[0].kept())
+    np.testing.assert_allclose(plain.predict(x, verbose=0), made, rtol=1e-5)

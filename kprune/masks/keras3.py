@@ -164,7 +164,7 @@ def _masked(model: Any) -> list[Any]:
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
     kept, layers = _kept(model), _masked(model)
-    changed = [layer for layer in layers if layer.mask_store.behind.latent or factors(layer)]
+    changed = [layer for layer in layers if layer.mask_store.behind.latent or factors(layer) or _was_given(layer)]
     stored = Values(v for layer in changed for v in (*layer.mask_store.masked, *factors(layer)))
     for layer in changed:
         layer.mask_store.enforce()
@@ -176,6 +176,10 @@ def plain(model: Any) -> Iterator[Any]:
         stored.put_back()
         _attach_again(model, kept)
         renew_functions(model, layers)
+
+
+def _was_given(layer: Any) -> bool:
+    return any(was_given_values(v) for v in layer.mask_store.masked)
 
 
 def renew_functions(model: Any, layers: list[Any]) -> None:

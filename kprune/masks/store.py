@@ -20,6 +20,7 @@ from absl import logging
 
 from ..runtime.distribution import device_layout, to_numpy
 from .behind import Behind
+from .loading import forget_loaded
 from .stores import read_bytes
 from .types import FOLLOWS
 from .variables import has_value, note_given
@@ -92,6 +93,11 @@ class MaskStore(keras.Operation):
             store[_CARRIED] = np.frombuffer(carrier.dump(), np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
+        self._load(store)
+        if not self.behind.latent:
+            forget_loaded(self.masked, getattr(store, "h5_file", None))
+
+    def _load(self, store: Any) -> None:
         keys = list(store.keys())
         if not keys:
             if any(not key.startswith(_FOLLOWER) for key in self._keys()):

@@ -40,6 +40,11 @@ def release(variable: Any) -> None:
         variable.__class__ = type(variable).__mro__[1]
 
 
+def mask_of(variable: Any) -> Any:
+    """The mask of a protected variable, or None."""
+    return getattr(variable, _MASK, None)
+
+
 def was_given_values(variable: Any) -> bool:
     """Whether the last array assigned to it had values for pruned entries."""
     return getattr(variable, _GIVEN, False)

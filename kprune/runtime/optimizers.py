@@ -82,8 +82,13 @@ def trains(optimizer: Any, variables: list[Any]) -> bool:
         return any(True for v in variables for _ in _slots(optimizer, v))
     if hasattr(optimizer, "_index_dict"):  # tf_keras
         return any(optimizer._var_key(v) in optimizer._index_dict for v in variables)
-    held = {id(v) for v in getattr(optimizer, "_trainable_variables", [])}
+    held = {id(v) for v in trained(optimizer)}
     return any(id(v) in held for v in variables)
+
+
+def trained(optimizer: Any) -> list[Any]:
+    """The variables that a Keras 3 optimizer was built with; none before it is built."""
+    return list(getattr(optimizer, "_trainable_variables", []))
 
 
 def _slots(optimizer: Any, variable: Any) -> Iterator[tuple[Any, float]]:
@@ -105,7 +110,7 @@ def _slots(optimizer: Any, variable: Any) -> Iterator[tuple[Any, float]]:
         positions = optimizer._index_dict
         position = positions.get(optimizer._var_key(variable))
     else:
-        positions = list(getattr(optimizer, "_trainable_variables", []))
+        positions = trained(optimizer)
         position = next((i for i, v in enumerate(positions) if v is variable), None)
     if position is None:
         return
