@@ -11,6 +11,7 @@ from .gradual_pruning import GradualPruning
 from .lottery_ticket import LotteryTicket
 from .prune_at_init import PruneAtInit, SynFlow
 from .sparsity_logger import SparsityLogger
+from .supermask import Supermask
 from .take_snapshot import TakeSnapshot
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LotteryTicket",
     "PruneAtInit",
     "SparsityLogger",
+    "Supermask",
     "SynFlow",
     "TakeSnapshot",
 ]

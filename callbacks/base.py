@@ -12,7 +12,7 @@ from absl import logging
 
 import kprune.masks
 from kprune.channels import add_followers
-from kprune.masks import Undo, masked_weights
+from kprune.masks import Undo, library_of, masked_weights
 from kprune.report.reached import reached
 from kprune.runtime.distribution import is_chief, warn_of_keras_fit
 from kprune.runtime.optimizers import check_optimizer
@@ -60,6 +60,12 @@ class MaskingCallback(Callback):
     prunes: str = ""
     """When it prunes: never (""), "before" the first step, or "during" the fit, whose earlier networks are denser."""
 
+    alone: str = ""
+    """Why no other callback can prune in the same fit, if so: what it does, as the end of a sentence."""
+
+    trains_weights: bool = True
+    """Whether masked variables hold weights during the fit, and not scores."""
+
     _restored: bool = False
     _carrier: Carrier
 
@@ -78,6 +84,11 @@ class MaskingCallback(Callback):
         if getattr(model, "optimizer", None) is not None:
             check_optimizer(model.optimizer)
         other = next((weight for weight in masked_weights(model) if weight.store != (self.store or weight.store)), None)
+        if other is not None and not library_of(model).IN_PLACE:
+            raise ValueError(
+                f"{type(self).__name__} keeps values behind the masks, which tfmot's wrappers set to 0: it supports "
+                f"Keras 3 models only. Received: model={model.name!r}, of tf_keras"
+            )
         if other is not None:
             raise ValueError(
                 f"{type(self).__name__} needs masks with store={self.store!r}: call kprune.strip(model), then "

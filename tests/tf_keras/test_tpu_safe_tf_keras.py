@@ -11,7 +11,8 @@ from tpu_strategy import TPUStrategyOnCPU
 
 import kprune
 
-ROWS = {name: row for name, row in CALLBACK_ROWS.items() if name != "BackupAndRestore"}  # which refuses tf_keras models
+REFUSING = ("BackupAndRestore", "Supermask")
+ROWS = {name: row for name, row in CALLBACK_ROWS.items() if name not in REFUSING}
 
 
 def masked():
