@@ -1,7 +1,8 @@
-"""A training that may be killed: `python killed.py KIND FOLDER POINT COUNT [WHOLE]` (run by test_faults.py).
+"""Trainings that may be killed: `python killed.py KIND FOLDER POINT COUNT [FOLDER POINT COUNT ...]` for test_faults.py.
 
-It trains, with a backup in FOLDER, kills itself by SIGKILL when POINT is reached for the COUNT-th time, and writes
-FOLDER/result.npz if it comes to its end. If a folder WHOLE is named, it first trains there to the end.
+Each trains in a process of its own, with a backup in FOLDER, kills itself by SIGKILL when POINT is reached for the
+COUNT-th time, and writes FOLDER/result.npz if it comes to its end. Says of each in a line how its process ended. The
+processes are forked after all is imported, which takes longer than to train, and before anything has run.
 """
 
 import importlib
@@ -10,6 +11,7 @@ import pathlib
 import signal
 import sys
 import threading
+import traceback
 
 import numpy as np
 from helpers import CHEAP, EachBatch
@@ -145,10 +147,22 @@ def main(kind, folder, point, count):
     np.savez(folder / "result.npz", **extra, **{str(i): array for i, array in enumerate(arrays.values())})
 
 
+def run(kind, folder, point, count):
+    """How a process ends that trains: 0, or the signal that killed it, negative."""
+    child = os.fork()
+    if not child:
+        try:
+            main(kind, folder, point, int(count))
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 if __name__ == "__main__":
-    kind, folder, point, count, *whole = sys.argv[1:]
-    if whole:
-        main(kind, *whole, "never", 1)
-        # The names of layers begin anew, as in a new process.
-        importlib.import_module("tf_keras" if kind.startswith("tf_keras") else "keras").backend.clear_session()
-    main(kind, folder, point, int(count))
+    kind, *words = sys.argv[1:]
+    importlib.import_module("tf_keras" if kind.startswith("tf_keras") else "keras")
+    for each in zip(*[iter(words)] * 3, strict=True):
+        print(run(kind, *each), flush=True)

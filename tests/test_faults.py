@@ -15,13 +15,13 @@ PROGRAM = pathlib.Path(__file__).with_name("killed.py")
 KILLS = int(os.environ.get("KPRUNE_KILLS", "0"))
 
 
-def run(kind, folder, point="never", count=1, *whole):
-    """Whether the training came to its end; otherwise it was killed."""
-    process = new_process(PROGRAM, kind, folder, point, count, *whole)
-    if process.returncode == -signal.SIGKILL:
-        return False
-    assert process.returncode == 0, process.stderr[-3000:]
-    return True
+def run(kind, *trainings):
+    """Of each training (folder, point, count), whether it came to its end; otherwise it was killed."""
+    process = new_process(PROGRAM, kind, *(word for training in trainings for word in training))
+    ends = [int(line) for line in process.stdout.split()]
+    assert process.returncode == 0 and len(ends) == len(trainings), process.stderr[-3000:]
+    assert set(ends) <= {0, -signal.SIGKILL}, process.stderr[-3000:]
+    return [end == 0 for end in ends]
 
 
 def result(folder):
@@ -52,12 +52,12 @@ def assert_same_end(one, other):
 def test_killed_at_these_points(kind, kills, tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    # What no kill disturbs is trained first in the process that is killed first: to start one takes the longest here.
-    killed = [run(kind, tmp_path / "killed", *kills[0], tmp_path / "whole")]
-    killed += [run(kind, tmp_path / "killed", *kill) for kill in kills[1:]]
-    assert not any(killed), "a point was not reached, so this test tests nothing"
-    assert run(kind, tmp_path / "killed")
-    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    trainings = [(whole, "never", 1), *((folder, *kill) for kill in kills), (folder, "never", 1)]
+    ended = run(kind, *trainings)
+    assert not any(ended[1:-1]), "a point was not reached, so this test tests nothing"
+    assert ended[0] and ended[-1]
+    assert_same_end(whole, folder)
 
 
 @pytest.mark.skipif(not KILLS, reason="a process of its own, and 18 million weights: make test-faults")
@@ -73,7 +73,7 @@ def test_memory_of_pruning_is_a_byte_a_weight_for_the_mask_and_nothing_afterward
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_random(kind, tmp_path):
     (tmp_path / "whole").mkdir()
-    assert run(kind, tmp_path / "whole")
+    assert run(kind, (tmp_path / "whole", "never", 1)) == [True]
     draw, kills, turn = np.random.default_rng(len(kind)), 0, 0
     while kills < KILLS:
         turn += 1
@@ -83,7 +83,7 @@ def test_killed_at_random(kind, tmp_path):
         while not ended:
             # At most three kills in a run, so that it ends.
             point, count = draw.choice(list(POINTS)), int(draw.integers(1, 12 if kills % 2 else 5))
-            ended = run(kind, folder, point, count) if kills < 3 * turn else run(kind, folder)
+            [ended] = run(kind, (folder, point, count) if kills < 3 * turn else (folder, "never", 1))
             kills += not ended
         assert_same_end(tmp_path / "whole", folder)
     print(f"{kind}: {kills} kills in {turn} runs, each ended bit-identical")
