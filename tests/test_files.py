@@ -1,6 +1,7 @@
 """Paths that a user gives: what cannot be one is refused before any work."""
 
 import resource
+from pathlib import Path
 
 import pytest
 from helpers import mlp
@@ -10,8 +11,9 @@ import kprune
 from kprune.cli import main as cli
 from kprune.cli.commands.sensitivity import _write as write_table
 from kprune.experiments.lottery_runs import run_lotteries
+from kprune.experiments.runs import RunTable
 from kprune.experiments.sensitivity import Sensitivity, SensitivityRow
-from kprune.experiments.sweep import Sweep, sweep
+from kprune.experiments.sweep import Sweep, SweepRun, sweep
 from kprune.util.plotting import new_axes
 
 pytestmark = pytest.mark.one_session
@@ -42,6 +44,24 @@ def test_what_is_no_path(tmp_path, monkeypatch, writer, name):
     with pytest.raises(ValueError, match=r"Received: (path|folder|log_dir)="):
         WRITERS[writer](name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("read", [kprune.Ticket.load, lambda path: RunTable(path, SweepRun, {}, {})])
+def test_devices_and_pipes_are_not_read(read, tmp_path):
+    """They may never end."""
+    (tmp_path / "x.npz").symlink_to("/dev/null")
+    with pytest.raises(OSError, match=r"^Only a file can be read, .* Received: path='.*x\.npz'$"):
+        read(tmp_path / "x.npz")
+
+
+def test_a_file_larger_than_the_memory(tmp_path, monkeypatch):
+    def fails(_):
+        raise MemoryError
+
+    (tmp_path / "ticket.npz").write_bytes(b"PK")
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(OSError, match=r"Cannot allocate memory: '.*ticket\.npz'$"):
+        kprune.Ticket.load(tmp_path / "ticket.npz")
 
 
 @pytest.mark.parametrize("flag", ["train --export_dir", "train --plot", "sweep --out_dir", "lottery --out_dir"])

@@ -182,6 +182,7 @@ def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
     [
         ("", r"its columns must be dataset, batch_size"),
         ("a,b\n1,2\n", r"its columns must be"),
+        ("{long}", r"is not a CSV file: a line is longer than 1,048,576 characters.*Received: path='.*cells.csv'$"),
         ("é,b\n1,2\n", r"is not a CSV.*Received: path='.*cells.csv'$"),
         ("{header}\ndigits,64,1,global,,random,10.0,0,0.5,0.5,0.9,0,1.5\n{row},0.", r"^Row 2 of the file is damaged"),
         ("{header}\ndigits,64,1,global,,random,ten,0,0.5,0.5,0.9,0,1.5\n", r"^Row 1 of .*: path='.*cells.csv'$"),
@@ -196,7 +197,9 @@ def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
 )
 def test_a_damaged_file_is_refused(tmp_path, content, message):
     path = tmp_path / "cells.csv"
-    text = content.format(header=",".join([*COLUMNS, *RESULTS]), row="digits,64,1,global,,snip,10.0,0")
+    text = content.format(
+        header=",".join([*COLUMNS, *RESULTS]), row="digits,64,1,global,,snip,10.0,0", long="," * 2**21
+    )
     path.write_bytes(text.encode("latin-1"))
     before = path.read_bytes()
     with pytest.raises(ValueError, match=message):

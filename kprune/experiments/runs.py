@@ -6,14 +6,14 @@ import csv
 import io
 import math
 import os
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TextIO, TypeVar
 
 import numpy as np
 
-from ..runtime.files import write
+from ..runtime.files import check_regular, write
 from ..runtime.locks import Lock
 from ..util.checks import check_path
 from ..util.plotting import Drawable
@@ -65,6 +65,7 @@ _RANGES = {
     "value": (-math.inf, math.inf),
 }
 _MOST_ROWS = 100_000
+_MOST_CHARACTERS = 2**20
 
 
 class RunTable(Generic[AnyRun]):
@@ -152,10 +153,11 @@ class RunTable(Generic[AnyRun]):
             return
         received = f"Received: path={str(self.path)!r}"
         cells: dict[Hashable, AnyRun] = {}
+        check_regular(self.path)
         try:
             with open(self.path, newline="", encoding="utf-8") as file:
                 # Row by row: a file of a few MB may hold millions that are no runs.
-                reader = csv.DictReader(file)
+                reader = csv.DictReader(_lines(file))
                 self._check_columns(list(reader.fieldnames or ()), received)
                 for number, row in enumerate(reader, start=1):
                     cell = self._cell(number, row, received)
@@ -197,6 +199,14 @@ class RunTable(Generic[AnyRun]):
             raise ValueError(
                 f"Row {number} of the file is damaged ({error!s:.200}); delete it to train that run again. {received}"
             ) from None
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """The lines of a file; csv.Error at one that is longer than any table's, before it is read to its end."""
+    while line := file.readline(_MOST_CHARACTERS + 1):
+        if len(line) > _MOST_CHARACTERS:
+            raise csv.Error(f"a line is longer than {_MOST_CHARACTERS:,} characters")
+        yield line
 
 
 def _number(name: str, value: Any) -> Any:

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from ..masks import Masks, current_masks, masked, masked_weights, set_masks
 from ..masks.matching import check_numbers
 from ..runtime.distribution import to_numpy
-from ..runtime.files import joined, pack, split, understanding, unpack, write
+from ..runtime.files import contents, joined, pack, split, understanding, unpack, write
 from ..util.checks import check_expression, check_npz
 from .rewind import Arrays, matched, model_weights, reapply_masks, warn_of_nan
 
@@ -101,7 +100,7 @@ class Ticket:
             ValueError: the name does not end in .npz, or it is truncated, damaged, or another kind of file.
         """
         check_npz("path", path)
-        arrays, about = unpack(Path(path).read_bytes(), os.fspath(path))
+        arrays, about = unpack(contents(path), os.fspath(path))
         if about.get("kind") != _KIND:
             raise ValueError(f"Not a kprune ticket file. Received: path={os.fspath(path)!r}")
         with understanding(os.fspath(path)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -148,9 +149,37 @@ def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, 
 
 
 def read(path: str | os.PathLike[str]) -> bytes | None:
-    """The bytes of a file, None if there is none; in distributed training, those that the chief finds."""
-    file = Path(path)
-    return from_chief(file.read_bytes() if is_chief() and file.exists() else None)
+    """The bytes of a file, None if there is none; in distributed training, those that the chief finds.
+
+    Raises:
+        OSError: as `contents`.
+    """
+    return from_chief(contents(path) if is_chief() and Path(path).exists() else None)
+
+
+def contents(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: there is none, it is a pipe or a device, or it cannot be read, for lack of memory, too.
+    """
+    check_regular(path)
+    try:
+        return Path(path).read_bytes()
+    except MemoryError:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), os.fspath(path)) from None
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise OSError if a pipe or a device is there, which may never end.
+
+    >>> check_regular(os.devnull)
+    Traceback (most recent call last):
+    ...
+    OSError: Only a file can be read, not a pipe or a device. Received: path='/dev/null'
+    """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise OSError(f"Only a file can be read, not a pipe or a device. Received: path={os.fspath(path)!r}")
 
 
 def write(path: str | os.PathLike[str], fill: bytes | Callable[[str], object]) -> None:
