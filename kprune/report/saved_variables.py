@@ -157,10 +157,7 @@ def _read_packed(
     found, taken = {}, set()
     for path, entry in packed.items() if isinstance(packed, dict) else [("", None)]:
         number, shape = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
-        possible = (
-            isinstance(shape, list) and len(shape) <= 32 and all(type(n) is int and 0 <= n < 2**62 for n in shape)
-        )
-        if type(number) is not int or not possible:
+        if type(number) is not int or not isinstance(shape, list) or len(shape) > 32 or not all(map(_is_size, shape)):
             raise ValueError(_DAMAGED)
         bits, values = (f"{name}/{number}/.ATTRIBUTES/{_VALUE}" for name in ("bits", "values"))
         if number in taken:  # each takes 32 times what it has on the disk
