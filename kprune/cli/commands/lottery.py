@@ -120,7 +120,7 @@ LOTTERY = Command(
     "          none           rewind nothing: go on at the last learning rate, as long as weights does\n"
     "          reinitialize   control: the masks of init (or else of weights) with fresh weights\n"
     "          shuffle        control: those masks shuffled within each weight, with the ticket's weights\n"
-    f"Criteria: {', '.join(_CRITERIA[:9])},\n          {', '.join(_CRITERIA[9:])}\n"
+    f"Criteria: {', '.join(_CRITERIA)}\n"
     f"{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}, or your own:\n{common.OWN_DATA_NOTES}",
     run,
 )

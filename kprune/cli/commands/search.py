@@ -104,7 +104,7 @@ SEARCH = Command(
     ),
     "Each training starts anew, prunes gradually until 0.7 of its steps, and is tested; what is found is trained and\n"
     "tested once more, on fresh seeds, beside the dense network. Accuracy that rises with sparsity is reported.\n"
-    f"Criteria: {', '.join(_CRITERIA[:9])},\n          {', '.join(_CRITERIA[9:])}\n"
+    f"Criteria: {', '.join(_CRITERIA)}\n"
     f"{common.NETWORK_NOTES.replace('Models:  ', 'MODEL:   ', 1)}",
     run,
 )
