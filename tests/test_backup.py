@@ -1,5 +1,6 @@
 """Backups: Keras's own holds the callbacks' state, ours is one file; what cannot be read or written is said."""
 
+import functools
 import logging
 import resource
 
@@ -106,18 +107,31 @@ def test_the_plan_of_a_sparsity_alone_is_that_of_the_first_fit(first, tmp_path):
     assert same(resumed, whole)
 
 
+def moving():
+    return gradual("movement")
+
+
+def synflow():
+    return SynFlow(0.8, rounds=5, verbose=False)
+
+
+@functools.cache
+def undisturbed(make):
+    """What a fit with this callback makes of `network()`."""
+    model = network()
+    fit(model, 6, make())
+    return model
+
+
 @pytest.mark.private_api
 @pytest.mark.parametrize(
     ("kind", "first", "make"),
     # Both kinds of backup, before and after the callback that has the most to keep; then each pair of the three once.
     [
         *((kind, first, lottery) for kind in ("keras", "kprune") for first in (True, False)),
-        ("keras", True, gradual),
-        ("kprune", False, gradual),
-        ("keras", False, lambda: gradual("movement")),
-        ("kprune", True, lambda: gradual("movement")),
-        ("keras", True, lambda: SynFlow(0.8, rounds=5, verbose=False)),
-        ("kprune", False, lambda: SynFlow(0.8, rounds=5, verbose=False)),
+        *(("keras", True, gradual), ("kprune", False, gradual)),
+        *(("keras", False, moving), ("kprune", True, moving)),
+        *(("keras", True, synflow), ("kprune", False, synflow)),
     ],
 )
 def test_resumed_it_ends_as_if_it_had_not_stopped(make, first, kind, tmp_path):
@@ -129,8 +143,7 @@ def test_resumed_it_ends_as_if_it_had_not_stopped(make, first, kind, tmp_path):
     def callbacks(*more):
         return [backup(), make(), *more] if first else [make(), backup(), *more]
 
-    whole = network()
-    fit(whole, 6, make())
+    whole = undisturbed(make)
     for stop in (1, 3, 5):
         with pytest.raises(KeyboardInterrupt):
             fit(network(), 6, *callbacks(Interrupt(stop)))
