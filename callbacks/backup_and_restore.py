@@ -89,8 +89,8 @@ class BackupAndRestore(MaskingCallback):
     def set_model(self, model: Any) -> None:
         if is_tf_keras(model):
             raise ValueError(
-                "For a tf_keras model, use tf_keras.callbacks.BackupAndRestore: its backup also holds the state of "
-                f"kprune's callbacks. Received: model={model.name!r}"
+                "For a tf_keras model, use tf_keras.callbacks.BackupAndRestore: its backup also contains the state "
+                f"of kprune's callbacks. Received: model={model.name!r}"
             )
         super().set_model(model)
 

@@ -193,7 +193,7 @@ def _check_modes(modes: Sequence[str]) -> str:
     base = next((mode for mode in (INIT, *REWINDS) if mode in modes), "")
     if set(CONTROLS) & set(modes) and base not in (INIT, "weights"):
         raise ValueError(
-            "Controls need mode 'init' or 'weights' in `modes`, because they reuse its masks. Received: "
+            "Controls require mode 'init' or 'weights' in `modes`, because they reuse its masks. Received: "
             f"modes={modes!r}"
         )
     return base
