@@ -144,7 +144,7 @@ class BackupAndRestore(MaskingCallback):
             yield
         except Exception as error:
             raise ValueError(
-                f"The backup does not match this fit: delete it, or pass another path ({error!s:.1000}). Received: "
+                f"The backup does not match this fit ({error!s:.1000}): delete it, or pass another path. Received: "
                 f"path={os.fspath(self.path)!r}"
             ) from error
 
