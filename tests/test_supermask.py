@@ -294,7 +294,7 @@ def test_the_state_of_another_model_is_refused():
     model, callback = compiled(), Supermask()
     callback.set_model(model)
     state = callback.get_state()
-    with pytest.raises(ValueError, match="one of another model"):
+    with pytest.raises(ValueError, match="state of Supermask does not match this model"):
         callback.set_state({key: array for key, array in state.items() if key != "weights/1"})
     hold_weights(model, "edge_popup")  # is held already
     callback.on_test_begin()

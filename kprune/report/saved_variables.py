@@ -54,7 +54,7 @@ class SavedVariables:
             raise ValueError(f"{odd[0]!r:.80} is not a file")
         held = sum(file.stat().st_size for file in files)
         if needed > held:
-            raise ValueError(f"its variables take {needed:,} bytes, but its data files hold only {held:,}")
+            raise ValueError(f"its variables take {needed:,} bytes, but its data files contain only {held:,}")
         names = {key: name for key, name in self._names(shapes).items() if key in numbers}
         known = _read_paths(folder)
         if unknown := known.keys() - shapes.keys():
@@ -164,7 +164,7 @@ def _read_packed(
             raise ValueError(f"{'/'.join(_PATHS)} names a packed kernel twice, the second time as {path!r:.80}")
         taken.add(number)
         if any(key in dtypes and not fits(dtypes[key]) for key, fits in ((bits, _is_byte), (values, _is_float))):
-            raise ValueError(f"the packed kernel {path!r:.80} is not made of a bitmap and floats")
+            raise ValueError(f"the packed kernel {path!r:.80} does not consist of a bitmap and floats")
         if shapes.get(bits) != [(math.prod(shape) + 7) // 8] or len(shapes.get(values, [])) != 1:
             raise ValueError(f"the bitmap of the packed kernel {path!r:.80} does not match its shape {shape!r:.80}")
         found[path] = bits, values, tuple(shape)
