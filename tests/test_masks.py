@@ -120,7 +120,7 @@ def test_nothing_to_mask_is_a_report_and_pruning_it_an_error():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(weights=("kernels",)), r"has \[.*'kernel'.*Received: weights=\('kernels',\)$"),
+        (dict(weights=("kernels",)), r"are named \[.*'kernel'.*Received: weights=\('kernels',\)$"),
         (dict(filters=3), r"Received: filters=3$"),
         (dict(filters="("), r"Received: filters='\('$"),
         (dict(filters=["hidden", 5]), r"Received: filters=5$"),
