@@ -37,8 +37,7 @@ def _check(found: Any, name: str, most: int, size: int | None) -> None:
     if dtype != "uint8" or len(shape) != 1 or shape[0] > most or shape[0] != (size or shape[0]) or chunk > max(most, 1):
         expected = f"at most {most:,}" if size is None else f"{size:,}"
         raise ValueError(
-            f"The dataset {name} in the file must hold {expected} bytes. Received: shape={shape}, dtype={dtype}, "
-            f"chunk={chunk}"
+            f"The file's {name} must be {expected} bytes long. Received: shape={shape}, dtype={dtype}, chunk={chunk}"
         )
 
 
