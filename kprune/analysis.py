@@ -24,6 +24,8 @@ from .util.tables import new_table, table_lines
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MOST_POINTS = 10**6
+
 
 def supermask(model: Any, ticket: Ticket, evaluate: Any) -> float:
     """The metric of a ticket's masks applied to its initial weights, without training (arXiv:1905.01067).
@@ -271,8 +273,8 @@ def instability(
 
 
 def _check_points(points: int) -> None:
-    if not isinstance(points, int) or isinstance(points, bool) or points < 2:
-        raise ValueError(f"`points` must be an integer >= 2. Received: points={points!r}")
+    if not isinstance(points, int) or isinstance(points, bool) or not 2 <= points <= _MOST_POINTS:
+        raise ValueError(f"`points` must be an integer from 2 to {_MOST_POINTS:,}. Received: points={points!r:.200}")
 
 
 def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arrays:

@@ -226,6 +226,7 @@ def test_a_bad_path_is_refused_before_anything_changes():
     wrong = Snapshot({"kernel": np.ones((2, 1))}, {})
     for arguments, message in [
         (dict(points=1), "Received: points=1$"),
+        (dict(points=10**30), r"from 2 to 1,000,000\. Received: points=1000"),
         (dict(points=2.0), "Received: points=2.0$"),
         (dict(one=wrong), r"`one` does not match.*Received: shape=\(2, 1\)$"),
         (dict(other=wrong), r"`other` does not match.*Received: shape=\(2, 1\)$"),

@@ -3,8 +3,10 @@
 Each test takes the packages of one extra, and is skipped without them; `make test-formats` installs them all.
 """
 
+import errno
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -13,6 +15,7 @@ from helpers import mlp
 from keras import layers
 
 import kprune
+from kprune.deploy import interchange
 from kprune.deploy.formats import FORMATS
 from kprune.deploy.memory import peak_of
 
@@ -269,6 +272,22 @@ def test_from_jax_a_layer_of_ones_own_is_refused(tmp_path):
     with pytest.raises(RuntimeError, match=r"converted from a TensorFlow graph.*Doubled"):
         kprune.export(model, tmp_path / "m", "openvino", verbose=0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("free, number", [(0, errno.ENOSPC), (2**30, errno.EIO)])
+def test_what_openvino_cannot_write_is_an_os_error(free, number, tmp_path, monkeypatch):
+    """All that its C++ says, here or in a process of its own, is "iostream error"."""
+    cause = "RuntimeError: basic_ios::clear: iostream error"
+
+    def export(*_, **__):
+        raise RuntimeError(cause)
+
+    monkeypatch.setattr(interchange.keras_file, "write", lambda *_: None)
+    monkeypatch.setattr(interchange.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr=cause))
+    monkeypatch.setattr(interchange.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(OSError, match=r"net\.xml'$") as caught:
+        interchange.write_openvino(SimpleNamespace(export=export), tmp_path / "net.xml", SimpleNamespace(specs={}))
+    assert caught.value.errno == number
 
 
 def test_peak_memory_is_what_the_work_took():

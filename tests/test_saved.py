@@ -6,6 +6,7 @@ import resource
 import shutil
 import struct
 import tracemalloc
+import warnings
 import zipfile
 import zlib
 
@@ -22,6 +23,7 @@ import kprune
 from kprune.cli import main as cli
 from kprune.masks.masked_layers import Masked
 from kprune.report import saved
+from kprune.targets.advice import Advice
 
 
 @pytest.fixture(scope="module")
@@ -243,10 +245,26 @@ def test_an_array_that_unpacks_to_more_than_a_model_needs(masked, tmp_path, caps
     assert "the arrays of model.weights.h5 are 77,309,411,328 bytes unpacked" in refusal(file, capsys)
 
 
+def in_depth(file):
+    for _ in range(300):
+        file = file.create_group("a")
+
+
+def in_links(file):
+    file.create_group("a")
+    for i in range(70_000):
+        file.id.links.create_hard(b"%d" % i, file.id, b"a")
+
+
 def in_chunks(file):
     """A number in a chunk of 400 MB, which is read whole."""
     made = file.create_dataset("x", (1,), "float32", maxshape=(None,), chunks=(10**8,), compression="gzip")
     assert made.nbytes == 4
+
+
+def in_many_chunks(file):
+    made = file.create_dataset("x", (5000,), "uint8", chunks=(1,), compression="gzip")
+    made[...] = 1
 
 
 def in_strings(file):
@@ -264,13 +282,17 @@ def in_many_attributes(file):
 @pytest.mark.parametrize(
     "fill, words",
     [
+        (in_depth, "the groups in model.weights.h5 are nested more than 200 levels deep"),
+        (in_links, "model.weights.h5 contains more than 65,536 groups and arrays"),
         (in_chunks, "are 400,000,000 bytes unpacked"),
+        (in_many_chunks, "the array '/x' lies in 5,000 chunks, more than the limit of 4,000"),
         (in_strings, "the array '/x' in model.weights.h5 is not numeric"),
         (in_attributes, "the attribute 'dtype' of '/' in model.weights.h5 is larger than any that Keras writes"),
         (in_many_attributes, "the attribute 'dtype' of '/' in model.weights.h5 is larger than any that Keras writes"),
     ],
 )
-def test_arrays_that_take_more_than_they_say(fill, words, masked, tmp_path, capsys):
+def test_arrays_that_take_more_than_they_say(fill, words, masked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kprune.masks.stores._MOST_CHUNKS", 4000)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         fill(file)
@@ -315,6 +337,78 @@ def test_layers_that_ask_for_more_than_the_weights_need(hostile, masked, tmp_pat
     words = refusal(write(tmp_path / "huge.keras", parts_of(masked), **{"config.json": config}), capsys)
     assert "more than the file contains" in words
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 2**10  # kilobytes
+
+
+def calling(part, shape=(None, 200_000)):
+    """A config of a functional model of one call."""
+    history = {"shape": shape, "dtype": "float32", "keras_history": ["i", 0, 0]}
+    node = {"args": [{"class_name": "__keras_tensor__", "config": history}], "kwargs": {}}
+    inputs = entry("keras.layers", "InputLayer", {"batch_shape": shape, "dtype": "float32", "name": "i"})
+    name = part["config"].get("name", "called")
+    called = {**part, "config": {**part["config"], "name": name}, "name": name, "inbound_nodes": [node]}
+    ends = {"input_layers": [["i", 0, 0]], "output_layers": [[name, 0, 0]]}
+    layers = [{**inputs, "name": "i", "inbound_nodes": []}, called]
+    return entry("keras.src.models.functional", "Functional", {"name": "net", "layers": layers, **ends})
+
+
+LOOKUP = {"max_tokens": None, "vocabulary": [1, 2], "num_oov_indices": 10**5}
+MANY = "asks for more than 131,072 tensors between its layers"
+
+
+@pytest.mark.parametrize(
+    "part, words",
+    [
+        (entry("keras.src.ops.numpy", "Split", {"indices_or_sections": 200_000, "axis": 1}), MANY),
+        (entry("keras.src.ops.numpy", "ArraySplit", {"indices_or_sections": 200_000, "axis": 1}), MANY),
+        (entry("keras.src.ops.core", "Unstack", {"axis": 1}), MANY),
+        (entry("keras.src.ops.numpy", "ExpandDims", {"axis": [0] * 6000}), "are longer than the limit of 16,384"),
+        (entry("keras.layers", "IntegerLookup", LOOKUP), "has num_oov_indices=100,000, more than the limit of 65,536"),
+        (entry("keras.layers", "TextVectorization", {"ngrams": 10**5}), "has ngrams=100,000, more than the limit"),
+    ],
+    ids=lambda value: value["class_name"] if isinstance(value, dict) else "",
+)
+def test_parts_that_ask_for_more_than_any_model_has(part, words, masked, tmp_path, capsys):
+    path = write(tmp_path / "many.keras", parts_of(masked), **{"config.json": calling(part)})
+    assert words in refusal(path, capsys)
+
+
+def test_what_a_terminal_would_obey_is_escaped(masked, tmp_path, capsys):
+    """A layer's name, in a table and in Keras's error."""
+    hostile = "d\x1b[31m\n\u202e"
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name=hostile)])
+    model.save(tmp_path / "model.keras")
+    assert cli.main(["inspect", str(tmp_path / "model.keras")]) == 0
+    shown = capsys.readouterr().out
+    assert r"d\x1b[31m\n\u202e/kernel" in shown and "\x1b" not in shown and "\u202e" not in shown
+    advice = Advice("zip", 0.9, {}, 1.0, None, obstacles={hostile: "small"})
+    assert r"d\x1b[31m\n\u202e: small" in str(advice)
+    part = entry("keras.layers", "Dense", {"units": 3, "name": hostile})
+    path = write(tmp_path / "other.keras", parts_of(masked), **{"config.json": calling(part, (None, 4))})
+    with pytest.raises(ValueError) as caught:
+        saved.load(path)
+    assert cli.main(["inspect", str(path)]) == 1
+    for words in (str(caught.value), capsys.readouterr().err.rstrip("\n")):
+        assert r"d\x1b[31m \u202e" in words and words.isprintable()
+
+
+def test_warnings_about_a_file_that_is_refused_are_not_shown(masked, tmp_path, recwarn):
+    part = entry("keras.layers", "Conv1D", {"filters": 3, "kernel_size": 1})
+    path = write(tmp_path / "skipped.keras", parts_of(masked), **{"config.json": calling(part, (None, 4, 4))})
+    with pytest.raises(ValueError, match="objects could not be loaded"):
+        saved.load(path)
+    assert not recwarn.list
+
+
+def test_warnings_about_a_file_that_is_read_are_shown(masked, monkeypatch):
+    plain = keras.models.load_model
+
+    def load(*arguments, **more):
+        warnings.warn("\x1b is skipped", UserWarning, stacklevel=1)
+        return plain(*arguments, **more)
+
+    monkeypatch.setattr(keras.models, "load_model", load)
+    with pytest.warns(UserWarning, match=r"^\\x1b is skipped$"):
+        saved.load(masked)
 
 
 def test_weights_that_lie_in_other_files(masked, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What is refused, or fails while it begins, leaves the model as it was, bit for bit."""
 
 import logging
+import signal
 
 import keras
 import numpy as np
@@ -192,6 +193,23 @@ def test_what_is_interrupted_changes_nothing(apply, where, masked, monkeypatch):
             kprune.prune(model, "magnitude", 0.7, verbose=False)
     monkeypatch.undo()
     assert state(model) == before
+
+
+def test_ctrl_c_comes_when_all_masks_are_set(monkeypatch):
+    model, write = network(True), kprune.MaskedWeight.write
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupted(*arguments, **more):
+        write(*arguments, **more)
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(kprune.MaskedWeight, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        kprune.set_masks(model, {w.path: np.zeros(w.shape, bool) for w in kprune.masked_weights(model)})
+    assert not any(w.kept().any() for w in kprune.masked_weights(model))
+    assert not any(w.variable.numpy().any() for w in kprune.masked_weights(model))
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
 def test_a_strip_that_is_interrupted_loses_nothing_behind_the_masks(monkeypatch):

@@ -17,6 +17,7 @@ from absl import flags, logging
 
 from .._version import __version__
 from ..util.checks import did_you_mean
+from ..util.tables import printable
 from .commands import COMMANDS
 
 
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(message: str, status: int = 2) -> int:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     return status
 
 

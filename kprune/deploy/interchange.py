@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,6 +18,8 @@ import numpy as np
 from . import keras_file
 from .sample import Sample, in_order, named
 
+# With less room than this, in bytes, a disk is full.
+_FULL = 2**20
 # A process of its own where Keras runs on JAX, whose programs neither converter reads.
 _CONVERT = """
 import sys
@@ -45,7 +49,11 @@ def _write(model: Any, file: Path, batch: Sample, format: str) -> None:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of NumPy, for what Keras asks of it
-            model.export(str(file), format=format, input_signature=kinds, verbose=False)
+            try:
+                model.export(str(file), format=format, input_signature=kinds, verbose=False)
+            except RuntimeError as error:
+                _check_written(str(error), file)
+                raise
         return
     source = file.with_name(f"for-{format}-{file.name.partition('.')[0]}.keras")
     keras_file.write(model, source, batch)
@@ -56,11 +64,20 @@ def _write(model: Any, file: Path, batch: Sample, format: str) -> None:
         text=True,
     )
     if done.returncode:
+        _check_written(done.stderr, file)
         raise RuntimeError(
             f"Export: format={format!r} is converted from a TensorFlow graph, so the model is loaded in a separate "
             "process with Keras on TensorFlow. That failed, so nothing was written. A model with custom layers must "
             f"be exported on the TensorFlow backend. Cause: {done.stderr.strip().rpartition(chr(10))[2][:300]}"
         )
+
+
+def _check_written(cause: str, file: Path) -> None:
+    """Raise OSError if this error, of C++ or of another process, says that the file could not be written."""
+    if "iostream error" in cause or f"[Errno {errno.ENOSPC}]" in cause:
+        full = shutil.disk_usage(file.parent).free < _FULL  # C++ does not say why
+        number = errno.ENOSPC if full or "iostream" not in cause else errno.EIO
+        raise OSError(number, os.strerror(number), str(file))
 
 
 def onnx_runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:

@@ -14,6 +14,7 @@ from ..runtime.optimizers import slots
 from ..runtime.values import Values
 from ..runtime.writing import keep_where
 from ..util.checks import check_expression, check_strings
+from ..util.interrupts import uninterrupted
 from .behind import Behind
 from .built import check_built
 from .following import follow
@@ -184,6 +185,7 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
     trains w: the model's own, that of another model that shares the layer, those of a `train_step` or a custom training
     loop. Biases and normalization that follow a channel (`kprune.masks.followers`) come along. Nothing is retraced or
     recompiled. Where values stay behind the mask (`kprune.mask(store="latent")`), neither weight nor slots change.
+    Ctrl-C interrupts when all masks are set, not between two of them.
 
     Args:
         model: a masked model.
@@ -202,20 +204,21 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
         check_leaks(model, list(by_path.values()))
     followed = followers(model)
     optimizers = trainers(model, [weight.variable for weight in (*by_path.values(), *followed)], optimizer)
-    for path, new in masks.items():
-        weight, new = by_path[path], np.asarray(new)
-        stays = new & weight.seen_mask()
-        if stays.all():
-            continue
-        latent = weight.store == "latent"
-        held = [] if latent else [pair for trainer in optimizers for pair in slots(trainer, weight.variable)]
-        if latent or np.array_equal(stays, new):
-            weight.write(new, held, donate)
-        else:
-            weight.write(new, donate=donate)
-            keep_where(stays, held, donate)
-    follow(model, followed, optimizers)
-    note_change(model)
+    with uninterrupted():
+        for path, new in masks.items():
+            weight, new = by_path[path], np.asarray(new)
+            stays = new & weight.seen_mask()
+            if stays.all():
+                continue
+            latent = weight.store == "latent"
+            held = [] if latent else [pair for trainer in optimizers for pair in slots(trainer, weight.variable)]
+            if latent or np.array_equal(stays, new):
+                weight.write(new, held, donate)
+            else:
+                weight.write(new, donate=donate)
+                keep_where(stays, held, donate)
+        follow(model, followed, optimizers)
+        note_change(model)
 
 
 def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:

@@ -15,6 +15,8 @@ _DEFLATE = 1
 _FILTERS = {_DEFLATE, 2, 3}
 _CHECKSUM = 4  # bytes
 _STEP = 2**16
+# Of the 8 KiB or more that h5py makes a chunk of, these are an array of 1 GiB.
+_MOST_CHUNKS = 2**17
 
 
 def check_chunks(dataset: h5py.Dataset) -> None:
@@ -29,6 +31,10 @@ def check_chunks(dataset: h5py.Dataset) -> None:
         raise ValueError(f"the array {dataset.name!r:.80} is compressed with a filter other than gzip")
     if _DEFLATE not in filters:
         return
+    if (count := dataset.id.get_num_chunks()) > _MOST_CHUNKS:
+        raise ValueError(
+            f"the array {dataset.name!r:.80} lies in {count:,} chunks, more than the limit of {_MOST_CHUNKS:,}"
+        )
     most = math.prod(dataset.chunks) * dataset.dtype.itemsize + _CHECKSUM
     found: list[tuple[int, Any]] = []
     dataset.id.chunk_iter(lambda chunk: found.append((chunk.size, chunk.chunk_offset)))

@@ -28,6 +28,8 @@ _UNPACKED, _SMALL = 20, 2**25
 # Keras writes three members, and one for each vocabulary.
 _MOST_MEMBERS = 2**12
 _MOST_NUMBERS = 2**10
+# Keras writes some four groups and arrays per layer, and a few levels for each model within a model.
+_MOST_ENTRIES, _DEEPEST = 2**16, 200
 # What zipfile, json and h5py raise on damaged bytes.
 _DAMAGED = (
     zipfile.BadZipFile,
@@ -151,28 +153,40 @@ def _pieces(file: IO[bytes], member: zipfile.ZipInfo) -> Iterator[bytes]:
 
 def _checked_weights(data: bytes, limit: int) -> int:
     """The memory the arrays take when loaded; ValueError if one is in another file or is not numeric."""
-    total = 0
+    total = entries = 0
+
+    def check(path: str, item: Any) -> None:
+        nonlocal total, entries
+        if path.count("/") > _DEEPEST:
+            raise _Unfit(f"the groups in {_WEIGHTS} are nested more than {_DEEPEST} levels deep")
+        _check_attributes(item)
+        if isinstance(item, h5py.Dataset):
+            total += _checked_array(item)
+            return
+        entries += len(item)
+        if entries > _MOST_ENTRIES:
+            raise _Unfit(f"{_WEIGHTS} contains more than {_MOST_ENTRIES:,} groups and arrays")
+        for name in item:
+            if not isinstance(item.get(name, getlink=True), h5py.HardLink):
+                raise _Unfit(f"{name!r:.80} in {_WEIGHTS} is a link")
+
     with h5py.File(io.BytesIO(data), "r") as file:
-        groups: list[Any] = [file]
-        file.visititems(lambda _, item: groups.append(item))
-        for item in groups:
-            _check_attributes(item)
-            if isinstance(item, h5py.Dataset):
-                # A chunk is read whole, for however few numbers, and a mask has a byte for each bit in the file.
-                chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
-                total += max(chunk, item.nbytes * (9 if item.dtype == "uint8" else 1))
-                if item.external or item.is_virtual:
-                    raise _Unfit(f"the array {item.name!r} in {_WEIGHTS} refers to another file")
-                if item.dtype.hasobject:
-                    raise _Unfit(f"the array {item.name!r} in {_WEIGHTS} is not numeric")
-                check_chunks(item)
-            else:
-                for name in item:
-                    if not isinstance(item.get(name, getlink=True), h5py.HardLink):
-                        raise _Unfit(f"{name!r} in {_WEIGHTS} is a link")
+        check("", file)
+        file.visititems(check)
     if total > limit:
         raise _Unfit(_too_large(f"the arrays of {_WEIGHTS} are", total, limit))
     return total
+
+
+def _checked_array(item: h5py.Dataset) -> int:
+    if item.external or item.is_virtual:
+        raise _Unfit(f"the array {item.name!r:.80} in {_WEIGHTS} refers to another file")
+    if item.dtype.hasobject:
+        raise _Unfit(f"the array {item.name!r:.80} in {_WEIGHTS} is not numeric")
+    check_chunks(item)
+    # A chunk is read whole, for however few numbers, and a mask has a byte for each bit in the file.
+    chunk = math.prod(item.chunks or ()) * item.dtype.itemsize
+    return max(chunk, int(item.nbytes) * (9 if item.dtype == "uint8" else 1))
 
 
 def _check_attributes(item: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from ..masks import DEFAULT_WEIGHTS
 from ..masks.below import all_layers
+from ..util.tables import printable
 from .keras_file import Description, describe
 from .saved_variables import SavedVariables
 from .summary import Row, Summary, summary
@@ -105,11 +107,15 @@ def load(path: str | os.PathLike[str]) -> Any:
     except ValueError as error:
         raise ValueError(_refusal(".keras file cannot be loaded", error, path)) from error
     try:
-        return _load_checked(os.path.abspath(file), about)
+        with warnings.catch_warnings(record=True) as caught:  # of a file that is refused, the refusal is enough
+            model = _load_checked(os.path.abspath(file), about)
     except ImportError:
         raise
     except Exception as error:  # of any kind: what Keras raises on a file that it does not understand
         raise ValueError(_refusal(".keras file cannot be loaded", error, path)) from error
+    for one in caught:
+        warnings.warn_explicit(printable(str(one.message)), one.category, one.filename, one.lineno)
+    return model
 
 
 def _load_checked(file: str, about: Description) -> Any:
@@ -151,7 +157,8 @@ def _check_masks(model: Any) -> Any:
 
 def _refusal(what: str, error: Exception, path: str | os.PathLike[str]) -> str:
     """The error in one line, without the whole config that Keras repeats in its messages."""
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = re.sub(r"\x1b\[[01]m", "", str(error))  # which Keras puts around some of its messages
+    words = printable(" ".join(words.split())) or type(error).__name__
     words = re.split(r"\.? (?:Full object config|config=|Exception encountered)", words)[0].rstrip(".")
     words = words if len(words) <= 500 else f"{words[:500]} ..."
     return f"This {what}: {words}. Received: path={os.fspath(path)!r}"

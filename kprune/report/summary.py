@@ -22,7 +22,7 @@ from ..masks import (
 )
 from ..masks.built import check_built
 from ..masks.layout import layout_in
-from ..util.tables import Printed, new_table, table_lines
+from ..util.tables import Printed, new_table, printable, table_lines
 from . import quantized
 
 
@@ -177,7 +177,7 @@ class Summary(Printed):
             lines.append(
                 f"pruned with their channels: {zeros:,} of {size:,} entries of biases and normalization layers"
             )
-        return "\n".join([*lines, *([f"multiply-adds unknown: {self.note}"] if self.note else [])])
+        return "\n".join([*lines, *([f"multiply-adds unknown: {printable(self.note)}"] if self.note else [])])
 
 
 def summary(model: Any) -> Summary:

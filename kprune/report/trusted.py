@@ -76,6 +76,11 @@ _REFUSED = {
     "_BaseFeaturesLayer": "reads other files",
     "FeatureSpace": "reads other files",
 }
+# Arguments of which a layer makes a list as long as they say.
+_LENGTHS = ("num_oov_indices", "ngrams")
+_MOST_LISTED = 2**16
+# Characters of an operation's arguments, which are a few axes and sizes; some take the square of their number.
+_MOST_ARGUMENTS = 2**14
 # Values, not objects to look up: Keras's own marks for them in a config.
 _VALUES = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__", "__tuple__"}
 _DTYPE = re.compile(r"(bool|string|u?int(4|8|16|32|64)|b?float(16|32|64)|float8_\w+|complex(64|128))")
@@ -270,7 +275,7 @@ def _is_part(thing: Any, parts: tuple[type, ...], own: bool) -> bool:
 
 
 def _check_arguments(thing: type, config: Any, shown: str) -> None:
-    """Check the arguments in which a layer names an operation to run or another file to read."""
+    """Check the arguments in which a layer names an operation to run or another file to read, or asks for too much."""
     names, config = {base.__name__ for base in thing.__mro__}, config if isinstance(config, dict) else {}
     if "TFOpLambda" in names and not is_pure(config.get("function")):
         raise _Refused(f"{shown} runs {config.get('function')!r}, which is not a pure operation")
@@ -280,6 +285,11 @@ def _check_arguments(thing: type, config: Any, shown: str) -> None:
         raise _Refused(f"{shown} reads the attribute {config.get('attr_name')!r}")
     if isinstance(config.get("vocabulary"), str) and names & {"IndexLookup", "TextVectorization"}:
         raise _Refused(f"{shown} reads its vocabulary from another file, {config['vocabulary']!r}")
+    for name in _LENGTHS:
+        if isinstance(config.get(name), int | float) and config[name] > _MOST_LISTED:
+            raise _Refused(f"{shown} has {name}={config[name]:,}, more than the limit of {_MOST_LISTED:,}")
+    if "Operation" in names and "Layer" not in names and len(str(config)) > _MOST_ARGUMENTS:
+        raise _Refused(f"the arguments of {shown} are longer than the limit of {_MOST_ARGUMENTS:,} characters")
 
 
 def _is_ragged(config: dict[str, Any], key: str) -> bool:

@@ -1,4 +1,4 @@
-"""A limit on the memory of new variables: a config of a few bytes can ask for any amount."""
+"""A limit on new variables and symbolic tensors: a config of a few bytes can ask for any number."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# A layer makes a handful of symbolic tensors; an operation that splits makes as many as its config says.
+_MOST_TENSORS = 2**17
+_MOST_PIECES, _MOST_STEPS = 2**16, 2**12
+# The arguments by which TensorFlow's operations are told into how many.
+_NUMBERS = ("num_or_size_splits", "num_partitions", "rep")
+
 
 @contextmanager
 def variables_within(limit: int, library: Any) -> Iterator[None]:
     """Context in which creating more than `limit` bytes of variables raises ValueError before allocating.
+
+    So does, in Keras 3, creating more than 131,072 symbolic tensors; in tf_keras, splitting one into more than 65,536,
+    or unrolling more than 4,096 time steps.
 
     Args:
         limit: in bytes.
@@ -58,8 +67,39 @@ def _tf_keras(spend: Any) -> Iterator[None]:
             spend(tf.TensorShape(shape), arguments.get("dtype"))
         return make(**arguments)
 
-    with tf.variable_creator_scope(creator):
-        yield
+    import tf_keras
+
+    plain = tf_keras.layers.Layer.__call__
+
+    @functools.wraps(plain)
+    def within(self: Any, *inputs: Any, **arguments: Any) -> Any:
+        _check_parts(self, tf.nest.flatten(inputs), arguments)
+        return plain(self, *inputs, **arguments)
+
+    tf_keras.layers.Layer.__call__ = within
+    try:
+        with tf.variable_creator_scope(creator):
+            yield
+    finally:
+        tf_keras.layers.Layer.__call__ = plain
+
+
+def _check_parts(layer: Any, inputs: list[Any], arguments: dict[str, Any]) -> None:
+    """ValueError if the layer makes a part of its graph for each of too many time steps or pieces of its input."""
+    shape = tuple(getattr(inputs[0], "shape", ())) if inputs else ()
+    if getattr(layer, "unroll", False) and len(shape) > 2:
+        steps = shape[0 if getattr(layer, "time_major", False) else 1] or 1
+        if steps > _MOST_STEPS:
+            raise ValueError(f"the layer {layer.name!r:.80} unrolls {steps:,} steps, more than {_MOST_STEPS:,}")
+    if type(layer).__name__ != "TFOpLambda":
+        return
+    given = next((arguments[name] for name in _NUMBERS if arguments.get(name) is not None), 1)
+    pieces = given if isinstance(given, int) else len(given) if isinstance(given, list | tuple) else 1
+    if layer.get_config()["function"].rpartition(".")[2] in ("unstack", "repeat_elements"):
+        axis = arguments.get("axis", 0)
+        pieces *= (shape[axis] if isinstance(axis, int) and -len(shape) <= axis < len(shape) else None) or 1
+    if pieces > _MOST_PIECES:
+        raise ValueError(f"{layer.name!r:.80} splits a tensor into {pieces:,} pieces, more than {_MOST_PIECES:,}")
 
 
 @contextmanager
@@ -69,7 +109,7 @@ def _keras3(spend: Any) -> Iterator[None]:
     # Keras 3 has no scope for this. The constructor is the one place that sees a shape before there is a value; it
     # has been `(initializer, shape=None, dtype=None, ...)` in all versions (3.13 to 3.15).
     owner = next(cls for cls in keras.Variable.__mro__ if "__init__" in vars(cls))
-    plain = owner.__init__
+    plain, plain_tensor, tensors = owner.__init__, keras.KerasTensor.__init__, 0
 
     @functools.wraps(plain)
     def within(self: Any, initializer: Any, shape: Any = None, dtype: Any = None, *rest: Any, **more: Any) -> None:
@@ -77,8 +117,16 @@ def _keras3(spend: Any) -> Iterator[None]:
             spend([d for d in ((shape,) if isinstance(shape, int) else shape) if d is not None], dtype)
         plain(self, initializer, shape, dtype, *rest, **more)
 
-    owner.__init__ = within
+    @functools.wraps(plain_tensor)
+    def counted(self: Any, *arguments: Any, **more: Any) -> None:
+        nonlocal tensors
+        tensors += 1
+        if tensors > _MOST_TENSORS:
+            raise ValueError(f"its config asks for more than {_MOST_TENSORS:,} tensors between its layers")
+        plain_tensor(self, *arguments, **more)
+
+    owner.__init__, keras.KerasTensor.__init__ = within, counted
     try:
         yield
     finally:
-        owner.__init__ = plain
+        owner.__init__, keras.KerasTensor.__init__ = plain, plain_tensor

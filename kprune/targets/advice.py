@@ -12,7 +12,7 @@ from ..masks import DEFAULT_WEIGHTS, library_of
 from ..masks.layout import layout_in
 from ..schedules import check_sparsity
 from ..util.registry import Registry
-from ..util.tables import Printed
+from ..util.tables import Printed, printable
 
 TARGETS = Registry("target")
 _GAIN = 0.95  # above this fraction of dense nothing is gained
@@ -92,7 +92,7 @@ class Advice(Printed):
             lines.append(f"of the dense network are left: bytes {self.size:.2f}, multiply-adds {flops}")
         lines += [f"- {reason}" for reason in self.reasons]
         lines += [f"- in the way: {name}: {reason}" for name, reason in self.obstacles.items()]
-        return "\n".join(lines)
+        return printable("\n".join(line.replace("\n", "\\n") for line in lines))
 
 
 def advise(model: Any, target: str, *, sparsity: float = 0.9) -> Advice:

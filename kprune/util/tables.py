@@ -14,6 +14,26 @@ from rich.table import Table
 _LINES = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
+def printable(text: str) -> str:
+    """Text in which all that a terminal would obey is escaped as Python does it; lines stay lines.
+
+    >>> print(printable("dense" + chr(27) + "[31m") == "dense" + chr(92) + "x1b[31m")
+    True
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+class _Plain(Table):
+    """A table whose cells are of one line each: names of layers come from files."""
+
+    def add_row(self, *cells: Any, **settings: Any) -> None:
+        super().add_row(*(_one_line(cell) if isinstance(cell, str) else cell for cell in cells), **settings)
+
+
+def _one_line(cell: str) -> str:
+    return printable(cell).replace("\n", "\\n")
+
+
 class Printed:
     """A report whose str is a plain-text table; notebooks show it, too.
 
@@ -29,7 +49,7 @@ class Printed:
 
 def new_table(**settings: Any) -> Table:
     """An empty `rich.table.Table` in kprune's style; `settings` are passed to rich."""
-    return Table(box=_LINES, pad_edge=False, **settings)
+    return _Plain(box=_LINES, pad_edge=False, **settings)
 
 
 def table_lines(table: Table) -> list[str]:

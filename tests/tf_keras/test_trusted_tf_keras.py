@@ -125,6 +125,27 @@ def test_layers_that_ask_for_more_than_the_weights_need(hostile, plain, tmp_path
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 2**10  # kilobytes
 
 
+@pytest.mark.parametrize(
+    "hostile, words",
+    [
+        (operation("TFOpLambda", function="split") | {"rest": {"num_or_size_splits": 10**5, "axis": 1}}, "100,000"),
+        (operation("TFOpLambda", function="unstack") | {"rest": {"axis": 1}}, "100,000"),
+        (operation("TFOpLambda", function="compat.v1.unstack") | {"rest": {"axis": -1}}, "100,000"),
+        (operation("TFOpLambda", function="keras.backend.repeat_elements") | {"rest": {"rep": 3, "axis": 1}}, "300,"),
+        (layer("LSTM", units=1, unroll=True, name="called") | {"shape": [None, 5000, 1], "rest": {}}, "5,000 steps"),
+    ],
+    ids=["split", "unstack", "compat unstack", "repeat_elements", "LSTM"],
+)
+def test_what_is_split_or_unrolled_into_too_much(hostile, words, plain, tmp_path):
+    shape, rest = hostile.pop("shape", [None, 100_000]), hostile.pop("rest")
+    config = functional(hostile, 0)
+    inputs, called = config["config"]["layers"]
+    inputs["config"]["batch_input_shape"] = shape
+    called["inbound_nodes"] = [["inputs", 0, 0, rest]] if "function" in called["config"] else [[["inputs", 0, 0, {}]]]
+    with pytest.raises(ValueError, match=words):
+        saved.load(rewrite(tmp_path / "split.keras", plain, config))
+
+
 def test_operations_on_constants_alone_are_not_computed(plain, tmp_path):
     tiled = functional(operation("TFOpLambda", function="tile"), [0.0], multiples=[10**8])
     with pytest.raises(ValueError, match=r"TFOpLambda' is called on constants only"):
