@@ -137,7 +137,7 @@ test-private: install-test
 # compiled alike each time; the memory as it is needed, as several workers share it. Tests of criteria that ask the
 # loss go back to default precision: their scores must not need this.
 GPU := XLA_FLAGS=--xla_gpu_autotune_level=0 XLA_PYTHON_CLIENT_PREALLOCATE=false TF_FORCE_GPU_ALLOW_GROWTH=true
-FULL := JAX_DEFAULT_MATMUL_PRECISION=highest
+FULL := JAX_DEFAULT_MATMUL_PRECISION=highest JAX_DISABLE_MOST_OPTIMIZATIONS=0
 ON_GPU := -m "not once" tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
 test-gpu:
 	$(MAKE) VENV=.venv-gpu run-on-gpu
@@ -160,7 +160,7 @@ test-like-gpu: install-test
 test-tpu:
 	$(MAKE) VENV=.venv-tpu compile-for-tpu
 
-TPU_PYTEST = KPRUNE_TPU_ROWS=out/tpu.jsonl $(PYTEST) --maxprocesses 2
+TPU_PYTEST = KPRUNE_TPU_ROWS=out/tpu.jsonl JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) --maxprocesses 2
 compile-for-tpu: install-tpu
 	@mkdir -p out && rm -f out/tpu.jsonl
 	KERAS_BACKEND=jax $(TPU_PYTEST) tests/tpu/test_tpu_jax.py

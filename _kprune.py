@@ -18,7 +18,7 @@ TRAIN = {"train", "search", "sweep", "lottery"}
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what TensorFlow's C++ writes to stderr, which no setting silences; an error shows it."""
+    """Withholds what TensorFlow's C++ writes to stderr, which no setting silences; shows it on an error."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as kept:
@@ -35,7 +35,7 @@ def _quiet() -> Iterator[None]:
 
 
 def main() -> int:
-    """Run the command line on the words of the process; the exit status is that of `kprune.cli.main.main`."""
+    """Run the command line with this process's arguments; returns the exit status of `kprune.cli.main.main`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow reads it when it is imported
     words = sys.argv[1:]
     if words[:1] == ["--version"]:

@@ -1,9 +1,11 @@
 """Keras callbacks that prune: the same classes for Keras 3 and tf_keras.
 
-Masks only shrink, but for those that DynamicSparseTraining moves: when several pruning callbacks are in one fit, or one
-is used twice, each prunes the survivors to its own target and the highest sparsity rules.
+Masks only shrink, but for those that ACDC opens, DynamicSparseTraining moves and Supermask trains: when several pruning
+callbacks are in one fit, or one is used twice, each prunes the survivors to its own target and the highest
+sparsity rules.
 """
 
+from .acdc import ACDC
 from .backup_and_restore import BackupAndRestore
 from .dynamic_sparse_training import DynamicSparseTraining
 from .early_bird import EarlyBird
@@ -15,6 +17,7 @@ from .supermask import Supermask
 from .take_snapshot import TakeSnapshot
 
 __all__ = [
+    "ACDC",
     "BackupAndRestore",
     "DynamicSparseTraining",
     "EarlyBird",

@@ -16,15 +16,15 @@ def warn_of_denser_best(pruning: Any) -> None:
         restores = "EarlyStopping" in names and getattr(callback, "restore_best_weights", False)
         if saves or (restores and not getattr(callback, "start_from_epoch", 0)):
             logging.warning(
-                "kprune: %s keeps the best epoch, which may come before the last pruning step, when the network is "
-                "still denser. Wrap it in kprune.AfterPruning(...) to consider only the epochs from the last pruning "
+                "kprune: %s keeps the best epoch, which may come before the network has reached its final "
+                "sparsity. Wrap it in kprune.AfterPruning(...) to consider only the epochs from the last pruning "
                 "step on.",
                 type(callback).__name__,
             )
 
 
 def restored_after(callback: Any) -> str:
-    """The name of a callback of the fit that puts back weights as it ends, after this one has ended; "" if none."""
+    """The name of a callback that restores weights when the fit ends, after this callback has ended; "" if none."""
     beside = _beside(callback)
     for later in beside[beside.index(callback) + 1 :] if beside else ():
         inner = getattr(later, "callback", later)

@@ -48,7 +48,7 @@ class Zeros:
         return self.some and self.steps > 0 and self.steps & (self.steps - 1) == 0
 
     def checked(self) -> None:
-        """Note that they are 0; if none is pruned yet, restart the count at the next change of the masks."""
+        """Note that pruned entries are 0; if nothing is pruned yet, restart the count when the masks next change."""
         self.some = self.steps > 1 or any(not weight.kept().all() for weight in masked_weights(self.model))
 
 
@@ -182,8 +182,8 @@ class Carrier:
         """Raises ValueError if the described states belong to another list of callbacks, or the epoch is invalid."""
         if about["holders"] != list(self.holders):
             raise ValueError(
-                f"The backup was made by a fit with the callbacks {about['holders']}: pass the same ones, in the "
-                f"same order. Received: callbacks={list(self.holders)}"
+                f"The backup was written by a fit with different callbacks, {about['holders']}: pass the same "
+                f"callbacks in the same order. Received: callbacks={list(self.holders)}"
             )
         if type(about["epoch"]) is not int or about["epoch"] < 0:
             raise ValueError(
@@ -197,10 +197,11 @@ class Carrier:
             self.undo = None
         if self.loaded_epoch is not None and epoch != self.loaded_epoch + 1:
             logging.warning(
-                "kprune: the backup holds weights of epoch %d, but the fit continues at epoch %d. Either it was "
-                "saved in the middle of an epoch, or the process was killed between the two files that "
-                "keras.callbacks.BackupAndRestore writes, so the result will differ from that of an uninterrupted "
-                "run. Use kprune.callbacks.BackupAndRestore, which writes a single file atomically.",
+                "kprune: the backup contains the weights of epoch %d, but the fit continues at epoch %d, so the "
+                "result will differ from that of an uninterrupted run. Possible causes: the backup was saved in "
+                "the middle of an epoch, or the process was killed while keras.callbacks.BackupAndRestore was "
+                "writing its two files. Use kprune.callbacks.BackupAndRestore, which writes a single file "
+                "atomically.",
                 self.loaded_epoch,
                 epoch,
             )

@@ -60,7 +60,8 @@ class Configured:
         for name, value in objects.items():
             if name not in OBJECTS or name not in known:
                 raise ValueError(
-                    f"`{cls.__name__}.from_config` takes no object of this name. Received: {name}={value!r:.100}"
+                    f"`{cls.__name__}.from_config` does not accept an object with this name. Received: "
+                    f"{name}={value!r:.100}"
                 )
         check_fields(cls.__name__, {**config, **objects}, known, needed)
         return cls(**{name: _made(name, value) for name, value in config.items()}, **objects)
@@ -80,7 +81,7 @@ def _plain(name: str, value: Any) -> Any:
         json.dumps(value)
     except TypeError:
         raise ValueError(
-            f"A config can hold only numbers, strings, lists and dicts. Received: {name}={value!r:.200}"
+            f"A config can contain only numbers, strings, lists and dicts. Received: {name}={value!r:.200}"
         ) from None
     return value
 

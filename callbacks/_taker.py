@@ -79,8 +79,9 @@ class SnapshotTaker:
         if not self.begun and self.due and self.due >= left * (self._batches_per_epoch or 0):
             with self._callback.undone():
                 raise ValueError(
-                    f"This fit starts at a later epoch and has too few epochs left to reach batch {self.due}, where "
-                    f"the snapshot is due. Received: at={self.point}, with {left} epochs to train"
+                    f"This fit starts at a later epoch, and too few epochs are left to reach batch {self.due}, "
+                    "where the snapshot is due: start at an earlier epoch, or train for more epochs. Received: "
+                    f"at={self.point}, initial_epoch={epoch}, epochs={self.epochs}"
                 )
         if self.snapshot is None:
             self._take(self._counter.begin_epoch())

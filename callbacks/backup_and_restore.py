@@ -89,8 +89,8 @@ class BackupAndRestore(MaskingCallback):
     def set_model(self, model: Any) -> None:
         if is_tf_keras(model):
             raise ValueError(
-                "For a tf_keras model, use tf_keras.callbacks.BackupAndRestore: its backup also holds the state of "
-                f"kprune's callbacks. Received: model={model.name!r}"
+                "For a tf_keras model, use tf_keras.callbacks.BackupAndRestore: its backup also contains the state "
+                f"of kprune's callbacks. Received: model={model.name!r}"
             )
         super().set_model(model)
 
@@ -144,7 +144,7 @@ class BackupAndRestore(MaskingCallback):
             yield
         except Exception as error:
             raise ValueError(
-                f"The backup does not match this fit: delete it, or pass another path ({error!s:.1000}). Received: "
+                f"The backup does not match this fit ({error!s:.1000}): delete it, or pass another path. Received: "
                 f"path={os.fspath(self.path)!r}"
             ) from error
 

@@ -86,13 +86,13 @@ class MaskingCallback(Callback):
         other = next((weight for weight in masked_weights(model) if weight.store != (self.store or weight.store)), None)
         if other is not None and not library_of(model).IN_PLACE:
             raise ValueError(
-                f"{type(self).__name__} keeps values behind the masks, which tfmot's wrappers set to 0: it supports "
-                f"Keras 3 models only. Received: model={model.name!r}, of tf_keras"
+                f"{type(self).__name__} supports Keras 3 models only, because it needs the values of pruned "
+                f"weights, which tfmot's wrappers set to 0. Received: model={model.name!r}, library='tf_keras'"
             )
         if other is not None:
             raise ValueError(
-                f"{type(self).__name__} needs masks with store={self.store!r}: call kprune.strip(model), then "
-                f"kprune.mask(model, store={self.store!r}). Received: {other.path} with store={other.store!r}"
+                f"{type(self).__name__} requires masks with store={self.store!r}: call kprune.strip(model), then "
+                f"kprune.mask(model, store={self.store!r}). Received: weight={other.path!r}, store={other.store!r}"
             )
         undo = Undo(model, store=self.store)
         try:

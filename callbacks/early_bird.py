@@ -1,4 +1,4 @@
-"""EarlyBird: prune as soon as training no longer changes its mind about what to keep."""
+"""EarlyBird: prune as soon as training no longer changes which weights to keep."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class EarlyBird(MaskingCallback):
         self.pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
         check_no_budget("EarlyBird", self.pruner.config.budget)
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
-            raise ValueError(f"`threshold` must be above 0 and at most 1. Received: threshold={threshold!r}")
+            raise ValueError(f"`threshold` must be a number above 0 and at most 1. Received: threshold={threshold!r}")
         if not isinstance(patience, int) or isinstance(patience, bool) or patience < 2:
             raise ValueError(f"`patience` must be an integer >= 2. Received: patience={patience!r}")
         self.sparsity, self.threshold, self.patience, self.stop = sparsity, threshold, patience, stop
@@ -102,8 +102,8 @@ class EarlyBird(MaskingCallback):
         largest = 2 * min(self.sparsity, 1 - self.sparsity)
         if largest < self.threshold:
             logging.warning(
-                "EarlyBird: two masks of sparsity %.4g differ in at most %.4g of their entries, which is below "
-                "threshold=%.4g, so any masks count as settled. Set a lower threshold.",
+                "EarlyBird: two masks of sparsity %.4g can differ in at most %.4g of their entries, which is below "
+                "threshold=%.4g, so all masks count as settled. Set a lower threshold.",
                 self.sparsity,
                 largest,
                 self.threshold,

@@ -99,8 +99,9 @@ class GradualPruning(UpdatingCallback):
             self._planned = Planned(schedule, begin, end, frequency)
         elif (begin, end, frequency) != (0.1, 0.7, None):
             raise ValueError(
-                "`begin`, `end` and `frequency` apply only to a sparsity; a schedule already defines its steps. "
-                f"Received: schedule={schedule!r:.200}, begin={begin!r}, end={end!r}, frequency={frequency!r}"
+                "`begin`, `end` and `frequency` apply only when a sparsity is passed: a schedule already defines "
+                f"its steps. Received: schedule={schedule!r:.200}, begin={begin!r}, end={end!r}, "
+                f"frequency={frequency!r}"
             )
         self.schedule: Schedule | None = as_schedule(schedule) if self._planned is None else None
         if margin is not None:
@@ -201,8 +202,8 @@ class GradualPruning(UpdatingCallback):
             return self._warn_of_steps_not_reached(taken + steps, f"this fit ends at step {taken + steps} {epochs}")
         if self.schedule is not None:
             logging.warning(
-                "GradualPruning: the number of steps in this fit is unknown, so kprune cannot check that it reaches "
-                "step %d, where the schedule ends; pass steps_per_epoch.",
+                "GradualPruning: the number of steps in this fit is unknown, so kprune cannot check that it "
+                "reaches step %d, where the schedule ends. Pass steps_per_epoch to fit.",
                 self.schedule.end_step,
             )
         return False

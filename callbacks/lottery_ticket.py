@@ -239,9 +239,9 @@ class LotteryTicket(MaskingCallback):
             now = self._values()
             if any(not np.array_equal(value, now[path], equal_nan=True) for path, value in self._rewound.items()):
                 raise RuntimeError(
-                    "Another callback changed the weights after they were rewound and before the level began: in "
-                    "`callbacks`, list SwapEMAWeights(swap_on_epoch=True), and any other callback that changes "
-                    "weights at the start of an epoch, before LotteryTicket. Received: "
+                    "Another callback changed the weights after they were rewound and before the level began. In "
+                    "`callbacks`, list every callback that changes weights at the start of an epoch, such as "
+                    "SwapEMAWeights(swap_on_epoch=True), before LotteryTicket. Received: "
                     f"level={self._place(self._begun or 0)[0]}"
                 )
             self._rewound = {}
@@ -283,7 +283,7 @@ class LotteryTicket(MaskingCallback):
             raise RuntimeError(
                 f"The fit was stopped in level {self._place(self._ended - 1)[0]} of {self.lottery.levels}, after "
                 f"{self._ended} of {expected} epochs, by a callback that sets model.stop_training, such as "
-                "EarlyStopping or TerminateOnNaN. To stop early, use kprune.find_ticket, which runs a fit for each "
+                "EarlyStopping or TerminateOnNaN. To stop early, use kprune.find_ticket, which runs one fit per "
                 f"level. Received: epochs={self._ended}"
             )
         if self._state is not None:
@@ -301,8 +301,8 @@ class LotteryTicket(MaskingCallback):
         progress = progress_of(state)
         if progress["settings"] != self._settings():
             raise ValueError(
-                f"The backup was made by a lottery with other settings: {progress['settings']}. Received: "
-                f"settings={self._settings()}"
+                f"The backup was written by a lottery with different settings, {progress['settings']}: use those "
+                f"settings, or delete the backup. Received: settings={self._settings()}"
             )
         super().set_state(state)
         tracked = {key: array for key, array in state.items() if key.startswith("tracker/")}

@@ -1,4 +1,4 @@
-"""Supermask: train which weights to keep, and not the weights."""
+"""Supermask: learn which weights to keep, without training their values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METHODS = ("edge_popup", "bernoulli")
 
 
 class Supermask(UpdatingCallback):
-    """Train the masks over weights that stay as they are, bit for bit.
+    """Learn which weights to keep; the weights themselves stay the same, bit for bit.
 
     Each entry w of a masked weight has a score s; the layer reads where(mask, w, 0). As the fit goes on the optimizer
     trains the scores in the place of the weights, by the straight-through gradient:
@@ -68,7 +68,7 @@ class Supermask(UpdatingCallback):
     (0.5, True)
     """
 
-    store, trains_weights, alone = "latent", False, "trains scores in the place of weights"
+    store, trains_weights, alone = "latent", False, "trains scores in place of weights"
 
     def __init__(
         self,
@@ -84,7 +84,10 @@ class Supermask(UpdatingCallback):
         super().__init__(optimizer)
         check_choice("method", method, METHODS)
         if method == "bernoulli" and sparsity is not None:
-            raise ValueError(f'"bernoulli" finds its sparsity: leave it None. Received: sparsity={sparsity!r}')
+            raise ValueError(
+                '`sparsity` must be None for method="bernoulli", which determines the sparsity itself. Received: '
+                f"sparsity={sparsity!r}"
+            )
         self.sparsity = 0.5 if sparsity is None and method == "edge_popup" else sparsity
         if self.sparsity is not None:
             check_sparsity("sparsity", self.sparsity)
@@ -107,13 +110,14 @@ class Supermask(UpdatingCallback):
     def check_fit(self) -> None:
         if any(isinstance(other, TakeSnapshot) for other in self._carrier.callbacks):
             raise ValueError(
-                "While a Supermask trains, the variables hold scores, of which no snapshot can be taken. "
-                "Received: callbacks=[..., TakeSnapshot]"
+                "TakeSnapshot cannot be combined with Supermask, because the variables contain scores instead of "
+                "weights while Supermask trains: remove TakeSnapshot. Received: callbacks=[..., TakeSnapshot]"
             )
         if later := restored_after(self):
             raise ValueError(
-                f"{later} gives the variables what they held during the fit, which are scores: list it before "
-                f"Supermask. Received: callbacks=[..., Supermask, ..., {later}]"
+                f"{later} restores values from during the fit, when the variables contained scores instead of "
+                "weights: list it before Supermask in `callbacks`. Received: callbacks=[..., Supermask, ..., "
+                f"{later}]"
             )
 
     def cancel_fit(self) -> None:
@@ -125,7 +129,7 @@ class Supermask(UpdatingCallback):
                 self._begin()
 
     def _begin(self) -> None:
-        """Start from the scores that an earlier fit of this model has left, or from fresh ones."""
+        """Start from the scores of an earlier fit of this model, or from new ones."""
         self._counter.forget()
         self._updated_at = None
         known = self._ended[1] if self._ended is not None and self._ended[0]() is self.model else []
@@ -147,14 +151,14 @@ class Supermask(UpdatingCallback):
         return np.random.default_rng([self.seed, i]).uniform(-bound, bound, weight.shape)
 
     def plan(self, taken: int, epoch: int) -> None:
-        """Updates come every so many steps, however long the fit is."""
+        """Updates are due at a fixed interval, however long the fit is."""
 
     def next_due(self) -> int:
         begun = self._counter.begun or 0
         return begun if self._updated_at is None else self._updated_at + self.frequency
 
     def update(self, taken: int) -> None:
-        """Draw the masks anew if that has come due; once, where several updates have passed."""
+        """Draw new masks if an update is due; only once if several are overdue."""
         begun = self._counter.begun or 0
         step = begun + (taken - begun) // self.frequency * self.frequency
         if step != self._updated_at:
@@ -183,7 +187,7 @@ class Supermask(UpdatingCallback):
         set_masks(self.model, masks, self.optimizer)
 
     def _masks(self, step: int | None) -> Masks:
-        """The masks by the scores as they are now, at this step; at the end of the fit (None) without chance."""
+        """The masks that the current scores give at this step; at the end of the fit (None), without randomness."""
         if self.method == "edge_popup":
             return self.config.masks(self.model, self.sparsity, within=open_masks(masked_weights(self.model)))
         if step is None:
@@ -207,8 +211,8 @@ class Supermask(UpdatingCallback):
         for weight, value in zip(held, weights, strict=True):
             if value is None or value.shape != weight.shape:
                 raise ValueError(
-                    "The state of Supermask is one of another model. "
-                    f"Received: {weight.path}={None if value is None else value.shape}"
+                    "The saved state of Supermask does not match this model: it must contain an array of shape "
+                    f"{weight.shape} for {weight.path}. Received: shape={None if value is None else value.shape}"
                 )
         for weight, value in zip(held, weights, strict=True):
             weight.fixed.assign(value)

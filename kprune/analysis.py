@@ -90,7 +90,7 @@ class LinearPath(Drawable):
         return barrier([-value for value in self.values])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything above as numbers, strings and lists that JSON can hold."""
+        """Everything above as JSON-serializable values."""
         lists = {"places": list(self.places), "values": list(self.values)}
         return {"metric": self.metric, **lists, "rise": self.rise, "fall": self.fall}
 
@@ -131,7 +131,7 @@ def barrier(values: Sequence[float]) -> float:
     except (TypeError, ValueError):
         array = np.zeros(0)
     if array.ndim != 1 or len(array) < 2:
-        raise ValueError(f"`values` must hold at least two numbers. Received: values={values!r}")
+        raise ValueError(f"`values` must contain at least two numbers. Received: values={values!r}")
     return float(np.max(array - np.linspace(array[0], array[-1], len(array))))
 
 
@@ -283,7 +283,7 @@ def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arra
     try:
         return matched(mine, arrays, "model")
     except ValueError as error:
-        raise ValueError(f"`{name}` does not fit the model. {error}") from error
+        raise ValueError(f"`{name}` does not match the model. {error}") from error
 
 
 def _between(one: np.ndarray, other: np.ndarray, place: float) -> np.ndarray:

@@ -204,9 +204,9 @@ class PruningConfig:
         found = next((one for one in listed if isinstance(one, cls)), None)
         if found is None:
             raise ValueError(
-                f"The criterion {self.name!r} depends on what happened during training. Callbacks such as "
-                f"GradualPruning track that themselves; elsewhere, pass trackers=tracker, a {cls.__name__} that has "
-                f"watched the training. Received: trackers={trackers!r:.200}"
+                f"The criterion {self.name!r} depends on what happened during training, which a {cls.__name__} "
+                "tracker records. Callbacks such as GradualPruning run this tracker themselves; elsewhere, run it "
+                f"during training, and pass it as `trackers`. Received: trackers={trackers!r:.200}"
             )
         return found
 
@@ -255,8 +255,8 @@ class PruningConfig:
         ):
             raise ValueError(
                 f"The criterion {self.name!r} needs what its {type(tracker).__name__} tracker records during "
-                "training, and it has recorded nothing yet: train for a few hundred steps before pruning. Received: "
-                f"sparsity={sparsity!r}"
+                "training, but the tracker has recorded nothing yet: train for a few hundred steps before pruning. "
+                f"Received: sparsity={sparsity!r}"
             )
         return context.masks
 
@@ -288,7 +288,9 @@ class PruningConfig:
             scores = {weight.path: weight.seen() for weight in context.weights}
         of = entrywise or np.positive
         if not isinstance(scores, dict):
-            raise ValueError(f"A criterion must return a dict of path -> scores. Received: criterion={self.name!r}")
+            raise ValueError(
+                f"A criterion must return a dict that maps paths to scores. Received: criterion={self.name!r}"
+            )
 
         def finite(weight: MaskedWeight) -> np.ndarray:
             score, kept = np.asarray(scores.get(weight.path, ())), masks[weight.path]

@@ -125,7 +125,7 @@ def shuffle_masks(
     if values is not None:
         if not isinstance(values, Mapping) or set(values) != set(masks):
             raise ValueError(
-                f"`values` must hold exactly one array per masked weight ({', '.join(masks)}). "
+                f"`values` must contain exactly one array per masked weight ({', '.join(masks)}). "
                 f"Received: values={sorted(values) if isinstance(values, Mapping) else values!r}"
             )
         arrays = {path: np.asarray(value) for path, value in values.items()}
@@ -199,8 +199,8 @@ def reinitialize(
         raise ValueError(f"`weights` must be 'masked' or 'all'. Received: weights={weights!r}")
     if entries not in ("kept", "pruned") or (entries == "pruned" and weights == "all"):
         raise ValueError(
-            "`entries` must be 'kept', or 'pruned' with weights='masked'. "
-            f"Received: entries={entries!r}, weights={weights!r}"
+            "`entries` must be 'kept' or 'pruned', and 'pruned' requires weights='masked'. Received: "
+            f"entries={entries!r}, weights={weights!r}"
         )
     owned = _masked(model)
     signs = None if signs is None else _signs(model, signs)
@@ -266,8 +266,8 @@ def matched_epochs(model: Any, epochs: int) -> int:
     dense, left, other = report.flops, report.effective_flops, report.other_flops
     if dense is None or left is None or other is None or left + other == 0:
         raise ValueError(
-            f"The model's remaining multiply-adds must be known and above 0. {report.note} Received: "
-            f"multiply-adds={dense}, remaining={left}, of kernels without a mask={other}"
+            f"The model's remaining multiply-adds must be known and above 0. {report.note} Received: flops={dense}, "
+            f"effective_flops={left}, other_flops={other}"
         )
     return epochs * (dense + other) // (left + other)
 
@@ -290,7 +290,7 @@ def _masked(model: Any) -> list[Any]:
 def _signs(model: Any, signs: Mapping[str, np.ndarray]) -> Arrays:
     """path -> array for each masked weight, from a dict of the masked weights or of all weights of the model."""
     masked = {weight.path: weight for weight in _masked(model)}
-    wrong = "`signs` must hold an array for every masked weight, as ticket.weights does."
+    wrong = "`signs` must contain an array for every masked weight, as ticket.weights does."
     if not isinstance(signs, Mapping):
         raise ValueError(f"{wrong} Received: signs={signs!r}")
     arrays = {path: np.asarray(array) for path, array in signs.items()}

@@ -147,7 +147,7 @@ def splice(
 
 
 def open_masks(weights: list[MaskedWeight]) -> Masks:
-    """What the masks of a growing method may keep: all entries of trainable weights; of others what they keep."""
+    """What the masks of a growing method may keep: all entries of trainable weights; only the kept ones of others."""
     return {weight.path: weight.kept() | weight.trainable for weight in weights}
 
 

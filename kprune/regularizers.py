@@ -123,7 +123,7 @@ def regularize(
     if library.package is not keras:
         raise ValueError(
             "`regularize` supports Keras 3 models only. In tf_keras, pass `kernel_regularizer` to a layer when you "
-            f"create it. Received: model={model.name!r}, of tf_keras"
+            f"create it. Received: model={model.name!r}, library='tf_keras'"
         )
     if regularizer is not None and not callable(regularizer):
         raise ValueError(
@@ -139,7 +139,7 @@ def regularize(
     ]
     if not found:
         raise ValueError(
-            f"`filters` and `weights` select no weight of the model. Received: filters={filters!r}, "
+            f"`filters` and `weights` do not select any weight of the model. Received: filters={filters!r}, "
             f"weights={tuple(names)}"
         )
     own = [v.path for _, v in found if v.regularizer is not None]
@@ -169,7 +169,7 @@ def _output_axes(layer: Any, v: Any) -> tuple[int, ...]:
 
 
 def _under_mask(layer: Any, v: Any, regularizer: Any) -> Any:
-    """The regularizer of what a layer reads of a weight: of a masked one, what its mask lets through."""
+    """The regularizer applied to a weight as its layer reads it: if masked, under its mask."""
     if regularizer is not None and is_masked(layer) and any(v is weight for weight in layer.mask_store.masked):
         return MaskedRegularizer(regularizer, layer.mask_store, v)
     return regularizer

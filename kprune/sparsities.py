@@ -11,10 +11,10 @@ from .util.checks import check_expression
 
 
 def check_sparsities(sparsity: float | dict[str, float]) -> None:
-    """Raise ValueError unless it is a sparsity or a dict of sparsities."""
+    """Raises ValueError unless the value is a sparsity or a dict of sparsities."""
     if isinstance(sparsity, dict):
         if not sparsity:
-            raise ValueError("A dict of sparsities must hold at least one entry. Received: sparsity={}")
+            raise ValueError("A dict of sparsities must contain at least one entry. Received: sparsity={}")
         for expression, value in sparsity.items():
             check_expression(expression)
             check_sparsity(f"sparsity[{expression!r}]", value)

@@ -104,7 +104,10 @@ def stable_point(
     if barrier not in ("fall", "rise"):
         raise ValueError(f"`barrier` must be 'fall' or 'rise'. Received: barrier={barrier!r}")
     if not isinstance(snapshots, Mapping) or not snapshots or not all(isinstance(step, int) for step in snapshots):
-        raise ValueError(f"`snapshots` must be a dict: step -> kprune.Snapshot. Received: snapshots={snapshots!r:.200}")
+        raise ValueError(
+            "`snapshots` must be a dict that maps steps to kprune.Snapshot objects. Received: "
+            f"snapshots={snapshots!r:.200}"
+        )
     steps, paths = sorted(snapshots), {}
 
     def stable(position: int) -> bool:
@@ -203,7 +206,7 @@ def neighborhood(
     """
     check_each_once("sizes", sizes)
     for size in sizes:
-        check_number("size", size, "of at least 0", lambda value: value >= 0)
+        check_number("size", size, ">= 0", lambda value: value >= 0)
 
     def near(size: float) -> Callable[[Any, int], None]:
         def start(model: Any, seed: int) -> None:

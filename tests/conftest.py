@@ -1,6 +1,7 @@
 """Shared by all tests. The backend of Keras 3 comes from KERAS_BACKEND; tests of tf_keras live in tests/tf_keras/."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -9,6 +10,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# Most programs take XLA longer to optimize than to run. Tests marked `optimized` have them as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import gc
 
@@ -32,8 +35,22 @@ def seeded(request):
         # TensorFlow never lets go of the functions it traced: looking at them again in each test takes half the time.
         gc.freeze()
     keras.utils.set_random_seed(0)
-    yield
+    with optimizations(keras.backend.backend() == "jax" and request.node.get_closest_marker("optimized") is not None):
+        yield
     keras.config.set_dtype_policy("float32")
+
+
+@contextmanager
+def optimizations(on):
+    """Inside, if `on`, XLA optimizes what JAX compiles."""
+    if not on:
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
 
 
 @pytest.fixture
@@ -41,18 +58,3 @@ def rng():
     import numpy as np
 
     return np.random.default_rng(0)
-
-
-@pytest.fixture
-def quickly_compiled():
-    """For networks that XLA's optimizations take far longer for than they save; not where programs are compared."""
-    import keras
-
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -228,10 +228,10 @@ def test_a_bad_path_is_refused_before_anything_changes():
         (dict(points=1), "Received: points=1$"),
         (dict(points=10**30), r"from 2 to 1,000,000\. Received: points=1000"),
         (dict(points=2.0), "Received: points=2.0$"),
-        (dict(one=wrong), r"`one` does not fit.*Received: shape=\(2, 1\)$"),
-        (dict(other=wrong), r"`other` does not fit.*Received: shape=\(2, 1\)$"),
+        (dict(one=wrong), r"`one` does not match.*Received: shape=\(2, 1\)$"),
+        (dict(other=wrong), r"`other` does not match.*Received: shape=\(2, 1\)$"),
         (dict(evaluate=3), "Received: evaluate=3$"),
-        (dict(evaluate=lambda model: "good"), "Received: evaluate=<lambda>, which returned 'good'$"),
+        (dict(evaluate=lambda model: "good"), "Received: evaluate=<lambda>, result='good'$"),
     ]:
         with pytest.raises(ValueError, match=message):
             linear_path(model, **{"one": one, "other": other, "evaluate": weight_of, "verbose": False, **arguments})
@@ -389,8 +389,8 @@ def test_a_ticket_of_another_model_is_refused():
     before = snapshot(model)
     for wrong, message in [
         (None, r"Received: ticket=<class 'NoneType'>$"),
-        (kprune.Ticket({}, weights), r"`ticket` does not fit the model.*Received: arrays=0$"),
-        (kprune.Ticket(masks, {}), r"`ticket` does not fit the model.*Received: arrays=0$"),
+        (kprune.Ticket({}, weights), r"`ticket` does not match the model.*Received: arrays=0$"),
+        (kprune.Ticket(masks, {}), r"`ticket` does not match the model.*Received: arrays=0$"),
     ]:
         with pytest.raises(ValueError, match=message):
             supermask(model, wrong, weight_of)

@@ -137,7 +137,7 @@ def test_a_wrong_argument_is_named_and_changes_nothing(row, model):
 
 @pytest.mark.parametrize("array", [np.array(["a"]), np.array([object()])])
 def test_what_no_reader_could_read_is_not_written(array):
-    with pytest.raises(ValueError, match=r"Only numeric arrays can be saved\. Received: 'mask/a' of dtype="):
+    with pytest.raises(ValueError, match=r"Only numeric arrays can be saved\. Received: array='mask/a', dtype="):
         pack({"mask/a": array}, {})
 
 

@@ -247,7 +247,7 @@ def test_an_expression_beside_a_sparsity_has_to_be_found():
 
 def test_an_end_that_comes_before_the_begin_in_this_fit_is_refused():
     with pytest.raises(
-        ValueError, match=r"in this fit of 8 steps they are steps 6 and 5\. Received: begin=6, end=0.7$"
+        ValueError, match=r"in this fit of 8 steps, `begin` is step 6 and `end` is step 5\. Received: begin=6, end=0.7$"
     ):
         fit(compiled(), [GradualPruning(0.5, begin=6)])
 

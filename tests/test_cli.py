@@ -276,7 +276,7 @@ def test_sweep(run, tmp_path):
         ("--width=0.2", "width=0.1 in the file, 0.2"),
     ):
         status, out, err = run(*words, word)
-        assert (status, out) == (1, "") and "written with other settings: " + name in err
+        assert (status, out) == (1, "") and "written with different settings: " + name in err
         assert err.endswith(f"Received: path='{tmp_path}/new/collapse.csv'\n")
     assert (tmp_path / "new" / "collapse.csv").read_bytes() == before
 
@@ -334,7 +334,7 @@ def test_lottery(run, tmp_path):
         ("--rate=0.6", "rate=0.5 in the file, 0.6 now"),
     ):
         status, out, err = run(*words, word)
-        assert (status, out) == (1, "") and "written with other settings: " + name in err
+        assert (status, out) == (1, "") and "written with different settings: " + name in err
     assert (tmp_path / "new" / "lottery.csv").read_bytes() == before
 
 

@@ -74,7 +74,7 @@ def test_a_compiled_model_is_trained_as_it_is(folder, capsys):
     assert int(model.optimizer.iterations) == 0
     with pytest.raises(ValueError, match=r"already compiled.* drop --optimizer, --decay.*Received: model="):
         network("--model=own_nets:compiled", "--decay=none", "--optimizer=sgd")
-    with pytest.raises(ValueError, match=r"without metrics=\['accuracy'\].*which reports loss"):
+    with pytest.raises(ValueError, match=r"without metrics=\['accuracy'\].*metrics=\['loss'"):
         network("--model=own_nets:unmeasured")
     words = ["--model=own_nets:compiled", "--dataset=own.npz", "--batch_size=16", "--epochs=2", "--sparsity=0.5"]
     assert cli.main(["train", "--method=gradual", *words]) == 0
@@ -152,6 +152,7 @@ def test_a_csv_and_a_named_network(folder, capsys):
         (["train", "--sparsity=90"], "must be at least 0 and below 1; 90 % is 0.9"),
         (["sensitivity", "m.keras", "--sparsities=50,90"], "without duplicates; 50 % is 0.5"),
         (["lottery", "--rate=20"], "must be above 0 and below 1; 20 % is 0.2"),
+        (["search", "--model=lenet-5"], "MODEL comes without a flag, as in: kprune search lenet-300-100"),
         (
             ["sweep", "--methods=snip,magnitud"],
             "must be one or more of .*, without duplicates; did you mean 'magnitude'?",

@@ -319,7 +319,7 @@ def test_movement_starts_anew_in_each_fit_and_keeps_the_masks():
 def test_pruning_by_movement_before_anything_moved_is_refused(schedule):
     model = compiled()
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"it has recorded nothing yet: .*Received: sparsity=0\.(5|0999.*)$"):
+    with pytest.raises(ValueError, match=r"the tracker has recorded nothing yet: .*Received: sparsity=0\.(5|0999.*)$"):
         fit(model, GradualPruning(schedule, "movement"))
     assert_unchanged(model, before, ["weights"])
     assert kprune.masked_weights(model) == []

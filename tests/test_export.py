@@ -255,6 +255,31 @@ def test_a_batch_size_that_the_graph_uses_is_kept(tmp_path):
     assert kprune.export(model, tmp_path / "m", "saved_model").difference < 1e-5
 
 
+def test_a_class_that_is_not_registered_is_told_what_to_do(tmp_path):
+    class Unknown(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model, x = Unknown(), np.ones((2, 4), "float32")
+    model(x)
+    with pytest.raises(ValueError, match=r'register_keras_serializable.*format="saved_model".*Received: model='):
+        kprune.export(model, tmp_path / "m", inputs=x)
+    assert not list(tmp_path.iterdir())
+    assert kprune.export(model, tmp_path / "m", "saved_model", inputs=x).saved_model.is_dir()
+
+
+def test_images_of_any_size(tmp_path, rng, caplog):
+    """On JAX the gradient of a convolution of open size cannot be traced, and is not asked for."""
+    images = keras.Input((None, None, 3))
+    model = keras.Model(images, layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(images)))
+    done = kprune.export(model, tmp_path / "m", "saved_model", inputs=rng.normal(size=(2, 9, 8, 3)))
+    assert done.difference < 1e-5 and "gradient" not in caplog.text
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow's graphs take strings")
 @pytest.mark.parametrize("given", [None, ["the cat", "a dog"]])
 def test_strings(given, tmp_path):

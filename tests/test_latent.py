@@ -238,11 +238,11 @@ def test_weights_that_are_pruned_come_back_in_training():
 def test_a_model_whose_masks_keep_no_values_is_refused():
     model = compiled()
     kprune.mask(model)
-    with pytest.raises(ValueError, match=r"needs masks with store='latent'.*Received: .* with store='zero'"):
+    with pytest.raises(ValueError, match=r"requires masks with store='latent'.*Received: weight='.*', store='zero'"):
         fit(model, GradualPruning(0.5, margin=1.2))
     model = compiled()
     kprune.mask(model, store="latent")
-    with pytest.raises(ValueError, match=r"needs masks with store='zero'.*Received: .* with store='latent'"):
+    with pytest.raises(ValueError, match=r"requires masks with store='zero'.*Received: weight='.*', store='latent'"):
         fit(model, DynamicSparseTraining("set", 0.5))
     fit(model, GradualPruning(0.5), epochs=1)  # goes by what the model has
     assert kprune.summary(model).zeros == 138 and kprune.masks.moved_weights(model) == []

@@ -135,19 +135,24 @@ def model_of(kind):
     return keras.Model(inputs, layers.Dense(2, name="head")(layers.Flatten()(x))), shape
 
 
-# Every kind as each backend runs it by default: TensorFlow without XLA, JAX by XLA. The other way, kinds that differ in
-# how they are masked: one kernel, two kernels, two in a loop, layers within the layer, a table that is looked up, a
-# layer of one's own, and layers of those.
+# Kinds that differ in how they are masked: one kernel, two kernels, two in a loop, layers within the layer, a table
+# that is looked up, a layer of one's own, and layers of those.
+DIFFERENT = ("Dense", "SeparableConv2D", "LSTM", "MultiHeadAttention", "Embedding", "custom", "subclassed")
+# Every kind as each backend runs it by default: TensorFlow without XLA, JAX by XLA. Those that differ the other way,
+# too, and with XLA's optimizations.
 EACH_KIND = [(kind, keras.backend.backend() == "jax") for kind in [*KINDS, "subclassed"]]
 if keras.backend.backend() == "tensorflow":
-    OTHERWISE = ("Dense", "SeparableConv2D", "LSTM", "MultiHeadAttention", "Embedding", "custom", "subclassed")
-    EACH_KIND += [(kind, True) for kind in OTHERWISE]
+    EACH_KIND += [(kind, True) for kind in DIFFERENT]
 else:
     EACH_KIND += [("Dense", False), ("Conv2D", False), ("subclassed", False)]
 
 
 @pytest.mark.private_api
-@pytest.mark.parametrize(("kind", "jit"), EACH_KIND, ids=lambda value: {True: "jit", False: "plain"}.get(value, value))
+@pytest.mark.parametrize(
+    ("kind", "jit"),
+    [pytest.param(*each, marks=pytest.mark.optimized if each[0] in DIFFERENT else ()) for each in EACH_KIND],
+    ids=lambda value: {True: "jit", False: "plain"}.get(value, value),
+)
 def test_every_layer_kind(kind, jit, tmp_path, rng):
     model, shape = model_of(kind)
     x = rng.integers(0, 10, (16, *shape)) if kind == "Embedding" else rng.normal(size=(16, *shape)).astype("float32")

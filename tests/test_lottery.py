@@ -247,7 +247,7 @@ def test_find_ticket_goes_on_where_it_was_stopped(tmp_path):
     resumed = kprune.find_ticket(network(seed=9), fit, folder=tmp_path, **options)
     assert called == [0, 1, 2, 3]
     assert resumed.checksum == whole.checksum and resumed.about == whole.about
-    with pytest.raises(ValueError, match=r"a lottery with other settings.*Received: folder="):
+    with pytest.raises(ValueError, match=r"a lottery with different settings.*Received: folder="):
         kprune.find_ticket(network(), fit, folder=tmp_path, **{**options, "rate": 0.4})
 
 
@@ -460,7 +460,7 @@ def test_a_folder_of_another_lottery_is_refused(other, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         kprune.find_ticket(network(), stopped, levels=1, folder=tmp_path, verbose=False)
-    with pytest.raises(ValueError, match="belongs to a lottery with other settings"):
+    with pytest.raises(ValueError, match="belongs to a lottery with different settings"):
         kprune.find_ticket(network(), stopped, levels=1, folder=tmp_path, verbose=False, **other)
 
 

@@ -247,7 +247,7 @@ def test_uniform_plus_by_hand():
     assert uniform_plus(scores, 0.8) == {"a": 10, "b": 2, "c": 8}  # uniform would leave the last 10 / 90
     assert uniform_plus(scores, 0.82) == {"a": 10, "b": 0, "c": 8}
     with pytest.raises(
-        ValueError, match=r"first weight and 20 % of the last need 18 entries, but sparsity 0.83 leaves 17"
+        ValueError, match=r"first weight and 20 % of the last require 18 entries, but sparsity 0.83 leaves only 17"
     ):
         uniform_plus(scores, 0.83)
     pruned = {**scores, "a": np.full(10, -np.inf)}  # cannot be kept, so nothing is reserved for it
@@ -347,7 +347,7 @@ def test_floors_hold_and_the_budget_stays(base, scores, sparsity, floor):
     least = entries(scores, floor, math.ceil)
     plain = SCOPES.get(base)(scores, sparsity)
     if sum(least.values()) > sum(plain.values()):
-        with pytest.raises(ValueError, match="floors need"):
+        with pytest.raises(ValueError, match="floors require"):
             with_floor(base, floor)(scores, sparsity)
         return
     n_keep = with_floor(base, floor)(scores, sparsity)
@@ -373,7 +373,9 @@ def test_a_floor_asks_for_no_more_than_is_alive(scores, sparsity, floor):
 
 def test_floors_that_cannot_be_kept():
     scores = {"a": np.ones(4), "b": np.ones(4)}
-    with pytest.raises(ValueError, match=r"floors need 6 entries, but sparsity 0.5 leaves 4.*Received: floor=3$"):
+    with pytest.raises(
+        ValueError, match=r"floors require 6 entries, but sparsity 0.5 leaves only 4.*Received: floor=3$"
+    ):
         with_floor("global", 3)(scores, 0.5)
 
 
@@ -407,7 +409,9 @@ def test_ceilings_by_hand():
     assert with_ceiling("global", {"a": 3})(scores, 0.5) == {"a": 3, "b": 4, "c": 1}
     assert with_ceiling("erk", lambda path: 0 if path == "a" else 4)(scores, 0.75) == {"a": 0, "b": 2, "c": 2}
     assert with_ceiling("global", 0.5)(scores, 0.5) == {"a": 4, "b": 2, "c": 2}
-    with pytest.raises(ValueError, match=r"ceilings hold 8 entries, but sparsity 0.4 keeps 10.*Received: ceiling=0.5$"):
+    with pytest.raises(
+        ValueError, match=r"ceilings allow at most 8 entries, but sparsity 0.4 keeps 10.*Received: ceiling=0.5$"
+    ):
         with_ceiling("global", 0.5)(scores, 0.4)
     with pytest.raises(ValueError, match=r"Received: ceiling=\{'z': 1\}$"):
         with_ceiling("global", {"z": 1})(scores, 0.5)
@@ -430,7 +434,7 @@ def test_ceilings_hold_and_the_budget_stays(base, scores, sparsity, ceiling):
     most = entries(scores, ceiling, math.floor)
     plain = SCOPES.get(base)(scores, sparsity)
     if sum(most.values()) < sum(plain.values()):
-        with pytest.raises(ValueError, match="ceilings hold"):
+        with pytest.raises(ValueError, match="ceilings allow"):
             with_ceiling(base, ceiling)(scores, sparsity)
         return
     n_keep = with_ceiling(base, ceiling)(scores, sparsity)
@@ -456,7 +460,7 @@ def test_kept_out_by_hand():
         "c": 16,
     }  # as many as "layerwise": 8 + 38 + 30
     with pytest.raises(
-        ValueError, match=r"stay dense need 50 entries, but sparsity 0.6 leaves 40. Received: first=False"
+        ValueError, match=r"stay dense require 50 entries, but sparsity 0.6 leaves only 40. Received: first=False"
     ):
         kept_out("global", paths=["b"])(scores, 0.6)
     with pytest.raises(
@@ -477,7 +481,7 @@ def test_kept_out_is_dense_and_the_total_exact(base, scores, one, other, first):
     dense = list(scores)[0 if first else -1]
     low, high = sorted([one, other])
     if living(scores[dense]) > left(scores, high):
-        with pytest.raises(ValueError, match="stay dense need"):
+        with pytest.raises(ValueError, match="stay dense require"):
             scope(scores, high)
         return
     many, few = scope(scores, low), scope(scores, high)
@@ -531,7 +535,7 @@ def test_a_search_that_asks_for_less_than_the_scope_inside_can_give():
     # Of 100 entries less asked for, "b" has 99 and keeps them: steps are short, so it halves, below the 3,000 of "a".
     scores = {"a": np.ones(3000), "b": np.ones(10_000), "c": np.ones(100)}
     inside = kept_out("uniform", first=True)
-    with pytest.raises(ValueError, match="stay dense need 3000"):
+    with pytest.raises(ValueError, match="stay dense require 3000"):
         inside(scores, 1 - 2000 / 13_100)
     assert with_floor(inside, {"b": 0.5})(scores, 1 - 8002 / 13_100) == {"a": 3000, "b": 5000, "c": 2}
 

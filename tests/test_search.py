@@ -142,11 +142,11 @@ def test_a_search_resumes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"within": -0.1}, "`within` must be a number of at least 0. Received: within=-0.1"),
+        ({"within": -0.1}, "`within` must be a number >= 0. Received: within=-0.1"),
         ({"low": 0.9, "high": 0.8}, "`low` must be below `high`. Received: low=0.9, high=0.8"),
         ({"high": 1.0}, "`high` must be a number above 0 and below 1"),
         ({"steps": -1}, "`steps` must be an integer >= 0"),
-        ({"seeds": (0, 0)}, "`seeds` must hold at least one entry"),
+        ({"seeds": (0, 0)}, "`seeds` must contain at least one entry"),
         ({"criterion": "snap"}, "criterion='snap'"),
     ],
 )
@@ -159,7 +159,7 @@ def test_arguments(options, says):
 
 def test_models_and_functions_that_cannot_be_searched():
     trainings = Trainings(lambda sparsity, seed: float("nan"))
-    with pytest.raises(ValueError, match=r"finite number. Received: nan at sparsity=0.0, seed=0"):
+    with pytest.raises(ValueError, match=r"finite number. Received: value=nan, sparsity=0.0, seed=0"):
         trainings.search(network())
     pruned = network()
     kprune.prune(pruned, "magnitude", 0.5)
@@ -169,7 +169,7 @@ def test_models_and_functions_that_cannot_be_searched():
     with pytest.raises(ValueError, match="must be compiled"):
         trainings.search(plain)
     with pytest.raises(
-        ValueError, match=r"`train` must pass `trial.callbacks` to fit. .* at sparsity 0 instead of 0.99$"
+        ValueError, match=r"`train` must pass `trial.callbacks` to fit. Received: sparsity=0, trial.sparsity=0.99$"
     ):
         kprune.search(network(), lambda model, trial: None, lambda model: 1.0, verbose=0)
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from kprune.selection import keep_highest, keep_highest_jax
 
+pytestmark = pytest.mark.optimized
+
 JAX = keras.backend.backend() == "jax"
 
 

@@ -309,11 +309,11 @@ def test_a_masked_model_is_not_compiled_again():
         (dict(seed=-1), r"Received: seed=-1$"),
         (dict(evaluate=None), r"Received: evaluate=None$"),
         (dict(evaluate="accuracy"), r"Received: evaluate='accuracy'$"),
-        (dict(evaluate=(1,)), r"Received: evaluate=tuple of 1$"),
+        (dict(evaluate=(1,)), r"Received: length=1$"),
         (dict(evaluate=iter([data()])), r"read more than once.*Received: evaluate=<list_iterator"),
-        (dict(evaluate=lambda model: "0.5"), r"Received: evaluate=<lambda>, which returned '0.5'$"),
-        (dict(evaluate=lambda model: {"accuracy": 0.5}), r"Received: evaluate=<lambda>, which returned \{"),
-        (dict(evaluate=lambda model: None), r"Received: evaluate=<lambda>, which returned None$"),
+        (dict(evaluate=lambda model: "0.5"), r"Received: evaluate=<lambda>, result='0.5'$"),
+        (dict(evaluate=lambda model: {"accuracy": 0.5}), r"Received: evaluate=<lambda>, result=\{"),
+        (dict(evaluate=lambda model: None), r"Received: evaluate=<lambda>, result=None$"),
         (
             dict(criterion=lambda context: {w.path: np.full(w.shape, np.nan) for w in context.weights}),
             r"infinite or NaN",
@@ -331,10 +331,10 @@ def test_bad_arguments(arguments, message):
 
 def test_a_model_that_cannot_tell_its_metric():
     model = mlp()
-    with pytest.raises(ValueError, match=rf"Received: model='{model.name}', which is not compiled$"):
+    with pytest.raises(ValueError, match=rf"Received: model='{model.name}'$"):
         kprune.sensitivity(model, data())
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match=rf"no metric.*Received: model='{model.name}', which reports loss$"):
+    with pytest.raises(ValueError, match=rf"no metric.*Received: model='{model.name}', metrics=\['loss'\]$"):
         kprune.sensitivity(model, data())
     assert kprune.masked_weights(model) == []
     two = keras.Model(model.inputs, {"a": model.outputs[0], "b": layers.Dense(1)(model.outputs[0])})

@@ -17,9 +17,9 @@ from kprune.runtime import strategy as strategies
 BACKEND = keras.backend.backend()
 ON_DEVICES = pathlib.Path(__file__).with_name("on_devices.py")
 REMEDY = {
-    "jax": r"JAX found no TPU\. .*pip install 'jax\[tpu\]==\d.*Received: strategy='{}', jax .* on cpu, (no )?libtpu",
+    "jax": r"JAX found no TPU\. .*pip install 'jax\[tpu\]==\d.*Received: strategy='{}', jax=.*, platform=cpu, libtpu=",
     "tensorflow": r"TensorFlow found no TPU\. .*--no-deps tensorflow-tpu==2\.20\.0 \"libtpu<0\.0\.32\".*"
-    r"Received: strategy='{}', tensorflow 2.*, no tensorflow-tpu, (no )?libtpu",
+    r"Received: strategy='{}', tensorflow=2.*, tensorflow-tpu=None, libtpu=",
 }
 
 
@@ -122,7 +122,7 @@ def test_tensorflow_is_asked_for_its_tpu_only_if_the_packages_fit(libtpu, monkey
     monkeypatch.setattr(tf.tpu.experimental, "initialize_tpu_system", lambda c: asked.append(c) or real(c))
     there = {"tensorflow": "2.20.0", "tensorflow-tpu": "2.20.0", "libtpu": libtpu}
     monkeypatch.setattr(metadata, "version", there.__getitem__)
-    with pytest.raises(ValueError, match=f"found no TPU.*tensorflow-tpu 2.20.0, libtpu {libtpu}"):
+    with pytest.raises(ValueError, match=f"found no TPU.*tensorflow-tpu=2.20.0, libtpu={libtpu}"):
         kprune.auto_strategy("tpu")
     assert len(asked) == (libtpu == "0.0.31")
 
@@ -163,7 +163,7 @@ def test_workers_are_found_by_the_environment(monkeypatch):
 def test_where_keras_cannot_fit_it_is_said_at_once(name, monkeypatch):
     cluster = {"worker": ["localhost:1", "localhost:2"]}
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 0}}))
-    with pytest.raises(ValueError, match=rf"Use a tf_keras model.*strategy='{name}', 2 workers in TF_CONFIG"):
+    with pytest.raises(ValueError, match=rf"Use a tf_keras model.*strategy='{name}', workers=2"):
         kprune.auto_strategy(name)
 
 

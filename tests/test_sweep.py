@@ -268,7 +268,7 @@ def test_a_model_without_accuracy(tmp_path):
         return model
 
     with pytest.raises(
-        ValueError, match=r"metrics=\['accuracy'\]. Received: reported metrics=loss, val_loss, sparsity$"
+        ValueError, match=r"metrics=\['accuracy'\]. Received: metrics=\['loss', 'val_loss', 'sparsity'\]$"
     ):
         run(build=build_without, path=tmp_path / "cells.csv")
     assert not (tmp_path / "cells.csv").exists()

@@ -10,6 +10,8 @@ import kprune
 from kprune.config import PruningConfig
 from kprune.criteria.engines import synflow_loop
 
+pytestmark = pytest.mark.optimized
+
 if keras.backend.backend() != "jax":
     pytest.skip("The loop is one of JAX.", allow_module_level=True)
 

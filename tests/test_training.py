@@ -9,6 +9,8 @@ from keras import layers, optimizers
 import kprune
 from kprune.runtime.optimizers import _slots, inner_optimizers, iterations
 
+pytestmark = pytest.mark.optimized
+
 JAX = keras.backend.backend() == "jax"
 
 OPTIMIZERS = {

@@ -14,6 +14,8 @@ from kprune.masks import current_masks, masked_weights
 from kprune.pruning import Pruner
 from kprune.scopes import kept_out, per_layer, with_ceiling, with_floor
 
+pytestmark = pytest.mark.optimized
+
 CONFIGS = {
     "global": PruningConfig("magnitude"),
     "layerwise": PruningConfig("magnitude", scope="layerwise"),

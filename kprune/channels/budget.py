@@ -38,7 +38,12 @@ def check_budget(budget: Any) -> tuple[str, float]:
             "`budget` cannot be a latency, because latency depends on the machine and the format. Pass a budget in "
             f"flops, and read the latency off the card that kprune.export returns. Received: budget={budget!r}"
         )
-    check_number(f"budget[{unit!r}]", fraction, "above 0 and below 1, what may stay", lambda value: 0 < value < 1)
+    check_number(
+        f"budget[{unit!r}]",
+        fraction,
+        "above 0 and below 1, the fraction of the cost to keep",
+        lambda value: 0 < value < 1,
+    )
     return unit, float(fraction)
 
 
@@ -84,7 +89,7 @@ class Costs:
         self.total = self.of(np.ones(groups.n, bool))
 
     def of(self, stays: np.ndarray) -> int:
-        """The cost if these groups stay (bool array, one entry per group)."""
+        """The cost if these groups stay (a bool array with one entry per group)."""
         stays = np.append(stays, True)  # the last one is number -1: what is in no group
         return sum(factor * math.prod(int(stays[found].sum()) for found in axes) for factor, axes in self._parts)
 
@@ -131,9 +136,9 @@ class ChannelCut:
         if least > zeros_for(self.costs.total, fraction):
             raise ValueError(
                 f"The budget cannot be met: with only {self.divisor} channel{'s' * (self.divisor > 1)} left in each "
-                "layer (channels that lead to the outputs, or to layers without a rule, are never pruned), "
-                f"{least:,} of {self.costs.total:,} {unit} remain, a fraction of {least / self.costs.total:.4g}. "
-                f"Received: budget={self.budget!r}"
+                f"layer, {least:,} of {self.costs.total:,} {unit} remain, a fraction of "
+                f"{least / self.costs.total:.4g}. Channels that lead to the outputs, or to layers without a pruning "
+                f"rule, are never pruned. Raise the budget. Received: budget={self.budget!r}"
             )
 
 

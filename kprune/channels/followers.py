@@ -26,7 +26,7 @@ def add_followers(model: Any) -> None:
         graph = channel_graph(model)
     except (NotImplementedError, TypeError, ValueError) as error:
         logging.warning(
-            "kprune: cannot find the biases and normalization layers that belong to the pruned filters, so those "
+            "kprune: cannot find the biases and normalization layers that belong to the pruned filters, so they "
             "are not pruned: %s",
             error,
         )

@@ -65,9 +65,9 @@ class ChannelGroups:
         if not numbers:
             barriers = ", ".join(f"{name} ({reason})" for name, reason in list(graph.barriers.items())[:4])
             raise ValueError(
-                "The model has no channel groups that can be pruned, because every channel leads to an output or to "
-                f"a layer that needs all its channels ({barriers or 'none'}); use groups=None. Received: "
-                f"model={model.name!r}"
+                "The model has no channel groups that can be pruned, because every channel leads to an output or "
+                f"to a layer that needs all its channels (such layers: {barriers or 'none'}). Use groups=None. "
+                f"Received: model={model.name!r}"
             )
 
         def numbered(atoms: np.ndarray) -> np.ndarray:

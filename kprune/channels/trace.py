@@ -78,7 +78,9 @@ def _run(graph: ChannelGraph, model: Any, config: dict[str, Any], inputs: list[T
             for position, tensor in enumerate(made):
                 tensors[name, first.get(name, 0) + number, position] = tensor
         if len(later) == len(waiting):
-            raise ValueError(f"The model's layers form a cycle: rebuild it without one. Received: model={model.name!r}")
+            raise ValueError(
+                f"The model's layers form a cycle: rebuild the model without it. Received: model={model.name!r}"
+            )
         waiting = later
     return [tensors[key] for key in _references(config["output_layers"], nodes)]
 

@@ -99,7 +99,13 @@ class Command:
         values.set_gnu_getopt(True)  # flags may follow the arguments
         for option in self.options:
             option.define(values)
-        arguments = values([f"kprune {self.name}", *argv])[1:]
+        try:
+            arguments = values([f"kprune {self.name}", *argv])[1:]
+        except flags.UnrecognizedFlagError as error:
+            argument = error.flagname.upper()
+            if argument not in self.arguments.split():
+                raise
+            raise flags.Error(f"{argument} comes without a flag, as in: {self.example}") from error
         expected = len(self.arguments.split())
         if len(arguments) != expected:
             wanted = f"expected {self.arguments}" if expected else "expected flags only"
@@ -111,7 +117,7 @@ class Command:
         """What `--help` prints."""
         usage = " ".join(word for word in (f"kprune {self.name}", self.arguments, "[flags]") if word)
         lines = [option.line for option in self.options]
-        wrapped = [textwrap.fill(line, 118, subsequent_indent="  ") for line in self.notes.splitlines()]
+        wrapped = [textwrap.fill(line, 118, subsequent_indent=" " * 10) for line in self.notes.splitlines()]
         notes = "\n" + "\n".join(wrapped) + "\n" if self.notes else ""
         return (
             f"{self.summary}\n\nUsage:    {usage}\nExample:  {self.example}\n\n"

@@ -54,7 +54,9 @@ def build(model: str, dataset: Dataset, seed: int, width: float, library: Any) -
 def _function(model: str, received: str) -> Any:
     module, _, name = model.partition(":")
     if module.endswith(".py"):
-        raise ValueError(f"Give the module's name without .py, as in an import: {module[:-3]}:{name}. {received}")
+        raise ValueError(
+            f"Pass the module's name without .py, as in an import statement: {module[:-3]}:{name}. {received}"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the installed program has its own folder there, not the user's
     try:
@@ -84,8 +86,8 @@ def _arguments(function: Any, dataset: Dataset, seed: int, width: float, library
     ]
     if others:
         raise ValueError(
-            f"The function has parameters without a default that kprune does not pass: {', '.join(others)}. It "
-            f"passes {', '.join(offered)}. {received}"
+            f"The function has required parameters that kprune does not pass: {', '.join(others)}. Give them "
+            f"default values. kprune passes only {', '.join(offered)}. {received}"
         )
     return {name: value for name, value in offered.items() if name in parameters}
 
@@ -109,7 +111,7 @@ def comes_compiled(values: Any, name: str, model: Any, dataset: Dataset) -> bool
     if "accuracy" not in reported:
         raise ValueError(
             "The model is compiled without metrics=['accuracy'], which the command line needs. Received: "
-            f"model={name!r}, which reports {', '.join(reported)}"
+            f"model={name!r}, metrics={list(reported)}"
         )
     return True
 
@@ -130,8 +132,8 @@ def gives_probabilities(model: Any, dataset: Dataset) -> bool:
         outputs = model(x, training=False)
     except Exception as error:  # of any kind: what the model's layers raise on examples of another shape
         raise ValueError(
-            f"The model does not accept examples of shape {dataset.input_shape}, the shape in {dataset.name}: "
-            f"{' '.join(str(error).split())[:300]} Received: model={model.name!r}"
+            f"The model does not accept examples of shape {dataset.input_shape}, which is their shape in "
+            f"{dataset.name}: {' '.join(str(error).split())[:300]} Received: model={model.name!r}"
         ) from error
     shape = tuple(getattr(outputs, "shape", ()))  # several outputs have none
     if shape != (len(x), dataset.classes):

@@ -142,8 +142,8 @@ def _make_scorer(context: Context, power: float = 1, inputs: str = "ones") -> Sc
     backend = library_of(context.model).backend()
     if backend not in _SCORERS:
         raise ValueError(
-            "SynFlow needs the tensorflow or jax backend: set KERAS_BACKEND before importing keras. "
-            f"Received: keras.backend.backend()={backend!r}"
+            "SynFlow requires the tensorflow or jax backend: set KERAS_BACKEND before importing keras. Received: "
+            f"keras.backend.backend()={backend!r}"
         )
     return _SCORERS[backend](context, power, _inputs(context, inputs))
 

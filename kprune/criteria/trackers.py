@@ -24,10 +24,10 @@ class Tracker:
     """
 
     def begin(self, model: Any) -> None:
-        """Training begins, or continues from weights that a backup or a rewind has set."""
+        """Note that training begins, or continues from weights restored by a backup or a rewind."""
 
     def after_step(self, model: Any) -> None:
-        """An optimizer step was taken; with `steps_per_execution` = n, n steps."""
+        """Note an optimizer step; with `steps_per_execution` = n, n steps."""
 
     def ready(self) -> bool:
         """Whether the tracker has seen enough of the training for pruning."""
@@ -57,7 +57,7 @@ class ArrayTracker(Tracker):
         if shapes != expected:
             raise ValueError(
                 f"{type(self).__name__} has not watched this model: call its `begin(model)` before training. "
-                f"Received: {len(shapes)} arrays {str(shapes)[:200]} for weights {str(expected)[:200]}"
+                f"Received: arrays={str(shapes)[:200]}, weights={str(expected)[:200]}"
             )
         return dict(zip((weight.path for weight in weights), self.arrays, strict=True))
 

@@ -22,7 +22,7 @@ MOST_BATCHES, MOST_BYTES = 10_000, 2**32
 
 
 def check_batches(batches: int | None) -> None:
-    """Raises ValueError unless it is a number of batches or None."""
+    """Raises ValueError unless `batches` is a number of batches or None."""
     if batches is not None and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 1):
         raise ValueError(f"`batches` must be an integer >= 1, or None for all. Received: batches={batches!r}")
 
@@ -56,8 +56,8 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
         source = _slices(data)
     elif not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")) or isinstance(data, _NO_BATCHES):
         raise ValueError(
-            "`data` must be a tuple (x, y), or yield such tuples: a tf.data.Dataset, a generator, a list of batches. "
-            f"Received: data={type(data).__name__}"
+            "`data` must be a tuple (x, y), or an iterable of such tuples, for example a tf.data.Dataset, a "
+            f"generator or a list of batches. Received: data={type(data).__name__}"
         )
     else:
         source = _finite(data) if batches is None else iter(data)
@@ -67,7 +67,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
         taken.append((_arrays(x), _arrays(y), _arrays(weight)))
         _shapes((taken[-1][0],))  # whose parts, of a graph say, may differ in length
     if not taken or not len(keras.tree.flatten(taken[0][0])[0]):
-        raise ValueError("`data` must hold at least one example. Received: batches=0")
+        raise ValueError("`data` must contain at least one example. Received: batches=0")
     return taken
 
 
@@ -151,7 +151,7 @@ def _arrays(structure: Any) -> Any:
     try:
         return keras.tree.map_structure(np.asarray, structure, none_is_leaf=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`data` must hold arrays: {error}. Received: data={structure!r:.200}") from error
+        raise ValueError(f"`data` must contain arrays: {error}. Received: data={structure!r:.200}") from error
 
 
 def _lengths(arrays: Any) -> int:
@@ -167,6 +167,6 @@ def _shapes(arrays: Any) -> list[tuple[int, ...]]:
     shapes = [np.shape(array) for array in _leaves(arrays)]
     if not _leaves(arrays[0]) or not all(shapes):
         raise ValueError(
-            f"`data` must hold arrays with examples along the first axis, x first. Received: shapes={shapes[:4]}"
+            f"`data` must contain arrays with examples along the first axis, x first. Received: shapes={shapes[:4]}"
         )
     return shapes

@@ -57,7 +57,7 @@ def _inputs(name: str, x: np.ndarray) -> np.ndarray:
         return scaled(x, 255) if x.ndim == 3 else np.divide(x, 255, dtype=np.float32)
     x = x.astype(np.float32)
     if not np.isfinite(x).all():
-        raise ValueError(f"{name} holds values that are NaN, infinite or too large for float32")
+        raise ValueError(f"{name} contains values that are NaN, infinite or too large for float32")
     return x
 
 
@@ -66,7 +66,7 @@ def _class_ids(name: str, y: np.ndarray) -> np.ndarray:
         y = y[:, 0]
     if y.ndim != 1 or y.dtype.kind not in "fiub" or (y != np.floor(y)).any() or (y < 0).any() or (y > 1e6).any():
         raise ValueError(
-            f"{name} must hold one class id per example, an integer >= 0, but it has dtype {y.dtype} and shape "
+            f"{name} must contain one class id per example, an integer >= 0, but it has dtype {y.dtype} and shape "
             f"{y.shape} (convert one-hot rows with y.argmax(axis=1))"
         )
     return y.astype(np.int32)
@@ -87,7 +87,7 @@ def from_csv(path: str | os.PathLike, target: str | None, batch_size: int) -> Da
     if target is None or target not in header:
         hint = "." if target is None else did_you_mean(target, header)
         raise ValueError(
-            f"`target` must name the column that holds the classes; the file has {columns or 'no columns'}{hint} "
+            f"`target` must name the column that contains the classes; the file has {columns or 'no columns'}{hint} "
             f"Received: target={target!r}"
         )
     place = header.index(target)
@@ -115,7 +115,7 @@ def _number(word: str, column: str, line: int, received: str) -> float:
         value = np.nan
     if not abs(value) <= np.finfo(np.float32).max:
         raise ValueError(
-            f"All columns except the target must hold finite numbers, but line {line} has {word!r:.40} in column "
+            f"All columns except the target must contain finite numbers, but line {line} has {word!r:.40} in column "
             f"{column!r}. Encode words as numbers and fill in missing values first. {received}"
         )
     return value
@@ -131,10 +131,12 @@ def _classes(words: list[str], target: str, received: str) -> tuple[np.ndarray, 
     known = sorted(set(values))
     if any(isinstance(value, float) and not value.is_integer() for value in known) or "" in known:
         raise ValueError(
-            f"The target column must hold a class (a word or an integer) in every row. {received}, target={target!r}"
+            f"The target column must contain a class (a word or an integer) in every row. {received}, target={target!r}"
         )
     if len(known) < 2:
-        raise ValueError(f"The target column must hold at least two different classes. {received}, target={target!r}")
+        raise ValueError(
+            f"The target column must contain at least two different classes. {received}, target={target!r}"
+        )
     ids = {value: number for number, value in enumerate(known)}
     return np.array([ids[value] for value in values], np.int32), len(known)
 

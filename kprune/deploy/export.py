@@ -161,7 +161,7 @@ def _representative(model: Any, names: Sequence[str], given: Any) -> Sample | No
     quantized = [name for name in names if FORMATS[name].quantized]
     if bool(quantized) != (given is not None):
         raise ValueError(
-            "`representative` must hold typical model inputs for format='litert_int8', and must be None for all "
+            "`representative` must contain typical model inputs for format='litert_int8', and must be None for all "
             f"other formats. Received: format={tuple(names)!r}, representative={type(given)}"
         )
     return None if given is None else sample(model, given)
@@ -175,7 +175,7 @@ def _labeled(model: Any, data: Any) -> tuple[Sample, np.ndarray]:
         labels = labels.argmax(-1) if labels.shape[-1] > 1 else labels[..., 0]
     if labels.ndim != 1 or len(labels) != len(batch.arrays[0]):
         raise ValueError(
-            f"`data` must hold one class label per example. Received: examples={len(batch.arrays[0])}, "
+            f"`data` must contain one class label per example. Received: examples={len(batch.arrays[0])}, "
             f"y.shape={np.shape(data[1])}"
         )
     return batch, labels
@@ -225,7 +225,7 @@ def _export(
                 if found.lost(zeros, size):
                     raise RuntimeError(
                         f"Export: {form.title} has fewer zeros than the model, so nothing was written. Received: "
-                        f"zeros={found.zeros:,}, zeros of the model={zeros:,}"
+                        f"zeros={found.zeros:,}, model_zeros={zeros:,}"
                     )
                 opened[format, "sparse"] = found
             for format, file in bases.items():

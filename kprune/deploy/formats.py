@@ -92,8 +92,8 @@ class Format:
             except ImportError as error:
                 install = f"'kprune[{self.extra}]'" if self.extra and package != "tensorflow" else package
                 raise ImportError(
-                    f"format={name!r} requires {package}, which is not installed: pip install {install}, or export "
-                    "format='keras' and convert that file on another machine (kprune export MODEL.keras "
+                    f"format={name!r} requires {package}, which is not installed: run `pip install {install}`, or "
+                    "export format='keras' and convert that file on another machine (kprune export MODEL.keras "
                     "--format=...)."
                 ) from error
         if library_of(model).package is not keras and not self.tf_keras:
@@ -209,7 +209,7 @@ _SPARSE = (
     "LiteRT's sparse kernels are known to give wrong results without an error in float16, and for Dense layers whose "
     "number of inputs is not a multiple of 4: export format='litert', or keep such layers below sparsity 0.9."
 )
-_INT8 = "The quantization ranges come from `representative`, which must hold typical model inputs."
+_INT8 = "The quantization ranges come from `representative`, which must contain typical model inputs."
 
 FORMATS: dict[str, Format] = {
     "saved_model": Format("the SavedModel", "", saved_model.write, _open_saved_model),

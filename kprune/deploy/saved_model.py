@@ -91,7 +91,9 @@ def _traced(model: Any, batch: Sample) -> Any:
         return call_with(model, named, training=False)
 
     serve.__signature__ = parameters  # type: ignore[attr-defined]
-    traced = archive.add_endpoint("serve", serve, specs) or archive.serve  # tf_keras returns nothing
+    # The gradient of an inference is asked for by nobody, and with sizes that are open it cannot always be traced.
+    options = {"jax2tf_kwargs": {"with_gradient": False}} if library_of(model).backend() == "jax" else {}
+    traced = archive.add_endpoint("serve", serve, specs, **options) or archive.serve  # tf_keras returns nothing
     traced.get_concrete_function()
     return archive
 

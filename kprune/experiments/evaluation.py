@@ -39,10 +39,15 @@ def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
     """A function that returns the metric's name and current value."""
     if callable(evaluate):
         return lambda: _by_function(model, evaluate)
-    wrong = "`evaluate` must be a function of the model, or data that can be read more than once"
+    wrong = (
+        "`evaluate` must be a function of the model, or data that can be read more than once, such as (x, y), a "
+        "tf.data.Dataset or a list of batches"
+    )
     if isinstance(evaluate, tuple):
         if len(evaluate) not in (2, 3):
-            raise ValueError(f"{wrong}: (x, y) or (x, y, sample_weight). Received: evaluate=tuple of {len(evaluate)}")
+            raise ValueError(
+                f"{wrong}. A tuple must be (x, y) or (x, y, sample_weight). Received: length={len(evaluate)}"
+            )
         data = dict(zip(("x", "y", "sample_weight"), evaluate, strict=False))
         inputs: Callable[[], dict[str, Any]] = lambda: data  # noqa: E731
     elif isinstance(evaluate, list):
@@ -52,11 +57,11 @@ def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
     ):
         inputs = lambda: {"x": evaluate}  # noqa: E731
     else:
-        raise ValueError(f"{wrong}: (x, y), a tf.data.Dataset, a list of batches. Received: evaluate={evaluate!r:.200}")
+        raise ValueError(f"{wrong}. Received: evaluate={evaluate!r:.200}")
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
             "Evaluating on data requires compiled metrics: compile the model, or pass a function of the model. "
-            f"Received: model={model.name!r}, which is not compiled"
+            f"Received: model={model.name!r}"
         )
     return lambda: _by_metric(model, inputs())
 
@@ -67,9 +72,7 @@ def _by_function(model: Any, evaluate: Callable[[Any], Any]) -> tuple[str, float
     try:
         number = float("no number" if isinstance(value, str) else value)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"`evaluate` must return a number. Received: evaluate={name}, which returned {value!r}"
-        ) from None
+        raise ValueError(f"`evaluate` must return a number. Received: evaluate={name}, result={value!r}") from None
     return "value" if name == "<lambda>" else name, number
 
 
@@ -82,7 +85,7 @@ def _by_metric(model: Any, inputs: dict[str, Any]) -> tuple[str, float]:
     if not names:
         raise ValueError(
             "The model has no metric besides the loss: compile it with metrics=['accuracy'], or pass a function of "
-            f"the model. Received: model={model.name!r}, which reports {', '.join(results)}"
+            f"the model. Received: model={model.name!r}, metrics={list(results)}"
         )
     return names[0], float(results[names[0]])
 

@@ -38,7 +38,8 @@ def draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[int
     initializer: Any = next((getattr(layer, n) for n in names if getattr(layer, n, None) is not None), None)
     if not hasattr(initializer, "get_config") or not hasattr(initializer, "from_config"):
         raise ValueError(
-            f"Cannot reinitialize {path}: its layer has no seedable initializer for it. Received: "
+            f"Cannot reinitialize {path}: its layer must have an initializer for this weight that can be rebuilt "
+            "with another seed, so it must define `get_config` and `from_config`. Received: "
             f"layer={getattr(layer, 'name', None)!r}, initializer={initializer!r}"
         )
     config = initializer.get_config()

@@ -148,7 +148,7 @@ class LotteryRuns(RunsReport[LotteryRun]):
 
     @property
     def knows_early_stops(self) -> bool:
-        """Whether all runs have their early stop recorded; files of kprune 0.1 do not."""
+        """Whether all runs have their early stop recorded, unlike those saved by kprune 0.1."""
         return all(run.early_stop is not None for run in self.cells)
 
     @property

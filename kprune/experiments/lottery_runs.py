@@ -105,7 +105,7 @@ def run_lotteries(
     check_epochs(epochs)
     if not isinstance(data.train, tuple):
         raise ValueError(
-            f"Only data held as arrays can be rewound; a stream of batches cannot. Received: data={data.name!r}"
+            f"Only data stored in arrays can be rewound; a stream of batches cannot. Received: data={data.name!r}"
         )
     own = {
         **{"dataset": data.name, "batch_size": data.batch_size, "epochs": epochs, "levels": levels, "rate": rate},
@@ -193,7 +193,7 @@ def _check_modes(modes: Sequence[str]) -> str:
     base = next((mode for mode in (INIT, *REWINDS) if mode in modes), "")
     if set(CONTROLS) & set(modes) and base not in (INIT, "weights"):
         raise ValueError(
-            "Controls need mode 'init' or 'weights' in `modes`, because they reuse its masks. Received: "
+            "Controls require mode 'init' or 'weights' in `modes`, because they reuse its masks. Received: "
             f"modes={modes!r}"
         )
     return base

@@ -30,7 +30,7 @@ class Run(Protocol):
 
     @property
     def key(self) -> Hashable:
-        """What distinguishes it from the other runs of its table."""
+        """What distinguishes this run from the other runs of its table."""
 
 
 AnyRun = TypeVar("AnyRun", bound=Run)
@@ -48,7 +48,7 @@ class RunsReport(Drawable, Generic[AnyRun]):
         return tuple(dict.fromkeys(cell.seed for cell in self.cells))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as numbers, strings and lists that JSON can hold."""
+        """All fields as JSON-serializable values."""
         return asdict(self)
 
 
@@ -175,7 +175,7 @@ class RunTable(Generic[AnyRun]):
         optional = {field.name for field in fields(self.kind) if field.default is not MISSING}
         if [name for name in self.columns if name in columns or name not in optional] != columns:
             raise ValueError(
-                f"The file is not a table of such runs: its columns must be {', '.join(self.columns)}. Move it, or "
+                f"The file is not a table of these runs: its columns must be {', '.join(self.columns)}. Move it, or "
                 f"choose another path. {received}"
             )
 
@@ -187,8 +187,8 @@ class RunTable(Generic[AnyRun]):
         ]
         if other:
             raise ValueError(
-                f"The file was written with other settings: {'; '.join(other)}. Move it, or choose another path. "
-                f"{received}"
+                f"The file was written with different settings: {'; '.join(other)}. Move it, or choose another "
+                f"path. {received}"
             )
         try:
             if None in row:
@@ -230,11 +230,13 @@ def check_each_once(name: str, values: Sequence[Any]) -> None:
     except TypeError:  # an array of none, or entries that cannot be told apart
         right = False
     if not right:
-        raise ValueError(f"`{name}` must hold at least one entry and no duplicates. Received: {name}={values!r:.200}")
+        raise ValueError(
+            f"`{name}` must contain at least one entry and no duplicates. Received: {name}={values!r:.200}"
+        )
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Raises ValueError unless they are integers >= 0 without duplicates."""
+    """Raises ValueError unless the seeds are integers >= 0 without duplicates."""
     check_each_once("seeds", seeds)
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -242,7 +244,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def check_epochs(epochs: int) -> None:
-    """Raises ValueError unless it is an integer >= 1."""
+    """Raises ValueError unless `epochs` is an integer >= 1."""
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
         raise ValueError(f"`epochs` must be an integer >= 1. Received: epochs={epochs!r}")
 
@@ -250,9 +252,7 @@ def check_epochs(epochs: int) -> None:
 def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
     """A fit's test accuracy after its last epoch, and its highest; ValueError if it has none."""
     if "val_accuracy" not in history:
-        raise ValueError(
-            f"`build` must compile the model with metrics=['accuracy']. Received: reported metrics={', '.join(history)}"
-        )
+        raise ValueError(f"`build` must compile the model with metrics=['accuracy']. Received: metrics={list(history)}")
     found = history["val_accuracy"]
     if not all(0 <= value <= 1 for value in found):
         raise ValueError(f"An accuracy must be between 0 and 1. Received: val_accuracy={found}")
@@ -268,7 +268,7 @@ def early_stop(history: dict[str, list[float]]) -> tuple[int, float]:
 def band(
     axes: Any, at: Sequence[float], columns: Sequence[Sequence[Any]], name: str = "accuracy", **line: Any
 ) -> list[float]:
-    """Draw a line through the means of a field over columns of runs, in a band from least to most; return the means."""
+    """Draw the mean of a field over columns of runs, in a band from minimum to maximum; return the means."""
     values = [[getattr(run, name) for run in column] for column in columns]
     means = [float(np.mean(column)) for column in values]
     axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=line["color"], alpha=0.15, lw=0)

@@ -126,7 +126,7 @@ def search(
     check_verbose(verbose)
     check_seeds(seeds)
     check_function("train", train, "a model and a trial")
-    check_number("within", within, "of at least 0", lambda value: value >= 0)
+    check_number("within", within, ">= 0", lambda value: value >= 0)
     for name, value in (("low", low), ("high", high)):
         check_number(name, value, "above 0 and below 1", lambda value: 0 < value < 1)
     if not low < high:
@@ -237,7 +237,7 @@ class _Trainings:
         return self.table.cells[sparsity, seed].value
 
     def network(self, sparsity: float, seed: int) -> Any:
-        """The network of this run; trained again if another one was trained since."""
+        """The network of this run; trained again if another one has been trained since."""
         if self._last != (sparsity, seed):
             self._run(sparsity, seed)
         return self._begin(seed)[0]
@@ -258,7 +258,7 @@ class _Trainings:
             if not all(mask.all() for mask in masks.values()):
                 raise ValueError(
                     "The search needs a dense network to compare with, but this model is already pruned: pass the "
-                    f"model as it was before pruning. Received: model={model.name!r}"
+                    f"unpruned model. Received: model={model.name!r}"
                 )
             self._begun[at] = model, masks, snapshot(model)
         return self._begun[at]
@@ -273,12 +273,12 @@ class _Trainings:
         reached = 1 - sum(int(mask.sum()) for mask in kept) / sum(mask.size for mask in kept)
         if bool(reached) != bool(sparsity):
             raise ValueError(
-                "`train` must pass `trial.callbacks` to fit. Received: train, which left the network at sparsity "
-                f"{reached:.6g} instead of {sparsity:.6g}"
+                "The network did not reach the sparsity of this trial: `train` must pass `trial.callbacks` to fit. "
+                f"Received: sparsity={reached:.6g}, trial.sparsity={sparsity:.6g}"
             )
         self.metric, value = measure_by(model, self.evaluate)()
         if not math.isfinite(value):
-            raise ValueError(f"`evaluate` must return a finite number. Received: {value!r} at {sparsity=}, {seed=}")
+            raise ValueError(f"`evaluate` must return a finite number. Received: value={value!r}, {sparsity=}, {seed=}")
         self._last = sparsity, seed
         if self._last not in self.table.cells:
             self.table.add(SearchRun(sparsity, seed, value, reached, round(time.perf_counter() - start, 2)))

@@ -105,7 +105,7 @@ def _shown(row: SearchRow) -> str:
 
 
 def said_of_rises(found: SearchResult) -> list[str]:
-    """A note where a sparser network was better beyond the noise: no line or one."""
+    """A note if a sparser network was better by more than the noise: one line or none."""
     if not found.rises:
         return []
     pairs = ", ".join(f"{a:.6g} to {b:.6g}" for a, b in found.rises)

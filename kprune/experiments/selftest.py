@@ -67,7 +67,7 @@ class SelfTest(Printed):
         return all(self.checks.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything above as JSON can hold it, and `passed`."""
+        """All fields and `passed`, as JSON-serializable values."""
         return {"passed": self.passed, **asdict(self)}
 
     def __str__(self) -> str:
@@ -123,7 +123,7 @@ def selftest(strategy: str = "auto", library: Any = keras, verbose: Any = "auto"
 
 
 class _Watching(Callback):
-    """What holds at the end of each step."""
+    """Records what a fit violates: pruned entries that moved, and steps that were traced again."""
 
     def __init__(self, count: Callable[[], int]):
         super().__init__()
@@ -191,7 +191,7 @@ def _wide(library: Any, masked: bool) -> Any:
 
 
 def _step(library: Any) -> tuple[float, float]:
-    """The time of a masked step over that of a dense one, and its milliseconds."""
+    """The time of a masked step relative to a dense one, and in milliseconds."""
     models = {masked: _wide(library, masked) for masked in (False, True)}
     weights = masked_weights(models[True])
     set_masks(models[True], {w.path: np.arange(w.size).reshape(w.shape) % 10 == 0 for w in weights})
@@ -208,7 +208,7 @@ def _step(library: Any) -> tuple[float, float]:
 
 
 def _update(library: Any) -> tuple[int, float, float]:
-    """Entries, the milliseconds of an update, and its time over that of `np.partition`."""
+    """The number of entries, the milliseconds of an update, and its time relative to `np.partition`."""
     model = _wide(library, True)
     weights, pruner = masked_weights(model), Pruner(PruningConfig("magnitude"))
     size = sum(weight.size for weight in weights)

@@ -137,7 +137,7 @@ def sensitivity(
     score = CRITERIA.get(criterion)
     if trait(score, "needs", ()) or trait(score, "tracker", None) is not None:
         raise ValueError(
-            "The scan does not train, so it does not support criteria that need the loss or that watch training. "
+            "The scan does not train, so it does not support criteria that need the loss or records of training. "
             f"Received: criterion={config.name!r}"
         )
     sparsities = _checked(sparsities)
@@ -185,7 +185,7 @@ def _checked(sparsities: Any) -> tuple[float, ...]:
         check_sparsity("sparsity", sparsity)
     if not listed or len(set(listed)) < len(listed):
         raise ValueError(
-            f"`sparsities` must hold at least one entry and no duplicates. Received: sparsities={listed!r}"
+            f"`sparsities` must contain at least one entry and no duplicates. Received: sparsities={listed!r}"
         )
     return tuple(float(sparsity) for sparsity in listed)
 

@@ -1,4 +1,4 @@
-"""What a network's connections are worth: every weight that is kept takes one shared value."""
+"""What a network's connections are worth: all kept weights share one value."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SharedWeight(Drawable):
         return float(np.mean(self.results))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything above as numbers, strings and lists that JSON can hold."""
+        """Everything above as JSON-serializable values."""
         lists = {"values": list(self.values), "results": list(self.results)}
         return {"metric": self.metric, "signed": self.signed, **lists, "mean": self.mean}
 

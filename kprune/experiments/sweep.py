@@ -53,7 +53,7 @@ class SweepRun:
 
     @property
     def key(self) -> tuple[str, float, int]:
-        """What distinguishes it from the other cells."""
+        """What distinguishes this cell from the others."""
         return self.method, self.compression, self.seed
 
 
@@ -219,7 +219,7 @@ def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence
             )
     for compression in compressions:
         if isinstance(compression, bool) or not isinstance(compression, int | float) or not 1 <= compression < math.inf:
-            raise ValueError(f"A compression must be >= 1. Received: compression={compression!r}")
+            raise ValueError(f"A compression must be a number >= 1. Received: compression={compression!r}")
     return [
         (method, float(compression), seed)
         for seed in seeds

@@ -76,13 +76,15 @@ class Lottery:
         """The lottery described by the user's arguments; ValueError if one is invalid."""
         check_integer("levels", levels, 1)
         if not isinstance(rate, float) or not 0 < rate < 1:
-            raise ValueError(f"`rate` must be above 0 and below 1. Received: rate={rate!r}")
+            raise ValueError(
+                f"`rate` must be a number above 0 and below 1, the fraction to prune per level. Received: rate={rate!r}"
+            )
         check_rewind("rewind", rewind)
         check_no_budget("A lottery", pruner.config.budget)
         return cls(levels, rate, RewindPoint.of(rewind_to), rewind, pruner)
 
     def run(self, model: Any, state: State, optimizer: Any = None) -> Iterator[Level]:
-        """The levels that have not ended yet. The model is pruned and rewound when the next one is requested.
+        """The unfinished levels. The model is pruned and rewound when the next level is requested.
 
             for level in lottery.run(model, state):
                 ...  # train; level 0 sets `state.to` where it comes to the rewind point
@@ -151,7 +153,7 @@ class State:
         arrays, about = unpack(data, str(Path(folder, STATE)))
         if about.get("settings") != lottery.settings:
             raise ValueError(
-                f"The folder belongs to a lottery with other settings, {about.get('settings')!s:.1000}: choose "
+                f"The folder belongs to a lottery with different settings, {about.get('settings')!s:.1000}: choose "
                 f"another folder, or delete this one. Received: folder={os.fspath(folder)!r}, "
                 f"settings={lottery.settings}"
             )
@@ -173,7 +175,10 @@ class State:
         right = type(self.density) is float and 0 <= self.density <= 1
         right = right and type(self.initial_epoch) is int and self.initial_epoch >= 0 and type(self.results) is list
         if not right or [result["level"] for result in self.results] != list(range(len(self.results))):
-            raise ValueError(f"density={self.density!r}, initial_epoch={self.initial_epoch!r}, {self.results!r:.100}")
+            raise ValueError(
+                f"its progress is not valid: density={self.density!r}, initial_epoch={self.initial_epoch!r}, "
+                f"results={self.results!r:.100}"
+            )
 
     def taken(self) -> Snapshot:
         """The snapshot of the rewind point; RuntimeError if level 0 did not reach it."""

@@ -90,8 +90,8 @@ class RewindPoint:
             if kind == "fraction" and number < 1:
                 return cls(share=float(number))
         raise ValueError(
-            '`rewind_to` must be "init", a step (an int or "step:100"), "epoch:2", or a share of a level\'s training '
-            f'in [0, 1) (a float or "fraction:0.1"). Received: rewind_to={rewind_to!r}'
+            '`rewind_to` must be "init", a step (an int or "step:100"), "epoch:2", or a fraction of a level\'s '
+            f'training in [0, 1) (a float or "fraction:0.1"). Received: rewind_to={rewind_to!r}'
         )
 
     def in_epochs(self, epochs: int, batches_per_epoch: float | None, batches_per_step: int = 1) -> int:
@@ -181,7 +181,7 @@ def _check_counts(epochs: Any, batches_per_epoch: Any, batches_per_step: Any) ->
 
 
 def check_rewind(name: str, word: Any, words: Sequence[str] = REWINDS) -> None:
-    """Raises ValueError unless the argument `name` says what to rewind in one of the known words."""
+    """Raises ValueError unless the argument `name` is one of the known words for what to rewind."""
     if not isinstance(word, str) or word not in words:
         now = RENAMED.get(word) if isinstance(word, str) else None
         hint = f": {word!r} is now called {now!r}" if now else ""
@@ -274,7 +274,7 @@ def _others_due(others: dict[str, tuple[Any, float]], then: Arrays) -> list[tupl
         return []
     if missing := sorted(set(then) - set(others)):
         raise ValueError(
-            "The snapshot holds slots of a second optimizer, but the model has no such slots yet: keep that "
+            "The snapshot contains slots of a second optimizer, but the model has no such slots yet: keep that "
             "optimizer as an attribute of the model and call optimizer.build(variables) first. Received: "
             f"slot={missing[0]!r}"
         )

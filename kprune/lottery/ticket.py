@@ -154,6 +154,6 @@ def _match(mine: dict[str, Any], theirs: Arrays, skip: str | None) -> Arrays:
         return matched(wanted(mine), wanted(theirs), "model")
     except ValueError as error:
         raise ValueError(
-            f"The ticket does not match the model; to leave out weights such as a head's, pass `skip`. {error}, "
-            f"skip={skip!r}"
+            "The ticket does not match the model. To leave out weights, such as those of the head, pass `skip`. "
+            f"{error}, skip={skip!r}"
         ) from error

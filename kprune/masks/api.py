@@ -114,8 +114,8 @@ def adopt(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_
     empty = [path for path, kept in masks.items() if kept.size and not kept.any()]
     if empty:
         logging.warning(
-            "kprune.adopt: all entries of %s are 0, so its mask keeps none and the weight will never train. If it is "
-            "0 only because its layer was initialized to 0, exclude it with `filters`.",
+            "kprune.adopt: all entries of %s are 0, so their masks keep no entry, and these weights will never "
+            "train. If they are 0 only because their layers were initialized to 0, exclude them with `filters`.",
             ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),
         )
     if all(kept.all() for kept in masks.values()):
@@ -224,7 +224,7 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
 def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
     """The model's masked weights by path; ValueError if they cannot take these masks."""
     if not isinstance(masks, Mapping):
-        raise ValueError(f"`masks` must be a dict: path -> bool array. Received: masks={masks!r:.200}")
+        raise ValueError(f"`masks` must be a dict that maps paths to bool arrays. Received: masks={masks!r:.200}")
     by_path = {weight.path: weight for weight in masked_weights(model)}
     for path, new in masks.items():
         if path not in by_path:

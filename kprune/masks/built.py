@@ -12,7 +12,7 @@ from .below import all_layers
 
 
 def check_built(model: Any) -> None:
-    """Raises ValueError, naming the layers, if the model has no weights, or is neither built nor made of built layers.
+    """Raises ValueError, naming the layers, if the model has no weights, or neither it nor its layers are built.
 
     A Keras 3 model that was only told its input shape is called on a symbolic input of that shape: Keras on TensorFlow
     has made no weights by then. Layers that a built model has never called are warned of.

@@ -1,4 +1,4 @@
-"""Weights that lie fixed while their variables train scores: what `kprune.callbacks.Supermask` trains.
+"""Weights that stay fixed while their variables train scores, for `kprune.callbacks.Supermask`.
 
 An optimizer is built for the variables that the model has when it is compiled, and a callback comes later. So the
 score of each entry trains in the weight's own variable, with the optimizer's slots for it, and the weight lies beside
@@ -13,7 +13,7 @@ from .below import unlocked
 
 
 def fix(layer: Any, fixed: dict[int, Any], slope: str) -> None:
-    """Have a masked layer read these weights in place of variables of these ids, and track its masks and them."""
+    """Make a masked layer read these weights instead of the variables with these ids, and track them and its masks."""
     store = layer.mask_store
     with unlocked(layer):
         untrack(layer, store.states)
@@ -24,7 +24,7 @@ def fix(layer: Any, fixed: dict[int, Any], slope: str) -> None:
 
 
 def untrack(layer: Any, states: list[Any]) -> None:
-    """Have a layer forget these states, if it tracks them; it must be unlocked."""
+    """Make an unlocked layer stop tracking these states, if it does."""
     for i, state in enumerate(states):
         if hasattr(layer, f"mask_state_{i}"):
             layer._tracker.untrack(state)
@@ -32,7 +32,7 @@ def untrack(layer: Any, states: list[Any]) -> None:
 
 
 def give_fixed(layers: list[Any], fixed: dict[int, Any], slope: str) -> None:
-    """As `fix`, for each of these masked layers that holds one of the variables, or holds weights of others."""
+    """Like `fix`, for each of these masked layers that owns one of the variables, or stores weights for others."""
     for layer in layers:
         mine = {id(v): fixed[id(v)] for v in layer.mask_store.masked if id(v) in fixed}
         if mine or layer.mask_store.fixed:

@@ -82,8 +82,8 @@ def take_over(model: Any) -> None:
     if waiting:
         _attach_too(model, waiting, WAITS, False)
         logging.warning(
-            "kprune: these weights were frozen when the model was masked and are trainable now, so they have "
-            "been masked, too: %s",
+            "kprune: these weights were frozen when the model was masked and are trainable now, so kprune has "
+            "masked them, too: %s",
             ", ".join(v.path for v in waiting[:4]) + (" ..." if len(waiting) > 4 else ""),
         )
 

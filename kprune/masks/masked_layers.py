@@ -204,7 +204,7 @@ def attach(layer: Any, variables: list[Any], behind: Behind, initial: dict[int, 
 
 
 def _keras_container(layer: Any) -> bool:
-    """Whether it is Keras's own Sequential or Functional, which save their layers' configs themselves."""
+    """Whether the layer is Keras's own Sequential or Functional, which save their layers' configs themselves."""
     return isinstance(layer, keras.Model) and type(layer).__module__.startswith("keras.")
 
 

@@ -60,7 +60,7 @@ def check_numbers(name: str, arrays: Any) -> None:
     for path, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufcV":  # "V": bfloat16
             raise ValueError(
-                f"Each value of `{name}` must be a NumPy array of numbers. Received: {path!r}: {array!r:.200}"
+                f"Each value of `{name}` must be a NumPy array of numbers. Received: {name}[{path!r}]={array!r:.200}"
             )
 
 

@@ -74,9 +74,9 @@ def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None])
         if plain_class.quantize is not keras.layers.Layer.quantize:  # type: ignore[attr-defined]
             if name not in KEEP_ZEROS:
                 raise ValueError(
-                    f"A masked layer can be quantized to {' and '.join(KEEP_ZEROS)}, which keep its zeros; for other "
-                    "modes, call kprune.strip(model) first. GPTQ moves rounding errors into later columns, including "
-                    f"into zeros; kprune.summary counts the zeros that are left. Received: mode={name!r}"
+                    f"A masked layer can be quantized only to {' or '.join(KEEP_ZEROS)}, which keep its zeros. For "
+                    "other modes, call kprune.strip(model) first. GPTQ moves rounding errors into later columns, "
+                    f"including into zeros; kprune.summary counts the zeros that are left. Received: mode={name!r}"
                 )
             unmask()
             logging.info("kprune: %s was quantized: it keeps its zeros, but its masks were removed.", layer.path)

@@ -1,4 +1,4 @@
-"""Scores in the place of weights: when they begin to train, and when the weights come back."""
+"""Scores in place of weights: when they start to train, and when the weights return."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .keras3 import masked_layers, renew_functions
 
 
 def hold_weights(model: Any, slope: str) -> None:
-    """Let the masked weights that train lie fixed, beside variables that from now on hold scores.
+    """Keep the trainable masked weights fixed, beside their variables, which store scores from now on.
 
     The variables keep their values at first, and the model predicts as before.
 
@@ -30,7 +30,7 @@ def hold_weights(model: Any, slope: str) -> None:
 
 
 def release_weights(model: Any) -> None:
-    """Put the weights that lie fixed back into their variables, bit for bit; the masks stay."""
+    """Put the fixed weights back into their variables, bit for bit; the masks stay."""
     held = [weight for weight in masked_weights(model) if weight.fixed is not None]
     for weight in held:
         weight.variable.assign(weight.fixed.value)

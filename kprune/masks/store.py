@@ -85,7 +85,7 @@ class MaskStore(keras.Operation):
         self.fixed, self.slope = {}, ""
 
     def fix(self, fixed: dict[int, Any], slope: str) -> None:
-        """Read these weights in place of the variables of these ids, which from now on hold scores."""
+        """Read these weights instead of the variables with these ids, which store scores from now on."""
         self.fixed, self.slope = fixed, slope
         self.states = [MaskState(v) for v in (*self.masks, *fixed.values())]
 
@@ -144,8 +144,8 @@ class MaskStore(keras.Operation):
         kernels, own = ([key for key in some if not key.startswith(_FOLLOWER)] for some in (stored, self._keys()))
         if sorted(kernels) != sorted(own):
             raise ValueError(
-                f"The file holds masks for {len(kernels)} weights of a layer, but this model masks {len(own)}: call "
-                f"kprune.mask with the same `filters` and `weights` before loading. Received: masks={stored}"
+                f"The file contains masks for {len(kernels)} weights of a layer, but this model masks {len(own)}: "
+                f"call kprune.mask with the same `filters` and `weights` before loading. Received: masks={stored}"
             )
         read = {key: mask for key, mask in zip(self._keys(), self.masks, strict=True) if key in stored}
         sizes = [int(np.prod(mask.shape)) for mask in read.values()]
@@ -159,7 +159,7 @@ class MaskStore(keras.Operation):
                 carrier.load(read_bytes(store, _CARRIED, "state of the callbacks").tobytes())
 
     def _load_fixed(self, store: Any, keys: list[str]) -> None:
-        """Load the weights of a file that was saved while scores trained: into a model whose scores do not, as such."""
+        """Load weights saved while scores trained; a model that trains no scores gets them as its weights."""
         for key, weight in self._fixed_keys({id(v): v for v in self.masked}).items():
             if key in keys:
                 target = self.fixed.get(id(weight), weight)

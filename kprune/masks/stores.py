@@ -20,7 +20,7 @@ _MOST_CHUNKS = 2**17
 
 
 def check_chunks(dataset: h5py.Dataset) -> None:
-    """Refuse chunks that unpack to more than a chunk is: HDF5 itself takes whatever memory they ask for.
+    """Reject chunks that unpack to more than a chunk's size: HDF5 would allocate memory for all of it.
 
     Raises:
         ValueError: there are such, or they are packed in another way than by gzip, once.
@@ -28,7 +28,7 @@ def check_chunks(dataset: h5py.Dataset) -> None:
     plan = dataset.id.get_create_plist()
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     if not set(filters) <= _FILTERS or filters.count(_DEFLATE) > 1:
-        raise ValueError(f"the array {dataset.name!r:.80} is packed by another filter than gzip")
+        raise ValueError(f"the array {dataset.name!r:.80} is compressed with a filter other than gzip")
     if _DEFLATE not in filters:
         return
     if (count := dataset.id.get_num_chunks()) > _MOST_CHUNKS:
@@ -43,13 +43,11 @@ def check_chunks(dataset: h5py.Dataset) -> None:
     for _, offset in found:
         _, raw = dataset.id.read_direct_chunk(offset)
         if unpacks_beyond([raw], zlib.MAX_WBITS, most):
-            raise ValueError(
-                f"a chunk of the array {dataset.name!r:.80} unpacks to more than the {most:,} bytes it has"
-            )
+            raise ValueError(f"a chunk of the array {dataset.name!r:.80} unpacks to more than its {most:,} bytes")
 
 
 def unpacks_beyond(pieces: Iterable[bytes], window: int, most: int) -> bool:
-    """Whether what zlib packed unpacks to more than so many bytes; it takes no memory beyond the pieces.
+    """Whether zlib-compressed data unpacks to more than `most` bytes; needs no memory beyond the pieces.
 
     >>> packed = zlib.compress(bytes(10**6))
     >>> unpacks_beyond([packed], zlib.MAX_WBITS, 10**6), unpacks_beyond([packed], zlib.MAX_WBITS, 10**6 - 1)
@@ -96,8 +94,8 @@ def _check(found: Any, name: str, most: int, size: int | None) -> None:
     if dtype != "uint8" or len(shape) != 1 or shape[0] > most or shape[0] != (size or shape[0]) or chunk > max(most, 1):
         expected = f"at most {most:,}" if size is None else f"{size:,}"
         raise ValueError(
-            f"The dataset {name} in the file must hold {expected} bytes. Received: shape={shape}, dtype={dtype}, "
-            f"chunk={chunk}"
+            f"The file is damaged, or belongs to another model: its {name} must contain {expected} bytes. Received: "
+            f"shape={shape}, dtype={dtype}, chunk={chunk}"
         )
 
 

@@ -209,8 +209,7 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
     moved = [weight.path for weight in weights if weight.moved().size]
     if moved:
         logging.warning(
-            "kprune: pruned entries of %s were no longer 0. Unless you set these weights yourself, the likely "
-            "cause is this: %s",
+            "kprune: pruned entries of %s were no longer 0. Likely cause, unless you set these weights yourself: %s",
             ", ".join(moved[:4]),
             CAUSE,
         )
@@ -303,9 +302,8 @@ def _warn_of_unfrozen(model: Any, ruled: set[int]) -> None:
     waiting = [w for w in plain_variables(model) if getattr(w, WAITS, False) and id(w) in trained - ruled]
     if waiting:
         logging.warning(
-            "kprune: these weights were frozen when the model was masked and now train without masks: %s. A tf_keras "
-            "model must be wrapped anew to mask them: call kprune.strip, kprune.mask and `compile`, and set the "
-            "masks again.",
+            "kprune: these weights were frozen when the model was masked and now train without masks: %s. To mask "
+            "them, wrap the model again: call kprune.strip, kprune.mask and `compile`, then set the masks again.",
             ", ".join(map(weight_path, waiting[:4])),
         )
 

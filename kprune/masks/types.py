@@ -69,7 +69,7 @@ class MaskedWeight:
         return to_numpy(self.variable)
 
     def read(self) -> np.ndarray:
-        """What the layer computes with: where(kept, value, 0), of the value that is fixed, if one is."""
+        """What the layer computes with: where(kept, value, 0), with the fixed value if there is one."""
         value = self.value() if self.fixed is None else to_numpy(self.fixed)
         return np.where(self.kept(), value, np.zeros((), value.dtype))
 

@@ -36,7 +36,7 @@ def mask_for_pruning(model: Any, store: str | None = None) -> bool:
     if not library_of(model).IN_PLACE:
         raise ValueError(
             "A tf_keras model cannot be masked in place: call `model = kprune.mask(model).model`, then compile it. "
-            f"Received: model={model.name!r}, which has no masks"
+            f"Received: model={model.name!r}"
         )
     report = mask(model, store=store)
     if not report.masked:

@@ -46,22 +46,22 @@ def mask_of(variable: Any) -> Any:
 
 
 def was_given_values(variable: Any) -> bool:
-    """Whether the last array assigned to it had values for pruned entries."""
+    """Whether the last array assigned to the variable had values for pruned entries."""
     return getattr(variable, _GIVEN, False)
 
 
 def note_given(variable: Any) -> None:
-    """Record that its pruned entries hold values that no training step wrote."""
+    """Record that the variable's pruned entries have values that no training step wrote."""
     setattr(variable, _GIVEN, True)
 
 
 def has_value(variable: Any) -> bool:
-    """Whether it is initialized; a variable created in a symbolic call is, once that call is over."""
+    """Whether a variable is initialized; one created in a symbolic call is, once that call is over."""
     return variable._value is not None
 
 
 def forget_given(variable: Any) -> None:
-    """Record that its pruned entries are 0 again, whoever gave them values before."""
+    """Record that the variable's pruned entries are 0 again, wherever their values came from."""
     if type(variable) in _CLASSES.values():
         setattr(variable, _GIVEN, False)
 

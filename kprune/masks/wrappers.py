@@ -45,7 +45,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             super().build(input_shape)
 
     def _too_early(self) -> bool:
-        """Whether it is an uncalled MultiHeadAttention: tfmot asks for weights that its first call creates."""
+        """Whether the layer is an uncalled MultiHeadAttention: tfmot needs weights that its first call creates."""
         dense = getattr(self.layer, "_output_dense", None)
         return hasattr(self.layer, "_build_from_signature") and not getattr(dense, "built", False)
 

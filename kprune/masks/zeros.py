@@ -13,9 +13,8 @@ from .types import MaskedWeight
 
 _CHANGES: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 CAUSE = (
-    "A function compiled before the model was masked still runs without the masks: a tf.function or jax.jit step of "
-    "your own, or one held by a layer or model. Mask the model before the first trace (call kprune.mask once the "
-    "model is built), or recompile the function."
+    "a function compiled before the model was masked, such as your own tf.function or jax.jit step, still runs "
+    "without the masks. Call kprune.mask before the function is first traced, or recompile the function."
 )
 
 
@@ -43,11 +42,11 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
         )
     if moved:
         raise RuntimeError(
-            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. {CAUSE} Other causes: a layer that reads "
-            "another layer's kernel, a constraint that changes zeros, weights loaded or assigned during training (if "
-            "a train_step keeps an average of another network, mask only that other network, with "
-            "kprune.mask(network)), or an optimizer that updates weights without a gradient. "
-            "`model.set_weights(model.get_weights())` makes pruned entries 0. Received: "
+            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. Likely cause: {CAUSE} Other possible "
+            "causes: a layer reads another layer's kernel, a constraint changes zeros, weights were loaded or "
+            "assigned during training, or an optimizer updates weights without a gradient. If a train_step keeps "
+            "an average of another network, mask only that other network with kprune.mask(network). To set pruned "
+            "entries to 0 again, call `model.set_weights(model.get_weights())`. Received: "
             f"optimizer={type(optimizer).__name__}"
         )
     size = sum(weight.size for weight in weights)

@@ -47,7 +47,7 @@ def check_index(path: Path) -> None:
         possible = len(sizes) <= _MOST_AXES and min([0, *sizes]) == 0 and len(set(slices)) == len(slices)
         possible &= all(_lies_within(one, sizes) for one in slices)
         if not possible or math.prod(max(size, 1) for size in sizes) >= 2**63 or entry.dtype > _REFERENCES:
-            raise ValueError(f"its index gives {key!r:.80} an impossible shape, slice or dtype")
+            raise ValueError(f"its index lists {key!r:.80} with an impossible shape, slice or dtype")
         if key == _GRAPH and (sizes or entry.size > _MOST_GRAPH):
             raise ValueError(f"its object graph is {entry.size:,} bytes, more than the limit of {_MOST_GRAPH:,}")
 

@@ -127,19 +127,21 @@ def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
 
 
 def _check_packing(file: IO[bytes], members: list[zipfile.ZipInfo], size: int) -> None:
-    """Refuse members that unpack to more than they say, for which `zipfile` takes all the memory that they ask for."""
+    """Reject members that unpack to more than they declare: `zipfile` would allocate memory for all of it."""
     if sum(member.compress_size for member in members) > size:
         raise _Unfit("its contents are larger than the file")
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise _Unfit(f"{member.filename!r:.80} is packed by another method than deflate")
+            raise _Unfit(f"{member.filename!r:.80} is compressed with a method other than deflate")
         packed = member.compress_type == zipfile.ZIP_DEFLATED
         if packed and unpacks_beyond(_pieces(file, member), -zlib.MAX_WBITS, member.file_size):
-            raise _Unfit(f"{member.filename!r:.80} unpacks to more than the {member.file_size:,} bytes that it says")
+            raise _Unfit(
+                f"{member.filename!r:.80} unpacks to more than the {member.file_size:,} bytes that the archive declares"
+            )
 
 
 def _pieces(file: IO[bytes], member: zipfile.ZipInfo) -> Iterator[bytes]:
-    """The bytes of a member as they are in the file, behind its own header."""
+    """The bytes of a member as stored in the file, after its header."""
     file.seek(member.header_offset)
     name, extra = struct.unpack("<HH", file.read(30)[26:])
     file.seek(name + extra, os.SEEK_CUR)

@@ -43,13 +43,13 @@ def kept(layer: Any, v: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> np
 
 
 def is_packed(layer: Any, v: Any) -> bool:
-    """Whether a weight is the integer kernel of a layer that packs, which says itself how."""
+    """Whether a weight is the integer kernel of a layer that packs its kernel."""
     modes = _PACKED.get(type(layer), ())
     return bool(modes) and v.name == "kernel" and layer.quantization_mode in modes and holds_integers(v)
 
 
 def _kept_of_einsum(layer: Any, value: np.ndarray, read: Callable[[Any], np.ndarray]) -> np.ndarray:
-    """As `kept`. Keras 3.13 packs the kernel as it is, 3.15 as a matrix of (inputs, outputs)."""
+    """Like `kept`. Keras 3.13 packs the kernel as it is, 3.15 as a matrix of (inputs, outputs)."""
     shape = tuple(int(d) for d in layer.kernel.shape)  # Keras unpacks it
     _, labels, output = einsum_labels(layer)
     inputs = math.prod(n for label, n in zip(labels, shape, strict=True) if label not in output)

@@ -94,8 +94,8 @@ def load(path: str | os.PathLike[str]) -> Any:
         raise OSError(f"There is no file or folder {str(path)!r}.")
     if (file / "saved_model.pb").is_file():
         raise ValueError(
-            "A SavedModel holds variables, not layers, so no model can be loaded from it: load the .keras file that "
-            f"`kprune.export` wrote beside it. Received: path={os.fspath(path)!r}"
+            "A SavedModel contains variables, not layers, so no model can be loaded from it: load the .keras file "
+            f"that `kprune.export` wrote beside it. Received: path={os.fspath(path)!r}"
         )
     if file.suffix != ".keras" or not file.is_file():  # by other endings, Keras reads other formats
         raise ValueError(
@@ -139,7 +139,7 @@ def _load_checked(file: str, about: Description) -> Any:
 
 def _check_model(model: Any, kind: type) -> Any:
     if not isinstance(model, kind):
-        raise ValueError(f"it holds a {type(model).__name__}, not a model")
+        raise ValueError(f"it contains a {type(model).__name__}, not a model")
     return model
 
 
@@ -149,7 +149,7 @@ def _check_masks(model: Any) -> Any:
         if "_pending_masks" in vars(layer):
             expected = vars(layer)["_pending_masks"].expected
             raise ValueError(
-                f"the masks of layer {layer.name!r} are for a layer of {expected:,} weights, but it has "
+                f"the masks of layer {layer.name!r} are for a layer with {expected:,} weights, but this layer has "
                 f"{len(layer.weights)}"
             )
     return model

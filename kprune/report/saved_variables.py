@@ -54,7 +54,7 @@ class SavedVariables:
             raise ValueError(f"{odd[0]!r:.80} is not a file")
         held = sum(file.stat().st_size for file in files)
         if needed > held:
-            raise ValueError(f"its variables take {needed:,} bytes, but its data files hold only {held:,}")
+            raise ValueError(f"its variables take {needed:,} bytes, but its data files contain only {held:,}")
         names = {key: name for key, name in self._names(shapes).items() if key in numbers}
         known = _read_paths(folder)
         if unknown := known.keys() - shapes.keys():
@@ -157,17 +157,14 @@ def _read_packed(
     found, taken = {}, set()
     for path, entry in packed.items() if isinstance(packed, dict) else [("", None)]:
         number, shape = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
-        possible = (
-            isinstance(shape, list) and len(shape) <= 32 and all(type(n) is int and 0 <= n < 2**62 for n in shape)
-        )
-        if type(number) is not int or not possible:
+        if type(number) is not int or not isinstance(shape, list) or len(shape) > 32 or not all(map(_is_size, shape)):
             raise ValueError(_DAMAGED)
         bits, values = (f"{name}/{number}/.ATTRIBUTES/{_VALUE}" for name in ("bits", "values"))
         if number in taken:  # each takes 32 times what it has on the disk
             raise ValueError(f"{'/'.join(_PATHS)} names a packed kernel twice, the second time as {path!r:.80}")
         taken.add(number)
         if any(key in dtypes and not fits(dtypes[key]) for key, fits in ((bits, _is_byte), (values, _is_float))):
-            raise ValueError(f"the packed kernel {path!r:.80} is not made of a bitmap and floats")
+            raise ValueError(f"the packed kernel {path!r:.80} does not consist of a bitmap and floats")
         if shapes.get(bits) != [(math.prod(shape) + 7) // 8] or len(shapes.get(values, [])) != 1:
             raise ValueError(f"the bitmap of the packed kernel {path!r:.80} does not match its shape {shape!r:.80}")
         found[path] = bits, values, tuple(shape)

@@ -1,4 +1,4 @@
-"""Stop loading a tf_keras model whose nodes wait for each other; tf_keras itself would loop forever."""
+"""Stop loading a tf_keras model whose nodes wait for each other, for which tf_keras would loop forever."""
 
 from __future__ import annotations
 

@@ -275,7 +275,7 @@ def _is_part(thing: Any, parts: tuple[type, ...], own: bool) -> bool:
 
 
 def _check_arguments(thing: type, config: Any, shown: str) -> None:
-    """Check the arguments by which a part names an operation to run or another file to read, or asks for too much."""
+    """Check the arguments in which a layer names an operation to run or another file to read, or asks for too much."""
     names, config = {base.__name__ for base in thing.__mro__}, config if isinstance(config, dict) else {}
     if "TFOpLambda" in names and not is_pure(config.get("function")):
         raise _Refused(f"{shown} runs {config.get('function')!r}, which is not a pure operation")

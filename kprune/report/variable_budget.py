@@ -31,7 +31,7 @@ def variables_within(limit: int, library: Any) -> Iterator[None]:
     ...     keras.layers.Dense(100).build((None, 100))
     Traceback (most recent call last):
     ...
-    ValueError: its config asks for layers of more than 1,000 bytes, more than the weights in the file need
+    ValueError: its config describes layers with more than 1,000 bytes of weights, more than the file contains
     """
     spent = 0
 
@@ -40,7 +40,7 @@ def variables_within(limit: int, library: Any) -> Iterator[None]:
         spent += math.prod(int(d) for d in shape) * _bytes(dtype)
         if spent > limit:
             raise ValueError(
-                f"its config asks for layers of more than {limit:,} bytes, more than the weights in the file need"
+                f"its config describes layers with more than {limit:,} bytes of weights, more than the file contains"
             )
 
     with _tf_keras(spend) if library.__name__ == "tf_keras" else _keras3(spend):

@@ -66,7 +66,7 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
     for position, (name, array) in enumerate(arrays.items()):
         array = np.asarray(array)
         if array.dtype.hasobject or array.dtype.kind in "USMm":
-            raise ValueError(f"Only numeric arrays can be saved. Received: {name!r:.100} of dtype={array.dtype}")
+            raise ValueError(f"Only numeric arrays can be saved. Received: array={name!r:.100}, dtype={array.dtype}")
         kinds[name] = [array.dtype.name, list(array.shape)]
         # Raw bytes: npz knows neither bfloat16 nor bits.
         plain = np.packbits(array) if array.dtype == np.bool_ else np.frombuffer(array.tobytes(), np.uint8)

@@ -53,7 +53,7 @@ def has_acted(optimizer: Any) -> tuple[float, ...]:
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raises ValueError, naming the optimizer, if its update moves pruned weights."""
+    """Raises ValueError, naming the optimizer, if its updates move pruned weights."""
     for inner in inner_optimizers(optimizer):
         if type(inner).__name__ in DENSE_UPDATES:
             raise ValueError(
@@ -127,7 +127,7 @@ def build(optimizer: Any, model: Any) -> None:
     if hasattr(optimizer, "get_slot_names"):
         raise ValueError(
             "A legacy optimizer keeps its learning rate outside its variables, so it cannot be rewound: use a "
-            f"current one from tf_keras.optimizers. Received: optimizer={type(optimizer).__name__} (legacy)"
+            f"current optimizer from tf_keras.optimizers. Received: optimizer=legacy.{type(optimizer).__name__}"
         )
     if not getattr(optimizer, "built", getattr(optimizer, "_built", False)):
         with strategy_scope(model):

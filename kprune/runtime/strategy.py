@@ -62,9 +62,9 @@ def auto_strategy(strategy: str = "auto", library: Any = keras, verbose: bool = 
     backend = "tensorflow" if library.__name__ == "tf_keras" else keras.backend.backend()
     choose = {"tensorflow": _of_tensorflow, "jax": _of_jax}.get(backend)
     if choose is None:
-        raise ValueError(f"Strategies require Keras on TensorFlow or JAX. Received: backend={backend!r}")
+        raise ValueError(f"Distribution strategies require Keras on TensorFlow or JAX. Received: backend={backend!r}")
     if choose is _of_tensorflow and library is keras and strategy in ("auto", "multiworker") and workers() > 1:
-        raise ValueError(f"{KERAS_FIT_FAILS} Received: strategy={strategy!r}, {workers()} workers in TF_CONFIG")
+        raise ValueError(f"{KERAS_FIT_FAILS} Received: strategy={strategy!r}, workers={workers()}")
     kind, found, devices = choose(strategy)
     if verbose:
         how = "" if kind == "none" else f"{type(found).__name__} on "
@@ -86,8 +86,8 @@ def _of_jax(kind: str) -> tuple[str, Any, str]:
         version = metadata.version("jax")
         raise ValueError(
             f"JAX found no TPU. On a machine with a TPU: pip install 'jax[tpu]=={version}', leave JAX_PLATFORMS "
-            f"unset, and restart Python. Strategy 'none' trains without a TPU. Received: strategy={kind!r}, jax "
-            f"{version} on {platform}, {_installed('libtpu')}"
+            f"unset, and restart Python. Strategy 'none' trains without a TPU. Received: strategy={kind!r}, "
+            f"jax={version}, platform={platform}, {_installed('libtpu')}"
         )
     if kind == "auto":
         kind = "tpu" if platform == "tpu" else "mirrored" if len(devices) > 1 else "none"
@@ -148,8 +148,8 @@ def _has_tpu() -> bool:
 
 def _no_workers(backend: str) -> ValueError:
     return ValueError(
-        f"Workers find each other through {_WORKERS[backend]}, which must be set in each worker's environment before "
-        "Python starts. Received: strategy='multiworker', and none is set"
+        f"Workers find each other through {_WORKERS[backend]}, which must be set in each worker's environment "
+        "before Python starts. None of them is set. Received: strategy='multiworker'"
     )
 
 
@@ -166,4 +166,4 @@ def _version(package: str) -> str | None:
 
 def _installed(package: str) -> str:
     version = _version(package)
-    return f"{package} {version}" if version else f"no {package}"
+    return f"{package}={version}" if version else f"{package}=None"

@@ -16,7 +16,7 @@ LARGE = 1 << 20
 
 
 def put(variable: Any, value: np.ndarray) -> None:
-    """Assign an array of the host to a variable of either Keras, to where its present value lies.
+    """Assign a host array to a variable of either Keras, on the device that holds its current value.
 
     What a compiled step returns is committed to its device, and JAX compiles the step anew for arrays that are not.
 
@@ -35,7 +35,7 @@ def put(variable: Any, value: np.ndarray) -> None:
 
 
 def keep_where(kept: np.ndarray, variables: list[tuple[Any, float]], donate: bool = False) -> None:
-    """variable <- where(kept, variable, initial) for each (variable, initial), all of the shape of `kept`.
+    """variable <- where(kept, variable, initial) for each (variable, initial), all with the shape of `kept`.
 
     TensorFlow does so by an operation on the variable's device, JAX by a program that is compiled once per shape, or,
     of small arrays in the host's memory, through NumPy. What is not kept may be NaN.

@@ -50,7 +50,7 @@ class Schedule:
                 raise ValueError(f"`{name}` must be an integer (optimizer steps). Received: {name}={step!r}")
         if self.initial_sparsity > self.final_sparsity:
             raise ValueError(
-                "The sparsity of a schedule must not fall, because pruned weights do not return. Received: "
+                "The sparsity of a schedule must not fall, because pruned weights stay pruned. Received: "
                 f"initial_sparsity={self.initial_sparsity}, final_sparsity={self.final_sparsity}"
             )
         if self.begin_step < 0 or self.end_step < self.begin_step:
@@ -141,7 +141,7 @@ class Schedule:
         if missing:
             raise ValueError(
                 f"{type(self).__name__} must store each argument under its own name, or define `get_config`. "
-                f"Received: {missing[0]}, which is not an attribute"
+                f"Received: argument={missing[0]!r}"
             )
         values = {name: getattr(self, name) for name in names}
         return {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
@@ -156,17 +156,17 @@ class Schedule:
 
 
 def check_step(step: Any) -> None:
-    """Raises ValueError unless it is a valid number of optimizer steps.
+    """Raises ValueError unless `step` is a valid number of optimizer steps.
 
     >>> check_step(100)
     """
     if not isinstance(step, numbers.Real) or isinstance(step, bool) or step != step:
-        raise ValueError(f"`step` must be a number of optimizer steps. Received: step={step!r:.200}")
+        raise ValueError(f"`step` must be a number (optimizer steps), not NaN. Received: step={step!r:.200}")
 
 
 def check_sparsity(name: str, sparsity: float) -> None:
     """Raises ValueError unless 0 <= sparsity < 1."""
     if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         raise ValueError(
-            f"`{name}` must be a fraction of zeros in [0, 1) (0.9 keeps a tenth). Received: {name}={sparsity!r}"
+            f"`{name}` must be a number in [0, 1), the fraction of weights that are zero. Received: {name}={sparsity!r}"
         )

@@ -101,7 +101,9 @@ class OneCycle(Schedule):
             if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
                 raise ValueError(f"`{name}` must be a finite number. Received: {name}={value!r}")
         if self.alpha <= 0:
-            raise ValueError(f"`alpha` must be positive, or the curve would not rise. Received: alpha={self.alpha!r}")
+            raise ValueError(
+                f"`alpha` must be positive, because otherwise the curve would not rise. Received: alpha={self.alpha!r}"
+            )
 
     def at(self, progress: float) -> float:
         # log(1 + exp(x)) as `logaddexp(0, x)`: a large beta does not overflow.

@@ -46,7 +46,7 @@ class PerLayer(Schedule):
     def __init__(self, schedules: Mapping[str, Any]):
         if not isinstance(schedules, Mapping) or not schedules:
             raise ValueError(
-                "`schedules` must be a non-empty dict: regular expression -> schedule. Received: "
+                "`schedules` must be a non-empty dict that maps regular expressions to schedules. Received: "
                 f"schedules={schedules!r}"
             )
         for expression, schedule in schedules.items():
@@ -153,8 +153,8 @@ def serialize(schedule: Any) -> dict[str, Any]:
         if type(schedule) is cls:
             return {"class_name": name, "config": schedule.get_config()}
     raise ValueError(
-        "To be saved, a custom schedule must be registered: @kprune.schedules.SCHEDULES.register('name'). Received: "
-        f"schedule={schedule!r}"
+        "A custom schedule can be saved only if it is registered: decorate it with "
+        f"@kprune.schedules.SCHEDULES.register('name'). Received: schedule={schedule!r}"
     )
 
 
@@ -174,5 +174,5 @@ def deserialize(config: dict[str, Any]) -> Schedule:
         return cls.from_config(config["config"])
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"This config does not describe a schedule {name!r}: {error}. Received: config={config!r:.200}"
+            f"This config does not describe the schedule {name!r}: {error}. Received: config={config!r:.200}"
         ) from error

@@ -40,7 +40,7 @@ class Planned:
     def __post_init__(self) -> None:
         if isinstance(self.sparsity, Mapping):
             if not self.sparsity:
-                raise ValueError("A dict of sparsities must hold at least one entry. Received: schedule={}")
+                raise ValueError("A dict of sparsities must contain at least one entry. Received: schedule={}")
             for expression, sparsity in self.sparsity.items():
                 check_expression(expression)
                 _check_goal(f"schedule[{expression!r}]", sparsity)
@@ -58,8 +58,8 @@ class Planned:
         first, last = (start + steps_of(name, getattr(self, name), steps) for name in ("begin", "end"))
         if last < first:
             raise ValueError(
-                f"`end` must not come before `begin`: in this fit of {steps} steps they are steps {first - start} and "
-                f"{last - start}. Received: begin={self.begin!r}, end={self.end!r}"
+                f"`end` must not come before `begin`: in this fit of {steps} steps, `begin` is step {first - start} "
+                f"and `end` is step {last - start}. Received: begin={self.begin!r}, end={self.end!r}"
             )
         return self.at(first, last, self.frequency or max(1, math.ceil((last - first) / _UPDATES)))
 
@@ -77,7 +77,12 @@ class Planned:
 def check_share(name: str, value: Any) -> None:
     """Raises ValueError unless the value is an integer >= 0, or a float in [0, 1]: a fraction of a fit's steps."""
     if isinstance(value, float):
-        check_number(name, value, "in [0, 1], a share of the fit's steps, or an integer", lambda v: 0 <= v <= 1)
+        check_number(
+            name,
+            value,
+            "in [0, 1] (a fraction of the fit's steps) or an integer (a number of steps)",
+            lambda v: 0 <= v <= 1,
+        )
     else:
         check_integer(name, value, 0)
 
@@ -88,8 +93,8 @@ def steps_of(name: str, value: float | int, steps: int | None) -> int:
         return int(value)
     if steps is None:
         raise ValueError(
-            f"`{name}` is a share of the fit's steps, which are unknown: pass steps_per_epoch to fit, or `{name}` "
-            f"as a number of steps. Received: {name}={value!r}"
+            f"`{name}` is a fraction of the fit's steps, whose number is unknown: pass steps_per_epoch to fit, or "
+            f"pass `{name}` as a number of steps. Received: {name}={value!r}"
         )
     return math.floor(round(value * steps, 6))
 

@@ -45,7 +45,7 @@ def plot_schedule(schedules: Any, path: str | os.PathLike[str] | None = None, st
 def _draw(schedules: Any, steps: int | None) -> Figure:
     lines = _lines(schedules)
     if not lines:
-        raise ValueError(f"`schedules` must hold at least one schedule. Received: schedules={schedules!r}")
+        raise ValueError(f"`schedules` must contain at least one schedule. Received: schedules={schedules!r}")
     longest = max(schedule.end_step for schedule in lines.values())
     last = max(math.ceil(1.1 * longest), 1) if steps is None else steps
     figure, axes = new_axes(9, 4.5)

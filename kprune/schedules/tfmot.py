@@ -58,7 +58,7 @@ class TfmotSchedule(Schedule):
 
         name, config = config["schedule"]["class_name"], config["schedule"]["config"]
         if name not in ("PolynomialDecay", "ConstantSparsity"):  # all that tfmot has; no other name may be looked up
-            raise ValueError(f"tfmot has no schedule class of this name. Received: class_name={name!r:.200}")
+            raise ValueError(f"tfmot has no schedule class with this name. Received: class_name={name!r:.200}")
         return cls.of(getattr(tfmot.sparsity.keras, name).from_config(config))
 
 

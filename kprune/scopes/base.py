@@ -28,15 +28,15 @@ def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:
     shares, name = scope(scores, sparsity), SCOPES.name_of(scope)
     if not isinstance(shares, dict):
         raise ValueError(
-            f"A scope must return a dict: path -> number of entries to keep. Received: scope={name!r} returned "
-            f"{shares!r:.100}"
+            f"A scope must return a dict that maps paths to numbers of entries to keep. Received: scope={name!r}, "
+            f"result={shares!r:.100}"
         )
     for path, score in scores.items():
         n_keep = shares.get(path)
         if not isinstance(n_keep, Integral) or isinstance(n_keep, bool) or not 0 <= n_keep <= score.size:
             raise ValueError(
-                f"A scope must return an integer from 0 to {score.size} for {path}. Received: scope={name!r} "
-                f"returned {n_keep!r:.100}"
+                f"A scope must return an integer from 0 to {score.size} for {path}. Received: scope={name!r}, "
+                f"result={n_keep!r:.100}"
             )
     return {path: int(shares[path]) for path in scores}
 
@@ -48,9 +48,12 @@ def check_request(scores: Any, sparsity: Any) -> None:
     """
     found = list(scores.values()) if isinstance(scores, dict) else []
     if not found or not all(isinstance(score, np.ndarray | Counted) for score in found):
-        raise ValueError(f"`scores` must be a dict: path -> float array. Received: scores={scores!r:.200}")
+        raise ValueError(f"`scores` must be a dict that maps paths to float arrays. Received: scores={scores!r:.200}")
     if not isinstance(sparsity, Real) or isinstance(sparsity, bool) or not 0 <= sparsity <= 1:  # type: ignore[operator]
-        raise ValueError(f"`sparsity` must be a fraction of zeros in [0, 1]. Received: sparsity={sparsity!r:.200}")
+        raise ValueError(
+            "`sparsity` must be a number in [0, 1], the fraction of weights that are zero. Received: "
+            f"sparsity={sparsity!r:.200}"
+        )
 
 
 def like(base: Scope, scope: Scope) -> Scope:

@@ -219,7 +219,8 @@ def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[S
             or not 0 <= float(value) <= (math.inf if count else 1)
         ):
             raise ValueError(
-                f"A {name} must be a number of entries >= 0, or a density from 0.0 to 1.0. Received: {name}={bound}"
+                f"A {name} must be an integer >= 0 (a number of entries) or a float in [0, 1] (a density). "
+                f"Received: {name}={bound}"
             )
         return min(size, math.floor(float(value))) if count else round(float(value) * size, 6)
 

@@ -110,14 +110,14 @@ def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], flo
     """
     if not isinstance(densities, dict) and not callable(densities):
         raise ValueError(
-            "`densities` must be a dict (regular expression -> density) or a function. Received: "
+            "`densities` must be a function, or a dict that maps regular expressions to densities. Received: "
             f"densities={densities!r}"
         )
 
     def check(values: Iterable[Any]) -> None:
         for value in values:
             if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
-                raise ValueError(f"A density must be a finite number >= 0: {value!r} is not. Received: {received}")
+                raise ValueError(f"A density must be a finite number >= 0, not {value!r}. Received: {received}")
 
     received = f"densities={densities}"
     check(densities.values() if isinstance(densities, dict) else ())

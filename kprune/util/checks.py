@@ -67,7 +67,7 @@ def check_fields(of: str, config: Any, known: Iterable[str], needed: Iterable[st
             )
     for name in needed:
         if name not in config:
-            raise ValueError(f"{of} needs the field {name!r}. Received: {', '.join(config) or 'no field'}")
+            raise ValueError(f"{of} requires the field {name!r}. Received: fields={list(config)}")
 
 
 def check_function(name: str, value: Any, of: str) -> None:
@@ -97,7 +97,7 @@ def check_arrays(name: str, value: Any) -> None:
     >>> check_arrays("initial", {"dense/kernel": [[0.0]]})
     """
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"`{name}` must be a dict: path -> array. Received: {name}={value!r:.200}")
+        raise ValueError(f"`{name}` must be a dict that maps paths to arrays. Received: {name}={value!r:.200}")
 
 
 def check_strings(name: str, value: Any) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 def check_verbose(verbose: Any) -> None:
-    """Raises ValueError unless it is 0 (silent), 1 or "auto" (a progress bar), or 2 (one line at the end).
+    """Raises ValueError unless `verbose` is 0 (silent), 1 or "auto" (a progress bar), or 2 (one line at the end).
 
     >>> check_verbose("auto")
     """

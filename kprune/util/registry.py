@@ -115,8 +115,8 @@ class Registry:
         name, plain = self.name_of(entry), _unwrapped(entry)
         if self._entries.get(name) is not plain and not self._of_a_family(name):
             raise ValueError(
-                f"To be saved, a custom {self.kind} must be registered: decorate it with its registry's `register('a "
-                f"name')`. Received: {self.kind}={entry!r:.200}"
+                f"A custom {self.kind} can be saved only if it is registered: decorate it with the "
+                f"`register('name')` of its registry. Received: {self.kind}={entry!r:.200}"
             )
         if not isinstance(entry, functools.partial):
             return name

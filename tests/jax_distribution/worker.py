@@ -36,6 +36,7 @@ EPOCHS = 4
 SNIP_BATCH = tuple(array[:BATCH] for array in data())
 # name -> what makes the callback, given a folder for its files
 CALLBACKS = {
+    "ACDC": lambda folder: callbacks.ACDC(0.7, begin=2, end=18, cycles=2),
     # By a criterion that computes on the devices.
     "GradualPruning": lambda folder: callbacks.GradualPruning(
         PolynomialDecay(0.0, 0.7, 2, 20, frequency=9), "snip", data=SNIP_BATCH

@@ -120,6 +120,7 @@ CALLBACKS = {
         lambda folder: kprune.callbacks.DynamicSparseTraining("set", 0.8, frequency=2, stop=8), epochs=2
     ),
     "Supermask": CallbackRow(lambda folder: kprune.callbacks.Supermask(sparsity=0.8, scope="uniform"), store="latent"),
+    "ACDC": CallbackRow(lambda folder: kprune.callbacks.ACDC(0.8, begin=2, end=8, cycles=1), epochs=2),
     "TakeSnapshot": row_of_none(lambda folder: kprune.callbacks.TakeSnapshot(3)),
     "SparsityLogger": row_of_none(lambda folder: kprune.callbacks.SparsityLogger(folder)),
     "BackupAndRestore": row_of_none(lambda folder: kprune.callbacks.BackupAndRestore(f"{folder}/backup.npz")),

@@ -50,6 +50,6 @@ def test_sparsegpt_is_that_of_keras_3():
 def test_a_penalty_for_a_model_of_tf_keras_is_refused():
     model = network(tf_keras)
     with pytest.raises(
-        ValueError, match=r"supports Keras 3 models only.*kernel_regularizer.*Received: model='.*', of tf_keras$"
+        ValueError, match=r"supports Keras 3 models only.*kernel_regularizer.*Received: model='.*', library='tf_keras'$"
     ):
         kprune.regularize(model, kprune.regularizers.GroupLasso(0.1))

@@ -304,7 +304,7 @@ def test_a_step_of_ones_own_that_was_compiled_before_is_named(caplog):
     step()
     with caplog.at_level("WARNING"):
         kprune.set_masks(masked, kprune.masks.current_masks(masked))
-    assert "A function compiled before the model was masked" in caplog.text
+    assert "a function compiled before the model was masked" in caplog.text
     assert_zero(masked)
 
     class Step(tf_keras.callbacks.Callback):
@@ -313,5 +313,5 @@ def test_a_step_of_ones_own_that_was_compiled_before_is_named(caplog):
 
     masked.compile("sgd", "mse")
     x, y = np.ones((8, *masked.input_shape[1:])), np.ones((8, *masked.output_shape[1:]))
-    with pytest.raises(RuntimeError, match="before the first trace"):
+    with pytest.raises(RuntimeError, match="before the function is first traced"):
         masked.fit(x, y, batch_size=2, verbose=0, callbacks=[kprune.callbacks.TakeSnapshot("init"), Step()])

@@ -31,7 +31,7 @@ def at_least(least: int) -> Check:
 
 
 def each(words: Iterable[str]) -> Check:
-    """Flag check: the list must hold one or more of these words, without duplicates."""
+    """Flag check: the list must contain one or more of these words, without duplicates."""
     known = tuple(words)
 
     def says(value: list[str]) -> str:
@@ -58,7 +58,7 @@ def _fraction(says: str) -> Callable[[Any], str]:
 
 
 def numbers(convert: Callable[[str], float], test: Callable[[float], bool], message: Any) -> Check:
-    """Flag check: the list must hold numbers, without duplicates."""
+    """Flag check: the list must contain numbers, without duplicates."""
 
     def right(value: list[str]) -> bool:
         try:
@@ -119,7 +119,7 @@ LOGGING = (
 
 
 def _dataset(kinds: tuple[str, ...], says: str) -> Check:
-    """Flag check: the data set must be of one of these kinds; with the error text that lists them."""
+    """Flag check: the data set must be of one of these kinds; the error text lists them."""
 
     def test(value: str) -> bool:
         try:

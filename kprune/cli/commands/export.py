@@ -76,13 +76,13 @@ def _examples(path: str) -> np.ndarray:
         if not isinstance(read, np.ndarray):
             with read as file:
                 if len(file.files) != 1:
-                    raise ValueError(f"it holds {', '.join(file.files) or 'none'}")
+                    raise ValueError(f"it contains {', '.join(file.files) or 'no array'}")
                 read = file[file.files[0]]
         if read.dtype.kind not in "fiub" or not read.ndim or not len(read):
-            raise ValueError(f"it holds an array of dtype {read.dtype} and shape {read.shape}")
+            raise ValueError(f"it contains an array of dtype {read.dtype} and shape {read.shape}")
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(
-            f"The file must hold a single numeric array with one example per row: {str(error).rstrip('.')}. "
+            f"The file must contain a single numeric array with one example per row: {str(error).rstrip('.')}. "
             f"Received: representative={path!r}"
         ) from error
     return read

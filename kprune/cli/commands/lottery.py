@@ -31,7 +31,7 @@ def run(values: Any, arguments: list[str]) -> None:
     """
     if "none" in values.modes and values.decay == "cosine":
         raise ValueError(
-            "Mode none continues at the last learning rate, which is 0 after cosine decay: use --decay=step. "
+            "Mode none continues with the last learning rate, which is 0 after cosine decay: use --decay=step. "
             f"Received: decay={values.decay!r}, modes={','.join(values.modes)!r}"
         )
     # None leaves the optimizer's own: AdamW has one.
@@ -114,12 +114,13 @@ LOTTERY = Command(
         Option("plot", None, "file for the figure; NAME-training beside it [OUT_DIR/lottery.png]", str, common.FIGURE),
         *common.LOGGING,
     ),
-    "Modes:    init           rewind everything to the start\n          weights        rewind everything to "
-    "--rewind_to\n          learning_rate  rewind the learning rate alone, weights stay as trained\n          none   "
-    "        rewind nothing: continue at the last learning rate, for as long as weights\n          reinitialize   "
-    "control: the masks of init (or of weights, without init), with fresh weights\n          shuffle        control: "
-    f"those masks shuffled within each weight, with the ticket's weights\nCriteria: {', '.join(_CRITERIA[:9])},\n    "
-    f"      {', '.join(_CRITERIA[9:])}\n{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}, or your "
-    f"own:\n{common.OWN_DATA_NOTES}",
+    "Modes:    init           rewind everything to the start\n"
+    "          weights        rewind everything to --rewind_to\n"
+    "          learning_rate  rewind the learning rate alone, weights stay as trained\n"
+    "          none           rewind nothing: continue at the last learning rate, for as long as weights\n"
+    "          reinitialize   control: the masks of init (or of weights, without init), with fresh weights\n"
+    "          shuffle        control: those masks shuffled within each weight, with the ticket's weights\n"
+    f"Criteria: {', '.join(_CRITERIA)}\n"
+    f"{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}, or your own:\n{common.OWN_DATA_NOTES}",
     run,
 )

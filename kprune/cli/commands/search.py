@@ -102,9 +102,10 @@ SEARCH = Command(
         Option("plot", None, "file for the figure [OUT_DIR/search.png]", str, common.FIGURE),
         *common.LOGGING,
     ),
-    "Each training run starts from scratch, prunes gradually until 0.7 of its steps, and is tested. The network "
-    "found is\ntrained and tested again on fresh seeds, as is the dense one. The report says where accuracy rises "
-    f"with sparsity.\nCriteria: {', '.join(_CRITERIA[:9])},\n          "
-    f"{', '.join(_CRITERIA[9:])}\n{common.NETWORK_NOTES.replace('Models:  ', 'MODEL:   ', 1)}",
+    "Each training run starts from scratch, prunes gradually until 0.7 of its steps, and is tested. The network found\n"
+    "is trained and tested again on fresh seeds, as is the dense one. The report says where accuracy rises with\n"
+    "sparsity.\n"
+    f"Criteria: {', '.join(_CRITERIA)}\n"
+    f"{common.NETWORK_NOTES.replace('Models:  ', 'MODEL:   ', 1)}",
     run,
 )

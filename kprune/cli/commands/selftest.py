@@ -29,7 +29,7 @@ def run(values: Any, arguments: list[str]) -> None:
     if values.out:
         Path(values.out).parent.mkdir(parents=True, exist_ok=True)
         if Path(values.out).is_dir():
-            raise IsADirectoryError(f"--out must be a file. Received: out={values.out!r}, a folder")
+            raise IsADirectoryError(f"--out must be a file, not a folder. Received: out={values.out!r}")
     report = selftest(values.strategy, importlib.import_module(values.library), 0 if values.json else "auto")
     text = json.dumps(report.to_dict(), indent=2)
     if is_chief():
@@ -38,7 +38,9 @@ def run(values: Any, arguments: list[str]) -> None:
             write_whole(Path(values.out), (text + "\n").encode())
     if not report.passed:
         broken = ", ".join(name for name, kept in report.checks.items() if not kept)
-        raise RuntimeError(f"the self-test failed on this machine: {broken}. Report it with the output of --json")
+        raise RuntimeError(
+            f"the self-test failed on this machine: {broken}. Report this failure with the output of --json"
+        )
 
 
 SELFTEST = Command(

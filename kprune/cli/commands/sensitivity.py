@@ -58,7 +58,8 @@ def _check_shapes(model: Any, dataset: Dataset, path: str) -> None:
     if len(takes) != len(has) or any(a not in (None, b) for a, b in zip(takes, has, strict=True)):
         raise ValueError(
             f"The model takes images of {takes[:-1]} and predicts {takes[-1]} classes, but {dataset.name} has "
-            f"{has[:-1]} and {has[-1]}: pass the --dataset it was trained on. Received: model={path!r}"
+            f"images of {has[:-1]} and {has[-1]} classes: pass the --dataset that the model was trained on. "
+            f"Received: model={path!r}"
         )
 
 

@@ -81,8 +81,8 @@ def kind(layer: Any) -> str:
         if "Model" in names or sublayers(layer):
             return "as is"  # a model, or a layer made of layers that are looked at one by one
     raise ValueError(
-        "SynFlow requires positively homogeneous layers, and this one is not known to be homogeneous. Use another "
-        "criterion, remove the layer, or, if its output doubles when its input does, declare it with "
+        "SynFlow requires positively homogeneous layers, and this layer is not known to be homogeneous. Use "
+        "another criterion, or remove the layer. If its output doubles when its input doubles, declare it with "
         f"kprune.criteria.assume_homogeneous({type(layer).__name__}). Received: layer={layer.name!r}, "
         f"class={_plain_name(layer)}"
     )
