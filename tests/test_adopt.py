@@ -119,7 +119,7 @@ def test_frozen_statistics_stay_and_are_named(caplog, rng):
 
 
 def test_recalibrate_refuses_what_it_cannot_do_and_leaves_the_model(rng):
-    with pytest.raises(ValueError, match=r"has no batch normalization. Received: model="):
+    with pytest.raises(ValueError, match=r"has no batch normalization layer\. Received: model="):
         kprune.recalibrate(mlp(), np.ones((4, 8), "float32"))
     model = normalized()
     before = [np.asarray(v) for v in model.variables]
