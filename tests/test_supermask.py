@@ -203,18 +203,6 @@ def test_a_further_fit_continues_from_the_scores_and_another_model_does_not():
     assert_the_same(other, fresh)
 
 
-def test_mixed_precision_and_recurrent_layers():
-    recurrent = layers.LSTM(3, dtype="mixed_bfloat16", name="lstm")
-    model = keras.Sequential([keras.Input((4, 2)), recurrent])
-    model.compile("sgd", "mse", **CHEAP)
-    before = [np.array(one) for one in model.get_weights()[:2]]
-    x, y = np.ones((8, 4, 2), "float32"), np.ones((8, 3), "float32")
-    model.fit(x, y, verbose=0, callbacks=[Supermask(sparsity=0.5)])
-    assert len(kprune.masked_weights(model)) == 2 and kprune.summary(model).sparsity == 0.5
-    for value, first in zip(model.get_weights(), before, strict=False):
-        np.testing.assert_array_equal(value, first)
-
-
 def test_frozen_weights_keep_mask_and_value():
     model = compiled()
     model.get_layer("hidden").trainable = False

@@ -70,6 +70,6 @@ def read_scored(scores: Any, mask: Any, fixed: Any, slope: str) -> Any:
 
     Every score s gets the gradient of the loss by what is read, times fixed * f'(s), f of `SLOPES`.
     """
-    through, weight = SLOPES[slope](scores), fixed.value  # under mixed precision both are of the compute dtype
-    read = ops.where(mask.value, weight, ops.zeros((), weight.dtype))
-    return read + (through - ops.stop_gradient(through)) * weight  # exactly 0 is added
+    through = SLOPES[slope](scores)
+    read = ops.where(mask.value, fixed.value, ops.zeros((), fixed.dtype))
+    return read + (through - ops.stop_gradient(through)) * fixed.value  # exactly 0 is added
