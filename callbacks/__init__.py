@@ -1,8 +1,7 @@
 """Keras callbacks that prune: the same classes for Keras 3 and tf_keras.
 
-Masks only shrink, but for those that ACDC opens, DynamicSparseTraining moves and Supermask trains: when several pruning
-callbacks are in one fit, or one is used twice, each prunes the survivors to its own target and the highest
-sparsity rules.
+Masks only shrink, but for those that ACDC opens and DynamicSparseTraining moves: when several pruning callbacks are in
+one fit, or one is used twice, each prunes the survivors to its own target and the highest sparsity rules.
 """
 
 from .acdc import ACDC
@@ -13,7 +12,6 @@ from .gradual_pruning import GradualPruning
 from .lottery_ticket import LotteryTicket
 from .prune_at_init import PruneAtInit, SynFlow
 from .sparsity_logger import SparsityLogger
-from .supermask import Supermask
 from .take_snapshot import TakeSnapshot
 
 __all__ = [
@@ -25,7 +23,6 @@ __all__ = [
     "LotteryTicket",
     "PruneAtInit",
     "SparsityLogger",
-    "Supermask",
     "SynFlow",
     "TakeSnapshot",
 ]

@@ -23,16 +23,6 @@ def warn_of_denser_best(pruning: Any) -> None:
             )
 
 
-def restored_after(callback: Any) -> str:
-    """The name of a callback that restores weights when the fit ends, after this callback has ended; "" if none."""
-    beside = _beside(callback)
-    for later in beside[beside.index(callback) + 1 :] if beside else ():
-        inner = getattr(later, "callback", later)
-        if getattr(inner, "restore_best_weights", False):
-            return type(inner).__name__
-    return ""
-
-
 def _beside(pruning: Any) -> list[Any]:
     """All callbacks of the fit that called this one.
 

@@ -23,7 +23,6 @@ from kprune.masks import (
     library_of,
     masked_weights,
     moved_weights,
-    release_weights,
     set_masks,
 )
 from kprune.masks.matching import matched
@@ -107,15 +106,7 @@ class Carrier:
             return
         self.runs = True
         self.undo = self.undo or Undo(self.model)
-        if all(callback.trains_weights for callback in self.callbacks):
-            release_weights(self.model)  # which a Supermask held, whose fit was interrupted
         for callback in self.callbacks:
-            others = [one for one in self.callbacks if one.prunes and one is not callback]
-            if callback.alone and others:
-                raise ValueError(
-                    f"{type(callback).__name__} {callback.alone}, so no other callback can prune in the same fit. "
-                    f"Received: callbacks=[..., {type(others[0]).__name__}]"
-                )
             callback.check_fit()
         pruning = [callback for callback in self.callbacks if callback.prunes == "during"]
         if pruning:

@@ -10,8 +10,6 @@ import keras
 import numpy as np
 
 from .experiments.evaluation import masked_meanwhile, measure_by, unchanged
-from .experiments.shared_weight import SharedWeight as SharedWeight
-from .experiments.shared_weight import shared_weight as shared_weight
 from .lottery.rewind import Arrays, Snapshot, matched, model_weights, rewind, snapshot
 from .lottery.ticket import Ticket
 from .masks import Masks, current_masks, masked_weights, strip
@@ -315,13 +313,4 @@ def _figure(path: LinearPath) -> Figure:
     return figure
 
 
-__all__ = [
-    "LinearPath",
-    "SharedWeight",
-    "barrier",
-    "instability",
-    "linear_path",
-    "mask_distance",
-    "shared_weight",
-    "supermask",
-]
+__all__ = ["LinearPath", "barrier", "instability", "linear_path", "mask_distance", "supermask"]

@@ -12,8 +12,7 @@ from keras import ops
 from .masks import library_of
 from .masks.keras3 import renew_functions
 from .masks.layout import layout_in
-from .masks.masked_layers import is_masked
-from .masks.store import MaskedRegularizer
+from .masks.masked_layers import MaskedRegularizer, is_masked
 from .masks.types import DEFAULT_WEIGHTS, Filters, matches
 from .util.checks import check_expression, check_number, check_strings
 
@@ -169,9 +168,12 @@ def _output_axes(layer: Any, v: Any) -> tuple[int, ...]:
 
 
 def _under_mask(layer: Any, v: Any, regularizer: Any) -> Any:
-    """The regularizer applied to a weight as its layer reads it: if masked, under its mask."""
-    if regularizer is not None and is_masked(layer) and any(v is weight for weight in layer.mask_store.masked):
-        return MaskedRegularizer(regularizer, layer.mask_store, v)
+    """The regularizer of what a layer reads of a weight, which for a masked weight is the masked value."""
+    if regularizer is not None and is_masked(layer):
+        store = layer.mask_store
+        for weight, mask in zip(store.masked, store.masks, strict=True):
+            if weight is v:
+                return MaskedRegularizer(regularizer, mask, store.behind)
     return regularizer
 
 

@@ -430,35 +430,3 @@ def test_supermasks_and_stability_on_digits():
     random = kprune.controls.shuffled(masks)
     assert found > supermask(model, kprune.Ticket(random, initial), digits.test) + 0.2
     assert found > 0.5
-
-
-# One shared value
-
-
-@pytest.mark.parametrize(("signed", "results"), [(False, (3.0, -6.0)), (True, (-1.0, 2.0))])
-def test_kept_weights_share_a_value(signed, results, tmp_path):
-    dense = keras.layers.Dense(3, use_bias=False)
-    model = keras.Sequential([keras.Input((2,)), dense], name="shared")
-    kernel = np.array([[4.0, -3.0, 1.0], [0.5, -2.0, 0.1]], "float32")
-    dense.set_weights([kernel])
-    kprune.prune(model, "magnitude", 0.5, verbose=0)  # keeps 4, -3 and -2
-    before = model.get_weights()
-
-    def total(model):
-        return keras.ops.sum(model(np.ones((1, 2))))
-
-    found = kprune.analysis.shared_weight(model, total, [1, -2.0], signed=signed, verbose=0)
-    assert (found.values, found.results, found.metric, found.signed) == ((1.0, -2.0), results, "total", signed)
-    assert found.mean == sum(results) / 2 and found.to_dict()["results"] == list(results)
-    assert f"mean {sum(results) / 2:.4f}" in str(found)
-    found.plot(tmp_path / "shared.png")
-    assert (tmp_path / "shared.png").stat().st_size > 1000
-    np.testing.assert_array_equal(model.get_weights()[0], before[0])
-
-
-@pytest.mark.parametrize("values", [[], [1.0, float("nan")], "12", [True], 3.0, ["1"]], ids=str)
-def test_a_shared_value_is_a_finite_number(values):
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-    with pytest.raises(ValueError, match=r"`values` must be a sequence .* Received: values="):
-        kprune.analysis.shared_weight(model, lambda model: 0.0, values)
-    assert kprune.masked_weights(model) == []

@@ -17,7 +17,6 @@ from test_contract import CALLBACK_ROWS
 
 import kprune
 from kprune.criteria import CRITERIA
-from kprune.masks import hold_weights
 from kprune.util.registry import trait
 
 JAX = keras.backend.backend() == "jax"
@@ -55,8 +54,6 @@ def test_the_step_under_a_callback_is_safe_and_traced_once(name):
     steps = fit(model, row.make(0.8), epochs=row.epochs)
     assert steps.counts == steps.counts[:1] * 6 * row.epochs  # also where masks changed in between
     assert bool(kprune.summary(model).sparsity) == row.prunes
-    if name == "Supermask":
-        hold_weights(model, "edge_popup")  # as it was in the fit
     module = steps.lowered()
     # Masks are inputs of the compiled step: others need no other program.
     assert sorted(bool_inputs(module)) == (["288x10xi1", "3x3x1x8xi1"] if row.masks else [])
@@ -172,4 +169,4 @@ def test_the_documented_table_has_all_that_is_registered():
         section = text.partition(f"### {road}\n")[2].partition("###")[0]
         rows = re.findall(r"^\| ([^|]+) \|(?: \d+\.\d s, \d+\.\d\d MiB[^|]*\|){3}$", section, re.MULTILINE)
         missing = {*kprune.callbacks.__all__, *more} - set(rows)
-        assert missing == ({"BackupAndRestore", "Supermask"} if road == "tf_keras" else set())
+        assert missing == ({"BackupAndRestore"} if road == "tf_keras" else set())

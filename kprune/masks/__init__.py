@@ -24,7 +24,6 @@ from .api import (
 )
 from .libraries import Library, library_of
 from .optimizers import begin_fit, check_is_optimizer, check_like_optimizer, end_fit, held_optimizers
-from .scoring import hold_weights, release_weights
 from .undo import Undo, mask_for_pruning, masked
 from .zeros import changes, check_zeros
 
@@ -49,7 +48,6 @@ __all__ = [
     "end_fit",
     "followers",
     "held_optimizers",
-    "hold_weights",
     "is_tf_keras",
     "library_of",
     "mask",
@@ -59,7 +57,6 @@ __all__ = [
     "masked_weights",
     "moved_weights",
     "plain",
-    "release_weights",
     "set_masks",
     "strip",
     "unique_paths",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ from keras import ops
 from ..util.checks import check_choice
 
 STORES = ("zero", "latent")
-SLOPES: dict[str, Callable[[Any], Any]] = {"edge_popup": lambda scores: scores, "bernoulli": ops.sigmoid}
 GRADIENTS = ("masked", "straight_through")
 
 
@@ -63,13 +61,3 @@ class Behind:
             return ops.where(mask.value, weight, ops.zeros((), weight.dtype))
         # Exactly 0 where pruned, but with the gradient of the weight.
         return ops.where(mask.value, weight, weight - ops.stop_gradient(weight))
-
-
-def read_scored(scores: Any, mask: Any, fixed: Any, slope: str) -> Any:
-    """What a masked layer computes with while scores train in a weight's place: where(mask, fixed, 0).
-
-    Every score s gets the gradient of the loss by what is read, times fixed * f'(s), f of `SLOPES`.
-    """
-    through = SLOPES[slope](scores)
-    read = ops.where(mask.value, fixed.value, ops.zeros((), fixed.dtype))
-    return read + (through - ops.stop_gradient(through)) * fixed.value  # exactly 0 is added

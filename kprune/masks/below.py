@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -32,15 +31,3 @@ def states(layer: Any) -> Iterator[Any]:
     """The batch-to-batch states of stateful RNN layers, which Keras does not list among a layer's variables."""
     for one in all_layers(layer):
         yield from (v for v in keras.tree.flatten(getattr(one, "states", None)) if isinstance(v, keras.Variable))
-
-
-@contextmanager
-def unlocked(layer: Any) -> Iterator[None]:
-    """A built layer refuses new state; Keras unlocks it in the same way for LoRA and quantization."""
-    locked = layer._tracker.locked
-    layer._tracker.unlock()
-    try:
-        yield
-    finally:
-        if locked:
-            layer._tracker.lock()

@@ -14,7 +14,6 @@ from ..runtime.distribution import strategy_scope
 from ..runtime.values import Values
 from .behind import Behind
 from .below import all_layers
-from .fixed import give_fixed, slope_of
 from .holders import live, renew
 from .masked_layers import attach, detach, is_masked, own_weights
 from .merged import factors, merge
@@ -73,7 +72,7 @@ def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Beh
     if any(id(v) not in already for v in chosen):
         with strategy_scope(model):
             attach(model, chosen, behind)
-        renew_functions(model, masked_layers(model))
+        renew_functions(model, _masked(model))
     return finish_report(model, masked, skipped)
 
 
@@ -101,16 +100,15 @@ def _attach_too(model: Any, variables: list[Any], mark: str, value: bool) -> Non
         attach(model, variables, behind(model) or Behind())
     for v in variables:
         setattr(v, mark, value)
-    renew_functions(model, masked_layers(model))
+    renew_functions(model, _masked(model))
 
 
 def narrow(model: Any, variables: list[Any]) -> None:
     """Remove the masks of all weights but these."""
     wanted = {id(v) for v in variables}
-    kept, masked = [one for one in _kept(model) if id(one[0].variable) in wanted], masked_layers(model)
-    slope = slope_of(masked)
+    kept, masked = [one for one in _kept(model) if id(one[0].variable) in wanted], _masked(model)
     detach(model)
-    _attach_again(model, kept, slope)
+    _attach_again(model, kept)
     renew_functions(model, masked)
 
 
@@ -119,11 +117,10 @@ def _kept(model: Any) -> list[tuple[MaskedWeight, np.ndarray, Behind]]:
     return [(weight, weight.kept(), weight.layer.mask_store.behind) for weight in _find(model)]
 
 
-def _attach_again(model: Any, kept: list[tuple[MaskedWeight, np.ndarray, Behind]], slope: str = "") -> None:
+def _attach_again(model: Any, kept: list[tuple[MaskedWeight, np.ndarray, Behind]]) -> None:
     with strategy_scope(model):
         for kind in dict.fromkeys(kind for _, _, kind in kept):
             attach(model, [weight.variable for weight, _, one in kept if one == kind], kind)
-    give_fixed(masked_layers(model), {id(w.variable): w.fixed for w, _, _ in kept if w.fixed is not None}, slope)
     masks = {id(weight.variable): mask for weight, mask, _ in kept}
     for weight in _find(model):
         if id(weight.variable) in masks:
@@ -144,16 +141,15 @@ def find_followers(model: Any) -> list[MaskedWeight]:
 
 def _find(model: Any) -> list[MaskedWeight]:
     found: dict[int, MaskedWeight] = {}
-    for layer in masked_layers(model):
+    for layer in _masked(model):
         store = layer.mask_store
         for v, mask in zip(store.masked, store.masks, strict=True):
-            fixed = store.fixed.get(id(v))
-            found.setdefault(id(v), MaskedWeight(v.path, layer, v, mask, store.behind.store, fixed))
+            found.setdefault(id(v), MaskedWeight(v.path, layer, v, mask, store.behind.store))
     return list(found.values())
 
 
 def strip_model(model: Any) -> Any:
-    masked = masked_layers(model)
+    masked = _masked(model)
     for layer in masked:
         merge(layer, layer.mask_store.masked)
     detach(model)
@@ -161,14 +157,13 @@ def strip_model(model: Any) -> Any:
     return model
 
 
-def masked_layers(model: Any) -> list[Any]:
+def _masked(model: Any) -> list[Any]:
     return [layer for layer in all_layers(model) if is_masked(layer)]
 
 
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
-    kept, layers = _kept(model), masked_layers(model)
-    slope = slope_of(layers)
+    kept, layers = _kept(model), _masked(model)
     changed = [layer for layer in layers if layer.mask_store.behind.latent or factors(layer) or _was_given(layer)]
     stored = Values(v for layer in changed for v in (*layer.mask_store.masked, *factors(layer)))
     for layer in changed:
@@ -179,7 +174,7 @@ def plain(model: Any) -> Iterator[Any]:
         yield model
     finally:
         stored.put_back()
-        _attach_again(model, kept, slope)
+        _attach_again(model, kept)
         renew_functions(model, layers)
 
 

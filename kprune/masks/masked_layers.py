@@ -20,16 +20,26 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
+from keras import ops
 
 from ..runtime.distribution import to_numpy
 from .behind import Behind
-from .below import all_layers, states, sublayers, unlocked
-from .fixed import fix, untrack
+from .below import all_layers, states, sublayers
 from .merged import merge, merged_properties, quantize_unmasked
 from .spec import SPEC, Pending, plain_layer, registered_while_alive, spec_of
-from .store import MaskedRegularizer, MaskStore, check_names, source_of, token_of
+from .store import MaskStore, check_names, source_of, token_of
 from .types import FOLLOWS
 from .variables import protect, release
+
+
+class MaskedRegularizer(keras.regularizers.Regularizer):
+    """A weight regularizer that sees the masked weight, so that its gradient at a pruned entry is zero."""
+
+    def __init__(self, regularizer: Any, mask: Any, behind: Behind):
+        self.regularizer, self.mask, self.behind = regularizer, mask, behind
+
+    def __call__(self, weight: Any) -> Any:
+        return self.regularizer(self.behind.read(ops.convert_to_tensor(weight), self.mask))
 
 
 @keras.saving.register_keras_serializable("kprune")
@@ -137,20 +147,20 @@ def _mask_of(layer: Any, name: str) -> Any:
 
 @contextmanager
 def _masked_scope(layer: Any, store: MaskStore) -> Iterator[None]:
-    """Inside, the layer's masked weights read as masked; what the call updates (seeds, statistics) is kept."""
-    masked = {id(v) for v in store.masked}
+    """Context in which the layer reads its masked weights through the masks; updates of the call are kept."""
+    masks = {id(v): mask for v, mask in zip(store.masked, store.masks, strict=True)}
     scope = keras.StatelessScope(collect_losses=True)
     values = []
     for v in [*layer.variables, *states(layer)]:
         value = v.value
         values.append((v, value))
         # `add_update` sets the value as it is; the scope's constructor would cast it to the variable's dtype.
-        scope.add_update((v, store.read(v, value) if id(v) in masked else value))
+        scope.add_update((v, store.behind.read(value, masks[id(v)]) if id(v) in masks else value))
     with scope:
         yield
     for v, old in values:
         new = scope.get_current_value(v)
-        if new is not old and id(v) not in masked:
+        if new is not old and id(v) not in masks:
             v.assign(new)
     if scope.losses:  # what the call gave to `add_loss`; from here it reaches the layer, or the trainer's own scope
         layer.add_loss(scope.losses)
@@ -217,16 +227,16 @@ def _add_masks(
         if wanted == known:
             return
         # A wider second `mask()`: one store per layer keeps the file format simple, so it is made anew.
-        behind, fixed, slope = layer.mask_store.behind, layer.mask_store.fixed, layer.mask_store.slope
+        behind = layer.mask_store.behind
         _remove_store(layer)
         variables = [v for v in own_weights(layer) if id(v) in wanted]
-    else:
-        fixed, slope = {}, ""
     store = MaskStore(name="mask_store")
     store.add(variables, masks, behind, initial)
-    with unlocked(layer):
+    with _unlocked(layer):
         layer.mask_store = store
-    fix(layer, fixed, slope)
+        # One by one: Keras on TensorFlow never forgets the name of a tracked list, which an export would look for.
+        for i, state in enumerate(store.states):
+            setattr(layer, f"mask_state_{i}", state)
     if not isinstance(layer, Masked):
         layer.__class__ = masked_class(type(layer))
     layer.quantize = quantize_unmasked(layer, _plain(type(layer)), functools.partial(_unmask, layer))
@@ -235,7 +245,7 @@ def _add_masks(
         if not behind.latent:
             protect(v, mask)
         if v.regularizer is not None and not isinstance(v.regularizer, MaskedRegularizer):
-            v.regularizer = MaskedRegularizer(v.regularizer, store, v)
+            v.regularizer = MaskedRegularizer(v.regularizer, mask, behind)
 
 
 def _remove_store(layer: Any) -> None:
@@ -244,8 +254,10 @@ def _remove_store(layer: Any) -> None:
         release(v)
         if isinstance(v.regularizer, MaskedRegularizer):
             v.regularizer = v.regularizer.regularizer
-    with unlocked(layer):
-        untrack(layer, store.states)
+    with _unlocked(layer):
+        for i, state in enumerate(store.states):
+            layer._tracker.untrack(state)
+            delattr(layer, f"mask_state_{i}")
         del layer.mask_store
     layer.quantize = layer.quantize.__wrapped__
 
@@ -278,6 +290,18 @@ def _plain_class(layer: Any) -> Iterator[None]:
         yield
     finally:
         layer.__class__ = masked
+
+
+@contextmanager
+def _unlocked(layer: Any) -> Iterator[None]:
+    """Context in which a built layer accepts new state; Keras does the same for LoRA and quantization."""
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        if locked:
+            layer._tracker.lock()
 
 
 def _masked_ids(layer: Any) -> set[int]:

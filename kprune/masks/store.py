@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from ..runtime.distribution import device_layout, to_numpy
-from .behind import Behind, read_scored
+from .behind import Behind
 from .loading import forget_loaded
 from .stores import read_bytes
 from .types import FOLLOWS
@@ -28,7 +28,6 @@ from .variables import has_value, note_given
 CARRIER = "_kprune_carrier"  # the attribute of a weight whose mask store saves the callbacks' states
 _CARRIED = "callbacks"  # their key in the file
 _FOLLOWER = "follower_"  # how the keys of followers' masks begin
-_FIXED = "weight_"  # how the keys of weights begin whose variables hold scores
 _SOURCES: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()  # token -> layer
 _PROCESS = os.urandom(8).hex()
 _without_masks: weakref.ref[Any] | None = None  # the last file that was said to hold no masks
@@ -41,16 +40,6 @@ class MaskState(keras.random.SeedGenerator):
         self.name, self.state, self._initial_seed = mask.name, mask, None
 
 
-class MaskedRegularizer(keras.regularizers.Regularizer):
-    """A weight regularizer that sees what a layer reads of it, so its gradient at a pruned entry is zero."""
-
-    def __init__(self, regularizer: Any, store: MaskStore, weight: Any):
-        self.regularizer, self.store, self.weight = regularizer, store, weight
-
-    def __call__(self, weight: Any) -> Any:
-        return self.regularizer(self.store.read(self.weight, keras.ops.convert_to_tensor(weight)))
-
-
 class MaskStore(keras.Operation):
     """The bool masks of one layer, which Keras saves with it; an operation, so that the layer stays a leaf.
 
@@ -61,17 +50,13 @@ class MaskStore(keras.Operation):
         behind: what becomes of the values of pruned entries.
         masked: list of the masked `keras.Variable`s of the layer.
         masks: list of bool `keras.Variable`s, each of its weight's shape; True = kept.
-        states: list of what the layer tracks, one per mask and per fixed weight.
-        fixed: id of a masked variable that trains scores -> the `keras.Variable` of its weight (see fixed.py).
-        slope: what the scores' gradient passes: a name of `SLOPES`.
+        states: list of what the layer tracks, one per mask.
     """
 
     behind: Behind
     masked: list[Any]
     masks: list[Any]
     states: list[MaskState]
-    fixed: dict[int, Any]
-    slope: str
 
     def add(self, variables: list[Any], shared: dict[int, Any], behind: Behind, initial: dict[int, np.ndarray]) -> None:
         """Add a mask for each of `variables` (keras.Variable of any shape).
@@ -82,49 +67,28 @@ class MaskStore(keras.Operation):
         self.masked = list(variables)
         self.masks = [shared[id(v)] if id(v) in shared else self._new(v, initial.get(id(v))) for v in variables]
         self.states = [MaskState(mask) for mask in self.masks]
-        self.fixed, self.slope = {}, ""
-
-    def fix(self, fixed: dict[int, Any], slope: str) -> None:
-        """Read these weights instead of the variables with these ids, which store scores from now on."""
-        self.fixed, self.slope = fixed, slope
-        self.states = [MaskState(v) for v in (*self.masks, *fixed.values())]
-
-    def read(self, weight: Any, value: Any) -> Any:
-        """What the layer computes with where a masked variable has this value: a tensor of its shape."""
-        mask = next(mask for v, mask in zip(self.masked, self.masks, strict=True) if v is weight)
-        fixed = self.fixed.get(id(weight))
-        return self.behind.read(value, mask) if fixed is None else read_scored(value, mask, fixed, self.slope)
 
     def _new(self, weight: Any, initial: np.ndarray | None) -> Any:
         # An initializer, not an assignment: a layer that is built in a symbolic call gets its values after it.
         ones_or = "ones" if initial is None else lambda shape, dtype: keras.ops.convert_to_tensor(initial, dtype)
-        return self._beside(weight, ones_or, "bool", "mask")
-
-    def copy_of(self, weight: Any) -> Any:
-        """A variable that does not train, of a weight's value now."""
-        return self._beside(weight, lambda shape, dtype: keras.ops.copy(weight.value), weight.dtype, "fixed")
-
-    def _beside(self, weight: Any, initializer: Any, dtype: str, name: str) -> Any:
         # Beside its weight, as paths must be unique. Laid out as the weight is, not as Keras's distribution would say.
         with ExitStack() as scopes:
             for part in weight.path.split("/")[:-1]:
                 scopes.enter_context(keras.name_scope(part))
-            name, layout = f"{weight.name}_{name}", device_layout(weight)
-            return keras.Variable(initializer, weight.shape, dtype, trainable=False, name=name, layout=layout)
+            return keras.Variable(
+                ones_or, weight.shape, "bool", trainable=False, name=f"{weight.name}_mask", layout=device_layout(weight)
+            )
 
     def enforce(self) -> None:
-        """Set the variables to what is read: pruned entries to 0, regardless of what was written into them."""
+        """Set the pruned entries of the weights to 0, whatever was written to them."""
         for weight, mask in zip(self.masked, self.masks, strict=True):
-            fixed = self.fixed.get(id(weight))
-            value, kept = to_numpy(weight if fixed is None else fixed), to_numpy(mask)
-            if fixed is not None or np.any(value[~kept] != 0):
+            value, kept = to_numpy(weight), to_numpy(mask)
+            if np.any(value[~kept] != 0):
                 weight.assign(np.where(kept, value, np.zeros((), value.dtype)))
 
     def save_own_variables(self, store: Any) -> None:
         for key, mask in zip(self._keys(), self.masks, strict=True):
             store[key] = np.packbits(to_numpy(mask))
-        for key, fixed in self._fixed_keys(self.fixed).items():
-            store[key] = np.frombuffer(to_numpy(fixed).tobytes(), np.uint8)
         for carrier in self._carriers():
             store[_CARRIED] = np.frombuffer(carrier.dump(), np.uint8)
 
@@ -140,7 +104,7 @@ class MaskStore(keras.Operation):
                 _warn_of_no_masks(getattr(store, "h5_file", None))
             self.settle()
             return
-        stored = [key for key in keys if key != _CARRIED and not key.startswith(_FIXED)]
+        stored = [key for key in keys if key != _CARRIED]
         kernels, own = ([key for key in some if not key.startswith(_FOLLOWER)] for some in (stored, self._keys()))
         if sorted(kernels) != sorted(own):
             raise ValueError(
@@ -152,23 +116,10 @@ class MaskStore(keras.Operation):
         bits = [read_bytes(store, key, f"mask {key}", (n + 7) // 8) for key, n in zip(read, sizes, strict=True)]
         for mask, size, packed in zip(read.values(), sizes, bits, strict=True):
             mask.assign(np.unpackbits(packed, count=size).reshape(mask.shape).astype(bool))
-        self._load_fixed(store, keys)
         self.settle()
         if _CARRIED in keys:
             for carrier in self._carriers():
                 carrier.load(read_bytes(store, _CARRIED, "state of the callbacks").tobytes())
-
-    def _load_fixed(self, store: Any, keys: list[str]) -> None:
-        """Load weights saved while scores trained; a model that trains no scores gets them as its weights."""
-        for key, weight in self._fixed_keys({id(v): v for v in self.masked}).items():
-            if key in keys:
-                target = self.fixed.get(id(weight), weight)
-                dtype = to_numpy(weight).dtype
-                held = read_bytes(store, key, f"weight {key}", int(np.prod(weight.shape)) * dtype.itemsize)
-                target.assign(np.frombuffer(held.tobytes(), dtype).reshape(weight.shape))
-
-    def _fixed_keys(self, found: dict[int, Any]) -> dict[str, Any]:
-        return {f"{_FIXED}{i}": found[id(v)] for i, v in enumerate(self.masked) if id(v) in found}
 
     def settle(self) -> None:
         """Set the pruned entries of the weights to 0, unless values stay behind the masks.

@@ -38,7 +38,6 @@ class MaskedWeight:
         variable: the weight itself, float, of any shape (Keras's: kernels HWIO, dense in x out).
         mask: the mask variable of the same shape; True (or 1.0 in a tfmot wrapper) = kept.
         store: "zero": pruned entries of the variable are 0; "latent": they keep values behind the mask.
-        fixed: the variable of the weight itself while its `variable` trains scores (`kprune.callbacks.Supermask`).
     """
 
     path: str
@@ -46,7 +45,6 @@ class MaskedWeight:
     variable: Any = field(repr=False)
     mask: Any = field(repr=False)
     store: str = "zero"
-    fixed: Any = field(repr=False, default=None)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,8 +67,8 @@ class MaskedWeight:
         return to_numpy(self.variable)
 
     def read(self) -> np.ndarray:
-        """What the layer computes with: where(kept, value, 0), with the fixed value if there is one."""
-        value = self.value() if self.fixed is None else to_numpy(self.fixed)
+        """What the layer computes with: where(kept, value, 0)."""
+        value = self.value()
         return np.where(self.kept(), value, np.zeros((), value.dtype))
 
     def moved(self) -> np.ndarray:

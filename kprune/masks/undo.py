@@ -13,8 +13,7 @@ from ..runtime.values import Values
 from .api import check_leaks, followers, mask, masked_weights, strip
 from .keras3 import narrow
 from .libraries import library_of
-from .optimizers import check_like_optimizer, fits, trainers
-from .scoring import release_weights
+from .optimizers import check_like_optimizer, trainers
 
 
 def mask_for_pruning(model: Any, store: str | None = None) -> bool:
@@ -115,8 +114,6 @@ def masked(model: Any, optimizer: Any = None, keep: bool = True) -> Iterator[Non
     Raises:
         ValueError: the model cannot be masked. Nothing has been changed then.
     """
-    if masked_weights(model) and not fits(model):
-        release_weights(model)  # which a Supermask held, whose fit was interrupted
     undo = Undo(model, optimizer)
     try:
         undo.hold()

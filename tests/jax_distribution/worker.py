@@ -50,7 +50,6 @@ CALLBACKS = {
     "DynamicSparseTraining": lambda folder: callbacks.DynamicSparseTraining(
         "rigl", 0.7, frequency=5, stop=20, data=SNIP_BATCH
     ),
-    "Supermask": lambda folder: callbacks.Supermask("edge_popup", 0.7),
     # Without a folder: TensorFlow, which writes for TensorBoard, cannot be imported here.
     "SparsityLogger": lambda folder: callbacks.SparsityLogger(),
     "TakeSnapshot": lambda folder: callbacks.TakeSnapshot(3),

@@ -82,24 +82,19 @@ class Advance(Callback):
 
 
 @cache
-def made(strategy, library, steps_per_execution, store):
-    """The model of a strategy (None: of none), compiled in its scope; one for all callbacks, to trace it once.
-
-    On tf_keras it has masks, of Keras 3 one has where these keep values.
-    """
+def made(strategy, library, steps_per_execution):
+    """The model of a strategy (None: of none), compiled in its scope; one for all callbacks, to trace it once."""
     if strategy is None:
         model = network(library, steps_per_execution=steps_per_execution)
     else:
         with STRATEGIES[strategy].make().scope():
             model = network(library, steps_per_execution=steps_per_execution)
-    if library == "keras" and store == "latent":
-        kprune.mask(model, store=store)
     return model, snapshot(model)
 
 
 def trained(strategy, library, steps_per_execution, name, rate=None):
     """The model trained with a callback, made outside of the strategy's scope, and the record of its masks."""
-    row, (model, begins) = CALLBACKS[name], made(strategy, library, steps_per_execution, CALLBACKS[name].store)
+    row, (model, begins) = CALLBACKS[name], made(strategy, library, steps_per_execution)
     begin(model, begins, row)
     if rate is not None:
         model.optimizer.learning_rate.assign(rate)
@@ -140,12 +135,6 @@ def test_masks_are_those_of_one_device_on_every_replica_at_every_batch(strategy,
         with pytest.raises(ValueError, match=r"use tf_keras\.callbacks\.BackupAndRestore.*Received: model="):
             trained(strategy, library, steps_per_execution, name)
         return
-    if (library, row.store) == ("tf_keras", "latent"):
-        with pytest.raises(
-            ValueError, match=rf"{name} supports Keras 3 models only.*Received: model=.*library='tf_keras'"
-        ):
-            trained(strategy, library, steps_per_execution, name)
-        return
     model, masks = trained(strategy, library, steps_per_execution, name)
     assert len(masks) == row.epochs * STEPS // steps_per_execution
     # Where nothing trains, the masks are those of a training whose steps have no length.
@@ -158,7 +147,7 @@ def test_masks_are_those_of_one_device_on_every_replica_at_every_batch(strategy,
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_what_is_made_outside_of_the_scope_is_on_every_replica(library):
-    model, _ = made("mirrored", library, STRATEGIES["mirrored"].steps_per_execution[library], "zero")
+    model, _ = made("mirrored", library, STRATEGIES["mirrored"].steps_per_execution[library])
     kprune.mask(model)
     assert {len(on_replicas(model, slot)) for slot in model.optimizer.variables} == {2}
     with plain(model) as stripped:

@@ -38,11 +38,10 @@ KINDS = {
         3,
     ),
 }
-ALIKE = [name for name, row in CALLBACKS.items() if row.store == "zero"]  # whose model is masked in one way
 # The callbacks of kprune's that are in no training of these, and for Keras 3 all.
 WITH = [
-    *(("tf_keras", name) for name in ALIKE if name not in KINDS and name != "BackupAndRestore"),
-    *(("keras", name) for name in ALIKE),
+    *(("tf_keras", name) for name in CALLBACKS if name not in KINDS and name != "BackupAndRestore"),
+    *(("keras", name) for name in CALLBACKS),
 ]
 
 

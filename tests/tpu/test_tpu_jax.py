@@ -15,7 +15,6 @@ from tpu_rows import MODELS, prune_by
 import kprune
 import kprune.updates
 from kprune.criteria import CRITERIA
-from kprune.masks import hold_weights
 from kprune.util.registry import trait
 
 ROAD = "Keras 3 on JAX"
@@ -45,11 +44,9 @@ def check_step(steps, topology):
 @pytest.mark.parametrize("name", kprune.callbacks.__all__)
 def test_train_step(name, note):
     row, model = CALLBACK_ROWS[name], conv_net()
-    kprune.mask(model, store=row.store)
+    kprune.mask(model)
     steps = fit(model, row.make(0.8), epochs=row.epochs)
     assert steps.counts == [1] * 6 * row.epochs
-    if name == "Supermask":
-        hold_weights(model, "edge_popup")  # as it was in the fit
     for topology in TOPOLOGIES:
         note(ROAD, name, topology, check_step(steps, topology))
 
