@@ -107,6 +107,12 @@ class Carrier:
         self.runs = True
         self.undo = self.undo or Undo(self.model)
         for callback in self.callbacks:
+            others = [one for one in self.callbacks if one.prunes and one is not callback]
+            if callback.alone and others:
+                raise ValueError(
+                    f"{type(callback).__name__} {callback.alone}, so no other callback can prune in the same fit. "
+                    f"Received: other={type(others[0]).__name__}"
+                )
             callback.check_fit()
         pruning = [callback for callback in self.callbacks if callback.prunes == "during"]
         if pruning:

@@ -60,6 +60,9 @@ class MaskingCallback(Callback):
     prunes: str = ""
     """When it prunes: never (""), "before" the first step, or "during" the fit, whose earlier networks are denser."""
 
+    alone: str = ""
+    """Why no other callback can prune in the same fit, if so: what it does, as the end of a sentence."""
+
     _restored: bool = False
     _carrier: Carrier
 

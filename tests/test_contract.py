@@ -796,7 +796,7 @@ def test_callback(name, how):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", ABSOLUTE)
+@pytest.mark.parametrize("name", TOGETHER)
 def test_a_callback_used_twice_in_one_fit(name):
     row = CALLBACK_ROWS[name]
     model = compiled()
@@ -829,14 +829,18 @@ def test_a_callback_in_two_fits(name):
     ("highest", "order", "how"),
     # Each is once the highest, and each pair stands in both orders.
     [
-        *((name, order, "cheap") for name, order in zip(PRUNING, itertools.cycle((1, -1)), strict=False)),
+        *(
+            (name, order, "cheap")
+            for name, order in zip(TOGETHER, itertools.cycle((1, -1)), strict=False)
+            if name in PRUNING
+        ),
         ("GradualPruning", -1, "three steps, jit"),
     ],
 )
 def test_all_callbacks_in_one_fit(highest, order, how):
-    callbacks = [row.make(0.9 if name == highest else 0.6) for name, row in ABSOLUTE.items()][::order]
+    callbacks = [row.make(0.9 if name == highest else 0.6) for name, row in TOGETHER.items()][::order]
     model = compiled(**COMPILED.get(how, CHEAP))
-    history, checks = fit(model, callbacks, epochs=max(row.epochs for row in ABSOLUTE.values()))
+    history, checks = fit(model, callbacks, epochs=max(row.epochs for row in TOGETHER.values()))
     assert zeros(model) == 248  # the highest sparsity rules, and exactly
     assert checks.zeros == sorted(checks.zeros)
     assert history.history["sparsity"][-1] == 248 / 276

@@ -150,7 +150,7 @@ def test_lora_is_merged_before_it_is_quantized():
 
 def test_modes_that_do_not_keep_zeros_are_refused_and_change_nothing():
     model, masks = halved()
-    with pytest.raises(ValueError, match=r"int8 and int4.*kprune.strip\(model\) first.*Received: mode='float8'"):
+    with pytest.raises(ValueError, match=r"int8 or int4.*kprune.strip\(model\) first.*Received: mode='float8'"):
         model.quantize("float8")
     for weight, mask in zip(kprune.masked_weights(model), masks, strict=True):
         np.testing.assert_array_equal(weight.kept(), mask)
