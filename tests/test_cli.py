@@ -685,8 +685,8 @@ def test_representative_examples_that_cannot_be_used(run, tmp_path):
     for more, says in {
         (int8,): "add --representative, a .npy or .npz file",
         ("--format=saved_model", "--representative=x.npy"): "--representative applies only to --format=litert_int8",
-        (int8, f"--representative={tmp_path}/two.npz"): "numeric array with one example per row: it holds a, b.",
-        (int8, f"--representative={tmp_path}/words.npy"): "it holds an array of dtype <U1 and shape (1,)",
+        (int8, f"--representative={tmp_path}/two.npz"): "numeric array with one example per row: it contains a, b.",
+        (int8, f"--representative={tmp_path}/words.npy"): "it contains an array of dtype <U1 and shape (1,)",
         (int8, f"--representative={tmp_path}/net.keras"): "single numeric array",
         (int8, f"--representative={tmp_path}/none.npy"): "No such file",
     }.items():
