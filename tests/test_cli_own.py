@@ -103,7 +103,7 @@ def test_a_keras_file_is_read_by_the_checked_reader(folder):
         (["--model=own_nets:gone"], ValueError, "Module 'own_nets' has no function 'gone'"),
         (["--model=own_nets:number"], ValueError, "has no function 'number'"),
         (["--model=own_nest:fixed"], ImportError, "No module named 'own_nest'; the search started in "),
-        (["--model=own_nets.py:fixed"], ValueError, "without .py, as in an import: own_nets:fixed"),
+        (["--model=own_nets.py:fixed"], ValueError, "without .py, as in an import statement: own_nets:fixed"),
         (["--model=own_nets:greedy"], ValueError, "kprune does not pass: depth"),
         (["--model=own_nets:nothing"], ValueError, "Expected a keras model, got a NoneType"),
         (["--model=gone.keras"], OSError, "There is no file or folder 'gone.keras'"),

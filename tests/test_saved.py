@@ -316,6 +316,14 @@ def test_a_config_of_many_parts_takes_little(depth, parts, masked, tmp_path, cap
     assert ("lists and dicts, more than the limit of" in words) == (parts > 2**18)
 
 
+def test_a_config_of_many_numbers_takes_little(masked, tmp_path, capsys):
+    layer = {"module": "keras.layers", "class_name": "Normalization", "config": {"mean": [0.5] * 1_600_000}}
+    config = {"module": "keras", "class_name": "Sequential", "config": {"name": "s", "layers": [layer]}}
+    file = write(tmp_path / "long.keras", parts_of(masked), **{"config.json": json.dumps(config).encode()})
+    with bounded_memory():
+        assert "items, more than the limit of 524,288" in refusal(file, capsys)
+
+
 HUGE = 40_000_000  # a kernel of 640 MB
 
 

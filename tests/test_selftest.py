@@ -7,7 +7,7 @@ import kprune.updates
 from kprune.cli.main import main
 
 
-def test_it_names_the_broken_promise_and_keeps_the_others(quickly_compiled, monkeypatch, tmp_path, capsys):
+def test_it_names_the_broken_promise_and_keeps_the_others(monkeypatch, tmp_path, capsys):
     for name, small in (("_STEPS", 2), ("_ROUNDS", 1), ("_UPDATES", 4)):
         monkeypatch.setattr(module, name, small)
     monkeypatch.setattr(module, "moved_weights", lambda model: ["conv/kernel"])

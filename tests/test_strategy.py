@@ -67,7 +67,7 @@ def traces(callback):
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow traces once: tests/test_training.py")
-def test_masks_compile_nothing_that_the_fit_would_not_compile_without_them(quickly_compiled):
+def test_masks_compile_nothing_that_the_fit_would_not_compile_without_them():
     # On one device of a JAX mesh, Keras's own fit traces again once its weights are what a step has returned.
     plain = traces([])
     schedule = kprune.schedules.PolynomialDecay(0.1, 0.8, 0, 10, frequency=1)

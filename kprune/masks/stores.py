@@ -79,7 +79,7 @@ def read_bytes(store: Any, key: str, name: str, size: int | None = None) -> np.n
         _check(dataset, name, dataset.file.id.get_filesize() if size is None else size, size)
         try:
             check_chunks(dataset)
-        except ValueError as error:
+        except (ValueError, zlib.error) as error:
             raise ValueError(
                 f"The file's {name} cannot be read: {error}. Received: array={dataset.name!r:.80}"
             ) from None

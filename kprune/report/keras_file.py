@@ -22,6 +22,7 @@ _METADATA, _CONFIG, _WEIGHTS = "metadata.json", "config.json", "model.weights.h5
 _LIMITS = {_METADATA: 2**16, _CONFIG: 2**23}
 # Lists and dicts in a config, some 20 per layer: each takes far more memory than its two bytes in the file.
 _MOST_PARTS = 2**18
+_MOST_ITEMS = 2**19
 # Neither Keras packs anything. What somebody has packed since may unpack to this many times its size, as weights of
 # which 19 in 20 are 0 do, or to this many bytes, of which a variable takes up to four times as many at first.
 _UNPACKED, _SMALL = 20, 2**25
@@ -107,6 +108,8 @@ def _parsed(name: str, text: bytes) -> Any:
     parts = text.count(b"[") + text.count(b"{")
     if parts > _MOST_PARTS:
         raise _Unfit(f"{name} contains {parts:,} lists and dicts, more than the limit of {_MOST_PARTS:,}")
+    if text.count(b",") > _MOST_ITEMS:
+        raise _Unfit(f"{name} contains {text.count(b','):,} items, more than the limit of {_MOST_ITEMS:,}")
     return json.loads(text)
 
 

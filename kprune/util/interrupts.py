@@ -25,6 +25,16 @@ def uninterrupted() -> Iterator[None]:
     ...     done.append("interrupted")
     >>> done
     ['both steps', 'interrupted']
+
+    An error in its midst does not hide it:
+
+    >>> try:
+    ...     with uninterrupted():
+    ...         signal.raise_signal(signal.SIGINT)
+    ...         raise ValueError("the second step")
+    ... except KeyboardInterrupt:
+    ...     "interrupted"
+    'interrupted'
     >>> _ = signal.signal(signal.SIGINT, before)
     """
     handler = signal.getsignal(signal.SIGINT)
@@ -43,5 +53,5 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-    if caught:
-        handler(*caught[0])
+        if caught:
+            handler(*caught[0])
