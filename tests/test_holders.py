@@ -74,6 +74,24 @@ def test_slots_of_every_optimizer_that_trains_the_weight_are_reset():
             assert np.all(value[~weight.kept()] == 0) and np.any(value[weight.kept()] != 0)
 
 
+def test_after_a_fit_that_ctrl_c_ended_the_optimizers_are_looked_for_anew():
+    class CtrlC(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyboardInterrupt
+
+    model = mlp()
+    model.compile("adam", "mse", **CHEAP)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X, Y, verbose=0, callbacks=[PruneAtInit("magnitude", 0.2), CtrlC()])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", **CHEAP)
+    model.train_on_batch(X, Y)
+    kprune.prune(model, "magnitude", 0.8, verbose=0)
+    [momentum] = [v for v in model.optimizer.variables if "hidden_kernel_momentum" in v.path or v.shape == (8, 12)][:1]
+    kept = kprune.masked_weights(model)[0].kept()
+    value = keras.ops.convert_to_numpy(momentum)
+    assert value.shape == kept.shape and np.any(value[kept]) and not np.any(value[~kept])
+
+
 def test_what_is_refused_leaves_the_slots_of_other_models_too():
     inner, outer = pair()
     before = [keras.ops.convert_to_numpy(v) for v in outer.optimizer.variables]

@@ -209,6 +209,13 @@ def _step(library: Any) -> tuple[float, float]:
     return masked_s / dense, 1e3 * masked_s / _STEPS
 
 
+class _Updating(Callback):
+    """What calls an update in a fit, in which the optimizers are known."""
+
+    def update(self, pruner: Pruner, model: Any, sparsity: float) -> None:
+        pruner.update(model, sparsity)
+
+
 def _update(library: Any) -> tuple[int, float, float]:
     """The number of entries, the milliseconds of an update, and its time relative to `np.partition`."""
     model = _wide(library, True)
@@ -222,7 +229,7 @@ def _update(library: Any) -> tuple[int, float, float]:
             start = time.perf_counter()
             np.partition(magnitudes, size // 2)
             middle = time.perf_counter()
-            pruner.update(model, 0.5 + 0.4 * repeat / _ROUNDS)
+            _Updating().update(pruner, model, 0.5 + 0.4 * repeat / _ROUNDS)
             copies(weights[-1].mask)  # waits for the device
             if repeat:
                 plain.append(middle - start)

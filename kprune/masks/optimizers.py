@@ -7,6 +7,7 @@ every process that makes the model. Where masks change, every live optimizer tha
 
 from __future__ import annotations
 
+import inspect
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,7 +52,7 @@ def held_optimizers(model: Any, optimizer: Any = None) -> list[Any]:
 
 def trainers(model: Any, variables: Iterable[Any], besides: Any = None) -> list[Any]:
     """The live optimizers of the model's library that train one of these variables, and `besides` if given."""
-    candidates = _IN_FIT[model] if model in _IN_FIT else _live_optimizers(model)
+    candidates = _IN_FIT[model] if fits(model) else _live_optimizers(model)
     variables = list(variables)
     found = [optimizer for optimizer in candidates if trains(optimizer, variables)]
     return found + ([] if besides is None or any(besides is known for known in found) else [besides])
@@ -63,8 +64,18 @@ def begin_fit(model: Any) -> None:
 
 
 def fits(model: Any) -> bool:
-    """Whether `begin_fit` was called and `end_fit` was not yet."""
-    return model in _IN_FIT
+    """Whether a callback asks, between `begin_fit` and `end_fit`: after a fit that Ctrl-C ended nobody calls the latter."""
+    return model in _IN_FIT and _in_callback()
+
+
+def _in_callback() -> bool:
+    kinds = tuple(library.callbacks.Callback for name in ("keras", "tf_keras") if (library := sys.modules.get(name)))
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), kinds):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def end_fit(model: Any) -> None:
