@@ -298,7 +298,7 @@ def test_a_row_that_was_deleted_comes_back(finished):
             dict(criterion="random", scope="erk"),
             r"criterion=magnitude in the file, random now; scope= in the file, erk now",
         ),
-        (dict(settings={"pace": 1}), r"its columns must be pace, dataset, .*Received: path='.*cells.csv'$"),
+        (dict(settings={"pace": 1}), r"the columns must be pace, dataset, .*Received: path='.*cells.csv'$"),
     ],
 )
 def test_a_file_of_another_comparison_is_refused(finished, arguments, message):

@@ -100,7 +100,7 @@ def test_apoz_refuses_what_it_says_nothing_about():
     with pytest.raises(ValueError, match=r"'apoz' needs data: pass data=\(x,\). Received: data=None$"):
         kprune.prune(model, "apoz", 0.5)
     model = keras.Sequential([keras.Input((4, 2)), layers.SimpleRNN(3, activation="relu"), layers.Dense(1, "relu")])
-    with pytest.raises(ValueError, match=r"Cannot observe the outputs .* from outside.*Received: layer='simple_rnn"):
+    with pytest.raises(ValueError, match=r"needs the activations .* does not expose them.*Received: layer='simple_rnn"):
         kprune.prune(model, "apoz", 0.5, data=(np.ones((4, 4, 2)),))
     kprune.mask(model, filters="dense")
     model.layers[-1].kernel.assign(np.zeros((3, 1)))

@@ -463,7 +463,7 @@ def test_bad_constant_steps(value):
 
 
 def test_a_falling_schedule_is_refused():
-    with pytest.raises(ValueError, match=r"must not fall.*Received: initial_sparsity=0.8, final_sparsity=0.2$"):
+    with pytest.raises(ValueError, match=r"must not decrease.*Received: initial_sparsity=0.8, final_sparsity=0.2$"):
         PolynomialDecay(0.8, 0.2, 0, 10)
 
 

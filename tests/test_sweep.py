@@ -165,7 +165,7 @@ def test_a_finished_file_is_only_read_and_a_larger_sweep_goes_on_with_it(tmp_pat
             r"other settings: rate=0.1 in the file, 0.2 now; scope=global in the file, erk now\.",
         ),
         (dict(rounds=3), r"rounds= in the file, 3 now"),
-        (dict(settings={"pace": 0.1}), r"its columns must be pace, dataset, .*Received: path='.*cells.csv'$"),
+        (dict(settings={"pace": 0.1}), r"the columns must be pace, dataset, .*Received: path='.*cells.csv'$"),
     ],
 )
 def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
@@ -180,8 +180,8 @@ def test_a_file_of_another_sweep_is_refused(tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"its columns must be dataset, batch_size"),
-        ("a,b\n1,2\n", r"its columns must be"),
+        ("", r"the columns must be dataset, batch_size"),
+        ("a,b\n1,2\n", r"the columns must be"),
         ("{long}", r"is not a CSV file: a line is longer than 1,048,576 characters.*Received: path='.*cells.csv'$"),
         ("é,b\n1,2\n", r"is not a CSV.*Received: path='.*cells.csv'$"),
         ("{header}\ndigits,64,1,global,,random,10.0,0,0.5,0.5,0.9,0,1.5\n{row},0.", r"^Row 2 of the file is damaged"),

@@ -26,8 +26,8 @@ def add_followers(model: Any) -> None:
         graph = channel_graph(model)
     except (NotImplementedError, TypeError, ValueError) as error:
         logging.warning(
-            "kprune: cannot find the biases and normalization layers that belong to the pruned filters, so they "
-            "are not pruned: %s",
+            "kprune: cannot find the biases and normalization layers that belong to the pruned filters, so only "
+            "the filters themselves are pruned: %s",
             error,
         )
         return

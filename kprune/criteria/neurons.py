@@ -184,8 +184,8 @@ def _outputs(calls: list[Call], weight: MaskedWeight) -> list[Any]:
     inner = getattr(layer, "depthwise_kernel", None) is weight.variable and hasattr(layer, "pointwise_kernel")
     if not made or recurrent or inner or not all(is_concrete(tensor) for tensor in made):
         raise ValueError(
-            f"Cannot observe the outputs of {weight.path} from outside its layer: exclude it with the `filters` "
-            f"argument of kprune.mask. Received: layer={layer.name!r}"
+            f"This criterion needs the activations that {weight.path} produces, but its layer does not expose them. "
+            f"Exclude this weight with the `filters` argument of kprune.mask. Received: layer={layer.name!r}"
         )
     for tensor in made:
         per_unit(layer, layout, tensor)

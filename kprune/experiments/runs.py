@@ -175,8 +175,8 @@ class RunTable(Generic[AnyRun]):
         optional = {field.name for field in fields(self.kind) if field.default is not MISSING}
         if [name for name in self.columns if name in columns or name not in optional] != columns:
             raise ValueError(
-                f"The file is not a table of these runs: its columns must be {', '.join(self.columns)}. Move it, or "
-                f"choose another path. {received}"
+                f"A file with different columns already exists at this path; the columns must be "
+                f"{', '.join(self.columns)}. Move the file, or choose another path. {received}"
             )
 
     def _cell(self, number: int, row: dict[str, str], received: str) -> AnyRun:

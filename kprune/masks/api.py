@@ -230,7 +230,7 @@ def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
         if path not in by_path:
             raise ValueError(
                 "No masked weight has this path. Masked weights: "
-                f"{', '.join(by_path) or 'none: call kprune.mask first'}."
+                f"{', '.join(by_path) or 'none (call kprune.mask first)'}."
                 f" Received: path={path!r}"
             )
         if np.shape(new) != by_path[path].shape or np.asarray(new).dtype != np.bool_:

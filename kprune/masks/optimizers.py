@@ -64,7 +64,7 @@ def begin_fit(model: Any) -> None:
 
 
 def fits(model: Any) -> bool:
-    """Whether a callback asks, between `begin_fit` and `end_fit`: after a fit that Ctrl-C ended nobody calls the latter."""
+    """Whether a callback asks, between `begin_fit` and `end_fit`, which nobody calls for a fit that Ctrl-C ended."""
     return model in _IN_FIT and _in_callback()
 
 

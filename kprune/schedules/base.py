@@ -50,7 +50,7 @@ class Schedule:
                 raise ValueError(f"`{name}` must be an integer (optimizer steps). Received: {name}={step!r}")
         if self.initial_sparsity > self.final_sparsity:
             raise ValueError(
-                "The sparsity of a schedule must not fall, because pruned weights stay pruned. Received: "
+                "The sparsity of a schedule must not decrease, because pruned weights stay pruned. Received: "
                 f"initial_sparsity={self.initial_sparsity}, final_sparsity={self.final_sparsity}"
             )
         if self.begin_step < 0 or self.end_step < self.begin_step:
