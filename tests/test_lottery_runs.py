@@ -291,7 +291,7 @@ def test_a_row_that_was_deleted_comes_back(finished):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(epochs=2), r"other settings: epochs=3 in the file, 2 now\. .*Received: path='.*cells.csv'$"),
+        (dict(epochs=2), r"different settings: epochs=3 in the file, 2 now\. .*Received: path='.*cells.csv'$"),
         (dict(levels=1, rate=0.4), r"levels=2 in the file, 1 now; rate=0.5 in the file, 0.4 now"),
         (dict(rewind_to="epoch:2"), r"rewind_to=epoch:1 in the file, epoch:2 now"),
         (

@@ -159,10 +159,10 @@ def test_a_finished_file_is_only_read_and_a_larger_sweep_goes_on_with_it(tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(epochs=2), r"other settings: epochs=1 in the file, 2 now\. .*Received: path='.*cells.csv'$"),
+        (dict(epochs=2), r"different settings: epochs=1 in the file, 2 now\. .*Received: path='.*cells.csv'$"),
         (
             dict(scope="erk", settings={"rate": 0.2}),
-            r"other settings: rate=0.1 in the file, 0.2 now; scope=global in the file, erk now\.",
+            r"different settings: rate=0.1 in the file, 0.2 now; scope=global in the file, erk now\.",
         ),
         (dict(rounds=3), r"rounds= in the file, 3 now"),
         (dict(settings={"pace": 0.1}), r"the columns must be pace, dataset, .*Received: path='.*cells.csv'$"),

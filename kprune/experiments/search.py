@@ -109,7 +109,7 @@ def search(
 
     Raises:
         ValueError: an argument is wrong, the model has masks that prune already, `train` left out `trial.callbacks`,
-            `evaluate` returns no finite number, or the file in `folder` was made with other settings.
+            `evaluate` returns no finite number, or the file in `folder` was made with different settings.
         OSError: the file cannot be read or written, or another process is at it.
 
     >>> import keras, kprune, numpy as np

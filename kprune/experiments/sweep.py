@@ -140,7 +140,7 @@ def sweep(
         `Sweep`: `cells`, `of(method, compression)`, `to_dict()`, `plot(path)`; its str is a table.
 
     Raises:
-        ValueError: an argument is wrong; or the file at `path` is no such CSV or was made with other settings (they
+        ValueError: an argument is wrong; or the file at `path` is no such CSV or was made with different settings (they
             are named); nothing has been trained or written then. After the first training: no accuracy is compiled.
         OSError: the file cannot be read or written, or another process is at it.
 
