@@ -204,9 +204,9 @@ class PruningConfig:
         found = next((one for one in listed if isinstance(one, cls)), None)
         if found is None:
             raise ValueError(
-                f"The criterion {self.name!r} depends on what happened during training, which a {cls.__name__} "
-                "tracker records. Callbacks such as GradualPruning run this tracker themselves; elsewhere, run it "
-                f"during training, and pass it as `trackers`. Received: trackers={trackers!r:.200}"
+                f"The criterion {self.name!r} depends on what happened during training, which the tracker "
+                f"{cls.__name__} records. Callbacks such as GradualPruning run it themselves; elsewhere, run it during "
+                f"training, and pass it in `trackers`. Received: trackers={trackers!r:.200}"
             )
         return found
 
@@ -254,7 +254,7 @@ class PruningConfig:
             and any(np.any(current[path] & ~mask) for path, mask in context.masks.items())
         ):
             raise ValueError(
-                f"The criterion {self.name!r} needs what its {type(tracker).__name__} tracker records during "
+                f"The criterion {self.name!r} needs what its tracker, {type(tracker).__name__}, records during "
                 "training, but the tracker has recorded nothing yet: train for a few hundred steps before pruning. "
                 f"Received: sparsity={sparsity!r}"
             )

@@ -300,7 +300,7 @@ def find(callback, attribute):
 
 def test_what_cannot_be_written_down_is_an_error():
     made = GradualPruning(SCHEDULE, lambda context: {})
-    with pytest.raises(ValueError, match="a custom criterion must be registered"):
+    with pytest.raises(ValueError, match="A custom criterion can be saved only if it is registered"):
         made.get_config()
     with pytest.raises(
         ValueError, match=r"^LotteryTicket requires the field 'epochs_per_level'\. Received: fields=\['levels'\]$"

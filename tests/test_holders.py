@@ -169,7 +169,10 @@ def test_a_step_of_ones_own_that_was_compiled_before_is_named_by_the_next_call(c
     model = trained_by_a_stranger()
     assert len(kprune.masks.moved_weights(model)) == 3
     before = model.get_weights()
-    with pytest.raises(RuntimeError, match=r"no longer 0. A function compiled before .* before the first tr"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"no longer 0. Likely cause: a function compiled before .* before the function is first traced",
+    ):
         CALLS[call](model)
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)

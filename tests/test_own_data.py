@@ -46,7 +46,7 @@ def test_what_is_not_uint8_is_taken_as_it_is(tmp_path):
         ({"y_train": np.full(6, 0.5)}, "y_train must contain one class id per example"),
         ({"y_train": np.arange(5)}, "x_train has 6 examples but y_train has 5"),
         ({"x_test": np.zeros((6, 4, 4), "uint8")}, r"shape \(4, 3, 1\) in x_train but \(4, 4, 1\) in x_test"),
-        ({"x_test": np.full((6, 4, 3), np.nan)}, "x_test holds values that are NaN"),
+        ({"x_test": np.full((6, 4, 3), np.nan)}, "x_test contains values that are NaN"),
         ({"x_test": np.array(["a"] * 6)}, "x_test must be a numeric array .*, but it has dtype <U1"),
         ({"x_test": np.array([None] * 6)}, "allow_pickle=False"),
     ],

@@ -121,8 +121,8 @@ def damaged(kind, folder):
     "kind, words",
     [
         ("no variables", "it has no variables"),
-        ("less data than variables", "data files hold only 100"),
-        ("no data", "data files hold only 0"),
+        ("less data than variables", "data files contain only 100"),
+        ("no data", "data files contain only 0"),
         ("a bit of the data", ""),
         ("no index", ""),
         (

@@ -289,7 +289,7 @@ def test_per_layer_keeps_any_counts_that_are_given(scores, data):
     [
         ({"a": 0.5}, "No expression matches b: add a density for each. Received: densities="),
         ({"a": 0.5, "b": 0.5, "z": 0.5}, "'z' matches none of a, b. Received: densities="),
-        (lambda path, shape: -1.0, "finite number >= 0: -1.0 is not. Received: densities="),
+        (lambda path, shape: -1.0, "finite number >= 0, not -1.0. Received: densities="),
     ],
 )
 def test_densities_that_do_not_fit_the_model(densities, message):

@@ -83,7 +83,7 @@ def run_lotteries(
         `LotteryRuns`: `cells`, `of(mode, level)`, `to_dict()`, `plot(path)`, `plot_training(path)`; its str is a table.
 
     Raises:
-        ValueError: an argument is wrong; or the file at `path` is not such a CSV file or was made with different settings
+        ValueError: an argument is wrong; or the file at `path` is no such CSV or was made with different settings
             (they are named), or the folder beside it belongs to another file; nothing has been trained or written then.
             With the first network: it is a tf_keras model without masks, or no accuracy is compiled.
         OSError: a file cannot be read or written, or another process is at it.
