@@ -229,7 +229,7 @@ def test_a_sparsity_for_each_group():
 def test_a_share_of_unknown_steps_is_refused_and_nothing_is_changed(schedule):
     model, (x, y) = compiled(), data()
     before = model.get_weights()
-    with pytest.raises(ValueError, match=r"Pass steps_per_epoch to fit.*Received: begin=0.1$"):
+    with pytest.raises(ValueError, match=r"pass steps_per_epoch to fit.*Received: begin=0.1$"):
         model.fit(((x, y) for _ in range(3)), verbose=0, callbacks=[GradualPruning(schedule)])
     assert not kprune.masked_weights(model)
     for a, b in zip(model.get_weights(), before, strict=True):
