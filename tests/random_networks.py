@@ -82,7 +82,8 @@ def step(draw, x):
 
 def einsum(draw, x, equation):
     bias, activation = draw(st.sampled_from([None, "e"])), draw(st.sampled_from(ACTIVATIONS))
-    shape = (*x.shape[1:-1], draw(st.integers(1, 6)))
+    named = () if "..." in equation else x.shape[1:-1]  # Keras adds what the dots stand for
+    shape = (*named, draw(st.integers(1, 6)))
     return layers.EinsumDense(equation, shape, bias_axes=bias, activation=activation)(x)
 
 
