@@ -190,6 +190,16 @@ def test_a_dead_layer_keeps_a_channel():
     agree(model, small, (4,))
 
 
+def test_the_channel_that_a_dead_layer_keeps_is_still_right():
+    steps = layers.Dense(2, name="a"), layers.EinsumDense("abd,de->abe", (3, 2), name="b"), layers.Dense(1, name="c")
+    model = functional((3, 2), *steps)
+    given_weights(model, np.zeros((2, 2)), [3, 1], [[2, 1], [4, 1]], [[1], [1]], [0])
+    small = kprune.shrink(model)
+    # All is constant: b makes 10 and 4, of which c takes the 4 into its bias; b has none for what a makes.
+    assert [w.tolist() for w in small.get_weights()] == [[[0], [0]], [3], [[pytest.approx(10 / 3)]], [[1]], [4]]
+    agree(model, small, (3, 2))
+
+
 def test_counts_in_multiples():
     model = functional((4,), layers.Dense(13, name="a"), layers.Dense(2, name="b"))
     values(model, zero={"b/kernel": ([0, 1, 2, 3, 4, 5, 6, 7],)})

@@ -89,11 +89,12 @@ def plan(graph: ChannelGraph, read: Read, divisible_by: int = 1) -> Plan:
         divisible_by: each layer keeps a multiple of this many channels, or all.
     """
     readings = _readings(graph, read)
-    living = _living(graph, readings)
-    merged = _merged(readings, living)
+    needed, living = _living(graph, readings, divisible_by)
+    merged = _merged(readings, needed)
     for gone in merged:
         living[gone] = False
-    _fill_up(graph, living, divisible_by)
+    # Each layer had enough before: what fills it up is one of those that have just gone.
+    _fill_up(graph, living, divisible_by, among=np.isin(np.arange(graph.atoms), list(merged)))
     made = Plan(graph, living)
     _fold(made, readings, read, {gone: stays for gone, stays in merged.items() if not living[gone]})
     return made
@@ -119,15 +120,32 @@ def _readings(graph: ChannelGraph, read: Read) -> list[_Reading]:
     return readings
 
 
-def _living(graph: ChannelGraph, readings: list[_Reading]) -> np.ndarray:
-    living = np.zeros(graph.atoms, bool)
-    living[WHOLE] = True
-    needed = [reading.needed() for reading in readings]
+def _living(graph: ChannelGraph, readings: list[_Reading], divisor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each atom is needed, and whether it stays: it is needed, or fills up a layer.
+
+    What fills up a layer needs its own inputs only if its value is read: then it is a constant that is not folded.
+    """
+    needed = np.zeros(graph.atoms, bool)
+    needed[WHOLE] = True
+    while True:
+        _spread(needed, readings)
+        living = needed.copy()
+        _fill_up(graph, living, divisor, among=~living)
+        read = np.zeros(graph.atoms, bool)
+        for reading in readings:
+            read[reading.rows[reading.used[:, needed[reading.columns]].any(axis=1)]] = True
+        if not (more := living & read & ~needed).any():
+            return needed, living
+        needed |= more
+
+
+def _spread(needed: np.ndarray, readings: list[_Reading]) -> None:
+    """Add what the needed atoms need."""
+    edges = [reading.needed() for reading in readings]
     before = -1
-    while before != (before := int(living.sum())):
-        for reading, edges in zip(reversed(readings), reversed(needed), strict=True):
-            living[reading.rows[edges[:, living[reading.columns]].any(axis=1)]] = True
-    return living
+    while before != (before := int(needed.sum())):
+        for reading, uses in zip(reversed(readings), reversed(edges), strict=True):
+            needed[reading.rows[uses[:, needed[reading.columns]].any(axis=1)]] = True
 
 
 def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
@@ -152,15 +170,15 @@ def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
     return merged
 
 
-def _fill_up(graph: ChannelGraph, living: np.ndarray, divisor: int) -> None:
-    """Keep dead channels where a layer would have none left, or not a multiple of the divisor."""
+def _fill_up(graph: ChannelGraph, living: np.ndarray, divisor: int, among: np.ndarray) -> None:
+    """Keep some of the atoms `among` where a layer would have none left, or not a multiple of the divisor."""
     layers = [graph.roots(size.atoms) for size in graph.sizes if size.own]
     changed = True
     while changed:
         changed = False
         for atoms in layers:
             while (count := int(living[atoms].sum())) < len(atoms) and (count == 0 or count % divisor):
-                living[atoms[~living[atoms]][0]] = changed = True
+                living[atoms[among[atoms] & ~living[atoms]][0]] = changed = True
 
 
 def _fold(made: Plan, readings: list[_Reading], read: Read, merged: dict[int, int]) -> None:
