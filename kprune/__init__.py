@@ -38,6 +38,7 @@ from .data.batches import balanced_sample  # noqa: E402
 from .data.rewindable import RewindableBatches  # noqa: E402
 from .deploy.export import export  # noqa: E402
 from .deploy.exported import Export  # noqa: E402
+from .deploy.latency import latency_budget  # noqa: E402
 from .deploy.recalibrate import recalibrate  # noqa: E402
 from .deploy.shrink import shrink  # noqa: E402
 from .experiments.find_ticket import find_ticket  # noqa: E402
@@ -92,6 +93,7 @@ __all__ = [
     "export",
     "find_ticket",
     "growth",
+    "latency_budget",
     "mask",
     "masked_weights",
     "models",

@@ -35,8 +35,8 @@ def check_budget(budget: Any) -> tuple[str, float]:
     [(unit, fraction)] = budget.items()
     if unit == "latency":
         raise ValueError(
-            "`budget` cannot be a latency, because latency depends on the machine and the format. Pass a budget in "
-            f"flops, and read the latency off the card that kprune.export returns. Received: budget={budget!r}"
+            "`budget` cannot be a latency, because latency depends on the machine. To measure the budget in flops that "
+            f"meets it here, pass budget=kprune.latency_budget(model, {fraction!r}). Received: budget={budget!r}"
         )
     check_number(
         f"budget[{unit!r}]",
@@ -127,12 +127,16 @@ class ChannelCut:
                 masks = self.groups.cut_to(scores, masks, paths, self.costs.of, most, self.divisor)
         return masks
 
+    def least(self, costs: Costs) -> int:
+        """The lowest cost that pruning can reach."""
+        return costs.of(self.groups.least(self._trained, self.divisor))
+
     def check(self) -> None:
         """Raises ValueError if the budget cannot be met."""
         if self.costs is None:
             return
         unit, fraction = check_budget(self.budget)
-        least = self.costs.of(self.groups.least(self._trained, self.divisor))
+        least = self.least(self.costs)
         if least > zeros_for(self.costs.total, fraction):
             raise ValueError(
                 f"The budget cannot be met: with only {self.divisor} channel{'s' * (self.divisor > 1)} left in each "
