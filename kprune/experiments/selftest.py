@@ -177,6 +177,8 @@ def _promises(library: Any) -> tuple[dict[str, bool], dict[str, str]]:
         "copies": f"they differ: {differ}" if differ else f"{n_copies} here" if n_copies > 1 else "there is one",
     }
     if not on_host(weight.variable for weight in weights):
+        if watching.moved:
+            model.set_weights(model.get_weights())  # zeros again, or the update would refuse the model
         config = PruningConfig("magnitude")
         expected = config.masks(model, _HARDER)
         Pruner(config).update(model, _HARDER)
