@@ -233,19 +233,52 @@ def test_the_model_stays_as_it_is():
 
 
 class Subclassed(keras.Model):
-    def __init__(self):
+    """`use`, a function of the model and of its inputs, comes between its layers."""
+
+    def __init__(self, use):
         super().__init__()
-        self.dense = layers.Dense(3)
+        self.a, self.norm, self.b = layers.Dense(6, name="a"), layers.BatchNormalization(), layers.Dense(3, name="b")
+        self.use = use
 
-    def call(self, inputs):
-        return self.dense(inputs)
+    def call(self, inputs, training=False):
+        x = self.norm(self.a(inputs), training=training)
+        return self.b(self.use(self, keras.ops.relu(x)))
 
 
-def test_what_cannot_be_followed_is_refused():
-    model = Subclassed()
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_subclassed_model_is_followed_through_its_call(masked):
+    model = Subclassed(lambda self, x: x)
     model(np.zeros((1, 4), "float32"))
-    with pytest.raises(ValueError, match=r"subclassed.*class=Subclassed"):
-        kprune.shrink(model)
+    values(model, zero={"b/kernel": IN})
+    if masked:
+        kprune.prune(model, "magnitude", 0.5, groups="channels", verbose=0)
+    small = kprune.shrink(model)
+    assert small.get_layer("a").units == (3 if masked else 4)
+    agree(model, small, (4,))
+    small.compile("sgd", "mse")
+    before = np.array(small.get_layer("batch_normalization").moving_mean)
+    small.fit(np.ones((4, 4)), np.ones((4, 3)), verbose=0)
+    assert not np.array_equal(before, np.array(small.get_layer("batch_normalization").moving_mean))
+
+
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [
+        (lambda self, x: x if float(keras.ops.sum(x)) > 0 else -x, "without an input shape"),
+        (lambda self, x: x * self.a.bias, "(it raises TypeError|uses a tensor or variable)"),
+        (lambda self, x: [x[:, :n] for n in range(7)][6 if x.shape[0] else 5], "it raises ValueError"),
+    ],
+    ids=["a choice by value", "a weight outside of its layer", "a choice by the size of the batch"],
+)
+def test_a_call_that_cannot_be_followed_is_refused(use, reason):
+    model = Subclassed(use)
+    model(np.zeros((1, 4), "float32"))
+    with pytest.raises(ValueError, match=rf"subclassed.*{reason}.*class=Subclassed"):
+        kprune.prune(model, "magnitude", 0.5, groups="channels")
+    assert kprune.masked_weights(model) == []
+
+
+def test_what_is_not_built_is_refused():
     with pytest.raises(ValueError, match="build it with"):
         kprune.shrink(keras.Sequential([layers.Dense(3)]))
     for wrong in ({"divisible_by": 0}, {"divisible_by": 1.0}, {"keep_masks": 1}, {"tolerance": -1}):

@@ -3,6 +3,7 @@
 from .budget import ChannelCut, Costs, check_budget
 from .constants import constants
 from .followers import add_followers
+from .functional import functional
 from .graph import ChannelGraph, Mixer, Slot, Tensor
 from .groups import ChannelGroup, ChannelGroups, divisor_of, groups_of
 from .trace import channel_graph
@@ -21,5 +22,6 @@ __all__ = [
     "check_budget",
     "constants",
     "divisor_of",
+    "functional",
     "groups_of",
 ]

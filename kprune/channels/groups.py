@@ -38,7 +38,7 @@ class ChannelGroups:
     describes) and all kernels that make or read its channels are masked.
 
     Args:
-        model: a masked Sequential or Functional model of either Keras.
+        model: a masked model of either Keras.
 
     Attributes:
         labels: path of a masked weight -> (axis, int array: each index's group, -1 of none).

@@ -1,6 +1,6 @@
 """Find a model's channels from its config: every call of every layer in order, nested models included.
 
-Nothing is run and the model is not touched.
+Nothing is run and the model is not touched. A subclassed model's `call` runs once on symbolic tensors instead.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from ..masks.masked_layers import plain_type
+from .functional import functional
 from .graph import ChannelGraph, Shape, Size, Tensor
 from .rules import RULES, WITH_A_NUMBER
 
@@ -23,15 +24,17 @@ _OPERATIONS = frozenset(
 
 
 def channel_graph(model: Any) -> ChannelGraph:
-    """The channels of a Sequential or Functional model of either Keras, masked or not, including nested models.
+    """The channels of a model of either Keras, masked or not, including nested models.
 
     Raises:
-        ValueError: the model, or one that it holds, is subclassed, so that its graph is not known; or it is not built.
+        ValueError: the model is not built, or its graph is unknown: it is a subclassed model of tf_keras, or holds one,
+            or `functional` cannot follow its `call`.
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
     >>> [(slot.variable.path.split("/", 1)[1], slot.axis, slot.role) for slot in channel_graph(model).slots][1:3]
     [('dense/kernel', 1, 'out'), ('dense/bias', 0, 'along')]
     """
+    model = functional(model)
     _check_known(model)
     graph = ChannelGraph(config=model.get_config())
     shapes = keras.tree.flatten([_as_shape(tensor) for tensor in model.inputs])

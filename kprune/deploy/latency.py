@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from ..channels import functional
 from ..channels.budget import ChannelCut, Costs
 from ..config import PruningConfig
 from ..masks import library_of, masked_weights
@@ -41,7 +42,7 @@ def latency_budget(
     idle machine. The card of `kprune.export` says what the trained network takes in the end.
 
     Args:
-        model: a built Sequential or Functional Keras 3 model. It stays as it is.
+        model: a built Keras 3 model, as `kprune.shrink` takes it. It stays as it is.
         fraction: of the dense network's latency, above 0 and below 1.
         criterion: a criterion that needs no data; it chooses the channels in these trials.
         groups: as in `kprune.PruningConfig`.
@@ -105,8 +106,9 @@ def _least(model: Any, groups: str) -> float:
 def _small(model: Any, config: PruningConfig, flops: float, inputs: Any) -> Any:
     """A copy of the model, pruned to this fraction of the multiply-adds and shrunk."""
     with library_of(model).plain(model) as plain:
-        copy = keras.models.clone_model(plain)
-        copy.set_weights([to_numpy(v) for v in plain.weights])
+        followed = functional(plain)
+        copy = keras.models.clone_model(followed)
+        copy.set_weights([to_numpy(v) for v in followed.weights])
     prune(copy, replace(config, budget={"flops": flops}), verbose=0)
     return shrink(copy, keep_masks=False, inputs=inputs)
 

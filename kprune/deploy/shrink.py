@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from ..channels import ChannelGraph, channel_graph
+from ..channels import ChannelGraph, channel_graph, functional
 from ..channels.graph import reader
 from ..masks import KNOWN_WEIGHTS, library_of, mask, masked_weights, plain, set_masks
 from ..runtime.distribution import to_numpy
@@ -38,8 +38,8 @@ def shrink(
     softmax over the channels, layers of your own) is kept whole, with the channels that it reads and makes.
 
     Args:
-        model: a built Sequential or Functional model of either Keras, with other such models inside it or not; masked
-            or not. It stays as it is.
+        model: a built Sequential or Functional model of either Keras, with other such models inside it or not, or a
+            subclassed Keras 3 model whose `call` works on symbolic tensors; masked or not. It stays as it is.
         inputs: inputs to compare the outputs on, as the model takes them; by default four random examples.
         divisible_by: each layer keeps a multiple of this many channels, or all of them; hardware may run those faster.
         keep_masks: the new model has masks where the old one has, so that what stays zero stays zero in training;
@@ -48,10 +48,11 @@ def shrink(
 
     Returns:
         A model of the same library, with the same names of layers; not compiled. Where nothing is dead, it is a copy.
+            For a subclassed model it is a Functional one.
 
     Raises:
-        ValueError: an argument is wrong, the model is subclassed, not built, or holds a layer that cannot be made from
-            its config; or the shape of its inputs is not fixed and no `inputs` are given.
+        ValueError: an argument is wrong, the model is not built, its graph is not known, or it holds a layer that
+            cannot be made from its config; or the shape of its inputs is not fixed and no `inputs` are given.
         RuntimeError: the smaller model predicts something else.
 
     >>> import keras, kprune
@@ -70,6 +71,7 @@ def shrink(
     expected = _outputs(model, arguments)
     masks = {id(weight.variable): weight.kept() for weight in masked}
     with plain(model) as stripped:
+        stripped = functional(stripped)
         graph = channel_graph(stripped)
         read = reader(masks)
         planned = plan(graph, read, divisible_by)
