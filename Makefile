@@ -4,7 +4,7 @@
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help demo quick test test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
-	strategies bench bench-shrink bench-export bench-trained test-formats run-formats clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow \
+	strategies bench bench-check bench-applications bench-shrink bench-export bench-trained test-formats run-formats clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow \
 	test-jax test-jax-distribution test-tf-keras test-tf-distribute install-demo install-test install-gpu install-tpu install-docs install-formats
 
 PYTHON ?= python3
@@ -29,7 +29,10 @@ help:
 	@echo "make test-like-gpu   the same on a CPU whose float32 is rounded as a GPU rounds it"
 	@echo "make test-formats   install what LiteRT, ONNX and OpenVINO files take, and test those exports (1 GB)"
 	@echo "make test-tpu   compile train steps with the TPU's own compiler (3.5 GB, 10 minutes), print a table of them"
-	@echo "make bench  time an update, a fit under callbacks and SynFlow beside np.partition, a plain fit and PyTorch"
+	@echo "make bench  time imports, steps, updates, fits under callbacks, SynFlow, SNIP and GraSP beside what they are held"
+	@echo "            against, print the tables of docs/benchmarks.md (20 minutes on 2 idle cores; PyTorch, if installed)"
+	@echo "make bench-check   fail where that has become slower than the ratios in benchmarks/ratios.json"
+	@echo "make bench-applications   print which of keras.applications SynFlow takes"
 	@echo "make bench-shrink   prune the channels of three networks, shrink them, print the table of docs/shrink.md"
 	@echo "make bench-export   export sparse networks in every format, print the table of docs/export.md"
 	@echo "make bench-trained   prune channels of four networks as they train, shrink, export, and hold them against onnxsim's:"
@@ -57,9 +60,12 @@ bench-trained:
 	KERAS_BACKEND=tensorflow .venv-formats/bin/python benchmarks/trained.py
 
 bench: install-demo
-	$(BIN)/python benchmarks/update.py
-	$(BIN)/python benchmarks/waiting.py
-	$(BIN)/python benchmarks/synflow.py
+	$(BIN)/python benchmarks/bench.py
+
+bench-check: install-demo
+	$(BIN)/python benchmarks/bench.py --check
+
+bench-applications: install-demo
 	$(BIN)/python benchmarks/applications.py
 
 test: lint types docs doctest test-tensorflow test-jax test-tf-keras test-jax-distribution test-tf-distribute

@@ -2,21 +2,20 @@
 
 1. VGG-16 at 32x32, 100 rounds to 90 % sparsity, beside a plain PyTorch form of the same algorithm (float32, as many
    threads, one ranking of all scores by `kthvalue`; needs PyTorch: `pip install torch`). The two take
-   turns; each run is printed, with the medians and the ratio of the medians, and as one line of JSON. kprune's time
-   includes tracing and compiling; PyTorch's rounds cost the same each, so a few are timed and scaled to 100.
+   turns. kprune's time includes tracing and compiling; PyTorch's rounds cost the same each, so a few are timed and
+   scaled to 100. A tenth of the rounds says how the time grows with their number.
 2. All reference networks and four of keras.applications with random weights: R (the sum of outputs of the network of
    absolute values, which overflows float32 at 3e38), collapsed weights after 100 rounds at 90 %, seconds.
 """
 
-import json
 import os
-import statistics
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 from absl import app, flags, logging
+from timing import THREADS, report
 
 import kprune
 from kprune.criteria import Context, synflow
@@ -70,31 +69,26 @@ def pytorch_seconds(torch, rounds, density=0.1):
     return time.perf_counter() - start
 
 
-def kprune_seconds():
+def kprune_seconds(rounds=100):
     keras.utils.set_random_seed(0)
     keras.backend.clear_session()
     model = kprune.models.vgg_16()
     start = time.perf_counter()
-    kprune.prune(model, "synflow", sparsity=0.9, verbose=0)
+    kprune.prune(model, "synflow", sparsity=0.9, rounds=rounds, verbose=0)
     return time.perf_counter() - start
 
 
 def vgg16():
     import torch
 
-    threads = len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
+    torch.set_num_threads(THREADS)
     pytorch_seconds(torch, 1)
-    ours, plain = [], []
-    for repeat in range(1, FLAGS.repeats + 1):
-        ours.append(kprune_seconds())
-        plain.append(pytorch_seconds(torch, FLAGS.plain_rounds) * 100 / FLAGS.plain_rounds)
-        print(f"run {repeat}: kprune {ours[-1]:.1f} s, PyTorch {plain[-1]:.1f} s", flush=True)
-    ratio = statistics.median(ours) / statistics.median(plain)
-    print(f"VGG-16, 100 rounds, {keras.backend.backend()}: kprune / PyTorch = {ratio:.3f} (medians)")
-    versions = {"keras": keras.__version__, "torch": torch.__version__, "kprune": kprune.__version__}
-    row = {"network": "vgg_16", "rounds": 100, "sparsity": 0.9, "backend": keras.backend.backend(), "threads": threads}
-    print(json.dumps({**row, "versions": versions, "kprune_s": ours, "pytorch_s": plain, "ratio": ratio}))
+    seconds = {"PyTorch": [], "kprune": [], "kprune, 10 rounds": []}
+    for _ in range(FLAGS.repeats):
+        seconds["kprune"].append(kprune_seconds())
+        seconds["PyTorch"].append(pytorch_seconds(torch, FLAGS.plain_rounds) * 100 / FLAGS.plain_rounds)
+        seconds["kprune, 10 rounds"].append(kprune_seconds(10))
+    report("synflow", "vgg-16, 100 rounds", seconds, "PyTorch")
 
 
 def networks():

@@ -2,14 +2,11 @@
 
 An update scores all weights, finds the cut of all of them together, makes the masks, writes masks and weights, and
 gives the slots of Adam their initial value where it prunes: what GradualPruning does between two steps. np.partition
-only finds the cut, of all magnitudes in one array that lies there already. The two take turns; every run and the
-medians are printed, and one line of JSON per size. Memory is what the process holds at most during an update, beyond
-what it held before (Linux).
+only finds the cut, of all magnitudes in one array that lies there already. The two take turns. Memory is what the
+process holds at most during an update, beyond what it held before, in bytes for each weight (Linux).
 """
 
-import json
 import os
-import statistics
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -17,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 from absl import app, flags, logging
+from timing import report
 
 import kprune
 from kprune.masks import begin_fit, end_fit
@@ -71,7 +69,7 @@ def measure(millions):
     size = sum(weight.size for weight in kprune.masked_weights(model))
     ours, plain, memory = [], [], []
     begin_fit(model)
-    for _ in range(FLAGS.repeats + 1):  # the first compiles what there is to compile
+    for _ in range(FLAGS.repeats + 1):
         magnitudes = np.concatenate([np.abs(w.value()).ravel() for w in kprune.masked_weights(model)])
         start = time.perf_counter()
         np.partition(magnitudes, int(sparsity * size))
@@ -85,16 +83,9 @@ def measure(millions):
         memory.append((resident(peak=True) - before) / size)
         sparsity += 0.4 / FLAGS.repeats
     end_fit(model)
-    ours, plain = ours[1:], plain[1:]
-    ratio = statistics.median(ours) / statistics.median(plain)
-    print(
-        f"{size / 1e6:.1f} M weights, {keras.backend.backend()}: update {1e3 * statistics.median(ours):.1f} ms, "
-        f"np.partition {1e3 * statistics.median(plain):.1f} ms, ratio {ratio:.2f}, {max(memory):.1f} bytes a weight"
-    )
-    versions = {"keras": keras.__version__, "numpy": np.__version__, "kprune": kprune.__version__}
-    row = {"weights": size, "backend": keras.backend.backend(), "threads": len(os.sched_getaffinity(0))}
-    runs = {"update_s": ours, "partition_s": plain, "bytes_a_weight": memory}
-    print(json.dumps({**row, "versions": versions, **runs, "ratio": ratio}), flush=True)
+    # The first compiles what there is to compile.
+    seconds = {"np.partition": plain[1:], "update": ours[1:]}
+    report("update", f"{size / 1e6:.1f} M weights", seconds, "np.partition", bytes_a_weight=max(memory[1:]))
 
 
 def main(argv):

@@ -1,13 +1,11 @@
 """What a pruning callback costs between two updates: `python benchmarks/waiting.py`.
 
 The same masked network is fitted without a callback, with GradualPruning that has no update due after the first step,
-and with others, in turns; each number is the time of a whole epoch, its end included. Every run and the medians are
-printed, with one line of JSON.
+and with others, in turns; each number is the time of an epoch, its end included, by its steps. The first epoch of each
+fit does not count: pruning at initialization is in it, and an update.
 """
 
-import json
 import os
-import statistics
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -16,12 +14,13 @@ import keras
 import numpy as np
 from absl import app, flags, logging
 from kprune.callbacks import GradualPruning, PruneAtInit, SparsityLogger
+from timing import report
 
 import kprune
 from kprune.schedules import PolynomialDecay
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("repeats", 5, "Epochs of each, in turns.")
+flags.DEFINE_integer("repeats", 5, "Fits of two epochs of each, in turns.")
 flags.DEFINE_integer("steps", 1000, "Steps of an epoch.")
 
 CALLBACKS = {
@@ -30,6 +29,13 @@ CALLBACKS = {
     "PruneAtInit": lambda: [PruneAtInit("magnitude", 0.5, verbose=0)],
     "SparsityLogger": lambda: [SparsityLogger(table=False)],
 }
+
+
+class Clock(keras.callbacks.Callback):
+    """The seconds of the second epoch, with what the callbacks before this one do at its end."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seconds, self.before = time.perf_counter() - getattr(self, "before", 0.0), time.perf_counter()
 
 
 def network():
@@ -49,17 +55,12 @@ def main(argv):
     models, seconds = {name: network() for name in CALLBACKS}, {name: [] for name in CALLBACKS}
     for repeat in range(FLAGS.repeats + 1):  # the first compiles
         for name, make in CALLBACKS.items():
-            start = time.perf_counter()
-            models[name].fit(x, y, batch_size=32, shuffle=False, verbose=0, callbacks=make())
+            clock = Clock()
+            models[name].fit(x, y, batch_size=32, shuffle=False, epochs=2, verbose=0, callbacks=[*make(), clock])
             if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    plain = statistics.median(seconds["none"])
-    for name, runs in seconds.items():
-        ratio = statistics.median(runs) / plain
-        shown = " ".join(f"{run:.3f}" for run in runs)
-        print(f"{name:<16} {1e3 * plain / FLAGS.steps:.2f} ms a step without, ratio {ratio:.3f} ({shown} s)")
-    versions = {"keras": keras.__version__, "kprune": kprune.__version__}
-    print(json.dumps({"backend": keras.backend.backend(), "steps": FLAGS.steps, "versions": versions, "s": seconds}))
+                seconds[name].append(clock.seconds)
+    per_step = {name: [run / FLAGS.steps for run in runs] for name, runs in seconds.items()}
+    report("between updates", "lenet-300-100", per_step, "none")
 
 
 if __name__ == "__main__":
