@@ -476,7 +476,10 @@ def test_the_examples_in_the_help_are_right():
             "(see kprune --help)",
         ),
         (["train", "--sparsty=0.9"], "kprune train: Unknown command line flag 'sparsty'.*"),
-        (["train", "--model=vgg-12"], "kprune train: flag --model=vgg-12: must be a name, a .keras file, .*vgg-11.*"),
+        (
+            ["train", "--model=vgg-12"],
+            "kprune train: flag --model=vgg-12: must be a model name, a .keras file, .*vgg-11.*",
+        ),
         (["train", "--method=snap"], "kprune train: flag --method=snap: value should be one of .*synflow.*"),
         (["train", "--method=large_init"], "kprune train: flag --method=large_init: value should be one of .*"),
         (["train", "--sparsity=1"], "kprune train: flag --sparsity=1.0: must be at least 0 and below 1 .*"),
@@ -683,7 +686,7 @@ def test_representative_examples_that_cannot_be_used(run, tmp_path):
     np.savez(tmp_path / "two.npz", a=np.ones(3), b=np.ones(3)), np.save(tmp_path / "words.npy", np.array(["a"]))
     words, int8 = ["export", tmp_path / "net.keras"], "--format=litert_int8"
     for more, says in {
-        (int8,): "add --representative, a .npy or .npz file",
+        (int8,): "add --representative, an .npy or .npz file",
         ("--format=saved_model", "--representative=x.npy"): "--representative applies only to --format=litert_int8",
         (int8, f"--representative={tmp_path}/two.npz"): "numeric array with one example per row: it contains a, b.",
         (int8, f"--representative={tmp_path}/words.npy"): "it contains an array of dtype <U1 and shape (1,)",
