@@ -110,8 +110,8 @@ class Carrier:
             others = [one for one in self.callbacks if one.prunes and one is not callback]
             if callback.alone and others:
                 raise ValueError(
-                    f"{type(callback).__name__} {callback.alone}, so no other callback can prune in the same fit. "
-                    f"Received: other={type(others[0]).__name__}"
+                    f"{type(callback).__name__} {callback.alone}, so no other callback can prune in the same call to "
+                    f"fit(). Received: other={type(others[0]).__name__}"
                 )
             callback.check_fit()
         pruning = [callback for callback in self.callbacks if callback.prunes == "during"]
@@ -179,8 +179,8 @@ class Carrier:
         """Raises ValueError if the described states belong to another list of callbacks, or the epoch is invalid."""
         if about["holders"] != list(self.holders):
             raise ValueError(
-                f"The backup was written by a fit with different callbacks, {about['holders']}: pass the same "
-                f"callbacks in the same order. Received: callbacks={list(self.holders)}"
+                f"The backup was written with different callbacks: {about['holders']}. Pass the same callbacks in the "
+                f"same order. Received: callbacks={list(self.holders)}"
             )
         if type(about["epoch"]) is not int or about["epoch"] < 0:
             raise ValueError(
@@ -194,7 +194,7 @@ class Carrier:
             self.undo = None
         if self.loaded_epoch is not None and epoch != self.loaded_epoch + 1:
             logging.warning(
-                "kprune: the backup contains the weights of epoch %d, but the fit continues at epoch %d, so the "
+                "kprune: the backup contains the weights of epoch %d, but training continues at epoch %d, so the "
                 "result will differ from that of an uninterrupted run. Possible causes: the backup was saved in "
                 "the middle of an epoch, or the process was killed while keras.callbacks.BackupAndRestore was "
                 "writing its two files. Use kprune.callbacks.BackupAndRestore, which writes a single file "

@@ -79,8 +79,8 @@ class SnapshotTaker:
         if not self.begun and self.due and self.due >= left * (self._batches_per_epoch or 0):
             with self._callback.undone():
                 raise ValueError(
-                    f"This fit starts at a later epoch, and too few epochs are left to reach batch {self.due}, "
-                    "where the snapshot is due: start at an earlier epoch, or train for more epochs. Received: "
+                    f"Training starts too late to reach batch {self.due}, where the snapshot is due: start at an "
+                    "earlier epoch, or train for more epochs. Received: "
                     f"at={self.point}, initial_epoch={epoch}, epochs={self.epochs}"
                 )
         if self.snapshot is None:

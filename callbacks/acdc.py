@@ -53,7 +53,7 @@ class ACDC(UpdatingCallback):
     ([0.75, 0.0, 0.75, 0.0, 0.75, 0.75], (4, 13, 22, 31, 40))
     """
 
-    store, alone = "zero", "gives back what is pruned"
+    store, alone = "zero", "brings pruned weights back"
 
     def __init__(
         self,
@@ -108,8 +108,8 @@ class ACDC(UpdatingCallback):
         first, last = (taken + steps_of(name, getattr(self, name), planned) for name in ("begin", "end"))
         if last - first < phases:
             raise ValueError(
-                f"There must be at least {phases} steps, one for each phase, from `begin` to `end`, which are steps "
-                f"{first} and {last} of this fit. Received: begin={self.begin!r}, end={self.end!r}, "
+                f"There must be at least {phases} steps, one for each phase, between `begin` (step {first}) and `end` "
+                f"(step {last}). Received: begin={self.begin!r}, end={self.end!r}, "
                 f"cycles={self.cycles}"
             )
         self.switches = tuple(first + (last - first) * i // phases for i in range(phases + 1))
@@ -137,11 +137,11 @@ class ACDC(UpdatingCallback):
         self.pruner.end()
         if self._passed < len(self.switches):
             logging.warning(
-                "ACDC: the fit ended at step %d, before the last switch at step %d, so %s. Lower `end`, or train "
+                "ACDC: training ended at step %d, before the last switch at step %d, so %s. Lower `end`, or train "
                 "longer.",
                 self._taken,
                 self.switches[-1],
-                "the network is dense" if self._passed % 2 == 0 else "the last phases are missing",
+                "the network is dense" if self._passed % 2 == 0 else "the final phases never ran",
             )
 
     def get_state(self) -> dict[str, np.ndarray]:

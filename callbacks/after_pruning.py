@@ -85,7 +85,8 @@ class AfterPruning(Callback):
     def on_train_end(self, logs: Any = None) -> None:
         if not self._zeros:
             logging.warning(
-                "kprune: this fit pruned nothing, so AfterPruning never called %s. Add a pruning callback.",
+                "kprune: nothing was pruned during training, so AfterPruning never activated %s. Add a pruning "
+                "callback.",
                 type(self.callback).__name__,
             )
         self.callback.on_train_end(logs)

@@ -16,7 +16,7 @@ from kprune.masks import Masks, current_masks, is_tf_keras
 from kprune.runtime.distribution import is_chief
 from kprune.runtime.files import joined, pack, read, split, understanding, unpack, write
 from kprune.runtime.locks import Lock
-from kprune.util.checks import check_flag, check_npz, check_path
+from kprune.util.checks import check_flag, check_npz, check_path, received_with
 
 from .base import MaskingCallback
 
@@ -143,9 +143,9 @@ class BackupAndRestore(MaskingCallback):
         try:
             yield
         except Exception as error:
+            cause = received_with(f"{error!s:.1000}", f"path={os.fspath(self.path)!r}")
             raise ValueError(
-                f"The backup does not match this fit ({error!s:.1000}): delete it, or pass another path. Received: "
-                f"path={os.fspath(self.path)!r}"
+                f"The backup does not match this training run: delete the backup, or pass another path. Cause: {cause}"
             ) from error
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -173,7 +173,7 @@ class GradualPruning(UpdatingCallback):
         super().on_train_end(logs)
         self.pruner.end()
         if self._taken is not None and not self._warned:
-            self._warn_of_steps_not_reached(self._taken, f"this fit ended at step {self._taken}")
+            self._warn_of_steps_not_reached(self._taken, f"training ended at step {self._taken}")
 
     def plan(self, taken: int, epoch: int) -> None:
         if self.schedule is None and self._planned is not None:
@@ -199,11 +199,11 @@ class GradualPruning(UpdatingCallback):
         steps = self._counter.planned(epoch)
         if steps is not None:
             epochs = f"({(self.params or {})['steps']} steps x {(self.params or {})['epochs'] - epoch} epochs)"
-            return self._warn_of_steps_not_reached(taken + steps, f"this fit ends at step {taken + steps} {epochs}")
+            return self._warn_of_steps_not_reached(taken + steps, f"training ends at step {taken + steps} {epochs}")
         if self.schedule is not None:
             logging.warning(
-                "GradualPruning: the number of steps in this fit is unknown, so kprune cannot check that it "
-                "reaches step %d, where the schedule ends. Pass steps_per_epoch to fit.",
+                "GradualPruning: the total number of training steps is unknown, so kprune cannot check whether "
+                "training reaches step %d, where the schedule ends. Pass steps_per_epoch to fit().",
                 self.schedule.end_step,
             )
         return False
@@ -214,8 +214,8 @@ class GradualPruning(UpdatingCallback):
         short = {expression: schedule for expression, schedule in short.items() if end < schedule.end_step}
         for expression, schedule in short.items():
             logging.warning(
-                "GradualPruning%s: %s, before the schedule's end_step=%d: pruning reaches sparsity %.4g, not "
-                "the final %.4g. Set end_step to at most %d, or train longer.",
+                "GradualPruning%s: %s, before the schedule's end_step=%d, so pruning reaches sparsity %.4g "
+                "instead of the final %.4g. Set end_step to at most %d, or train longer.",
                 "" if expression is None else f" for {expression!r}",
                 how,
                 schedule.end_step,

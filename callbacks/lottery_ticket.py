@@ -105,8 +105,7 @@ class LotteryTicket(MaskingCallback):
             check_npz("path", path)
         if not isinstance(restart, Sequence) or not all(hasattr(one, "on_train_begin") for one in restart):
             raise ValueError(
-                "`restart` must be a list of callbacks that are also passed to the same fit. Received: "
-                f"restart={restart!r}"
+                f"`restart` must be a list of callbacks that are also passed to fit(). Received: restart={restart!r}"
             )
         pruner = Pruner(PruningConfig.of(criterion, **config_fields), data, batches)
         self.lottery = Lottery.of(levels, rate, rewind_to, rewind, pruner)
@@ -239,10 +238,9 @@ class LotteryTicket(MaskingCallback):
             now = self._values()
             if any(not np.array_equal(value, now[path], equal_nan=True) for path, value in self._rewound.items()):
                 raise RuntimeError(
-                    "Another callback changed the weights after they were rewound and before the level began. In "
-                    "`callbacks`, list every callback that changes weights at the start of an epoch, such as "
-                    "SwapEMAWeights(swap_on_epoch=True), before LotteryTicket. Received: "
-                    f"level={self._place(self._begun or 0)[0]}"
+                    "Another callback changed the weights after they were rewound and before level "
+                    f"{self._place(self._begun or 0)[0]} began. Put every callback that changes weights at the start "
+                    "of an epoch, such as SwapEMAWeights(swap_on_epoch=True), before LotteryTicket in `callbacks`."
                 )
             self._rewound = {}
 
@@ -281,10 +279,10 @@ class LotteryTicket(MaskingCallback):
         expected = self._total(self._taker.first_epoch())
         if self._ended < expected:
             raise RuntimeError(
-                f"The fit was stopped in level {self._place(self._ended - 1)[0]} of {self.lottery.levels}, after "
+                f"Training was stopped in level {self._place(self._ended - 1)[0]} of {self.lottery.levels}, after "
                 f"{self._ended} of {expected} epochs, by a callback that sets model.stop_training, such as "
-                "EarlyStopping or TerminateOnNaN. To stop early, use kprune.find_ticket, which runs one fit per "
-                f"level. Received: epochs={self._ended}"
+                "EarlyStopping or TerminateOnNaN. To stop levels early, use kprune.find_ticket, which trains each "
+                "level separately."
             )
         if self._state is not None:
             self.ticket = self._state.ticket(self.lottery, self.model)
@@ -301,7 +299,7 @@ class LotteryTicket(MaskingCallback):
         progress = progress_of(state)
         if progress["settings"] != self._settings():
             raise ValueError(
-                f"The backup was written by a lottery with different settings, {progress['settings']}: use those "
+                f"The backup was written by a lottery with different settings: {progress['settings']}. Use those "
                 f"settings, or delete the backup. Received: settings={self._settings()}"
             )
         super().set_state(state)

@@ -70,7 +70,9 @@ class TakeSnapshot(MaskingCallback):
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)
         if self.snapshot is None:
-            logging.warning("TakeSnapshot: the fit ended before batch %d, where the snapshot was due.", self._taker.due)
+            logging.warning(
+                "TakeSnapshot: training ended before batch %d, where the snapshot was due.", self._taker.due
+            )
 
     def get_state(self) -> dict[str, np.ndarray]:
         return self._taker.get_state()

@@ -138,7 +138,7 @@ def compensated(
     except np.linalg.LinAlgError as error:
         raise ValueError(
             "The inputs of a layer are nearly linearly dependent, so its Hessian cannot be inverted: raise "
-            f"`damping`, or pass more data. Received: inputs={len(hessian)}, error={str(error)!r}"
+            f"`damping`, or pass more data. Cause: {error}"
         ) from error
     weights, kept = weights.copy(), np.zeros(weights.shape, bool)
     scale = np.diag(factor)[:, None]

@@ -281,7 +281,7 @@ def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arra
     try:
         return matched(mine, arrays, "model")
     except ValueError as error:
-        raise ValueError(f"`{name}` does not match the model. {error}") from error
+        raise ValueError(f"`{name}` does not match the model. Cause: {error}") from error
 
 
 def _between(one: np.ndarray, other: np.ndarray, place: float) -> np.ndarray:

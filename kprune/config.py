@@ -101,7 +101,7 @@ class PruningConfig:
         """The user's config if given in place of a criterion, else a config of the criterion and the other fields."""
         if isinstance(criterion, numbers.Real):
             raise ValueError(
-                "`criterion` must be a name, a function or a PruningConfig; the sparsity is the argument after it. "
+                "`criterion` must be a name, a function or a PruningConfig; the sparsity is the next argument. "
                 f"Received: criterion={criterion!r}"
             )
         if not isinstance(criterion, PruningConfig):
@@ -204,9 +204,9 @@ class PruningConfig:
         found = next((one for one in listed if isinstance(one, cls)), None)
         if found is None:
             raise ValueError(
-                f"The criterion {self.name!r} depends on what happened during training, which the tracker "
-                f"{cls.__name__} records. Callbacks such as GradualPruning run it themselves; elsewhere, run it during "
-                f"training, and pass it in `trackers`. Received: trackers={trackers!r:.200}"
+                f"The criterion {self.name!r} needs a tracker, {cls.__name__}, that records training. Callbacks such "
+                f"as GradualPruning run the tracker automatically; without one, run the tracker yourself during "
+                f"training and pass it in `trackers`. Received: trackers={trackers!r:.200}"
             )
         return found
 

@@ -21,6 +21,7 @@ from .masks import Masks, masked, masked_weights, set_masks
 from .report.summary import summary
 from .runtime.distribution import to_numpy
 from .runtime.optimizers import reset_slots
+from .util.checks import received_with
 
 
 @CRITERIA.maker
@@ -264,9 +265,13 @@ def matched_epochs(model: Any, epochs: int) -> int:
     _masked(model)
     report = summary(model)
     dense, left, other = report.flops, report.effective_flops, report.other_flops
-    if dense is None or left is None or other is None or left + other == 0:
+    if dense is None or left is None or other is None:
         raise ValueError(
-            f"The model's remaining multiply-adds must be known and above 0. {report.note} Received: flops={dense}, "
+            f"The model's multiply-adds are unknown. Cause: {received_with(report.note, f'epochs={epochs}')}"
+        )
+    if left + other == 0:
+        raise ValueError(
+            f"The model is pruned completely: no multiply-adds remain. Received: model={model.name!r}, "
             f"effective_flops={left}, other_flops={other}"
         )
     return epochs * (dense + other) // (left + other)
@@ -299,7 +304,7 @@ def _signs(model: Any, signs: Mapping[str, np.ndarray]) -> Arrays:
             return matched(masked, {path: arrays[path] for path in masked}, "model")
         found = matched(model_weights(model), arrays, "model")
     except ValueError as error:
-        raise ValueError(f"{wrong} {error}, signs={sorted(signs)}") from error
+        raise ValueError(f"{wrong} {received_with(str(error), f'signs={sorted(signs)}')}") from error
     return {path: found[path] for path in masked}
 
 

@@ -1,7 +1,7 @@
 """Uses of a ticket: when it becomes stable, how close to its start training may begin, and on which data.
 
 See arXiv:1912.05671 and 1903.01611 (late resetting), 1905.01067 (what of the start matters) and 1906.02773 (one ticket
-for several data sets). The controls of a single ticket are in `kprune.controls`, the lotteries in `kprune.find_ticket`.
+for several datasets). The controls of a single ticket are in `kprune.controls`, the lotteries in `kprune.find_ticket`.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def test_a_fit_that_ends_too_early_says_what_it_leaves(caplog):
 
         return keras.callbacks.LambdaCallback(on_train_batch_end=stop)
 
-    for step, says in ((1, "the last phases are missing"), (2, "the network is dense")):
+    for step, says in ((1, "the final phases never ran"), (2, "the network is dense")):
         model = compiled()
         fit(model, ACDC(0.5, begin=1, end=4, cycles=1), stops_at(step), epochs=1)
         assert f"ended at step {step}, before the last switch at step 4, so {says}" in caplog.text
@@ -127,7 +127,7 @@ def test_a_fit_that_ends_too_early_says_what_it_leaves(caplog):
 
 def test_another_callback_that_prunes_is_refused():
     model = compiled()
-    with pytest.raises(ValueError, match=r"ACDC gives back what is pruned.*Received: other=GradualPruning"):
+    with pytest.raises(ValueError, match=r"ACDC brings pruned weights back.*Received: other=GradualPruning"):
         fit(model, ACDC(0.5, begin=1, end=4, cycles=1), GradualPruning(0.9))
     assert kprune.masked_weights(model) == []
 
@@ -154,6 +154,6 @@ def test_wrong_arguments_are_refused(wrong):
 
 def test_fewer_steps_than_phases_are_refused_before_anything_changes():
     model = compiled()
-    with pytest.raises(ValueError, match=r"at least 16 steps.*are steps 1 and 10 of this fit.*cycles=8$"):
+    with pytest.raises(ValueError, match=r"at least 16 steps.*`begin` \(step 1\) and `end` \(step 10\).*cycles=8$"):
         fit(model, ACDC(0.5))
     assert kprune.masked_weights(model) == []

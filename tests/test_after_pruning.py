@@ -97,7 +97,7 @@ def test_a_fit_that_prunes_nothing_says_that_nothing_was_counted(caplog):
     stop = stopping()
     with caplog.at_level("WARNING", logger="absl"):
         model.fit(*data(), epochs=2, callbacks=[Worsening(), AfterPruning(stop)], verbose=0)
-    assert "pruned nothing, so AfterPruning never called EarlyStopping" in caplog.text
+    assert "nothing was pruned during training, so AfterPruning never activated EarlyStopping" in caplog.text
     assert stop.best is None
 
 

@@ -168,7 +168,9 @@ def test_a_backup_of_other_callbacks_is_refused_and_changes_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(network(), 6, lottery(), BackupAndRestore(tmp_path / "b.npz"), Interrupt(3))
     model, fresh = network(), network()
-    with pytest.raises(ValueError, match=r"does not match this fit.*in the same order.*Received.*path='.*b.npz'"):
+    with pytest.raises(
+        ValueError, match=r"does not match this training run.*in the same order.*Received.*path='.*b.npz'"
+    ):
         fit(model, 6, gradual(), BackupAndRestore(tmp_path / "b.npz"))
     assert same(model, fresh)
 
@@ -178,7 +180,7 @@ def test_a_backup_of_another_model_is_refused_and_changes_nothing(tmp_path):
         fit(network(), 6, BackupAndRestore(tmp_path / "b.npz"), Interrupt(3))
     model = network(units=5)
     before = [value.copy() for value in model.get_weights()]
-    with pytest.raises(ValueError, match=r"does not match this fit.*hidden1/kernel.*path='.*b.npz'"):
+    with pytest.raises(ValueError, match=r"does not match this training run.*hidden1/kernel.*path='.*b.npz'"):
         fit(model, 6, BackupAndRestore(tmp_path / "b.npz"))
     for value, array in zip(kprune.strip(model).get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, array)

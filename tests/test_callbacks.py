@@ -184,7 +184,7 @@ def test_a_fit_that_ends_early_says_what_it_did_not_reach(caplog):
     stop = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     with caplog.at_level("WARNING", logger="absl"):
         fit(model, [callback, stop], steps=6, epochs=3)
-    assert "this fit ended at step 6, before the schedule's end_step=12: pruning reaches sparsity 0" in caplog.text
+    assert "training ended at step 6, before the schedule's end_step=12, so pruning reaches sparsity 0" in caplog.text
     assert caplog.text.count("GradualPruning") == 1
 
 
@@ -229,7 +229,7 @@ def test_a_sparsity_for_each_group():
 def test_a_share_of_unknown_steps_is_refused_and_nothing_is_changed(schedule):
     model, (x, y) = compiled(), data()
     before = model.get_weights()
-    with pytest.raises(ValueError, match=r"pass steps_per_epoch to fit.*Received: begin=0.1$"):
+    with pytest.raises(ValueError, match=r"pass steps_per_epoch to fit\(\).*Received: begin=0.1$"):
         model.fit(((x, y) for _ in range(3)), verbose=0, callbacks=[GradualPruning(schedule)])
     assert not kprune.masked_weights(model)
     for a, b in zip(model.get_weights(), before, strict=True):
@@ -247,7 +247,8 @@ def test_an_expression_beside_a_sparsity_has_to_be_found():
 
 def test_an_end_that_comes_before_the_begin_in_this_fit_is_refused():
     with pytest.raises(
-        ValueError, match=r"in this fit of 8 steps, `begin` is step 6 and `end` is step 5\. Received: begin=6, end=0.7$"
+        ValueError,
+        match=r"if training ends at step 8, `begin` is step 6 and `end` is step 5\. Received: begin=6, end=0.7$",
     ):
         fit(compiled(), [GradualPruning(0.5, begin=6)])
 
@@ -347,7 +348,7 @@ def test_a_fit_too_short_for_a_member_of_a_per_layer_is_reported(caplog):
     schedule = PerLayer({"hidden": PolynomialDecay(0.0, 0.8, 0, 10), "logits": PolynomialDecay(0.0, 0.5, 0, 6)})
     with caplog.at_level("WARNING", logger="absl"):
         fit(compiled(), [GradualPruning(schedule)], steps=6)
-    assert "for 'hidden': this fit ends at step 6" in caplog.text and "not the final 0.8" in caplog.text
+    assert "for 'hidden': training ends at step 6" in caplog.text and "instead of the final 0.8" in caplog.text
     assert "'logits'" not in caplog.text
 
 
@@ -441,7 +442,9 @@ def test_a_wrong_kernel_in_mid_training_is_noticed():
             weight = kprune.masked_weights(self.model)[1]
             weight.variable.assign(np.ones(weight.shape))
 
-    with pytest.raises(RuntimeError, match=r"hidden2/kernel are no longer 0.*average .*mask only that other network"):
+    with pytest.raises(
+        RuntimeError, match=r"hidden2/kernel are no longer 0.*average .*mask only the network that is trained"
+    ):
         fit(compiled(), [PruneAtInit("magnitude", 0.5), Spoil()])
 
 

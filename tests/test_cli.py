@@ -49,7 +49,10 @@ def test_the_examples_in_the_help_are_right():
             "(see kprune --help)",
         ),
         (["train", "--sparsty=0.9"], "kprune train: Unknown command line flag 'sparsty'.*"),
-        (["train", "--model=vgg-12"], "kprune train: flag --model=vgg-12: must be a name, a .keras file, .*vgg-11.*"),
+        (
+            ["train", "--model=vgg-12"],
+            "kprune train: flag --model=vgg-12: must be a model name, a .keras file, .*vgg-11.*",
+        ),
         (["train", "--method=snap"], "kprune train: flag --method=snap: value should be one of .*synflow.*"),
         (["train", "--method=large_init"], "kprune train: flag --method=large_init: value should be one of .*"),
         (["train", "--sparsity=1"], "kprune train: flag --sparsity=1.0: must be at least 0 and below 1 .*"),

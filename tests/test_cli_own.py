@@ -102,13 +102,17 @@ def test_a_keras_file_is_read_by_the_checked_reader(folder):
     [
         (["--model=own_nets:gone"], ValueError, "Module 'own_nets' has no function 'gone'"),
         (["--model=own_nets:number"], ValueError, "has no function 'number'"),
-        (["--model=own_nest:fixed"], ImportError, "No module named 'own_nest'; the search started in "),
+        (["--model=own_nest:fixed"], ImportError, r"No module named 'own_nest' \(working directory: "),
         (["--model=own_nets.py:fixed"], ValueError, "without .py, as in an import statement: own_nets:fixed"),
         (["--model=own_nets:greedy"], ValueError, "kprune does not pass: depth"),
         (["--model=own_nets:nothing"], ValueError, "Expected a keras model, got a NoneType"),
-        (["--model=gone.keras"], OSError, "There is no file or folder 'gone.keras'"),
+        (["--model=gone.keras"], OSError, "No such file or folder: 'gone.keras'"),
         (["--model=conv-2"], ValueError, r"input_shape must be \(height, width, channels\), integers >= 1"),
-        (["--model=own_nets:fixed", "--dataset=digits"], ValueError, r"does not accept examples of shape \(8, 8, 1\)"),
+        (
+            ["--model=own_nets:fixed", "--dataset=digits"],
+            ValueError,
+            r"does not accept the examples of digits, which have shape \(8, 8, 1\)\. Cause: .*[^.]\. Received: model=",
+        ),
         (["--model=kprune.models:lenet_300_100", "--width=0"], None, "must be above 0"),
     ],
 )
@@ -133,26 +137,26 @@ def test_a_csv_and_a_named_network(folder, capsys):
     assert cli.main(["train", *words, "--method=magnitude"]) == 0
     assert "on own.csv (2, 2 classes)" in capsys.readouterr().out
     assert cli.main(["train", *words[:1], *words[2:]]) == 1
-    assert "the file has kind, a, b. Received: target=None" in capsys.readouterr().err
+    assert "the file has the columns kind, a, b. Received: target=None" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["trian"], "the commands are train, inspect, .*; did you mean 'train'?"),
-        (["train", "--model=vgg11"], "the names are lenet-300-100, .*; did you mean 'vgg-11'?"),
+        (["train", "--model=vgg11"], "the model names are lenet-300-100, .*; did you mean 'vgg-11'?"),
         (["train", "--model=resnet_20"], "did you mean 'resnet-20'?"),
-        (["train", "--model=lenet"], "a name, a .keras file, or module:function; the names are"),
+        (["train", "--model=lenet"], "a model name, a .keras file, or module:function; the model names are"),
         (["train", "--method=magnitud"], "value should be one of .*; did you mean 'magnitude'?"),
         (
             ["train", "--dataset=mnst"],
-            "must be digits, mnist, .* or the path of a .npz file, .*; did you mean 'mnist'?",
+            "must be digits, mnist, .* or the path to an .npz file, .*; did you mean 'mnist'?",
         ),
-        (["lottery", "--dataset=imagenet"], "must be digits, .* or the path of a .npz or .csv"),
+        (["lottery", "--dataset=imagenet"], "must be digits, .* or the path to an .npz or .csv"),
         (["train", "--sparsity=90"], "must be at least 0 and below 1; 90 % is 0.9"),
         (["sensitivity", "m.keras", "--sparsities=50,90"], "without duplicates; 50 % is 0.5"),
         (["lottery", "--rate=20"], "must be above 0 and below 1; 20 % is 0.2"),
-        (["search", "--model=lenet-5"], "MODEL comes without a flag, as in: kprune search lenet-300-100"),
+        (["search", "--model=lenet-5"], "MODEL is an argument, not a flag, as in: kprune search lenet-300-100"),
         (
             ["sweep", "--methods=snip,magnitud"],
             "must be one or more of .*, without duplicates; did you mean 'magnitude'?",
@@ -164,3 +168,10 @@ def test_hints(capsys, words, says):
     err = capsys.readouterr().err
     assert re.search(says.replace("?", r"\?"), err), err
     assert err.count("\n") == 1
+
+
+def test_a_hint_ends_its_sentence(capsys):
+    assert cli.main(["search", "vgg11"]) == 1
+    assert "; did you mean 'vgg-11'? Received: model='vgg11'" in capsys.readouterr().err
+    assert cli.main(["search", "xyz"]) == 1
+    assert "wide-resnet. Received: model='xyz'" in capsys.readouterr().err

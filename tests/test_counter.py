@@ -306,4 +306,4 @@ def test_a_snapshot_that_was_not_taken_is_said(caplog):
     stop = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: setattr(model, "stop_training", True))
     with caplog.at_level(logging.WARNING, logger="absl"):
         fit(model, callback, stop, epochs=2)
-    assert callback.snapshot is None and "the fit ended before batch 12" in caplog.text
+    assert callback.snapshot is None and "training ended before batch 12" in caplog.text

@@ -269,12 +269,12 @@ def test_fit_and_evaluate_take_either_form(tmp_path, name):
 
 
 def test_an_unknown_name_lists_the_right_ones():
-    with pytest.raises(ValueError, match=r"'digits', 'mnist'.*'imagenet', or the path of .*\. Received: name='svhn'$"):
+    with pytest.raises(ValueError, match=r"'digits', 'mnist'.*'imagenet', or the path to .*\. Received: name='svhn'$"):
         data.load("svhn")
 
 
 def test_a_folder_that_is_missing_is_named(tmp_path):
-    with pytest.raises(OSError, match=r"no file or folder '.*/photos'"):
+    with pytest.raises(OSError, match=r"No such file or folder: '.*/photos'"):
         data.load(tmp_path / "photos", image_size=(8, 8))
     with pytest.raises(ValueError, match=r"an existing folder\. Received: directory='.*/photos'$"):
         data.load("imagenet", directory=tmp_path / "photos", image_size=(8, 8))

@@ -163,6 +163,6 @@ def test_a_share_of_steps_that_are_not_known():
     model = compiled()
     x, y = data(n=96)
     batches = ((x[i : i + 8], y[i : i + 8]) for i in range(0, 96, 8))
-    with pytest.raises(ValueError, match=r"`stop` is a fraction of the fit's steps.*Received: stop=0\.75$"):
+    with pytest.raises(ValueError, match=r"`stop` is a fraction of the total training steps.*Received: stop=0\.75$"):
         model.fit(batches, verbose=0, callbacks=[DynamicSparseTraining("set", 0.5)])
     assert kprune.masked_weights(model) == []

@@ -114,7 +114,7 @@ def test_a_file_that_predicts_something_else_is_not_kept(tmp_path, monkeypatch):
         self.layers[0].bias.assign(np.zeros(12))
 
     monkeypatch.setattr(keras.Sequential, "save", spoiled)
-    with pytest.raises(RuntimeError, match=r"the .keras file and the masked model predict different"):
+    with pytest.raises(RuntimeError, match=r"the .keras file and the masked model produce different"):
         kprune.export(model, tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
     assert len(kprune.masked_weights(model)) == 3

@@ -286,7 +286,7 @@ def test_a_rewind_point_is_kept_once_and_that_of_a_killed_level_counts_no_more(t
         kprune.find_ticket(network(), fit, **options)
     kept = point.read_bytes()
     point.unlink()
-    with pytest.raises(ValueError, match=r"it is missing\. Received: file='.*rewind-point\.npz'"):
+    with pytest.raises(ValueError, match=r"rewind point is missing\. Received: file='.*rewind-point\.npz'"):
         kprune.find_ticket(network(), fit, **options)
     point.write_bytes(kept)
     stop = None
@@ -348,7 +348,7 @@ def test_wrong_arguments_are_refused(wrong):
     ("epochs", "rewind_to", "message"),
     [
         (3, "init", "call fit with epochs=4. Received: epochs=3"),
-        (4, 20, r"before the end of a level \(20 batches\)"),
+        (4, 20, r"before the end of a level \(batch 20\)"),
         (4, "epoch:2", "before the end"),
     ],
 )

@@ -120,7 +120,7 @@ def test_nothing_to_mask_is_a_report_and_pruning_it_an_error():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(weights=("kernels",)), r"weights are named \[.*'kernel'.*Received: weights=\('kernels',\)$"),
+        (dict(weights=("kernels",)), r"accepted for this model are .*kernel, .*Received: weights=\('kernels',\)$"),
         (dict(filters=3), r"Received: filters=3$"),
         (dict(filters="("), r"Received: filters='\('$"),
         (dict(filters=["hidden", 5]), r"Received: filters=5$"),
@@ -161,7 +161,7 @@ def test_what_was_frozen_and_trains_now_is_masked_as_a_callback_begins(caplog):
     with caplog.at_level("WARNING"):
         gradually(model, 0.9)
     assert re.search(
-        r"so kprune has masked them, too: \S*hidden1/kernel, \S*hidden2/kernel, \S*logits/kernel\n", caplog.text
+        r"so kprune has masked them as well: \S*hidden1/kernel, \S*hidden2/kernel, \S*logits/kernel\n", caplog.text
     )
     assert len(kprune.masked_weights(model)) == 4
     sizes = [weight.size for weight in kprune.masked_weights(model)]

@@ -40,7 +40,8 @@ def test_what_is_not_uint8_is_taken_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"y_test": None}, "arrays are missing: y_test; found: x_train, y_train, x_test"),
+        ({"y_test": None}, r"it lacks y_test \(found: x_train, y_train, x_test\)"),
+        ({"x_train": np.zeros((0, 4, 3)), "y_train": np.zeros(0)}, "x_train has no examples"),
         ({"y_train": np.eye(6)}, r"must contain one class id per example.* dtype float64 and shape \(6, 6\).*argmax"),
         ({"y_train": np.full(6, -1)}, "y_train must contain one class id per example"),
         ({"y_train": np.full(6, 0.5)}, "y_train must contain one class id per example"),
@@ -52,15 +53,15 @@ def test_what_is_not_uint8_is_taken_as_it_is(tmp_path):
     ],
 )
 def test_what_an_npz_lacks_is_said(tmp_path, changed, says):
-    with pytest.raises(ValueError, match=rf"cannot be used as a data set: .*{says}.*\. Received: name='.*own.npz'$"):
+    with pytest.raises(ValueError, match=rf"cannot be used as a dataset: .*{says}.*\. Received: name='.*own.npz'$"):
         data.load(saved(tmp_path, **changed))
 
 
 def test_a_file_that_is_none(tmp_path):
     (tmp_path / "own.npz").write_bytes(b"not a zip")
-    with pytest.raises(ValueError, match="cannot be used as a data set"):
+    with pytest.raises(ValueError, match="cannot be used as a dataset"):
         data.load(tmp_path / "own.npz")
-    with pytest.raises(OSError, match=r"There is no file 'gone\.csv'"):
+    with pytest.raises(OSError, match=r"No such file: 'gone\.csv'"):
         data.load("gone.csv", target="y")
     with pytest.raises(ValueError, match=r"folder of images; did you mean 'fashion_mnist'\? Received"):
         data.load("fashion-mnist")
@@ -93,8 +94,12 @@ def test_integers_are_classes_in_their_order(tmp_path):
 @pytest.mark.parametrize(
     ("text", "target", "says"),
     [
-        ("a,b\n1,2\n", None, "the file has a, b. Received: target=None"),
-        ("width,kind\n1,2\n", "kinds", r"the file has width, kind; did you mean 'kind'\? Received: target='kinds'"),
+        ("a,b\n1,2\n", None, "the file has the columns a, b. Received: target=None"),
+        (
+            "width,kind\n1,2\n",
+            "kinds",
+            r"the file has the columns width, kind; did you mean 'kind'\? Received: target='kinds'",
+        ),
         ("", "y", "the file has no columns"),
         ("x,y\n1\n", "y", "Line 2 has 1 cells, but the header has 2"),
         ("x,y\n1,0\ntall,1\n", "y", "line 3 has 'tall' in column 'x'.*Received: name="),

@@ -194,7 +194,7 @@ def test_members_packed_otherwise(masked, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "filters, words", [("gzip", "unpacks to more than its 36 bytes"), ("lzf", "a filter other than gzip")]
+    "filters, words", [("gzip", "unpacks to more than 36 bytes"), ("lzf", "a filter other than gzip")]
 )
 def test_chunks_that_unpack_to_more_than_they_are(filters, words, masked, tmp_path, capsys):
     buffer = io.BytesIO()
@@ -285,10 +285,16 @@ def in_many_attributes(file):
         (in_depth, "the groups in model.weights.h5 are nested more than 200 levels deep"),
         (in_links, "model.weights.h5 contains more than 65,536 groups and arrays"),
         (in_chunks, "are 400,000,000 bytes unpacked"),
-        (in_many_chunks, "the array '/x' lies in 5,000 chunks, more than the limit of 4,000"),
+        (in_many_chunks, "the array '/x' is split into 5,000 chunks, more than the limit of 4,000"),
         (in_strings, "the array '/x' in model.weights.h5 is not numeric"),
-        (in_attributes, "the attribute 'dtype' of '/' in model.weights.h5 is larger than any that Keras writes"),
-        (in_many_attributes, "the attribute 'dtype' of '/' in model.weights.h5 is larger than any that Keras writes"),
+        (
+            in_attributes,
+            "the attribute 'dtype' of '/' in model.weights.h5 is larger than any attribute that Keras writes",
+        ),
+        (
+            in_many_attributes,
+            "the attribute 'dtype' of '/' in model.weights.h5 is larger than any attribute that Keras writes",
+        ),
     ],
 )
 def test_arrays_that_take_more_than_they_say(fill, words, masked, tmp_path, capsys, monkeypatch):
@@ -360,7 +366,7 @@ def calling(part, shape=(None, 200_000)):
 
 
 LOOKUP = {"max_tokens": None, "vocabulary": [1, 2], "num_oov_indices": 10**5}
-MANY = "asks for more than 131,072 tensors between its layers"
+MANY = "creates more than 131,072 intermediate tensors"
 
 
 @pytest.mark.parametrize(
@@ -439,14 +445,14 @@ def test_a_class_that_is_not_registered_is_one_line(tmp_path, capsys):
 
     keras.Sequential([keras.Input((4,)), Unknown()]).save(tmp_path / "model.keras")
     words = refusal(tmp_path / "model.keras", capsys)
-    assert "at config.layers.1 of config.json: 'test_saved.Unknown' is unknown" in words
+    assert "in config.json, at config.layers.1, 'test_saved.Unknown' is unknown" in words
     assert "registered with `keras.saving.register_keras_serializable()`" in words
 
 
 def test_a_model_that_is_not_built_is_named_with_its_file(tmp_path, capsys):
     keras.Sequential([layers.Dense(3)], name="net").save(tmp_path / "model.keras")
     words = refusal(tmp_path / "model.keras", capsys)
-    assert words.startswith("This .keras file cannot be reported on: The model has no weights yet")
+    assert words.startswith("This .keras file cannot be summarized: The model has no weights yet")
 
 
 def test_a_packed_file_loads(masked, tmp_path):

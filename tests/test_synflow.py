@@ -102,7 +102,7 @@ def test_a_partial_of_synflow_prunes_by_the_mean_of_the_data():
 @pytest.mark.parametrize("inputs", ["mean", "zeros", None])
 def test_inputs_that_are_not_there_are_refused(inputs):
     model = weighted_sum()
-    with pytest.raises(ValueError, match=rf"or 'mean', which needs `data`\. Received: inputs={inputs!r}$"):
+    with pytest.raises(ValueError, match=rf"or 'mean', and 'mean' requires `data`\. Received: inputs={inputs!r}$"):
         kprune.prune(model, functools.partial(synflow, inputs=inputs), 0.5)
     assert kprune.masked_weights(model) == []
 
@@ -254,7 +254,7 @@ def test_a_gain_below_float64_is_not_blamed_on_a_missing_path(scale, depth):
     initializer = keras.initializers.Constant(scale)
     hidden = [layers.Dense(8, "relu", kernel_initializer=initializer) for _ in range(depth)]
     model = keras.Sequential([keras.Input((8,)), *hidden])
-    with pytest.raises(ValueError, match=r"scores for .*dense.*/kernel are all 0: .* gain underflows float64"):
+    with pytest.raises(ValueError, match=r"scores for .*dense.*/kernel are all 0: .* gain \(.*\) underflows float64"):
         kprune.prune(model, "synflow", 0.5, rounds=2)
 
 

@@ -67,7 +67,7 @@ def test_an_honest_file_loads(tmp_path):
 @pytest.mark.one_session
 @pytest.mark.parametrize("kind", sorted(hostile(Path("/mark"), "x")))
 def test_what_runs_in_tf_keras_is_refused_here_too(kind):
-    with pytest.raises(ValueError, match=r" of config\.json: "):
+    with pytest.raises(ValueError, match=r"(in|at the top of) config\.json, "):
         check_config(hostile(Path("/mark"), "x")[kind], keras)
 
 
@@ -77,7 +77,10 @@ def test_what_runs_in_tf_keras_is_refused_here_too(kind):
     [
         (layer("Lambda", function="x"), "a 'Lambda' layer contains code of its own"),
         (layer("TFSMLayer", filepath="x"), "a 'TFSMLayer' layer runs another SavedModel"),
-        (layer("FlaxLayer"), "a 'JaxLayer' layer contains code of its own|'FlaxLayer' contains code of its own"),
+        (
+            layer("FlaxLayer"),
+            "a 'JaxLayer' layer contains code of its own|a 'FlaxLayer' layer contains code of its own",
+        ),
         (layer("TorchModuleWrapper", module={"class_name": "__bytes__", "value": "x"}), "contains a pickled object"),
         (entry("keras.utils", "FeatureSpace"), "a 'FeatureSpace' layer reads other files"),
         (layer("StringLookup", vocabulary="/etc/passwd"), "reads its vocabulary from another file, '/etc/passwd'"),
@@ -109,10 +112,10 @@ def test_what_runs_in_tf_keras_is_refused_here_too(kind):
     ],
 )
 def test_refused(config, words):
-    with pytest.raises(ValueError, match=rf"^at config\.layers\.1 of config\.json: .*({words})"):
+    with pytest.raises(ValueError, match=rf"^in config\.json, at config\.layers\.1, .*({words})"):
         check_config(sequential(config), keras)
     masked = layer("Dense", units=3, kprune={**config, "masked": [0], "weights": 2})
-    with pytest.raises(ValueError, match=r" of config\.json: "):
+    with pytest.raises(ValueError, match=r"(in|at the top of) config\.json, "):
         check_config(sequential(masked), keras)
 
 

@@ -27,7 +27,7 @@ def add_followers(model: Any) -> None:
     except (NotImplementedError, TypeError, ValueError) as error:
         logging.warning(
             "kprune: cannot find the biases and normalization layers that belong to the pruned filters, so only "
-            "the filters themselves are pruned: %s",
+            "the filters themselves are pruned. Reason: %s",
             error,
         )
         return

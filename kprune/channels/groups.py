@@ -64,10 +64,10 @@ class ChannelGroups:
         numbers = {root: number for number, root in enumerate(sorted(made - excluded))}
         if not numbers:
             barriers = ", ".join(f"{name} ({reason})" for name, reason in list(graph.barriers.items())[:4])
+            needy = f" or to a layer that needs all of its channels: {barriers}" if barriers else ""
             raise ValueError(
-                "The model has no channel groups that can be pruned, because every channel leads to an output or "
-                f"to a layer that needs all its channels (such layers: {barriers or 'none'}). Use groups=None. "
-                f"Received: model={model.name!r}"
+                f"The model has no channel groups that can be pruned, because every channel leads to an output{needy}. "
+                f"Use groups=None. Received: model={model.name!r}"
             )
 
         def numbered(atoms: np.ndarray) -> np.ndarray:
@@ -249,7 +249,8 @@ def divisor_of(groups: str | None) -> int | None:
     found = re.fullmatch(r"channels(?::([1-9]\d*))?", groups) if isinstance(groups, str) else None
     if not found:
         raise ValueError(
-            '`groups` must be None, "channels", or "channels:8" to keep a multiple of 8 channels. Received: '
+            '`groups` must be None, "channels", or "channels:N", which keeps a multiple of N channels (for example '
+            '"channels:8"). Received: '
             f"groups={groups!r}"
         )
     return int(found[1] or 1)

@@ -105,7 +105,7 @@ class Command:
             argument = error.flagname.upper()
             if argument not in self.arguments.split():
                 raise
-            raise flags.Error(f"{argument} comes without a flag, as in: {self.example}") from error
+            raise flags.Error(f"{argument} is an argument, not a flag, as in: {self.example}") from error
         expected = len(self.arguments.split())
         if len(arguments) != expected:
             wanted = f"expected {self.arguments}" if expected else "expected flags only"

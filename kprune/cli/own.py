@@ -15,7 +15,7 @@ from ..experiments.evaluation import unchanged
 from ..masks import library_of
 from ..report.saved import load
 
-EXPECTED = "a name, a .keras file, or module:function"
+EXPECTED = "a model name, a .keras file, or module:function"
 _COMPILING = ("optimizer", "learning_rate", "decay", "weight_decay")
 
 
@@ -62,7 +62,7 @@ def _function(model: str, received: str) -> Any:
     try:
         function = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
-        raise ImportError(f"{error}; the search started in {os.getcwd()!r}. {received}") from error
+        raise ImportError(f"{error} (working directory: {os.getcwd()!r}). {received}") from error
     if not callable(function):
         raise ValueError(f"Module {module!r} has no function {name!r}. {received}")
     return function
@@ -132,8 +132,8 @@ def gives_probabilities(model: Any, dataset: Dataset) -> bool:
         outputs = model(x, training=False)
     except Exception as error:  # of any kind: what the model's layers raise on examples of another shape
         raise ValueError(
-            f"The model does not accept examples of shape {dataset.input_shape}, which is their shape in "
-            f"{dataset.name}: {' '.join(str(error).split())[:300]} Received: model={model.name!r}"
+            f"The model does not accept the examples of {dataset.name}, which have shape {dataset.input_shape}. Cause: "
+            f"{' '.join(str(error).split())[:300].rstrip('.')}. Received: model={model.name!r}"
         ) from error
     shape = tuple(getattr(outputs, "shape", ()))  # several outputs have none
     if shape != (len(x), dataset.classes):

@@ -204,8 +204,9 @@ def per_unit(layer: Any, layout: Layout, tensor: Any) -> np.ndarray:
     units = int(np.prod([value.shape[axis] for axis in axes]))
     if units != layout.shape[-1]:
         raise ValueError(
-            f"The output of layer {layer.name} does not have one value for each of its {layout.shape[-1]} units: "
-            f"exclude it with the `filters` argument of kprune.mask. Received: output shape={value.shape}"
+            f"The output of layer {layer.name}, of shape {value.shape}, does not have one value for each of its "
+            f"{layout.shape[-1]} units: exclude the layer with the `filters` argument of kprune.mask. Received: "
+            f"layer={layer.name!r}"
         )
     return value.transpose(*others, *axes).reshape(-1, units)
 

@@ -101,7 +101,7 @@ def synflow_l2(context: Context, inputs: str = "ones") -> Scores:
 
 def _flow(context: Context, power: int, inputs: str) -> Scores:
     if inputs not in ("ones", "mean") or (inputs == "mean" and not context.data):
-        raise ValueError(f"`inputs` must be 'ones', or 'mean', which needs `data`. Received: inputs={inputs!r}")
+        raise ValueError(f"`inputs` must be 'ones' or 'mean', and 'mean' requires `data`. Received: inputs={inputs!r}")
     context.once("synflow's warning", lambda: _warn_of_biases(context.model))
     scorer = context.once(f"synflow {power} {inputs}", lambda: _make_scorer(context, power, inputs))
     total, scores = scorer([context.masks[weight.path] for weight in context.weights])
@@ -109,19 +109,19 @@ def _flow(context: Context, power: int, inputs: str) -> Scores:
     for i, (weight, score) in enumerate(zip(context.weights, scores, strict=True)):
         if not (np.isfinite(total) or np.isfinite(score).all()):
             raise ValueError(
-                f"SynFlow's scores for {weight.path} are infinite or NaN: the network's gain overflows float64. "
-                f"Scale the weights down, or use another criterion. Received: R={total}"
+                f"SynFlow's scores for {weight.path} are infinite or NaN: the network's gain ({total}) overflows "
+                f"float64. Scale the weights down, or use another criterion. Received: model={context.model.name!r}"
             )
         if 0 < total < SMALLEST or (untouched and not score.any() and _vanishes(context, power, inputs, i)):
             raise ValueError(
-                f"SynFlow's scores for {weight.path} are all 0: the network's gain underflows float64. Scale the "
-                f"weights up, or use another criterion. Received: R={total}"
+                f"SynFlow's scores for {weight.path} are all 0: the network's gain ({total}) underflows float64. "
+                f"Scale the weights up, or use another criterion. Received: model={context.model.name!r}"
             )
         if untouched and not score.any():
             raise ValueError(
                 f"All SynFlow scores of {weight.path} are zero: no path through it reaches the output, often because "
                 "a normalization layer's gamma was initialized to zero. Exclude the layer with `filters`, or set "
-                f"that gamma to another value. Received: R={total}"
+                f"that gamma to another value. Received: model={context.model.name!r}"
             )
     return dict(zip((weight.path for weight in context.weights), scores, strict=True))
 

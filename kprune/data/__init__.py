@@ -1,4 +1,4 @@
-"""Data: named data sets, samples of them, and batches that can be rewound."""
+"""Data: named datasets, samples of them, and batches that can be rewound."""
 
 from .batches import (
     Batch,

@@ -67,7 +67,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
         taken.append((_arrays(x), _arrays(y), _arrays(weight)))
         _shapes((taken[-1][0],))  # whose parts, of a graph say, may differ in length
     if not taken or not len(keras.tree.flatten(taken[0][0])[0]):
-        raise ValueError("`data` must contain at least one example. Received: batches=0")
+        raise ValueError(f"`data` must contain at least one example. Received: data={type(data).__name__}")
     return taken
 
 
@@ -167,6 +167,6 @@ def _shapes(arrays: Any) -> list[tuple[int, ...]]:
     shapes = [np.shape(array) for array in _leaves(arrays)]
     if not _leaves(arrays[0]) or not all(shapes):
         raise ValueError(
-            f"`data` must contain arrays with examples along the first axis, x first. Received: shapes={shapes[:4]}"
+            f"`data` must contain arrays, x first, with examples along the first axis. Received: shapes={shapes[:4]}"
         )
     return shapes

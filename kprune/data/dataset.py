@@ -1,4 +1,4 @@
-"""A data set for training and testing, as arrays or as batches."""
+"""A dataset for training and testing, as arrays or as batches."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set split into a training and a test part.
+    """A dataset split into a training and a test part.
 
     Attributes:
         name: One of `kprune.data.NAMES`, or the name of the file or folder.
@@ -64,10 +64,10 @@ class Dataset:
         return self._inputs(self.test)
 
     def divisible(self) -> "Dataset":
-        """The data set without the last few examples that cannot be divided among `keras.distribution`'s devices.
+        """The dataset without the last few examples that cannot be divided among `keras.distribution`'s devices.
 
         JAX divides each batch evenly among them, the last of an epoch, too. Without a distribution, and on TensorFlow,
-        which can divide unevenly, it is the data set itself.
+        which can divide unevenly, it is the dataset itself.
 
         Raises:
             ValueError: the batch size cannot be divided, or the data do not come as arrays.

@@ -1,4 +1,4 @@
-"""Named data sets, for the command line and the examples."""
+"""Named datasets, for the command line and the examples."""
 
 import gzip
 import math
@@ -18,7 +18,7 @@ from .own import from_csv, from_folder, from_npz, scaled
 
 @dataclass(frozen=True)
 class _Download:
-    """One data set of `keras.datasets`, and where Keras looks for its files."""
+    """One dataset of `keras.datasets`, and where Keras looks for its files."""
 
     classes: int
     origin: str
@@ -51,7 +51,7 @@ def load(
     batch_size: int = 64,
     seed: int = 0,
 ) -> Dataset:
-    """Load a data set by name, or one of your own.
+    """Load a dataset by name, or one of your own.
 
     `"digits"` comes with scikit-learn (1437 training and 360 test images of 8x8 pixels, always the same
     split). `"mnist"`, `"fashion_mnist"`, `"cifar10"` and `"cifar100"` come through `keras.datasets`, which
@@ -133,15 +133,15 @@ def kind_of(name: str) -> str:
         suffix = Path(name).suffix.lower()
         if suffix in (".npz", ".csv"):
             if not Path(name).is_file():
-                raise OSError(f"There is no file {os.fspath(name)!r}.")
+                raise OSError(f"No such file: {os.fspath(name)!r}")
             return suffix
         if Path(name).is_dir():
             return "folder"
-        if len(Path(name).parts) > 1:  # no name of a data set, but a path
-            raise OSError(f"There is no file or folder {os.fspath(name)!r}.")
+        if len(Path(name).parts) > 1:  # no name of a dataset, but a path
+            raise OSError(f"No such file or folder: {os.fspath(name)!r}")
     known = ", ".join(map(repr, NAMES))
     raise ValueError(
-        f"`name` must be one of {known}, or the path of a .npz file, a .csv file or a folder of images"
+        f"`name` must be one of {known}, or the path to an .npz file, a .csv file or a folder of images"
         f"{did_you_mean(name, NAMES)} Received: name={name!r}"
     )
 
@@ -151,7 +151,7 @@ def _digits() -> tuple[Arrays, Arrays, int]:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        message = "The data set 'digits' comes with scikit-learn, which is not installed: pip install scikit-learn"
+        message = "The dataset 'digits' comes with scikit-learn, which is not installed: pip install scikit-learn"
         raise ImportError(message) from error
     images, labels = load_digits(return_X_y=True)
     x = scaled(images.reshape(-1, 8, 8), 16)

@@ -27,23 +27,25 @@ def scaled(images: np.ndarray, maximum: int) -> np.ndarray:
 
 
 def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
-    """The data set in an .npz file, in the format described in `kprune.data.load`."""
+    """The dataset in an .npz file, in the format described in `kprune.data.load`."""
     received = f"Received: name={os.fspath(path)!r}"
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in _ARRAYS if name not in file]
             if missing:
-                raise ValueError(f"arrays are missing: {', '.join(missing)}; found: {', '.join(file) or 'none'}")
+                raise ValueError(f"it lacks {', '.join(missing)} (found: {', '.join(file) or 'no arrays'})")
             arrays = {name: file[name] for name in _ARRAYS}
         x_train, x_test = (_inputs(name, arrays[name]) for name in ("x_train", "x_test"))
         y_train, y_test = (_class_ids(name, arrays[name]) for name in ("y_train", "y_test"))
         for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
-            if not 0 < len(x) == len(y):
+            if not len(x):
+                raise ValueError(f"x_{part} has no examples")
+            if len(x) != len(y):
                 raise ValueError(f"x_{part} has {len(x):,} examples but y_{part} has {len(y):,}")
         if x_train.shape[1:] != x_test.shape[1:]:
             raise ValueError(f"examples have shape {x_train.shape[1:]} in x_train but {x_test.shape[1:]} in x_test")
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"The file cannot be used as a data set: {str(error).rstrip('.')}. {received}") from error
+        raise ValueError(f"The file cannot be used as a dataset: {str(error).rstrip('.')}. {received}") from error
     classes = int(max(y_train.max(), y_test.max())) + 1
     return Dataset(Path(path).name, (x_train, y_train), (x_test, y_test), x_train.shape[1:], classes, batch_size)
 
@@ -73,7 +75,7 @@ def _class_ids(name: str, y: np.ndarray) -> np.ndarray:
 
 
 def from_csv(path: str | os.PathLike, target: str | None, batch_size: int) -> Dataset:
-    """The data set in a .csv file, in the format described in `kprune.data.load`."""
+    """The dataset in a .csv file, in the format described in `kprune.data.load`."""
     received = f"Received: name={os.fspath(path)!r}"
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -85,9 +87,10 @@ def from_csv(path: str | os.PathLike, target: str | None, batch_size: int) -> Da
         raise ValueError(f"The file is not a CSV file: {error}. {received}") from error
     columns = ", ".join(header[:20]) + (" ..." if len(header) > 20 else "")
     if target is None or target not in header:
+        found = f"the columns {columns}" if columns else "no columns"
         hint = "." if target is None else did_you_mean(target, header)
         raise ValueError(
-            f"`target` must name the column that contains the classes; the file has {columns or 'no columns'}{hint} "
+            f"`target` must name the column that contains the classes; the file has {found}{hint} "
             f"Received: target={target!r}"
         )
     place = header.index(target)

@@ -51,9 +51,8 @@ class RewindableBatches(keras.utils.PyDataset):
         sizes = {shape[0] for shape in shapes if shape}
         if not all(shapes) or len(sizes) != 1 or 0 in sizes:
             raise ValueError(
-                "`x` and `y` must be arrays with the same number of samples, at least 1; `x` may be a list or dict "
-                "of arrays. "
-                f"Received: shapes={shapes[:4]}"
+                "`x` and `y` must be arrays with the same number of examples, at least one (`x` may also be a list or "
+                f"dict of arrays). Received: shapes={shapes[:4]}"
             )
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"`batch_size` must be an integer >= 1. Received: batch_size={batch_size!r}")

@@ -30,7 +30,7 @@ def check_outputs(
     worst = difference(actual, expected)
     if steady and not worst <= tolerance:
         raise RuntimeError(
-            f"Export: {what} and the masked model predict different outputs, so nothing was written. {hint} "
-            f"Received: relative difference={worst:.3g}, tolerance={tolerance}"
+            f"Export: {what} and the masked model produce different outputs, so nothing was written. {hint} "
+            f"Found: relative difference={worst:.3g}, tolerance={tolerance}"
         )
     return worst

@@ -224,7 +224,7 @@ def _export(
                 differences[format] = check_outputs(form.title, actual, wanted, form.allowed(model), steady, form.hint)
                 if found.lost(zeros, size):
                     raise RuntimeError(
-                        f"Export: {form.title} has fewer zeros than the model, so nothing was written. Received: "
+                        f"Export: {form.title} has fewer zeros than the model, so nothing was written. Found: "
                         f"zeros={found.zeros:,}, model_zeros={zeros:,}"
                     )
                 opened[format, "sparse"] = found

@@ -93,7 +93,7 @@ class Format:
                 install = f"'kprune[{self.extra}]'" if self.extra and package != "tensorflow" else package
                 raise ImportError(
                     f"format={name!r} requires {package}, which is not installed: run `pip install {install}`, or "
-                    "export format='keras' and convert that file on another machine (kprune export MODEL.keras "
+                    "export with format='keras' and convert that file on another machine (kprune export MODEL.keras "
                     "--format=...)."
                 ) from error
         if library_of(model).package is not keras and not self.tf_keras:

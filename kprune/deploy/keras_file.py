@@ -31,7 +31,7 @@ def load(file: Path, model: Any) -> Any:
         raise ValueError(
             "Export: the .keras file of this model cannot be loaded, so nothing was written. Decorate classes of your "
             'own with @keras.saving.register_keras_serializable(), or leave the file out: format="saved_model". '
-            f"The cause: {' '.join(str(error).split())[:100]} ... Received: model={model.name!r}"
+            f"Cause: {' '.join(str(error).split())[:100]} ... Received: model={model.name!r}"
         ) from error
     # A layer of the user's own may make its seed anew when it is loaded; to be compared, both draw from one.
     for mine, theirs in zip(library.seed_states(model), library.seed_states(loaded), strict=False):

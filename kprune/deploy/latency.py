@@ -70,7 +70,7 @@ def latency_budget(
     if not library_of(model).IN_PLACE:
         raise ValueError(
             "kprune.latency_budget needs a Keras 3 model. For a tf_keras model, pass a budget in flops. "
-            f"Received: model={model.name!r}, of tf_keras"
+            f"Received: model={model.name!r}, library='tf_keras'"
         )
     if inputs is not None:
         check_inputs(inputs)
@@ -82,7 +82,7 @@ def latency_budget(
         if smallest > fraction:
             raise ValueError(
                 f"The latency cannot be reached: the smallest network that pruning can leave, with {least:.4g} of the "
-                f"multiply-adds, takes {smallest:.2f} of the dense network's time on this machine. Raise the fraction. "
+                f"multiply-adds, takes {smallest:.2f} times as long as the dense network here. Raise the fraction. "
                 f"Received: fraction={fraction}, model={model.name!r}"
             )
         low, high = least, 1.0

@@ -69,11 +69,8 @@ def _convert(model: Any, file: Path, batch: Sample, optimizations: list[Any]) ->
             data = converter.convert()
     except Exception as error:  # the converter's own, whose class is not public
         raise RuntimeError(
-            (
-                "LiteRT's converter cannot convert this model, so nothing was written: "
-                f"{' '.join(str(error).split())[:500]}"
-            )
-            + (_LOOPS if "TensorList" in str(error) else "")
+            "LiteRT's converter cannot convert this model, so nothing was written."
+            f"{_LOOPS if 'TensorList' in str(error) else ''} Cause: {' '.join(str(error).split())[:500]}"
         ) from error
     file.write_bytes(data)
 

@@ -16,7 +16,7 @@ from ..runtime.distribution import to_numpy
 from ..runtime.inputs import call_with, check_inputs, input_like
 
 # How a user gets past what cannot be found out.
-HINT = "pass `inputs=` with a batch that `model.predict` takes"
+HINT = "pass `inputs=` with a batch that `model.predict` accepts"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def sample(model: Any, inputs: Any = None) -> Sample:
         try:
             arguments = input_like(model, _maker(), batch=int(sizes.pop()) if sizes else 2)
         except ValueError as error:
-            raise ValueError(f"{str(error).replace('Received:', f'Or {HINT}. Received:')}") from error
+            raise ValueError(f"{str(error).replace('Received:', f'Alternatively, {HINT}. Received:')}") from error
     else:
         check_inputs(inputs)
         arguments = {"": inputs}

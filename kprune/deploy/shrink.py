@@ -110,7 +110,7 @@ def _rebuilt(model: Any, graph: ChannelGraph, planned: Plan) -> Any:
         raise ValueError(
             "The smaller model cannot be built from this model's config: custom layers need `get_config`, and a "
             "Lambda layer with an anonymous function cannot be copied. "
-            f"Received: model={model.name!r}, error={str(error)[:500]!r}"
+            f"Cause: {str(error)[:500].rstrip('.')}. Received: model={model.name!r}"
         ) from error
     return made
 
@@ -202,8 +202,8 @@ def _compare(expected: list[np.ndarray], actual: list[np.ndarray], tolerance: fl
         worst = float(np.abs(one - other).max(initial=0.0)) / scale
         if not worst <= tolerance:
             raise RuntimeError(
-                f"The smaller model and the original predict different outputs (output {number}), so no model was "
-                f"returned. Received: relative difference={worst:.3g}, tolerance={tolerance}"
+                f"The smaller model and the original produce different outputs (output {number}), so no model was "
+                f"returned. Found: relative difference={worst:.3g}, tolerance={tolerance}"
             )
 
 

@@ -130,9 +130,7 @@ class LotteryRuns(RunsReport[LotteryRun]):
             ValueError: the path ends in something else, or the runs do not hold their curves.
         """
         if not self.knows_curves:
-            raise ValueError(
-                "These runs were saved by a version of kprune that did not record training curves. Received: curve=None"
-            )
+            raise ValueError("These runs were saved by a version of kprune that did not record training curves.")
         return written(path, lambda: _training(self))
 
     def _draw(self) -> Figure:

@@ -193,8 +193,8 @@ def _check_modes(modes: Sequence[str]) -> str:
     base = next((mode for mode in (INIT, *REWINDS) if mode in modes), "")
     if set(CONTROLS) & set(modes) and base not in (INIT, "weights"):
         raise ValueError(
-            "Controls require mode 'init' or 'weights' in `modes`, because they reuse its masks. Received: "
-            f"modes={modes!r}"
+            "Controls require mode 'init' or 'weights' in `modes`, because they reuse the masks of that mode. "
+            f"Received: modes={modes!r}"
         )
     return base
 

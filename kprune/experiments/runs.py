@@ -98,7 +98,9 @@ class RunTable(Generic[AnyRun]):
         if path is not None:
             check_path("path", path)
         if others is not None and not isinstance(others, dict):
-            raise ValueError(f"`settings` must be a dict of name -> value, or None. Received: settings={others!r}")
+            raise ValueError(
+                f"`settings` must be a dict that maps names to values, or None. Received: settings={others!r}"
+            )
         self.path = None if path is None else Path(path)
         self.kind = kind
         self._convert = {field.name: _CONVERT[str(field.type)] for field in fields(kind)}

@@ -273,8 +273,8 @@ class _Trainings:
         reached = 1 - sum(int(mask.sum()) for mask in kept) / sum(mask.size for mask in kept)
         if bool(reached) != bool(sparsity):
             raise ValueError(
-                "The network did not reach the sparsity of this trial: `train` must pass `trial.callbacks` to fit. "
-                f"Received: sparsity={reached:.6g}, trial.sparsity={sparsity:.6g}"
+                f"The trained network has sparsity {reached:.6g}, but its trial has sparsity {sparsity:.6g}: `train` "
+                f"must pass `trial.callbacks` to fit(). Received: train={self.train!r:.200}"
             )
         self.metric, value = measure_by(model, self.evaluate)()
         if not math.isfinite(value):

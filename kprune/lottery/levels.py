@@ -153,7 +153,7 @@ class State:
         arrays, about = unpack(data, str(Path(folder, STATE)))
         if about.get("settings") != lottery.settings:
             raise ValueError(
-                f"The folder belongs to a lottery with different settings, {about.get('settings')!s:.1000}: choose "
+                f"The folder belongs to a lottery with different settings: {about.get('settings')!s:.1000}. Choose "
                 f"another folder, or delete this one. Received: folder={os.fspath(folder)!r}, "
                 f"settings={lottery.settings}"
             )
@@ -176,15 +176,15 @@ class State:
         right = right and type(self.initial_epoch) is int and self.initial_epoch >= 0 and type(self.results) is list
         if not right or [result["level"] for result in self.results] != list(range(len(self.results))):
             raise ValueError(
-                f"its progress is not valid: density={self.density!r}, initial_epoch={self.initial_epoch!r}, "
-                f"results={self.results!r:.100}"
+                f"its progress is invalid (density={self.density!r}, initial_epoch={self.initial_epoch!r}, "
+                f"results={self.results!r:.100})"
             )
 
     def taken(self) -> Snapshot:
         """The snapshot of the rewind point; RuntimeError if level 0 did not reach it."""
         if self.to is None:
             raise RuntimeError(
-                "Training did not reach the rewind point: train at least that far, and pass `level.callbacks` to fit."
+                "Training did not reach the rewind point: train at least that far, and pass `level.callbacks` to fit()."
             )
         return self.to
 
@@ -220,11 +220,12 @@ class State:
 def rewind_point(folder: str | os.PathLike[str]) -> Snapshot:
     """The rewind point stored in a lottery's folder; ValueError if it is damaged or missing."""
     file = Path(folder, _POINT)
+    data = read(file)
+    if data is None:
+        raise ValueError(f"The folder's rewind point is missing. Received: file={str(file)!r}")
+    arrays, _ = unpack(data, str(file))
     with understanding(str(file)):
-        data = read(file)
-        if data is None:
-            raise ValueError("it is missing")
-        return Snapshot.from_arrays(unpack(data, str(file))[0])
+        return Snapshot.from_arrays(arrays)
 
 
 def density(weights: list[MaskedWeight]) -> float:

@@ -56,7 +56,7 @@ class RewindPoint:
         if self.epochs is not None:
             check_number("epochs", self.epochs, ">= 0", lambda value: value >= 0)
         if self.share is not None:
-            check_number("share", self.share, "from 0 to below 1", lambda value: 0 <= value < 1)
+            check_number("share", self.share, ">= 0 and < 1", lambda value: 0 <= value < 1)
 
     @classmethod
     def of(cls, rewind_to: Any) -> RewindPoint:
@@ -112,7 +112,7 @@ class RewindPoint:
             found = int(self.in_batches(epochs, batches_per_epoch, batches_per_step) // (batches_per_epoch or 1))
         if found >= epochs:
             raise ValueError(
-                f"The rewind point must fall before the end of a level ({epochs} epochs). Received: point={self}"
+                f"The rewind point must fall before the end of a level (epoch {epochs}). Received: point={self}"
             )
         return found
 
@@ -132,8 +132,8 @@ class RewindPoint:
             found = math.floor(round(self._of_epochs(epochs) * batches_per_epoch, 6))
         if found >= epochs * batches_per_epoch:
             raise ValueError(
-                f"The rewind point, batch {found}, must fall before the end of a level "
-                f"({epochs * batches_per_epoch:g} batches). Received: point={self}"
+                f"The rewind point (batch {found}) must fall before the end of a level "
+                f"(batch {epochs * batches_per_epoch:g}). Received: point={self}"
             )
         return found
 

@@ -16,7 +16,7 @@ from ..masks import Masks, current_masks, masked, masked_weights, set_masks
 from ..masks.matching import check_numbers
 from ..runtime.distribution import to_numpy
 from ..runtime.files import contents, joined, pack, split, understanding, unpack, write
-from ..util.checks import check_expression, check_npz
+from ..util.checks import check_expression, check_npz, received_with
 from .rewind import Arrays, matched, model_weights, reapply_masks, warn_of_nan
 
 _KIND = "kprune ticket 1"
@@ -154,6 +154,6 @@ def _match(mine: dict[str, Any], theirs: Arrays, skip: str | None) -> Arrays:
         return matched(wanted(mine), wanted(theirs), "model")
     except ValueError as error:
         raise ValueError(
-            "The ticket does not match the model. To leave out weights, such as those of the head, pass `skip`. "
-            f"{error}, skip={skip!r}"
+            "The ticket does not match the model. To leave out weights, such as those of the head, pass `skip`. Cause: "
+            + received_with(str(error), f"skip={skip!r}")
         ) from error

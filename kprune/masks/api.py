@@ -302,7 +302,8 @@ def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tup
     for name in weights:
         if name not in known:
             raise ValueError(
-                f"Unknown weight name: this model's weights are named {known}. Received: weights={weights!r}"
+                f"Unknown weight name: the names accepted for this model are {', '.join(known)}. Received: "
+                f"weights={weights!r}"
             )
     if filters is not None and not isinstance(filters, str | list | tuple) and not callable(filters):
         raise ValueError(

@@ -82,7 +82,7 @@ def take_over(model: Any) -> None:
         _attach_too(model, waiting, WAITS, False)
         logging.warning(
             "kprune: these weights were frozen when the model was masked and are trainable now, so kprune has "
-            "masked them, too: %s",
+            "masked them as well: %s",
             ", ".join(v.path for v in waiting[:4]) + (" ..." if len(waiting) > 4 else ""),
         )
 

@@ -24,10 +24,14 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
     """
     check_numbers("arrays", theirs)
     if len(mine) != len(theirs):
-        odd = next((path for path in [*mine, *theirs] if path not in mine or path not in theirs), "")
+        odd = next(
+            f"the {of} has no variable {path!r}" if path in theirs else f"there is no array for {path!r}"
+            for path in (theirs if len(theirs) > len(mine) else mine)
+            if path not in mine or path not in theirs
+        )
         raise ValueError(
-            f"The arrays do not match this {of}: {len(theirs)} arrays for {len(mine)} variables; {odd!r} is in only "
-            f"one of the two sets. Received: arrays={len(theirs)}"
+            f"The arrays do not match this {of}: {len(theirs)} array{'s' * (len(theirs) != 1)} for {len(mine)} "
+            f"variable{'s' * (len(mine) != 1)}; {odd}. Received: arrays={len(theirs)}"
         )
     by_path = all(path in theirs for path in mine)
     pairs = {path: theirs[path] for path in mine} if by_path else dict(zip(mine, theirs.values(), strict=True))

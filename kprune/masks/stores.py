@@ -33,7 +33,7 @@ def check_chunks(dataset: h5py.Dataset) -> None:
         return
     if (count := dataset.id.get_num_chunks()) > _MOST_CHUNKS:
         raise ValueError(
-            f"the array {dataset.name!r:.80} lies in {count:,} chunks, more than the limit of {_MOST_CHUNKS:,}"
+            f"the array {dataset.name!r:.80} is split into {count:,} chunks, more than the limit of {_MOST_CHUNKS:,}"
         )
     most = math.prod(dataset.chunks) * dataset.dtype.itemsize + _CHECKSUM
     found: list[tuple[int, Any]] = []
@@ -43,7 +43,7 @@ def check_chunks(dataset: h5py.Dataset) -> None:
     for _, offset in found:
         _, raw = dataset.id.read_direct_chunk(offset)
         if unpacks_beyond([raw], zlib.MAX_WBITS, most):
-            raise ValueError(f"a chunk of the array {dataset.name!r:.80} unpacks to more than its {most:,} bytes")
+            raise ValueError(f"a chunk of the array {dataset.name!r:.80} unpacks to more than {most:,} bytes")
 
 
 def unpacks_beyond(pieces: Iterable[bytes], window: int, most: int) -> bool:

@@ -38,16 +38,16 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
     if diverged:
         raise RuntimeError(
             f"{', '.join(diverged[:4])} became NaN: training has diverged. A lower learning rate, gradient clipping "
-            f"or loss scaling may help. Received: optimizer={type(optimizer).__name__}"
+            f"or loss scaling may help. Found: optimizer={type(optimizer).__name__}"
         )
     if moved:
         raise RuntimeError(
             f"Pruned entries of {', '.join(moved[:4])} are no longer 0. Likely cause: {CAUSE} Other possible "
             "causes: a layer reads another layer's kernel, a constraint changes zeros, weights were loaded or "
-            "assigned during training, or an optimizer updates weights without a gradient. If a train_step keeps "
-            "an average of another network, mask only that other network with kprune.mask(network). To set pruned "
-            "entries to 0 again, call `model.set_weights(model.get_weights())`. Received: "
-            f"optimizer={type(optimizer).__name__}"
+            "assigned during training, or an optimizer updates weights without a gradient. If your train_step "
+            "maintains a moving average (EMA) of a network, mask only the network that is trained, not its average: "
+            "kprune.mask(network). To set pruned entries to 0 again, call `model.set_weights(model.get_weights())`. "
+            f"Found: optimizer={type(optimizer).__name__}"
         )
     size = sum(weight.size for weight in weights)
     return sum(pruned for pruned, _ in counts) / size if size else 0.0

@@ -36,7 +36,7 @@ def check_index(path: Path) -> None:
     from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto
 
     if (size := path.stat().st_size) > _MOST_INDEX:
-        raise ValueError(f"its index takes {size:,} bytes; a model's has at most {_MOST_INDEX:,}")
+        raise ValueError(f"its index is {size:,} bytes, more than the limit of {_MOST_INDEX:,}")
     data = path.read_bytes()
     for key, value in _entries(data):
         if not key:  # the header
@@ -86,7 +86,7 @@ def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
     size, _ = _number(handle, at)
     block, kind = data[start : start + size], data[start + size : start + size + 1]
     if len(block) < 8 or kind != b"\0":
-        raise ValueError("its index is damaged, or compressed, which TensorFlow never does")
+        raise ValueError("its index is damaged or compressed (TensorFlow never compresses it)")
     end = len(block) - 4 * (1 + struct.unpack("<I", block[-4:])[0])
     if not 0 <= end <= len(block) - 8:
         raise ValueError("its index is damaged")

@@ -198,7 +198,8 @@ def _check_attributes(item: Any) -> None:
         attribute = item.attrs.get_id(name)
         if math.prod(attribute.shape) > (1 if attribute.dtype.hasobject else _MOST_NUMBERS):
             raise _Unfit(
-                f"the attribute {name!r:.80} of {item.name!r:.80} in {_WEIGHTS} is larger than any that Keras writes"
+                f"the attribute {name!r:.80} of {item.name!r:.80} in {_WEIGHTS} is larger than any attribute that "
+                "Keras writes"
             )
 
 

@@ -62,7 +62,7 @@ def read(path: str | os.PathLike[str]) -> Summary:
     try:
         return summary(model)
     except Exception as error:  # of any kind: a model may load and yet be none, as one that is not built
-        raise ValueError(_refusal(".keras file cannot be reported on", error, path)) from error
+        raise ValueError(_refusal(".keras file cannot be summarized", error, path)) from error
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -91,7 +91,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     """
     file = Path(path)
     if not file.exists():
-        raise OSError(f"There is no file or folder {str(path)!r}.")
+        raise OSError(f"No such file or folder: {str(path)!r}")
     if (file / "saved_model.pb").is_file():
         raise ValueError(
             "A SavedModel contains variables, not layers, so no model can be loaded from it: load the .keras file "

@@ -105,7 +105,7 @@ def check_config(config: Any, library: Any) -> None:
     >>> check_config({"module": "os", "class_name": "function", "config": "system"}, keras)
     Traceback (most recent call last):
     ...
-    ValueError: at the top of config.json: 'os.system' cannot be part of a model
+    ValueError: at the top of config.json, 'os.system' cannot be part of a model
     """
     if not isinstance(config, dict) or "class_name" not in config:
         raise ValueError("config.json does not describe a model")
@@ -118,13 +118,13 @@ def check_config(config: Any, library: Any) -> None:
         node, place, depth = open_nodes.pop()
         try:
             if depth > _DEPTH:
-                raise _Refused(f"it is nested more than {_DEPTH} levels deep")
+                raise _Refused(f"objects are nested more than {_DEPTH} levels deep")
             if isinstance(node, dict):
                 for entry in _entries(node):
                     _check_entry(entry, library, parts)
         except _Refused as refusal:
-            shown = f"at {'.'.join(_last_keys(place))}" if place else "at the top"
-            raise ValueError(f"{shown} of config.json: {refusal}") from None
+            shown = f"in config.json, at {'.'.join(_last_keys(place))}" if place else "at the top of config.json"
+            raise ValueError(f"{shown}, {refusal}") from None
         if isinstance(node, dict | list):
             children = node.items() if isinstance(node, dict) else enumerate(node)
             open_nodes += [
@@ -178,7 +178,7 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
     if not found:
         raise _Refused(
             f"{shown} is unknown. A custom class or function must be imported and registered with "
-            f"`{library.__name__}.saving.register_keras_serializable()` before its file is read"
+            f"`{library.__name__}.saving.register_keras_serializable()` before the model is loaded"
         )
     if own is None and registered not in (None, name):
         # Keras asks for this name, too, where it does not find the other.
@@ -270,7 +270,7 @@ def _is_part(thing: Any, parts: tuple[type, ...], own: bool) -> bool:
         return False
     for base in set(thing.__mro__) - {b for part in parts for b in part.__mro__}:  # on JAX each Layer is a "JaxLayer"
         if base.__name__ in _REFUSED and base.__module__.partition(".")[0] in _LIBRARIES:
-            raise _Refused(f"a layer {thing.__name__!r} {_REFUSED[base.__name__]}")
+            raise _Refused(f"a {thing.__name__!r} layer {_REFUSED[base.__name__]}")
     return True
 
 
@@ -280,9 +280,11 @@ def _check_arguments(thing: type, config: Any, shown: str) -> None:
     if "TFOpLambda" in names and not is_pure(config.get("function")):
         raise _Refused(f"{shown} runs {config.get('function')!r}, which is not a pure operation")
     if "ClassMethod" in names and (config.get("cls_symbol") != "RaggedTensor" or not _is_ragged(config, "method_name")):
-        raise _Refused(f"{shown} calls {config.get('cls_symbol')!r}.{config.get('method_name')!r}")
+        raise _Refused(
+            f"{shown} calls {config.get('cls_symbol')!r}.{config.get('method_name')!r}, which is not allowed"
+        )
     if "InstanceProperty" in names and not _is_ragged(config, "attr_name"):
-        raise _Refused(f"{shown} reads the attribute {config.get('attr_name')!r}")
+        raise _Refused(f"{shown} reads the attribute {config.get('attr_name')!r}, which is not allowed")
     if isinstance(config.get("vocabulary"), str) and names & {"IndexLookup", "TextVectorization"}:
         raise _Refused(f"{shown} reads its vocabulary from another file, {config['vocabulary']!r}")
     for name in _LENGTHS:

@@ -31,7 +31,7 @@ def variables_within(limit: int, library: Any) -> Iterator[None]:
     ...     keras.layers.Dense(100).build((None, 100))
     Traceback (most recent call last):
     ...
-    ValueError: its config describes layers with more than 1,000 bytes of weights, more than the file contains
+    ValueError: its config describes layers whose weights exceed 1,000 bytes, more than the file contains
     """
     spent = 0
 
@@ -40,7 +40,7 @@ def variables_within(limit: int, library: Any) -> Iterator[None]:
         spent += math.prod(int(d) for d in shape) * _bytes(dtype)
         if spent > limit:
             raise ValueError(
-                f"its config describes layers with more than {limit:,} bytes of weights, more than the file contains"
+                f"its config describes layers whose weights exceed {limit:,} bytes, more than the file contains"
             )
 
     with _tf_keras(spend) if library.__name__ == "tf_keras" else _keras3(spend):
@@ -90,7 +90,9 @@ def _check_parts(layer: Any, inputs: list[Any], arguments: dict[str, Any]) -> No
     if getattr(layer, "unroll", False) and len(shape) > 2:
         steps = shape[0 if getattr(layer, "time_major", False) else 1] or 1
         if steps > _MOST_STEPS:
-            raise ValueError(f"the layer {layer.name!r:.80} unrolls {steps:,} steps, more than {_MOST_STEPS:,}")
+            raise ValueError(
+                f"the layer {layer.name!r:.80} unrolls {steps:,} steps, more than the limit of {_MOST_STEPS:,}"
+            )
     if type(layer).__name__ != "TFOpLambda":
         return
     given = next((arguments[name] for name in _NUMBERS if arguments.get(name) is not None), 1)
@@ -99,7 +101,9 @@ def _check_parts(layer: Any, inputs: list[Any], arguments: dict[str, Any]) -> No
         axis = arguments.get("axis", 0)
         pieces *= (shape[axis] if isinstance(axis, int) and -len(shape) <= axis < len(shape) else None) or 1
     if pieces > _MOST_PIECES:
-        raise ValueError(f"{layer.name!r:.80} splits a tensor into {pieces:,} pieces, more than {_MOST_PIECES:,}")
+        raise ValueError(
+            f"{layer.name!r:.80} splits a tensor into {pieces:,} pieces, more than the limit of {_MOST_PIECES:,}"
+        )
 
 
 @contextmanager
@@ -122,7 +126,7 @@ def _keras3(spend: Any) -> Iterator[None]:
         nonlocal tensors
         tensors += 1
         if tensors > _MOST_TENSORS:
-            raise ValueError(f"its config asks for more than {_MOST_TENSORS:,} tensors between its layers")
+            raise ValueError(f"its config creates more than {_MOST_TENSORS:,} intermediate tensors")
         plain_tensor(self, *arguments, **more)
 
     owner.__init__, keras.KerasTensor.__init__ = within, counted

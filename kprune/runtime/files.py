@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..util.checks import check_arrays
+from ..util.checks import check_arrays, received_with
 from ..util.whole import write_whole
 from .distribution import from_chief, is_chief
 
@@ -104,7 +104,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
         known = json.loads(description)
         about, kinds = known["about"], known["arrays"]
         if not isinstance(about, dict) or len(kinds) != len(stored):
-            raise ValueError("it does not describe its arrays")
+            raise ValueError("the array descriptions do not match its contents")
         arrays = {
             key: _restore(stored[f"array{position}"], *kind) for position, (key, kind) in enumerate(kinds.items())
         }
@@ -121,8 +121,10 @@ def understanding(name: str) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
-        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"This file cannot be used: {reason:.1000}. Received: file={name!r}") from error
+        malformed = f"its contents are missing or malformed ({type(error).__name__}: {error})"
+        reason = str(error) if isinstance(error, ValueError) else malformed
+        cause = received_with(f"{reason:.1000}", f"file={name!r}")
+        raise ValueError(f"This file cannot be used. Cause: {cause}") from error
 
 
 def joined(**parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -201,7 +203,7 @@ def _members(data: bytes) -> dict[str, np.ndarray]:
         members = archive.infolist()
         for member in members:
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-                raise ValueError(f"its member {member.filename!r} is compressed, which kprune never does")
+                raise ValueError(f"its member {member.filename!r} is compressed (kprune never compresses)")
         if sum(member.file_size for member in members) > len(data):
             raise ValueError("its members are larger than the file")
         found = {member.filename.removesuffix(".npy"): _vector(archive.read(member)) for member in members}

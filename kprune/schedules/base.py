@@ -140,8 +140,8 @@ class Schedule:
         missing = [name for name in names if not hasattr(self, name)]
         if missing:
             raise ValueError(
-                f"{type(self).__name__} must store each argument under its own name, or define `get_config`. "
-                f"Received: argument={missing[0]!r}"
+                f"{type(self).__name__} must store each constructor argument in an attribute of the same name, or "
+                f"override `get_config`. Received: argument={missing[0]!r}"
             )
         values = {name: getattr(self, name) for name in names}
         return {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
@@ -161,7 +161,7 @@ def check_step(step: Any) -> None:
     >>> check_step(100)
     """
     if not isinstance(step, numbers.Real) or isinstance(step, bool) or step != step:
-        raise ValueError(f"`step` must be a number (optimizer steps), not NaN. Received: step={step!r:.200}")
+        raise ValueError(f"`step` must be a number of optimizer steps, and not NaN. Received: step={step!r:.200}")
 
 
 def check_sparsity(name: str, sparsity: float) -> None:

@@ -58,8 +58,8 @@ class Planned:
         first, last = (start + steps_of(name, getattr(self, name), steps) for name in ("begin", "end"))
         if last < first:
             raise ValueError(
-                f"`end` must not come before `begin`: in this fit of {steps} steps, `begin` is step {first - start} "
-                f"and `end` is step {last - start}. Received: begin={self.begin!r}, end={self.end!r}"
+                f"`end` must not come before `begin`: if training ends at step {steps}, `begin` is step "
+                f"{first - start} and `end` is step {last - start}. Received: begin={self.begin!r}, end={self.end!r}"
             )
         return self.at(first, last, self.frequency or max(1, math.ceil((last - first) / _UPDATES)))
 
@@ -80,7 +80,7 @@ def check_share(name: str, value: Any) -> None:
         check_number(
             name,
             value,
-            "in [0, 1] (a fraction of the fit's steps) or an integer (a number of steps)",
+            "in [0, 1] (a fraction of the training steps) or an integer (a number of steps)",
             lambda v: 0 <= v <= 1,
         )
     else:
@@ -93,8 +93,8 @@ def steps_of(name: str, value: float | int, steps: int | None) -> int:
         return int(value)
     if steps is None:
         raise ValueError(
-            f"`{name}` is a fraction of the fit's steps, whose number is unknown: pass steps_per_epoch to fit, or "
-            f"pass `{name}` as a number of steps. Received: {name}={value!r}"
+            f"`{name}` is a fraction of the total training steps, but that total is unknown: pass steps_per_epoch to "
+            f"fit(), or pass `{name}` as an integer number of steps. Received: {name}={value!r}"
         )
     return math.floor(round(value * steps, 6))
 

@@ -144,9 +144,20 @@ def check_expression(expression: Any, name: str = "expression") -> None:
         re.compile(expression)
     except (re.error, TypeError):
         raise ValueError(
-            f"`{name}` must be a valid regular expression, which is searched for in weight paths. Received: "
+            f"`{name}` must be a valid regular expression to search for in weight paths. Received: "
             f"{name}={expression!r}"
         ) from None
+
+
+def received_with(reason: str, received: str) -> str:
+    """The text of another error, ending in a single `Received:` that also names these values.
+
+    >>> received_with("its checksum is wrong", "file='a.npz'")
+    "its checksum is wrong. Received: file='a.npz'"
+    >>> received_with("Not a bool. Received: x=3", "file='a.npz'")
+    "Not a bool. Received: x=3, file='a.npz'"
+    """
+    return f"{reason}, {received}" if "Received: " in reason else f"{reason.rstrip('.')}. Received: {received}"
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:

@@ -108,7 +108,7 @@ FIGURE = (lambda value: Path(value).suffix.lower() in FILE_TYPES, f"must end in 
 MODEL = (
     lambda value: own.is_own(value) or value in models.MODELS,
     lambda value: (
-        f"must be {own.EXPECTED}; the names are {', '.join(models.MODELS)}"
+        f"must be {own.EXPECTED}; the model names are {', '.join(models.MODELS)}"
         f"{did_you_mean(value.replace('_', '-'), models.MODELS).rstrip('.')}"
     ),
 )
@@ -119,7 +119,7 @@ LOGGING = (
 
 
 def _dataset(kinds: tuple[str, ...], says: str) -> Check:
-    """Flag check: the data set must be of one of these kinds; the error text lists them."""
+    """Flag check: the dataset must be of one of these kinds; the error text lists them."""
 
     def test(value: str) -> bool:
         try:
@@ -135,11 +135,11 @@ def _dataset(kinds: tuple[str, ...], says: str) -> Check:
 
 _OF_FILES = (".npz", ".csv")
 ANY_DATA = _dataset(
-    (*data.NAMES, *_OF_FILES, "folder"), "or the path of a .npz file, a .csv file or a folder of images"
+    (*data.NAMES, *_OF_FILES, "folder"), "or the path to an .npz file, a .csv file or a folder of images"
 )
-ARRAYS = _dataset((*(n for n in data.NAMES if n != "imagenet"), *_OF_FILES), "or the path of a .npz or .csv file")
+ARRAYS = _dataset((*(n for n in data.NAMES if n != "imagenet"), *_OF_FILES), "or the path to an .npz or .csv file")
 DATA = (
-    Option("dataset", "digits", "data set: a name, or data of your own; see below", str, ANY_DATA, "DATA"),
+    Option("dataset", "digits", "dataset: a name, or data of your own; see below", str, ANY_DATA, "DATA"),
     Option("target", None, "for a .csv: the column that holds the classes", str, word="COLUMN"),
     Option("batch_size", 64, "examples per step", int, at_least(1)),
     Option("data_dir", None, "for imagenet: folder with train/CLASS/* and val/CLASS/*"),
@@ -184,7 +184,7 @@ def training_options(
 
 
 def load_data(values: Any, seed: int) -> data.Dataset:
-    """The data set selected by the flags."""
+    """The dataset selected by the flags."""
     size = None if values.image_size is None else (values.image_size, values.image_size)
     return data.load(
         values.dataset,

@@ -33,7 +33,8 @@ def run(values: Any, arguments: list[str]) -> None:
     existing = [] if values.overwrite else [str(file) for file in targets(out, values.format) if file.exists()]
     if existing:
         raise ValueError(
-            f"These files already exist: {', '.join(existing)}; add --overwrite. Received: out={str(out)!r}"
+            f"These files already exist: {', '.join(existing)}. To replace them, add --overwrite. Received: "
+            f"out={str(out)!r}"
         )
     dataset = None if values.dataset is None else data.load(values.dataset, target=values.target)
     representative = _representative(values, dataset)
@@ -52,7 +53,7 @@ def run(values: Any, arguments: list[str]) -> None:
 
 
 def _representative(values: Any, dataset: data.Dataset | None) -> np.ndarray | None:
-    """Examples for the formats that need them: from the file, or the first ones of the data set."""
+    """Examples for the formats that need them: from the file, or the first ones of the dataset."""
     quantized = [name for name in values.format if FORMATS[name].quantized]
     if values.representative is not None:
         if not quantized:
@@ -63,7 +64,7 @@ def _representative(values: Any, dataset: data.Dataset | None) -> np.ndarray | N
         return _examples(values.representative)
     if quantized and dataset is None:
         raise ValueError(
-            f"--format={quantized[0]} needs example inputs to set its quantization ranges: add --representative, a "
+            f"--format={quantized[0]} needs example inputs to set its quantization ranges: add --representative, an "
             ".npy or .npz file with about 100 examples, or --dataset. Received: representative=None, dataset=None"
         )
     return dataset.train[0][:EXAMPLES] if quantized and dataset is not None else None  # type: ignore[index]
@@ -110,8 +111,8 @@ EXPORT = Command(
         Option("overwrite", False, "replace existing files", bool),
         *common.LOGGING,
     ),
-    f"Formats: {', '.join(FORMATS)}.\nDATA is a name, a .npz or a .csv, as for kprune train.\nMODEL is a .keras file "
-    "of Keras 3 or tf_keras, masked or plain. A model saved on a TPU runtime\nwithout TensorFlow can be exported on "
-    "any machine that has it.",
+    f"Formats: {', '.join(FORMATS)}.\nDATA is a name, an .npz file or a .csv file, as for kprune train.\nMODEL is a "
+    ".keras file of Keras 3 or tf_keras, masked or plain. A model saved on a TPU runtime\nwithout TensorFlow can be "
+    "exported on any machine that has it.",
     run,
 )

@@ -30,7 +30,8 @@ def run(values: Any, arguments: list[str]) -> None:
     [model] = arguments
     known, says = common.MODEL
     if not known(model):
-        raise ValueError(f"MODEL {says(model)}. Received: model={model!r}")
+        wrong = says(model)
+        raise ValueError(f"MODEL {wrong}{'' if wrong.endswith('?') else '.'} Received: model={model!r}")
     if not values.low < values.high:
         raise ValueError(f"--low must be below --high. Received: low={values.low}, high={values.high}")
     dataset = common.load_data(values, seed=0)

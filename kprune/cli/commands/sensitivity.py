@@ -17,14 +17,14 @@ from . import common
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune sensitivity`: scan a saved model on the test part of a data set.
+    """`kprune sensitivity`: scan a saved model on the test part of a dataset.
 
     Args:
         values: the flags of the command, as attributes.
         arguments: the model's path.
 
     Raises:
-        ValueError, OSError, ImportError: the path holds no model, or one that does not fit the data set.
+        ValueError, OSError, ImportError: the path holds no model, or one that does not fit the dataset.
     """
     model = load(arguments[0])
     dataset = common.load_data(values, values.seed)
@@ -57,8 +57,8 @@ def _check_shapes(model: Any, dataset: Dataset, path: str) -> None:
     takes, has = (*images[1:], logits[-1]), (*dataset.input_shape, dataset.classes)
     if len(takes) != len(has) or any(a not in (None, b) for a, b in zip(takes, has, strict=True)):
         raise ValueError(
-            f"The model takes images of {takes[:-1]} and predicts {takes[-1]} classes, but {dataset.name} has "
-            f"images of {has[:-1]} and {has[-1]} classes: pass the --dataset that the model was trained on. "
+            f"The model expects images of shape {takes[:-1]} and predicts {takes[-1]} classes, but {dataset.name} has "
+            f"images of shape {has[:-1]} and {has[-1]} classes: pass the --dataset that the model was trained on. "
             f"Received: model={path!r}"
         )
 
@@ -86,7 +86,7 @@ SENSITIVITY = Command(
         Option("plot", None, "file for a heat map: .png, .svg or .pdf", str, common.FIGURE),
         *common.LOGGING,
     ),
-    "MODEL is a .keras file (of Keras 3 or tf_keras, masked or plain) that was trained on the data set.\n"
+    "MODEL is a .keras file (of Keras 3 or tf_keras, masked or plain) that was trained on the dataset.\n"
     f"Criteria: {', '.join(common.criteria())}\n{common.DATA_NOTES}",
     run,
 )

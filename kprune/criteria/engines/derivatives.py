@@ -95,7 +95,7 @@ def _no_loss(model: Any) -> ValueError:
     return ValueError(
         "The criterion needs the loss: compile the model first, `model.compile(optimizer, loss=...)`, or define one "
         "in `compute_loss` or `add_loss`; a loss computed in `train_step` cannot be used. Received: "
-        f"model={model.name!r}, which is not compiled with a loss"
+        f"model={model.name!r}"
     )
 
 

@@ -41,9 +41,10 @@ def features(calls: list[Call], weight: MaskedWeight) -> Iterator[np.ndarray]:
     given = [call.given[0] for call in calls if call.layer is layer]
     if not (_is_supported(layer, weight) and given and all(is_concrete(tensor) for tensor in given)):
         raise ValueError(
-            f"Cannot record the inputs of {weight.path}: its layer must be Dense, EinsumDense or a convolution, and "
-            "must be called outside of any loop. Exclude the layer with the `filters` argument of kprune.mask. "
-            f"Received: layer={layer.name!r}, class={type(layer).__name__.removeprefix('Masked')}"
+            f"Cannot record the inputs of {weight.path}: only Dense, EinsumDense and ungrouped convolution layers "
+            "are supported, and the layer must be called at least once, outside of any loop. Exclude the layer with "
+            f"the `filters` argument of kprune.mask. Received: layer={layer.name!r}, "
+            f"class={type(layer).__name__.removeprefix('Masked')}"
         )
     inputs = math.prod(layout_of(weight).shape[:-1])
     for tensor in given:
