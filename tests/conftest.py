@@ -58,3 +58,24 @@ def rng():
     import numpy as np
 
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command of `kprune` in this process: (status, stdout, stderr). Afterwards the logging is as it was."""
+    import logging
+
+    import absl.logging
+
+    from kprune.cli import main as cli
+
+    root, absl_logger = logging.getLogger(), absl.logging.get_absl_logger()
+    before = absl.logging.get_verbosity(), root.handlers[:], absl_logger.filters[:]
+
+    def run(*words):
+        status = cli.main([str(word) for word in words])
+        return status, *capsys.readouterr()
+
+    yield run
+    absl.logging.set_verbosity(before[0])
+    root.handlers[:], absl_logger.filters[:] = before[1:]

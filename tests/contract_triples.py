@@ -1,8 +1,8 @@
 """Which (entry, library, backend) the contract suite holds, read from the parametrization of its tests.
 
-    PYTHONPATH=. KERAS_BACKEND=jax python tests/contract_triples.py test_contract keras
+    PYTHONPATH=. KERAS_BACKEND=jax python tests/contract_triples.py keras test_contract_criteria test_contract_patterns
 
-prints those of a module of tests, on the backend at hand. fixtures/contract_triples.txt holds them all: a new entry
+prints those of some modules of tests, on the backend at hand. fixtures/contract_triples.txt holds them all: a new entry
 adds lines, and no line is ever lost.
 """
 
@@ -37,9 +37,14 @@ def words(values):
             yield from words(value)
 
 
-def triples(module, library):
-    """The lines "kind name, library, backend" of the entries with which tests of this module are parametrized."""
-    tests = [getattr(test, "pytestmark", ()) for name, test in vars(module).items() if name.startswith("test_")]
+def triples(library, *modules):
+    """The lines "kind name, library, backend" of the entries with which tests of these modules are parametrized."""
+    tests = [
+        getattr(test, "pytestmark", ())
+        for module in modules
+        for name, test in vars(module).items()
+        if name.startswith("test_")
+    ]
     if keras.backend.backend() != "tensorflow":
         tests = [marks for marks in tests if all(mark.name != "once" for mark in marks)]
     found = {word for marks in tests for mark in marks if mark.name == "parametrize" for word in words(mark.args[1])}
@@ -53,4 +58,4 @@ def listed(library):
 
 
 if __name__ == "__main__":
-    print("\n".join(sorted(triples(importlib.import_module(sys.argv[1]), sys.argv[2]))))
+    print("\n".join(sorted(triples(sys.argv[1], *map(importlib.import_module, sys.argv[2:])))))

@@ -10,10 +10,10 @@ import re
 
 import keras
 import pytest
+from contract_rows import CALLBACK_ROWS
 from helpers import CHEAP, assert_zero, halve
 from keras import layers
 from steps import TracedSteps, bool_inputs, compiled, conv_net, images, lowered, violations
-from test_contract import CALLBACK_ROWS
 
 import kprune
 from kprune.criteria import CRITERIA

@@ -1,6 +1,6 @@
 """Criteria: functions that score the masked weights of a model; higher = keep.
 
-A new criterion is one function of a `Context`, registered under a name, plus one row in tests/test_contract.py.
+A new criterion is one function of a `Context`, registered under a name, plus one row in tests/contract_rows.py.
 
 >>> import keras, kprune, numpy as np
 >>> @kprune.criteria.CRITERIA.register("smallest")

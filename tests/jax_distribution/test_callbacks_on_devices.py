@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from contract_rows import CALLBACK_ROWS
 from helpers import EachBatch, assert_zero, halve
 from small import BATCH, DISTRIBUTIONS, data, distribute, network
-from test_contract import CALLBACK_ROWS
 
 import kprune
 from kprune.lottery.rewind import snapshot

@@ -6,10 +6,10 @@ import jax
 import keras
 import numpy as np
 import pytest
+from contract_rows import CALLBACK_ROWS
 from helpers import EachBatch, halve
 from kprune.callbacks.base import Callback
 from small import BATCH, data, distribute, network
-from test_contract import CALLBACK_ROWS
 
 import kprune
 

@@ -6,4 +6,4 @@ from contract_triples import listed, triples
 
 def test_no_triple_is_lost():
     assert len(listed("tf_keras")) >= 16
-    assert listed("tf_keras") <= triples(test_contract_tf_keras, "tf_keras")
+    assert listed("tf_keras") <= triples("tf_keras", test_contract_tf_keras)

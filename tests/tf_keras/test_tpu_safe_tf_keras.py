@@ -3,9 +3,9 @@
 import pytest
 import tensorflow as tf
 import tf_keras
+from contract_rows import CALLBACK_ROWS
 from helpers import CHEAP, assert_zero
 from steps import TracedSteps, compiled, conv_net, images, violations
-from test_contract import CALLBACK_ROWS
 from tf_keras import layers
 from tpu_strategy import TPUStrategyOnCPU
 

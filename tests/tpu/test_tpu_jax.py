@@ -6,8 +6,8 @@ import jax
 import keras
 import numpy as np
 import pytest
+from contract_rows import CALLBACK_ROWS
 from steps import MoreZeros, TracedSteps, compiled, conv_net, images, violations
-from test_contract import CALLBACK_ROWS
 from test_tpu_safe import Computed, asking_the_host, wide
 from tpu_compiler import TOPOLOGIES, compile_jax, tpu_devices
 from tpu_rows import MODELS, prune_by

@@ -2,8 +2,8 @@
 
 import numpy as np
 import tensorflow as tf
+from contract_rows import CALLBACK_ROWS
 from steps import MoreZeros, TracedSteps, compiled, conv_net, images, violations
-from test_contract import CALLBACK_ROWS
 from tpu_compiler import TOPOLOGIES, compile_tensorflow, tpu_devices
 from tpu_rows import prune_by
 from tpu_strategy import ReplicaComputation, TPUStrategyOnCPU, logical_cpus

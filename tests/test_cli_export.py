@@ -1,0 +1,70 @@
+"""`kprune export`."""
+
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+
+import kprune
+
+
+def test_export_of_a_file_in_other_formats(run, tmp_path):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(300, name="wide"), keras.layers.Dense(3)])
+    kprune.prune(model, "magnitude", {"wide": 0.9}, pattern="channel", verbose=0)
+    model.save(tmp_path / "net.keras")
+    words = ["export", tmp_path / "net.keras", "--format=saved_model,saved_model_packed", f"--out={tmp_path}/to/net"]
+    status, out, _ = run(*words)
+    assert (
+        status == 0 and f"exported and checked: saved_model {tmp_path}/to/net (" in out and "saved_model_packed" in out
+    )
+    files = {"net", "net.packed", "net.card.json", "net.card.md"}
+    assert set(os.listdir(tmp_path / "to")) == files
+    status, _, err = run(*words)
+    assert status == 1 and err.endswith(f"add --overwrite. Received: out='{tmp_path}/to/net'\n")
+    assert run(*words, "--overwrite", "--shrink")[0] == 0
+    status, out, _ = run("inspect", tmp_path / "to" / "net", "--json")
+    assert [row["shape"] for row in json.loads(out)["rows"]] == [[64, 30], [30, 3]]
+    assert run("export", tmp_path / "net.keras", "--format=tflit")[0] == 2
+
+
+def test_export_with_data(run, tmp_path):
+    model = kprune.models.lenet_300_100((8, 8, 1), 10, 0.1)
+    model.save(tmp_path / "net.keras")
+    words = ["export", tmp_path / "net.keras", "--dataset=digits", f"--out={tmp_path}/made"]
+    assert run(*words, "--format=keras")[0] == 0
+    [accuracy] = {e["accuracy"] for e in json.loads((tmp_path / "made.card.json").read_text())["card"]["entries"]} - {
+        None
+    }
+    x, y = kprune.data.load("digits").test
+    assert accuracy == pytest.approx(np.mean(model.predict(x, verbose=0).argmax(-1) == y))
+
+
+@pytest.mark.parametrize("given", ["npy", "npz", "dataset"])
+def test_export_of_8_bit_integers(given, run, tmp_path, rng):
+    pytest.importorskip("ai_edge_litert")
+    kprune.models.lenet_300_100((8, 8, 1), 10, 0.1).save(tmp_path / "net.keras")
+    x = rng.random((20, 8, 8, 1)).astype("float32")
+    np.save(tmp_path / "x.npy", x), np.savez(tmp_path / "x.npz", x=x)
+    how = "--dataset=digits" if given == "dataset" else f"--representative={tmp_path}/x.{given}"
+    status, out, err = run("export", tmp_path / "net.keras", "--format=litert_int8", how)
+    assert status == 0 and "litert_int8" in out, err
+    assert (tmp_path / "net.int8.tflite").is_file()
+
+
+def test_representative_examples_that_cannot_be_used(run, tmp_path):
+    kprune.models.lenet_300_100((8, 8, 1), 10, 0.1).save(tmp_path / "net.keras")
+    np.savez(tmp_path / "two.npz", a=np.ones(3), b=np.ones(3)), np.save(tmp_path / "words.npy", np.array(["a"]))
+    words, int8 = ["export", tmp_path / "net.keras"], "--format=litert_int8"
+    for more, says in {
+        (int8,): "add --representative, a .npy or .npz file",
+        ("--format=saved_model", "--representative=x.npy"): "--representative applies only to --format=litert_int8",
+        (int8, f"--representative={tmp_path}/two.npz"): "numeric array with one example per row: it contains a, b.",
+        (int8, f"--representative={tmp_path}/words.npy"): "it contains an array of dtype <U1 and shape (1,)",
+        (int8, f"--representative={tmp_path}/net.keras"): "single numeric array",
+        (int8, f"--representative={tmp_path}/none.npy"): "No such file",
+    }.items():
+        status, _, err = run(*words, *more)
+        assert status == 1 and says in err and "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.keras", "two.npz", "words.npy"]
