@@ -10,7 +10,7 @@ from absl import logging
 
 from kprune.config import PruningConfig
 from kprune.criteria import Compiled
-from kprune.growth import METHODS, drop_and_grow, share_at
+from kprune.growth import METHODS, GradientMomentum, drop_and_grow, share_at
 from kprune.masks import masked_weights, set_masks
 from kprune.runtime.files import joined, split
 from kprune.schedules import Constant, Schedule, as_schedule, check_sparsity
@@ -19,6 +19,7 @@ from kprune.scopes import SCOPES
 from kprune.scopes.base import shares_of
 from kprune.util.checks import check_integer, check_number
 from kprune.util.ranking import zeros_for
+from kprune.util.registry import trait
 
 from ._updating import UpdatingCallback
 
@@ -33,8 +34,10 @@ class DynamicSparseTraining(UpdatingCallback):
 
     Args:
         method: what to grow: "set" at random (arXiv:1707.04780); "rigl" where the loss's gradient is largest
-            (arXiv:1911.11134; needs data, and its share falls along half a cosine to 0 at `stop`); or a function as a
-            criterion, higher = grow.
+            (arXiv:1911.11134; needs data, and its share falls along half a cosine to 0 at `stop`); "snfs" as "rigl",
+            but where a running mean of gradients is largest: an estimate of sparse momentum (arXiv:1907.04840),
+            without its moves between weights, see `kprune.growth.GradientMomentum`; or a function as a criterion,
+            higher = grow.
         sparsity: fraction of zeros over all masked weights, in [0, 1); or a schedule, by which it may rise (GraNet,
             arXiv:2106.10404) as the weights move.
         scope: how the sparsity is shared among the weights, as in `kprune.PruningConfig`.
@@ -43,6 +46,7 @@ class DynamicSparseTraining(UpdatingCallback):
         stop: the last step with an update: an int counts steps, a float is a share of the fit's planned steps.
         pattern: as in `kprune.PruningConfig`.
         data, batches: as in `kprune.prune`, for methods that ask the loss.
+        gradient_frequency: steps between two gradients of "snfs", at least 1; there is one at each update, too.
         seed: of the random network, and of methods that draw.
         optimizer: the one that trains, where a `train_step` has its own; the compiled one by default.
 
@@ -73,6 +77,7 @@ class DynamicSparseTraining(UpdatingCallback):
         pattern: str | Callable[..., Any] = "unstructured",
         data: Any = None,
         batches: int | None = 1,
+        gradient_frequency: int = 10,
         seed: int = 0,
         optimizer: Any = None,
     ):
@@ -81,11 +86,19 @@ class DynamicSparseTraining(UpdatingCallback):
             check_sparsity("sparsity", sparsity)
         check_number("share", share, "above 0 and below 1", lambda value: 0 < value < 1)
         check_integer("frequency", frequency, 1)
+        check_integer("gradient_frequency", gradient_frequency, 1)
         check_share("stop", stop)
         self.schedule = as_schedule(sparsity if callable(sparsity) else Constant(sparsity))
         self.start = PruningConfig("random", scope=scope, pattern=pattern, seed=seed)
         self.method, self.share, self.frequency, self.stop = METHODS.get(method), share, frequency, stop
-        self.data = PruningConfig(self.method).take(data, batches) or None
+        self.data, self.gradient_frequency = PruningConfig(self.method).take(data, batches) or None, gradient_frequency
+        tracker = trait(self.method, "tracker", None)
+        if tracker not in (None, GradientMomentum):
+            raise ValueError(
+                f"DynamicSparseTraining does not support methods that need the tracker {tracker.__name__}: of "
+                f"trackers it runs GradientMomentum only. Received: method={method!r:.200}"
+            )
+        self.momentum = None if tracker is None else GradientMomentum(self.data, None)
         self._begin()
 
     @property
@@ -95,7 +108,9 @@ class DynamicSparseTraining(UpdatingCallback):
     def _begin(self) -> None:
         """Forget an earlier fit."""
         self._counter.forget()
-        self.updates, self._compiled = 0, Compiled()
+        self.updates, self._gradients, self._compiled = 0, 0, Compiled()
+        if self.momentum is not None:
+            self.momentum.arrays = []
         self._end: int | None = None  # the last step with an update, counted from where the fit starts
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -113,17 +128,22 @@ class DynamicSparseTraining(UpdatingCallback):
             self._end = steps_of("stop", self.stop, self._counter.planned(epoch))
 
     def next_due(self) -> int:
-        return (self._counter.begun or 0) + (self.updates + 1) * self.frequency
+        moves = (self.updates + 1) * self.frequency
+        observes = moves if self.momentum is None else (self._gradients + 1) * self.gradient_frequency
+        return (self._counter.begun or 0) + min(moves, observes)
 
     def update(self, taken: int) -> None:
         """Move weights if an update is due; if several are overdue, only the last one is made."""
         begun, end = self._counter.begun or 0, self._end or 0
-        last = min(taken - begun, end) // self.frequency
+        last, noted = (min(taken - begun, end) // every for every in (self.frequency, self.gradient_frequency))
+        if self.momentum is not None and (noted > self._gradients or last > self.updates):
+            self._gradients = noted
+            self.momentum.after_step(self.model)
         if last > self.updates:
             self.updates, step = last, begun + last * self.frequency
             share = share_at(self.method, self.share, last * self.frequency / max(1, end))
             asked: dict[str, Any] = {"seed": self.start.seed + step, "data": self.data, "batches": None}
-            asked["compiled"] = self._compiled
+            asked |= {"trackers": self.momentum, "compiled": self._compiled}
             n_keep, pattern = self._n_keep(step), self.start.pattern
             masks = drop_and_grow(self.model, self.method, n_keep, share, pattern=pattern, **asked)
             set_masks(self.model, masks, self.optimizer)
@@ -138,15 +158,21 @@ class DynamicSparseTraining(UpdatingCallback):
 
     def get_state(self) -> dict[str, np.ndarray]:
         own = np.array([self.updates, -1 if self._end is None else self._end], "int64")
-        return joined(counter={"0": np.array(self._counter.get_state(), "float64")}, updates={"0": own})
+        parts = {"counter": {"0": np.array(self._counter.get_state(), "float64")}, "updates": {"0": own}}
+        if self.momentum is not None:
+            parts |= {"gradients": {"0": np.array(self._gradients)}, "momentum": self.momentum.get_state()}
+        return joined(**parts)
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         super().set_state(state)
         self._begin()
-        held = split(state, "counter", "updates")
+        held = split(state, "counter", "updates", *(() if self.momentum is None else ("gradients", "momentum")))
         self._counter.set_state(held["counter"]["0"].tolist())
         self.updates, end = held["updates"]["0"].tolist()
         self._end = None if end < 0 else end
+        if self.momentum is not None:
+            self._gradients = int(held["gradients"]["0"])
+            self.momentum.set_state(held["momentum"])
 
     def _n_keep(self, step: int) -> dict[str, int]:
         """path -> number of entries that each weight keeps from this step on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +13,68 @@ import numpy as np
 
 from .config import PruningConfig
 from .criteria import CRITERIA, Compiled, Context, Scores, gradient, random
+from .criteria.loss import signed_gradient
+from .criteria.trackers import ArrayTracker
 from .masks import MaskedWeight, Masks, masked_weights
+from .runtime.distribution import outside_strategies
 from .util.checks import check_number
 from .util.registry import Registry, trait
 
 METHODS = Registry("method")
 METHODS.register("set")(random)
 METHODS.register("rigl", anneals=True)(gradient)
+
+
+class GradientMomentum(ArrayTracker):
+    """Running means of the loss's gradients, for the method "snfs": M <- 0.9 M + 0.1 dL/dw, from 0.
+
+    An estimate of the momentum of arXiv:1907.04840: of gradients on these data, taken when `after_step` is called, not
+    of those of all training batches, which no callback sees. A pruned weight has the gradient that it would have if it
+    returned, as 0.
+
+    Args:
+        data, batches: as in `kprune.prune`; each gradient is summed over all that is taken here.
+
+    Attributes:
+        arrays: M, float64 arrays of the weights' shapes, in model order.
+
+    Raises:
+        ValueError: there are no data.
+
+    >>> import keras, kprune
+    >>> dense = keras.layers.Dense(1, use_bias=False, name="dense")
+    >>> model = keras.Sequential([keras.Input((3,)), dense], name="net")
+    >>> dense.set_weights([np.array([[1.0], [0.0], [0.0]])]); model.compile("sgd", "mse")
+    >>> _ = kprune.prune(model, "magnitude", 0.6)
+    >>> momentum = GradientMomentum((np.array([[1.0, 2.0, 4.0]]), np.array([[0.0]])))
+    >>> momentum.after_step(model)  # dL/dw = 2, 4, 8
+    >>> [[round(m, 6) for m in array.ravel().tolist()] for array in momentum.arrays]
+    [[0.2, 0.4, 0.8]]
+    >>> masks = drop_and_grow(model, "snfs", {"net/dense/kernel": 1}, 1.0, trackers=momentum)
+    >>> masks["net/dense/kernel"].ravel().tolist()
+    [False, False, True]
+    """
+
+    decay = 0.9
+
+    def __init__(self, data: Any, batches: int | None = 1):
+        super().__init__()
+        self._data, self._compiled = PruningConfig(gradient).take(data, batches), Compiled()
+
+    def after_step(self, model: Any) -> None:
+        """Take a gradient of the model as it is, and note it."""
+        weights = masked_weights(model)
+        arrays = self.of(weights) if self.arrays else {weight.path: np.zeros(weight.shape) for weight in weights}
+        masks = {weight.path: weight.kept() for weight in weights}
+        context = Context(model, weights, masks, data=self._data, compiled=self._compiled.of(model))
+        gradients = outside_strategies(lambda: signed_gradient(context))
+        self.arrays = [self.decay * arrays[w.path] + (1 - self.decay) * gradients[w.path] for w in weights]
+
+
+@METHODS.register("snfs", anneals=True, tracker=GradientMomentum)
+def snfs(context: Context) -> Scores:
+    """Sparse momentum: score = |M|, `GradientMomentum`'s running mean of gradients (arXiv:1907.04840)."""
+    return {path: np.abs(momentum) for path, momentum in context.tracker.of(context.weights).items()}
 
 
 def drop_and_grow(
@@ -31,6 +87,7 @@ def drop_and_grow(
     seed: int = 0,
     data: Any = None,
     batches: int | None = 1,
+    trackers: Any = None,
     compiled: Compiled | None = None,
 ) -> Masks:
     """The masks of an update: each weight drops its smallest entries and grows as many others.
@@ -41,13 +98,15 @@ def drop_and_grow(
 
     Args:
         model: a masked model of either Keras.
-        method: "set" (arXiv:1707.04780: at random), "rigl" (arXiv:1911.11134: largest gradient of the loss), or a
-            function as a criterion: of a `kprune.criteria.Context` to path -> scores, higher = grow.
+        method: "set" (arXiv:1707.04780: at random), "rigl" (arXiv:1911.11134: largest gradient of the loss), "snfs"
+            (arXiv:1907.04840: largest running mean of gradients), or a function as a criterion: of a
+            `kprune.criteria.Context` to path -> scores, higher = grow.
         n_keep: path -> number of entries to keep.
         share: fraction of a weight's entries that are dropped, in [0, 1].
         pattern: as in `kprune.PruningConfig`.
         seed: of methods that draw random numbers.
         data, batches: as in `kprune.prune`, for methods that ask the loss.
+        trackers: as in `kprune.prune`; for "snfs" a `GradientMomentum`.
         compiled: as in `PruningConfig.masks`.
 
     Returns:
@@ -81,12 +140,14 @@ def drop_and_grow(
     left = {path: min(n_keep[path], count - math.floor(share * count)) for path, count in kept.items()}
     survivors = _cut(model, "magnitude", left, pattern)
 
+    @functools.wraps(grow)  # its tracker, and its name in messages
     def scores(context: Context) -> Scores:
         grown = {path: np.asarray(score, np.float64) for path, score in grow(context).items()}
         # Above all that can be grown: a survivor stays.
         return {path: np.where(survivors[path], 2 * abs(score.max()) + 1, score) for path, score in grown.items()}
 
-    options = {"within": open_masks(weights), "data": batched, "batches": None, "compiled": compiled}
+    options: dict[str, Any] = {"within": open_masks(weights), "data": batched, "batches": None}
+    options |= {"trackers": trackers, "compiled": compiled}
     return _cut(model, scores, n_keep, pattern, seed, **options)
 
 
@@ -157,4 +218,4 @@ def _cut(model: Any, criterion: Any, n_keep: dict[str, int], pattern: Any, seed:
     return config.masks(model, 0.0, **options)
 
 
-__all__ = ["METHODS", "drop_and_grow", "open_masks", "share_at", "splice"]
+__all__ = ["METHODS", "GradientMomentum", "drop_and_grow", "open_masks", "share_at", "splice"]

@@ -8,6 +8,7 @@ from kprune.callbacks import BackupAndRestore, DynamicSparseTraining
 from test_prune import zeros
 
 import kprune
+from kprune.growth import GradientMomentum
 from kprune.schedules import Linear
 from kprune.util.ranking import zeros_for
 
@@ -55,14 +56,14 @@ def fit(model, *callbacks, epochs=1, **arguments):
 SIZE = 276
 
 
-@pytest.mark.parametrize("method", ["set", "rigl"])
+@pytest.mark.parametrize("method", ["set", "rigl", "snfs"])
 def test_weights_move_at_constant_density_until_stop(method):
     model, watch = compiled(), Watch()
     callback = DynamicSparseTraining(method, 0.8, frequency=2, stop=0.75, data=data(n=32), seed=4)
     history = fit(model, callback, watch, epochs=2)  # 24 steps, the last with an update is 18
     assert set(watch.zeros) == {zeros_for(SIZE, 0.8)}
     assert watch.moved()[0] == 2 and max(watch.moved()) <= 18
-    assert len(watch.moved()) == 9 or method == "rigl"  # which may choose the same places again
+    assert len(watch.moved()) == 9 or method != "set"  # the others may choose the same places again
     assert callback.updates == 9
     assert history.history["sparsity"] == pytest.approx([zeros_for(SIZE, 0.8) / SIZE] * 2)
 
@@ -111,10 +112,11 @@ def test_a_fit_without_an_update_says_so(caplog):
     )
 
 
-@pytest.mark.parametrize("method", ["set", "rigl"])
+@pytest.mark.parametrize("method", ["set", "rigl", "snfs"])
 def test_it_goes_on_from_a_backup_to_the_bit(method, tmp_path):
     def callback():
-        return DynamicSparseTraining(method, 0.7, frequency=5, stop=0.9, data=data(n=32), seed=2)
+        options = {"frequency": 5, "gradient_frequency": 3, "stop": 0.9, "seed": 2}
+        return DynamicSparseTraining(method, 0.7, data=data(n=32), **options)
 
     class Stop(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -133,11 +135,31 @@ def test_it_goes_on_from_a_backup_to_the_bit(method, tmp_path):
         np.testing.assert_array_equal(a.value(), b.value())
 
 
+def test_gradients_of_snfs_are_noted_every_so_many_steps_and_at_updates(monkeypatch):
+    model, steps = compiled(), []
+    note = GradientMomentum.after_step
+
+    def noted(self, model):
+        steps.append(int(model.optimizer.iterations))
+        note(self, model)
+
+    monkeypatch.setattr(GradientMomentum, "after_step", noted)
+    sample = iter([data(n=32)])  # is read once
+    callback = DynamicSparseTraining("snfs", 0.8, frequency=4, gradient_frequency=3, stop=8, data=sample)
+    fit(model, callback)
+    assert steps == [3, 4, 6, 8] and callback.updates == 2
+    fit(model, callback)  # a fit of its own, which begins at step 12
+    assert steps[4:] == [15, 16, 18, 20]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         dict(method="sett"),
         dict(method="rigl"),
+        dict(method="snfs"),
+        dict(method=kprune.criteria.movement),
+        dict(gradient_frequency=0),
         dict(sparsity=1.0),
         dict(sparsity=None),
         dict(share=0.0),

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kprune
-from kprune.growth import METHODS, drop_and_grow
+from kprune.growth import METHODS, GradientMomentum, drop_and_grow
 
 PATH = "net/dense/kernel"
 
@@ -58,6 +58,31 @@ def test_rigl_grows_where_the_gradient_is_largest():
         drop_and_grow(model, "rigl", {PATH: 2}, 0.5)
 
 
+def test_snfs_grows_where_the_running_mean_of_gradients_is_largest():
+    model = network([[2.0], [1.0], [0.0], [0.0]])
+    model.compile("sgd", "mse")
+    x, y = np.array([[1.0, 1.0, -0.5, 0.25]], "float32"), np.zeros((1, 1), "float32")
+    momentum = GradientMomentum((x, y))
+    momentum.after_step(model)  # dL/dw = 2 * 3 * x = 6, 6, -3, 1.5
+    np.testing.assert_allclose(momentum.arrays[0].ravel(), [0.6, 0.6, -0.3, 0.15], rtol=1e-6)
+    model.layers[0].kernel.assign([[-4.0], [1.0], [0.0], [0.0]])
+    momentum.after_step(model)  # dL/dw = 2 * -3 * x = -6, -6, 3, -1.5; M = 0.9 M + 0.1 of that
+    np.testing.assert_allclose(momentum.arrays[0].ravel(), [-0.06, -0.06, 0.03, -0.015], rtol=1e-5)
+    # 1 goes; of the others -0.06, its own, is largest: with less in its momentum the entry at 2 comes.
+    grow = {"method": "snfs", "n_keep": {PATH: 2}, "share": 0.5, "trackers": momentum}
+    assert drop_and_grow(model, **grow)[PATH].ravel().tolist() == [True, True, False, False]
+    momentum.arrays[0][1] = 0.029
+    assert drop_and_grow(model, **grow)[PATH].ravel().tolist() == [True, False, True, False]
+
+
+def test_snfs_needs_its_momentum_and_data():
+    model = network([[2.0], [0.0]])
+    with pytest.raises(ValueError, match=r"'snfs'.*GradientMomentum records.*Received: trackers=None$"):
+        drop_and_grow(model, "snfs", {PATH: 1}, 0.5)
+    with pytest.raises(ValueError, match=r"needs the loss: pass data=\(x, y\)\. Received: data=None$"):
+        GradientMomentum(None)
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 99), kept=st.integers(0, 24), target=st.integers(0, 24), share=st.floats(0, 1))
 def test_each_weight_keeps_exactly_what_it_is_to(seed, kept, target, share):
@@ -102,6 +127,6 @@ def test_patterns_stay_whole(pattern):
 
 
 def test_methods_by_name():
-    assert set(METHODS) == {"set", "rigl"}
+    assert set(METHODS) == {"set", "rigl", "snfs"}
     with pytest.raises(ValueError, match=r"Unknown method.*Received: method='sett'$"):
         drop_and_grow(network([[1.0]]), "sett", {PATH: 1}, 0.5)

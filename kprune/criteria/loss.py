@@ -103,8 +103,12 @@ def gradient(context: Context, training: bool = False) -> Scores:
     >>> dense.kernel.numpy().tolist()
     [[1.0], [0.0]]
     """
-    gradients = _summed(context, training, 1.0)
-    return {weight.path: np.abs(g) for weight, g in zip(context.weights, gradients, strict=True)}
+    return {path: np.abs(g) for path, g in signed_gradient(context, training).items()}
+
+
+def signed_gradient(context: Context, training: bool = False) -> Scores:
+    """dL/dw with its sign, otherwise as `gradient`."""
+    return _by_path(context, _summed(context, training, 1.0))
 
 
 @CRITERIA.register("grasp", needs=("data", "loss"))
