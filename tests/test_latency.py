@@ -50,7 +50,7 @@ def test_wrong_arguments():
     for wrong in ({"fraction": 1.0}, {"trials": 0}, {"verbose": 3}, {"groups": "rows"}, {"inputs": 3}):
         with pytest.raises(ValueError, match=f"Received: {next(iter(wrong))}="):
             kprune.latency_budget(mlp(), **{"fraction": 0.5, **wrong})
-    with pytest.raises(ValueError, match="latency_budget needs a Keras 3 model"):
+    with pytest.raises(ValueError, match="latency_budget requires a Keras 3 model"):
         import tf_keras
 
         kprune.latency_budget(tf_keras.Sequential([tf_keras.Input((2,)), tf_keras.layers.Dense(1)]), 0.5)

@@ -265,8 +265,8 @@ def test_a_subclassed_model_is_followed_through_its_call(masked):
     ("use", "reason"),
     [
         (lambda self, x: x if float(keras.ops.sum(x)) > 0 else -x, "without an input shape"),
-        (lambda self, x: x * self.a.bias, "(it raises TypeError|uses a tensor or variable)"),
-        (lambda self, x: [x[:, :n] for n in range(7)][6 if x.shape[0] else 5], "it raises ValueError"),
+        (lambda self, x: x * self.a.bias, "(`call` raises TypeError|uses a tensor or variable)"),
+        (lambda self, x: [x[:, :n] for n in range(7)][6 if x.shape[0] else 5], "`call` raises ValueError"),
     ],
     ids=["a choice by value", "a weight outside of its layer", "a choice by the size of the batch"],
 )

@@ -45,7 +45,7 @@ def functional(model: Any) -> Any:
 def _traced(model: Any) -> Any:
     shapes = (model.get_build_config() or {}).get("input_shape")
     if shapes is None:
-        raise _refused(model, "it takes several arguments, or was built without an input shape")
+        raise _refused(model, "`call` takes several arguments, or the model was built without an input shape")
     if isinstance(shapes, dict):  # Keras asks for inputs that are named as the keys
         given = {name: keras.Input(shape[1:], name=name) for name, shape in shapes.items()}
     else:
@@ -55,14 +55,14 @@ def _traced(model: Any) -> Any:
         made = keras.Model(given, model.call(given, **trains), name=model.name)
         config = made.get_config()
     except Exception as error:  # whatever the user's `call` raises on symbolic tensors
-        raise _refused(model, f"it raises {type(error).__name__}: {str(error)[:300]}") from error
+        raise _refused(model, f"`call` raises {type(error).__name__}: {str(error)[:300]}") from error
     # A variable that an operation uses becomes a tensor in the config, which would not train.
     fixed = [layer["name"] for layer in config["layers"] if _holds_tensor(layer["inbound_nodes"])]
     if fixed:
-        raise _refused(model, f"its operation {fixed[0]!r} uses a tensor or variable that is not an input")
+        raise _refused(model, f"the operation {fixed[0]!r} uses a tensor or variable that is not an input")
     known = {id(v) for v in made.variables}
     if unknown := [v.path for v in model.weights if id(v) not in known]:
-        raise _refused(model, f"it does not use {unknown[0]} through a layer")
+        raise _refused(model, f"`call` does not use {unknown[0]} through a layer")
     return made
 
 
@@ -74,7 +74,7 @@ def _holds_tensor(config: Any) -> bool:
 
 def _refused(model: Any, reason: str) -> ValueError:
     return ValueError(
-        f"The channels of this subclassed model cannot be traced through its `call`: {reason}. Build the model with "
+        f"The channels of this subclassed model cannot be traced: {reason}. Build the model with "
         f"keras.Sequential or keras.Model(inputs, outputs). Received: model={model.name!r}, "
         f"class={type(model).__name__}"
     )

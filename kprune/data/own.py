@@ -84,7 +84,7 @@ def from_csv(path: str | os.PathLike, target: str | None, batch_size: int) -> Da
             delimiter = max(",;\t", key=first.count)
             header, *rows = [row for row in csv.reader(file, delimiter=delimiter) if row] or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"The file is not a CSV file: {error}. {received}") from error
+        raise ValueError(f"The file is not a valid CSV file: {error}. {received}") from error
     columns = ", ".join(header[:20]) + (" ..." if len(header) > 20 else "")
     if target is None or target not in header:
         found = f"the columns {columns}" if columns else "no columns"

@@ -69,7 +69,7 @@ def latency_budget(
     masked_weights(model)  # raises for what is no model
     if not library_of(model).IN_PLACE:
         raise ValueError(
-            "kprune.latency_budget needs a Keras 3 model. For a tf_keras model, pass a budget in flops. "
+            "kprune.latency_budget requires a Keras 3 model. For a tf_keras model, pass a budget in flops. "
             f"Received: model={model.name!r}, library='tf_keras'"
         )
     if inputs is not None:

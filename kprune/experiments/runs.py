@@ -199,7 +199,7 @@ class RunTable(Generic[AnyRun]):
             return self.kind(**{name: _number(name, convert(row[name])) for name, convert in known.items()})
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"Row {number} of the file is damaged ({error!s:.200}); delete it to train that run again. {received}"
+                f"Row {number} of the file is damaged ({error!s:.200}); delete this row to repeat its run. {received}"
             ) from None
 
 

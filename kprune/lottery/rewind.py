@@ -90,8 +90,8 @@ class RewindPoint:
             if kind == "fraction" and number < 1:
                 return cls(share=float(number))
         raise ValueError(
-            '`rewind_to` must be "init", a step (an int or "step:100"), "epoch:2", or a fraction of a level\'s '
-            f'training in [0, 1) (a float or "fraction:0.1"). Received: rewind_to={rewind_to!r}'
+            '`rewind_to` must be "init", a step (an int or "step:100"), an epoch ("epoch:2"), or a fraction in [0, 1) '
+            f'of a level\'s training (a float or "fraction:0.1"). Received: rewind_to={rewind_to!r}'
         )
 
     def in_epochs(self, epochs: int, batches_per_epoch: float | None, batches_per_step: int = 1) -> int:

@@ -43,11 +43,11 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
     if moved:
         raise RuntimeError(
             f"Pruned entries of {', '.join(moved[:4])} are no longer 0. Likely cause: {CAUSE} Other possible "
-            "causes: a layer reads another layer's kernel, a constraint changes zeros, weights were loaded or "
+            "causes: a layer reads another layer's kernel, a constraint makes zeros nonzero, weights were loaded or "
             "assigned during training, or an optimizer updates weights without a gradient. If your train_step "
-            "maintains a moving average (EMA) of a network, mask only the network that is trained, not its average: "
-            "kprune.mask(network). To set pruned entries to 0 again, call `model.set_weights(model.get_weights())`. "
-            f"Found: optimizer={type(optimizer).__name__}"
+            "maintains a moving average (EMA) of a network, mask only the network that is trained, not its average, "
+            "with kprune.mask(network). To set pruned entries to 0 again, call "
+            f"`model.set_weights(model.get_weights())`. Found: optimizer={type(optimizer).__name__}"
         )
     size = sum(weight.size for weight in weights)
     return sum(pruned for pruned, _ in counts) / size if size else 0.0

@@ -132,7 +132,7 @@ def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
 def _check_packing(file: IO[bytes], members: list[zipfile.ZipInfo], size: int) -> None:
     """Reject members that unpack to more than they declare: `zipfile` would allocate memory for all of it."""
     if sum(member.compress_size for member in members) > size:
-        raise _Unfit("its contents are larger than the file")
+        raise _Unfit("the compressed sizes of its members add up to more than the file contains")
     for member in members:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise _Unfit(f"{member.filename!r:.80} is compressed with a method other than deflate")

@@ -64,15 +64,15 @@ _TFMOT_PARTS = (
 _LIBRARIES = {"keras", "tf_keras", "tensorflow_model_optimization", "kprune"}
 # Parts of a model all the same, but they run what the file holds or names, or read other files.
 _REFUSED = {
-    "Lambda": "contains code of its own",
+    "Lambda": "contains arbitrary code",
     "TorchModuleWrapper": "contains a pickled object",
-    "JaxLayer": "contains code of its own",
+    "JaxLayer": "contains arbitrary code",
     "TFSMLayer": "runs another SavedModel",
     "ReloadedLayer": "runs another SavedModel",
     "TensorFlowOpLayer": "can run any TensorFlow operation",
-    "ModuleWrapper": "calls any method",
-    "_RNNCellWrapper": "may contain code of its own",
-    "_RNNCellWrapperV1": "may contain code of its own",
+    "ModuleWrapper": "can call any method",
+    "_RNNCellWrapper": "may contain arbitrary code",
+    "_RNNCellWrapperV1": "may contain arbitrary code",
     "_BaseFeaturesLayer": "reads other files",
     "FeatureSpace": "reads other files",
 }

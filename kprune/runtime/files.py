@@ -205,7 +205,7 @@ def _members(data: bytes) -> dict[str, np.ndarray]:
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
                 raise ValueError(f"its member {member.filename!r} is compressed (kprune never compresses)")
         if sum(member.file_size for member in members) > len(data):
-            raise ValueError("its members are larger than the file")
+            raise ValueError("the sizes of its members add up to more than the file contains")
         found = {member.filename.removesuffix(".npy"): _vector(archive.read(member)) for member in members}
     if len(found) != len(members):
         raise ValueError("two of its members have the same name")
