@@ -152,7 +152,7 @@ class DynamicSparseTraining(UpdatingCallback):
         super().on_train_end(logs)
         self._compiled = Compiled()
         if self.updates == 0:
-            what = f"the first update is due at step {self.frequency}, but updates end at step {self._end}"
+            what = f"the first update was due at step {self.frequency}, but updates ended at step {self._end}"
             cure = "Lower `frequency`, raise `stop`, or train longer."
             logging.warning("DynamicSparseTraining: the masks never changed, because %s. %s", what, cure)
 

@@ -74,7 +74,8 @@ class PruneAtInit(MaskingCallback):
             zeros = sum(int((~weight.kept()).sum()) for weight in weights)
             size = sum(weight.size for weight in weights)
             if self.sparsity is not None and zeros >= zeros_for(size, self.sparsity):
-                logging.info("%s: %d of the model's %d weights are already pruned.", type(self).__name__, zeros, size)
+                said = "%s: nothing more was pruned, because %d of the model's %d weights already are."
+                logging.info(said, type(self).__name__, zeros, size)
             else:
                 self.pruner.forget()
                 self.pruner.begin(self.model)

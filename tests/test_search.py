@@ -85,7 +85,7 @@ def test_nothing_within_leaves_the_model_as_it_was(caplog):
     assert trainings.done == [(0.0, 0), (0.99, 0), (0.5, 0)]
     for v, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(v, value)
-    assert "none of the networks tried is within 0.25" in str(found)
+    assert "within 0.25 of the dense network" in str(found)
 
 
 def test_a_value_that_rises_with_sparsity_is_reported(caplog):

@@ -35,8 +35,9 @@ def check_budget(budget: Any) -> tuple[str, float]:
     [(unit, fraction)] = budget.items()
     if unit == "latency":
         raise ValueError(
-            "`budget` cannot be a latency, because latency depends on the machine. To measure the budget in flops that "
-            f"meets it here, pass budget=kprune.latency_budget(model, {fraction!r}). Received: budget={budget!r}"
+            "`budget` cannot be a latency, because latency depends on the machine. To use the budget in flops that "
+            f"reaches this latency on this machine, pass budget=kprune.latency_budget(model, {fraction!r}). "
+            f"Received: budget={budget!r}"
         )
     check_number(
         f"budget[{unit!r}]",

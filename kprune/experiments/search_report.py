@@ -92,7 +92,7 @@ class SearchResult(Drawable):
     def found(self) -> str:
         """The answer in one line."""
         if not self.sparsity:
-            return f"none of the networks tried is within {self.within:g} of the dense one's {self.dense:.4f}"
+            return f"no sparse network had {self.metric} within {self.within:g} of the dense network's {self.dense:.4f}"
         return (
             f"sparsity {self.sparsity:.6g}: {self.metric} {self.value:.4f} on fresh seeds, "
             f"dense {self.dense:.4f} (within {self.within:g})"

@@ -25,7 +25,7 @@ def check_built(model: Any) -> None:
         unbuilt, enough = _unbuilt(model), bool(model.built and model.weights)
     if unbuilt and not enough:
         raise ValueError(
-            "The model has no weights yet: build it first by calling it on a batch of data, `model(x[:2])`. "
+            "The model has no weights yet: build it first by calling it on a batch of data, such as `model(x[:2])`. "
             f"Received: model={model.name!r}, unbuilt layers={', '.join(unbuilt[:4])}"
         )
     if unbuilt:

@@ -79,7 +79,7 @@ def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None])
                     f"including into zeros; kprune.summary counts the zeros that are left. Received: mode={name!r}"
                 )
             unmask()
-            logging.info("kprune: %s was quantized: it keeps its zeros, but its masks were removed.", layer.path)
+            logging.info("kprune: %s was quantized: its zeros were kept, but its masks were removed.", layer.path)
         original(mode, *args, **kwargs)
 
     original = layer.quantize

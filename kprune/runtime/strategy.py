@@ -148,8 +148,8 @@ def _has_tpu() -> bool:
 
 def _no_workers(backend: str) -> ValueError:
     return ValueError(
-        f"Workers find each other through {_WORKERS[backend]}, which must be set in each worker's environment "
-        "before Python starts. None of them is set. Received: strategy='multiworker'"
+        f"To find each other, workers require {_WORKERS[backend]} in their environment, set before Python starts. "
+        "None was found. Received: strategy='multiworker'"
     )
 
 
