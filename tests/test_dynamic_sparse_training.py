@@ -107,10 +107,7 @@ def test_a_network_that_is_sparse_already_keeps_its_masks():
 
 def test_a_fit_without_an_update_says_so(caplog):
     fit(compiled(), DynamicSparseTraining("set", 0.8))  # frequency=100
-    assert (
-        "the masks never changed, because the first update was due at step 100, but updates ended at step 9"
-        in caplog.text
-    )
+    assert "because the first update was due at step 100, but updates ended at step 9" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["set", "rigl", "snfs"])
