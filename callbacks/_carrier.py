@@ -110,7 +110,7 @@ class Carrier:
         if library_of(self.model).IN_PLACE:
             unpull(self.model)  # what ADMM left in a fit that was interrupted
         for callback in self.callbacks:
-            others = [one for one in self.callbacks if one.prunes and one is not callback]
+            others = [one for one in self.callbacks if (one.prunes or one.alone) and one is not callback]
             if callback.alone and others:
                 raise ValueError(
                     f"{type(callback).__name__} {callback.alone}, so no other callback can prune in the same fit. "

@@ -1,5 +1,7 @@
 """ADMM: the penalty, what Z and U become at each update, and what each round prunes."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -191,6 +193,12 @@ def test_another_callback_that_prunes_is_refused():
     with pytest.raises(ValueError, match=r"ADMM draws the weights.*Received: other=GradualPruning"):
         fit(model, ADMM(0.5, rounds=1, updates=1), GradualPruning(0.9))
     assert kprune.masked_weights(model) == [] and model.losses == []
+
+
+def test_it_is_written_down_and_made_again():
+    config = json.loads(json.dumps(ADMM(0.5, rho=0.1, rounds=2, end=0.9, pattern="channel").get_config()))
+    assert config == {"sparsity": 0.5, "rho": 0.1, "rounds": 2, "end": 0.9, "pattern": "channel"}
+    assert ADMM.from_config(config).get_config() == config
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """DropBack: what moves, what goes back to its initial value, and when that has faded to 0."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -169,7 +171,15 @@ def test_another_callback_that_prunes_is_refused():
     model = compiled()
     with pytest.raises(ValueError, match=r"DropBack resets weights.*Received: other=GradualPruning"):
         fit(model, DropBack(0.5), GradualPruning(0.9))
+    with pytest.raises(ValueError, match=r"DropBack resets weights.*Received: other=DropBack"):
+        fit(model, DropBack(0.5), DropBack(0.6))
     assert kprune.masked_weights(model) == []
+
+
+def test_it_is_written_down_and_made_again():
+    config = json.loads(json.dumps(DropBack({"hidden": 0.5}, decay=0.9, scope="erk", pattern="2:4").get_config()))
+    assert config == {"sparsity": {"hidden": 0.5}, "decay": 0.9, "scope": "erk", "pattern": "2:4"}
+    assert DropBack.from_config(config).get_config() == config
 
 
 @pytest.mark.parametrize(
