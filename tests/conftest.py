@@ -10,7 +10,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# Most programs take XLA longer to optimize than to run. Tests marked `optimized` have them as users do.
+# Most programs take XLA, or TensorFlow's Grappler, longer to optimize than to run. Tests marked `optimized` have them
+# as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import gc
@@ -32,25 +33,32 @@ def seeded(request):
 
     if request.node.get_closest_marker("one_session") is None:
         keras.backend.clear_session()
-        # TensorFlow never lets go of the functions it traced: looking at them again in each test takes half the time.
-        gc.freeze()
+    else:
+        gc.collect()
+    # TensorFlow never lets go of the functions it traced: looking at them again in each test takes half the time.
+    gc.freeze()
     keras.utils.set_random_seed(0)
-    with optimizations(keras.backend.backend() == "jax" and request.node.get_closest_marker("optimized") is not None):
+    with optimizations(keras.backend.backend(), request.node.get_closest_marker("optimized") is not None):
         yield
     keras.config.set_dtype_policy("float32")
 
 
 @contextmanager
-def optimizations(on):
-    """Inside, if `on`, XLA optimizes what JAX compiles."""
-    if not on:
-        yield
-        return
-    import jax
+def optimizations(backend, on):
+    """Inside, if `on`, XLA optimizes what JAX compiles, and Grappler what TensorFlow traces."""
+    if backend == "tensorflow":
+        import tensorflow as tf
 
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not on})
+        yield
+    elif on:
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", False)
+        yield
+        jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
+    else:
+        yield
 
 
 @pytest.fixture

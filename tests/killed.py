@@ -1,11 +1,13 @@
-"""Trainings that may be killed: `python killed.py KIND FOLDER POINT COUNT [FOLDER POINT COUNT ...]` for test_faults.py.
+"""Trainings that may be killed: `python killed.py LIBRARY` for test_faults.py.
 
-Each trains in a process of its own, with a backup in FOLDER, kills itself by SIGKILL when POINT is reached for the
-COUNT-th time, and writes FOLDER/result.npz if it comes to its end. Says of each in a line how its process ended. The
-processes are forked after all is imported, which takes longer than to train, and before anything has run.
+It reads lines of JSON `[KIND, FOLDER, POINT, COUNT]`. Each trains in a process of its own, with a backup in FOLDER,
+kills itself by SIGKILL when POINT is reached for the COUNT-th time, and writes FOLDER/result.npz if it comes to its
+end. Says of each in a line how its process ended. The processes are forked after all is imported, which takes longer
+than to train, and before anything has run.
 """
 
 import importlib
+import json
 import os
 import pathlib
 import signal
@@ -162,7 +164,6 @@ def run(kind, folder, point, count):
 
 
 if __name__ == "__main__":
-    kind, *words = sys.argv[1:]
-    importlib.import_module("tf_keras" if kind.startswith("tf_keras") else "keras")
-    for each in zip(*[iter(words)] * 3, strict=True):
-        print(run(kind, *each), flush=True)
+    importlib.import_module(sys.argv[1])
+    for line in sys.stdin:
+        print(run(*json.loads(line)), flush=True)

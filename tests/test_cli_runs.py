@@ -159,9 +159,9 @@ for file in ("model", "model.keras", "masked.keras"):
 for file in ("model.keras", "masked.keras"):
     print("REPORT", flush=True)
     assert cli.main(["sensitivity", f"{tmp_path}/{{file}}", "--sparsities=0.9", "--json"]) == 0
-words = ["--library=tf_keras", "--compressions=1,10", "--out_dir={tmp_path}"]
+words = ["--library=tf_keras", "--compressions=1,10", "--methods=random", "--seeds=1", "--out_dir={tmp_path}"]
 assert cli.main([*{SWEEP}, *words]) == 0
-words = ["--library=tf_keras", "--modes=init,shuffle", "--out_dir={tmp_path}"]
+words = ["--library=tf_keras", "--modes=init,shuffle", "--levels=1", "--out_dir={tmp_path}"]
 assert cli.main([*{LOTTERY}, *words]) == 0
 """
     done = new_process("-c", script)
@@ -173,12 +173,12 @@ assert cli.main([*{LOTTERY}, *words]) == 0
     assert [(len(scan["rows"]), scan["sparsities"], scan["metric"]) for scan in scans] == [(3, [0.9], "accuracy")] * 2
     with open(tmp_path / "collapse.csv", newline="") as file:
         cells = [(row["method"], float(row["sparsity"])) for row in csv.DictReader(file)]
-    assert cells == [("dense", 0.0), ("random", 0.9), ("snip", 0.9)] * 2
+    assert cells == [("dense", 0.0), ("random", 0.9)]
     with open(tmp_path / "lottery.csv", newline="") as file:
         levels = [(row["backend"], row["mode"], float(row["density"])) for row in csv.DictReader(file)]
     assert levels == [
         ("tf_keras", "dense", 1.0),
-        *(("tf_keras", mode, density) for mode in ("init", "shuffle") for density in (0.5, 0.25)),
+        *(("tf_keras", mode, 0.5) for mode in ("init", "shuffle")),
     ]
     assert [(report["size"], report["zeros"], report["masked"]) for report in found] == [
         (2320, 1740, False),

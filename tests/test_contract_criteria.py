@@ -1,5 +1,6 @@
 """The contract of the criteria."""
 
+import functools
 import random
 
 import keras
@@ -52,7 +53,7 @@ def test_criterion(name, kind):
         assert not any(np.array_equal(other[path], scores[path]) for path in scores)
 
     total = sum(w.size for w in weights)
-    masks = masks_of(model, name, 0.57, rounds=2)
+    masks = masks_of(model, name, 0.57)
     assert count_zeros(masks) == 57 * total // 100
     assert_unchanged(model, before)
 
@@ -102,6 +103,11 @@ def test_scoring_draws_no_random_numbers(name):
     assert draws[0] == draws[1]
 
 
+@functools.cache
+def scores_in_float32(name):
+    return scores_of(shared("nested"), name)
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("name", CRITERIA_ROWS)
 def test_criterion_under_mixed_precision(name, policy):
@@ -110,9 +116,8 @@ def test_criterion_under_mixed_precision(name, policy):
     mixed.set_weights(model.get_weights())
     before = snapshot(mixed)
     # The weights are float32 under each policy, so the scores are those of the float32 model.
-    for one, other in zip(scores_of(mixed, name).values(), scores_of(model, name).values(), strict=True):
+    for one, other in zip(scores_of(mixed, name).values(), scores_in_float32(name).values(), strict=True):
         assert_programs_agree(one, other, rtol=1e-10)
-    assert count_zeros(masks_of(mixed, name, 0.57, rounds=2)) == 57 * 197 // 100
     assert_unchanged(mixed, before)
     mixed.set_weights(values)
 
@@ -143,8 +148,6 @@ def test_the_way_a_model_is_compiled_does_not_matter(how):
     kprune.mask(reference)
     reference.set_weights(model.get_weights())
     for name in CRITERIA_ROWS:
-        masks = [list(masks_of(m, name, 0.8, rounds=3).values()) for m in (model, reference)]
         scores = [list(scores_of(m, name).values()) for m in (model, reference)]
-        for part in (masks, scores):
-            for one, other in zip(*part, strict=True):
-                np.testing.assert_array_equal(one, other, err_msg=name)
+        for one, other in zip(*scores, strict=True):
+            np.testing.assert_array_equal(one, other, err_msg=name)

@@ -1,13 +1,15 @@
 """Killed at any moment and started again, a training ends as one that was never killed, bit for bit."""
 
+import json
 import os
 import pathlib
 import signal
+import subprocess
 
 import keras
 import numpy as np
 import pytest
-from helpers import new_process
+from helpers import new_process, start_process
 from killed import KINDS, POINTS
 
 PROGRAM = pathlib.Path(__file__).with_name("killed.py")
@@ -15,13 +17,25 @@ PROGRAM = pathlib.Path(__file__).with_name("killed.py")
 KILLS = int(os.environ.get("KPRUNE_KILLS", "0"))
 
 
-def run(kind, *trainings):
-    """Of each training (folder, point, count), whether it came to its end; otherwise it was killed."""
-    process = new_process(PROGRAM, kind, *(word for training in trainings for word in training))
-    ends = [int(line) for line in process.stdout.split()]
-    assert process.returncode == 0 and len(ends) == len(trainings), process.stderr[-3000:]
-    assert set(ends) <= {0, -signal.SIGKILL}, process.stderr[-3000:]
-    return [end == 0 for end in ends]
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    """Says of trainings of a kind (folder, point, count) whether each came to its end; otherwise it was killed."""
+    processes, errors = {}, tmp_path_factory.mktemp("errors") / "stderr"
+
+    def ended(kind, *each):
+        library = "tf_keras" if kind.startswith("tf_keras") else "keras"
+        if library not in processes:
+            with open(errors, "a") as stderr:
+                processes[library] = start_process(PROGRAM, library, stdin=subprocess.PIPE, stderr=stderr)
+        for folder, point, count in each:
+            print(json.dumps([kind, str(folder), point, int(count)]), file=processes[library].stdin, flush=True)
+            end = processes[library].stdout.readline().strip()
+            assert end in ("0", str(-signal.SIGKILL)), errors.read_text()[-3000:]
+            yield end == "0"
+
+    yield lambda *words: list(ended(*words))
+    for process in processes.values():
+        process.communicate()  # which ends when there are no more lines
 
 
 def result(folder):
@@ -49,12 +63,11 @@ def assert_same_end(one, other):
         ("tf_keras lottery", [("before the rename", 3), ("in rewinding", 1)]),
     ],
 )
-def test_killed_at_these_points(kind, kills, tmp_path):
+def test_killed_at_these_points(kind, kills, tmp_path, trainings):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     whole, folder = tmp_path / "whole", tmp_path / "killed"
-    trainings = [(whole, "never", 1), *((folder, *kill) for kill in kills), (folder, "never", 1)]
-    ended = run(kind, *trainings)
+    ended = trainings(kind, (whole, "never", 1), *((folder, *kill) for kill in kills), (folder, "never", 1))
     assert not any(ended[1:-1]), "a point was not reached, so this test tests nothing"
     assert ended[0] and ended[-1]
     assert_same_end(whole, folder)
@@ -71,9 +84,9 @@ def test_memory_of_pruning_is_a_byte_a_weight_for_the_mask_and_nothing_afterward
 
 @pytest.mark.skipif(not KILLS, reason="many random kills: make test-faults")
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_at_random(kind, tmp_path):
+def test_killed_at_random(kind, tmp_path, trainings):
     (tmp_path / "whole").mkdir()
-    assert run(kind, (tmp_path / "whole", "never", 1)) == [True]
+    assert trainings(kind, (tmp_path / "whole", "never", 1)) == [True]
     draw, kills, turn = np.random.default_rng(len(kind)), 0, 0
     while kills < KILLS:
         turn += 1
@@ -83,7 +96,7 @@ def test_killed_at_random(kind, tmp_path):
         while not ended:
             # At most three kills in a run, so that it ends.
             point, count = draw.choice(list(POINTS)), int(draw.integers(1, 12 if kills % 2 else 5))
-            [ended] = run(kind, (folder, point, count) if kills < 3 * turn else (folder, "never", 1))
+            [ended] = trainings(kind, (folder, point, count) if kills < 3 * turn else (folder, "never", 1))
             kills += not ended
         assert_same_end(tmp_path / "whole", folder)
     print(f"{kind}: {kills} kills in {turn} runs, each ended bit-identical")

@@ -1,5 +1,6 @@
 """`kprune.sensitivity`: what it measures, against pruning by hand, and a model that is as it was afterwards."""
 
+import functools
 import itertools
 import json
 
@@ -294,6 +295,12 @@ def test_a_masked_model_is_not_compiled_again():
 # What is refused
 
 
+@functools.cache
+def unchanged():
+    """A trained model, made once: the test that shares it holds that it does not change."""
+    return trained(**CHEAP)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -321,7 +328,7 @@ def test_a_masked_model_is_not_compiled_again():
     ],
 )
 def test_bad_arguments(arguments, message):
-    model = trained(**CHEAP)
+    model = unchanged()
     before = snapshot(model)
     with pytest.raises(ValueError, match=message):
         kprune.sensitivity(model, **{"evaluate": lambda model: 0.5, "verbose": False, **arguments})

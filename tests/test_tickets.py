@@ -1,5 +1,6 @@
 """`kprune.tickets`: the search against all its outcomes, the starts by hand, and a model that is as it was."""
 
+import functools
 import json
 import math
 
@@ -27,6 +28,7 @@ def network(classes=3, seed=1):
     return model
 
 
+@functools.cache
 def found_ticket():
     model = network()
     kprune.prune(model, "magnitude", 0.5)
