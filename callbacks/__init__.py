@@ -5,7 +5,9 @@ one fit, or one is used twice, each prunes the survivors to its own target and t
 """
 
 from .acdc import ACDC
+from .admm import ADMM
 from .backup_and_restore import BackupAndRestore
+from .dropback import DropBack
 from .dynamic_sparse_training import DynamicSparseTraining
 from .early_bird import EarlyBird
 from .gradual_pruning import GradualPruning
@@ -16,7 +18,9 @@ from .take_snapshot import TakeSnapshot
 
 __all__ = [
     "ACDC",
+    "ADMM",
     "BackupAndRestore",
+    "DropBack",
     "DynamicSparseTraining",
     "EarlyBird",
     "GradualPruning",

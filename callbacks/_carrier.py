@@ -25,6 +25,7 @@ from kprune.masks import (
     moved_weights,
     set_masks,
 )
+from kprune.masks.keras3 import unpull
 from kprune.masks.matching import matched
 from kprune.runtime.distribution import to_numpy
 from kprune.runtime.files import pack, understanding, unpack
@@ -106,8 +107,10 @@ class Carrier:
             return
         self.runs = True
         self.undo = self.undo or Undo(self.model)
+        if library_of(self.model).IN_PLACE:
+            unpull(self.model)  # what ADMM left in a fit that was interrupted
         for callback in self.callbacks:
-            others = [one for one in self.callbacks if one.prunes and one is not callback]
+            others = [one for one in self.callbacks if (one.prunes or one.alone) and one is not callback]
             if callback.alone and others:
                 raise ValueError(
                     f"{type(callback).__name__} {callback.alone}, so no other callback can prune in the same call to "

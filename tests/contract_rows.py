@@ -213,10 +213,19 @@ CALLBACK_ROWS = {
     "ACDC": CallbackRow(
         lambda sparsity: kprune.callbacks.ACDC(sparsity, begin=1, end=5, cycles=2), opens=True, alone=True
     ),
+    "ADMM": CallbackRow(
+        lambda sparsity: kprune.callbacks.ADMM(sparsity, rounds=2, updates=1, begin=1, end=5), alone=True
+    ),
+    "DropBack": CallbackRow(lambda sparsity: kprune.callbacks.DropBack(sparsity, decay=0.02), alone=True),
     # Settles at the end of the second epoch: the third is the first to train under its masks.
     "EarlyBird": CallbackRow(
         lambda sparsity: kprune.callbacks.EarlyBird(sparsity=sparsity, patience=2, threshold=1.0, stop=False), epochs=3
     ),
+}
+# name -> what the error says with which the callback refuses a tf_keras model
+KERAS_3_ONLY = {
+    "ADMM": r"ADMM supports Keras 3 models only.*Received: model=",
+    "BackupAndRestore": r"use tf_keras\.callbacks\.BackupAndRestore.*Received: model=",
 }
 MASKING = [name for name, row in CALLBACK_ROWS.items() if row.masks]
 ABSOLUTE = {name: row for name, row in CALLBACK_ROWS.items() if not row.relative}

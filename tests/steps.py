@@ -7,6 +7,8 @@ import numpy as np
 from helpers import EachBatch
 
 import kprune
+from kprune.masks.keras3 import pull
+from kprune.masks.pulls import is_pulled
 
 # A host's function is a custom call on a CPU, and on a TPU values that are sent to the host and received from it.
 HOST_CALLS = re.compile(r"stablehlo\.(custom_call(?: @[\w.$]+)?|send|recv|infeed|outfeed)\b")
@@ -59,21 +61,29 @@ class TracedSteps:
         model: of either Keras, before its first fit.
 
     Attributes:
-        step: the model's own step.
+        step: the model's own step; of a model of Keras 3 that is pulled as it was traced (see kprune/masks/pulls.py).
         arguments: for each trace the shapes and dtypes of what the step was given.
         counts: the number of traces so far at the end of each batch.
         count: the callback that counts, to be given to the fit, of either Keras.
     """
 
     def __init__(self, model):
-        self.step, self.arguments, self.counts = model.train_step, [], []
+        self.model, self.arguments, self.counts, self.pulled = model, [], [], False
+        step = self._step = model.train_step
         self.count = EachBatch(lambda _: self.counts.append(len(self.arguments)))
 
         def train_step(*arguments):
             self.arguments.append(keras.tree.map_structure(_spec, arguments, none_is_leaf=False))
-            return self.step(*arguments)
+            self.pulled = is_pulled(model)
+            return step(*arguments)
 
         model.train_step = train_step
+
+    @property
+    def step(self):
+        if self.pulled and not is_pulled(self.model):  # as it is no more after a fit
+            pull(self.model)
+        return self._step
 
     def lowered(self):
         """The StableHLO module of the step that was traced last."""

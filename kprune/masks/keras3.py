@@ -17,6 +17,8 @@ from .below import all_layers
 from .holders import live, renew
 from .masked_layers import attach, detach, is_masked, own_weights
 from .merged import factors, merge
+from .pulls import attach as attach_pulls
+from .pulls import release as release_pulls
 from .store import CARRIER
 from .types import (
     FOLLOWS,
@@ -150,11 +152,24 @@ def _find(model: Any) -> list[MaskedWeight]:
 
 def strip_model(model: Any) -> Any:
     masked = _masked(model)
+    release_pulls(model)
     for layer in masked:
         merge(layer, layer.mask_store.masked)
     detach(model)
     renew_functions(model, masked)
     return model
+
+
+def pull(model: Any) -> None:
+    """Give each masked weight a pull of strength 0: see pulls.py."""
+    attach_pulls(model, find_masked(model))
+    renew_functions(model, _masked(model))
+
+
+def unpull(model: Any) -> None:
+    """Take all pulls away again, if there are any."""
+    if release_pulls(model):
+        renew_functions(model, _masked(model))
 
 
 def _masked(model: Any) -> list[Any]:

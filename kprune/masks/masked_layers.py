@@ -232,7 +232,7 @@ def _add_masks(
         variables = [v for v in own_weights(layer) if id(v) in wanted]
     store = MaskStore(name="mask_store")
     store.add(variables, masks, behind, initial)
-    with _unlocked(layer):
+    with unlocked(layer):
         layer.mask_store = store
         # One by one: Keras on TensorFlow never forgets the name of a tracked list, which an export would look for.
         for i, state in enumerate(store.states):
@@ -254,7 +254,7 @@ def _remove_store(layer: Any) -> None:
         release(v)
         if isinstance(v.regularizer, MaskedRegularizer):
             v.regularizer = v.regularizer.regularizer
-    with _unlocked(layer):
+    with unlocked(layer):
         for i, state in enumerate(store.states):
             layer._tracker.untrack(state)
             delattr(layer, f"mask_state_{i}")
@@ -293,7 +293,7 @@ def _plain_class(layer: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _unlocked(layer: Any) -> Iterator[None]:
+def unlocked(layer: Any) -> Iterator[None]:
     """Context in which a built layer accepts new state; Keras does the same for LoRA and quantization."""
     locked = layer._tracker.locked
     layer._tracker.unlock()

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from ..runtime.distribution import device_layout, to_numpy
+from ..runtime.distribution import device_layout, to_numpy, whole_layout
 from .behind import Behind
 from .loading import forget_loaded
 from .stores import read_bytes
@@ -71,13 +71,7 @@ class MaskStore(keras.Operation):
     def _new(self, weight: Any, initial: np.ndarray | None) -> Any:
         # An initializer, not an assignment: a layer that is built in a symbolic call gets its values after it.
         ones_or = "ones" if initial is None else lambda shape, dtype: keras.ops.convert_to_tensor(initial, dtype)
-        # Beside its weight, as paths must be unique. Laid out as the weight is, not as Keras's distribution would say.
-        with ExitStack() as scopes:
-            for part in weight.path.split("/")[:-1]:
-                scopes.enter_context(keras.name_scope(part))
-            return keras.Variable(
-                ones_or, weight.shape, "bool", trainable=False, name=f"{weight.name}_mask", layout=device_layout(weight)
-            )
+        return beside(weight, "mask", ones_or, "bool")
 
     def enforce(self) -> None:
         """Set the pruned entries of the weights to 0, whatever was written to them."""
@@ -141,6 +135,22 @@ class MaskStore(keras.Operation):
 
     def _carriers(self) -> list[Any]:
         return [getattr(v, CARRIER) for v in self.masked if hasattr(v, CARRIER)]
+
+
+def beside(weight: Any, name: str, initializer: Any, dtype: str, scalar: bool = False) -> Any:
+    """A new variable that belongs to a weight: a scalar, or of its shape and laid out as it is; not trained."""
+    # By its path, too, as paths must be unique. Keras's distribution would lay it out by that.
+    with ExitStack() as scopes:
+        for part in weight.path.split("/")[:-1]:
+            scopes.enter_context(keras.name_scope(part))
+        return keras.Variable(
+            initializer,
+            () if scalar else weight.shape,
+            dtype,
+            trainable=False,
+            name=f"{weight.name}_{name}",
+            layout=whole_layout(weight) if scalar else device_layout(weight),
+        )
 
 
 def token_of(layer: Any) -> str:

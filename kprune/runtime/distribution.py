@@ -122,6 +122,12 @@ def device_layout(variable: Any) -> Any:
     return getattr(variable, "_layout", None)
 
 
+def whole_layout(variable: Any) -> Any:
+    """The layout of a scalar that each device with a part of a Keras 3 variable holds; None on one device."""
+    layout = device_layout(variable)
+    return None if layout is None else keras.distribution.TensorLayout((), layout.device_mesh)
+
+
 def from_chief(data: bytes | None) -> bytes | None:
     """The chief's value, in every process; all of them must call this."""
     if keras.backend.backend() == "jax":

@@ -37,6 +37,7 @@ SNIP_BATCH = tuple(array[:BATCH] for array in data())
 # name -> what makes the callback, given a folder for its files
 CALLBACKS = {
     "ACDC": lambda folder: callbacks.ACDC(0.7, begin=2, end=18, cycles=2),
+    "ADMM": lambda folder: callbacks.ADMM(0.7, rho=0.1, rounds=2, updates=2, begin=2, end=18),
     # By a criterion that computes on the devices.
     "GradualPruning": lambda folder: callbacks.GradualPruning(
         PolynomialDecay(0.0, 0.7, 2, 20, frequency=9), "snip", data=SNIP_BATCH
@@ -50,6 +51,8 @@ CALLBACKS = {
     "DynamicSparseTraining": lambda folder: callbacks.DynamicSparseTraining(
         "rigl", 0.7, frequency=5, stop=20, data=SNIP_BATCH
     ),
+    # The initial values have faded at step 16.
+    "DropBack": lambda folder: callbacks.DropBack(0.7, decay=0.35),
     # Without a folder: TensorFlow, which writes for TensorBoard, cannot be imported here.
     "SparsityLogger": lambda folder: callbacks.SparsityLogger(),
     "TakeSnapshot": lambda folder: callbacks.TakeSnapshot(3),

@@ -118,6 +118,10 @@ CALLBACKS = {
         lambda folder: kprune.callbacks.DynamicSparseTraining("set", 0.8, frequency=2, stop=8), epochs=2
     ),
     "ACDC": CallbackRow(lambda folder: kprune.callbacks.ACDC(0.8, begin=2, end=8, cycles=1), epochs=2),
+    "ADMM": CallbackRow(
+        lambda folder: kprune.callbacks.ADMM(0.8, rho=0.1, rounds=2, updates=2, begin=1, end=8), epochs=2
+    ),
+    "DropBack": CallbackRow(lambda folder: kprune.callbacks.DropBack(0.8, decay=0.1), epochs=2),
     "TakeSnapshot": row_of_none(lambda folder: kprune.callbacks.TakeSnapshot(3)),
     "SparsityLogger": row_of_none(lambda folder: kprune.callbacks.SparsityLogger(folder)),
     "BackupAndRestore": row_of_none(lambda folder: kprune.callbacks.BackupAndRestore(f"{folder}/backup.npz")),

@@ -16,11 +16,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from contract_rows import KERAS_3_ONLY
 from distributed import BATCH_SIZE, CALLBACKS, STEPS, Record, begin, digits, network
 from kprune.callbacks import GradualPruning, LotteryTicket, SparsityLogger, SynFlow
 from kprune.callbacks.base import Callback
 
 from kprune.lottery.rewind import snapshot
+from kprune.masks.pulls import is_pulled
 from kprune.schedules import PolynomialDecay
 
 RANK = json.loads(os.environ["TF_CONFIG"])["task"]["index"] if "TF_CONFIG" in os.environ else 0
@@ -40,7 +42,7 @@ KINDS = {
 }
 # The callbacks of kprune's that are in no training of these, and for Keras 3 all.
 WITH = [
-    *(("tf_keras", name) for name in CALLBACKS if name not in KINDS and name != "BackupAndRestore"),
+    *(("tf_keras", name) for name in CALLBACKS if name not in KINDS and name not in KERAS_3_ONLY),
     *(("keras", name) for name in CALLBACKS),
 ]
 
@@ -84,8 +86,8 @@ def made(library):
 
 
 @cache
-def step_of_a_loop():
-    """A function of a batch that trains the model of Keras 3 on it, on all workers."""
+def step_of_a_loop(pulled):
+    """A function of a batch that trains the model of Keras 3, which may have pulls, on it, on all workers."""
     model, _ = made("keras")
 
     def step(x, y):
@@ -99,10 +101,10 @@ def step_of_a_loop():
 
 def loop(model, callbacks, epochs):
     """What Keras 3 can do on several workers: a loop of one's own that calls the callbacks."""
-    run = step_of_a_loop()
     data = STRATEGY.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(digits()).batch(BATCH_SIZE))
     callbacks = keras.callbacks.CallbackList(callbacks, model=model, epochs=epochs, steps=STEPS)
     callbacks.on_train_begin()
+    run = step_of_a_loop(is_pulled(model))
     for epoch in range(epochs):
         callbacks.on_epoch_begin(epoch)
         for number, batch in enumerate(data):

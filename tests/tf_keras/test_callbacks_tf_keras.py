@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from helpers import EachBatch, assert_zero, data
-from kprune.callbacks import GradualPruning, PruneAtInit, SparsityLogger, SynFlow
+from kprune.callbacks import ADMM, DropBack, GradualPruning, PruneAtInit, SparsityLogger, SynFlow
 from tf_keras import layers
 from tfk_helpers import masked_mlp, mlp, pruned_fraction, sequential, state, wrappers
 
@@ -47,6 +47,25 @@ def test_a_second_fit_goes_on_with_its_masks():
     fit(model, PruneAtInit("magnitude", 0.8))
     assert zeros(model) == int(0.8 * SIZE)
     assert all(not (w.kept() & ~masks[w.path]).any() for w in kprune.masked_weights(model))
+
+
+def test_dropback_leaves_the_initial_values_and_then_masks_them():
+    model = masked_mlp("adam", half=False, run_eagerly=True)
+    callback = DropBack(0.9)
+    fit(model, callback)
+    pairs = zip(kprune.masked_weights(model), callback.initial.arrays, strict=True)
+    assert sum(int((weight.value() != first).sum()) for weight, first in pairs) == SIZE - zeros_for(SIZE, 0.9)
+    fit(model, DropBack(0.9, decay=0.01))
+    assert_zero(model)
+    assert zeros(model) == zeros_for(SIZE, 0.9)
+
+
+def test_admm_is_refused_by_name():
+    model = masked_mlp("adam", half=False)
+    with pytest.raises(
+        ValueError, match=r"ADMM supports Keras 3 models only.*Received: model='.*', library='tf_keras'$"
+    ):
+        fit(model, ADMM(0.5))
 
 
 SCHEDULES = {

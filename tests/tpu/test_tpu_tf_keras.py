@@ -2,6 +2,7 @@
 
 import pytest
 import tf_keras
+from contract_rows import KERAS_3_ONLY
 from tpu_compiler import TOPOLOGIES
 from tpu_rows import MODELS
 from under_strategy import check_callback, check_scoring, check_step
@@ -15,8 +16,8 @@ ROAD = "tf_keras"
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("name", kprune.callbacks.__all__)
 def test_train_step(name, topology, note):
-    if name == "BackupAndRestore":
-        with pytest.raises(ValueError, match=r"use tf_keras\.callbacks\.BackupAndRestore"):
+    if name in KERAS_3_ONLY:
+        with pytest.raises(ValueError, match=KERAS_3_ONLY[name]):
             check_callback(tf_keras, name, topology)
     else:
         note(ROAD, name, topology, check_callback(tf_keras, name, topology))
