@@ -127,10 +127,11 @@ class DynamicSparseTraining(UpdatingCallback):
         if self._end is None:
             self._end = steps_of("stop", self.stop, self._counter.planned(epoch))
 
-    def next_due(self) -> int:
+    def next_due(self) -> int | None:
         moves = (self.updates + 1) * self.frequency
         observes = moves if self.momentum is None else (self._gradients + 1) * self.gradient_frequency
-        return (self._counter.begun or 0) + min(moves, observes)
+        due = min(moves, observes)
+        return None if self._end is not None and due > self._end else (self._counter.begun or 0) + due
 
     def update(self, taken: int) -> None:
         """Move weights if an update is due; if several are overdue, only the last one is made."""
@@ -151,6 +152,8 @@ class DynamicSparseTraining(UpdatingCallback):
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)
         self._compiled = Compiled()
+        if self.momentum is not None:
+            self.momentum.forget_programs()
         if self.updates == 0:
             what = f"the first update was due at step {self.frequency}, but updates ended at step {self._end}"
             cure = "Lower `frequency`, raise `stop`, or train longer."

@@ -68,7 +68,15 @@ class GradientMomentum(ArrayTracker):
         masks = {weight.path: weight.kept() for weight in weights}
         context = Context(model, weights, masks, data=self._data, compiled=self._compiled.of(model))
         gradients = outside_strategies(lambda: signed_gradient(context))
-        self.arrays = [self.decay * arrays[w.path] + (1 - self.decay) * gradients[w.path] for w in weights]
+        # An overflow in float16 must not stay in the mean.
+        self.arrays = [
+            self.decay * arrays[w.path] + (1 - self.decay) * np.nan_to_num(gradients[w.path], posinf=0.0, neginf=0.0)
+            for w in weights
+        ]
+
+    def forget_programs(self) -> None:
+        """Let go of what was compiled for a fit, which cannot be pickled."""
+        self._compiled = Compiled()
 
 
 @METHODS.register("snfs", anneals=True, tracker=GradientMomentum)

@@ -63,3 +63,28 @@ def test_what_is_timed_is_the_prediction():
     x = {"one": rng.normal(size=(4, 3)).astype("float32"), "other": rng.normal(size=(4, 2)).astype("float32")}
     made = keras.tree.flatten(latency._compiled(model, x)())
     np.testing.assert_allclose(np.array(made[0]), model.predict(x, verbose=0)[:1], rtol=1e-5)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["mixed precision", "subclassed", "pruned"])
+def test_networks_that_are_copied(monkeypatch, kind, caplog):
+    made_up(monkeypatch, lambda flops: 0.1 + flops)
+    if kind == "mixed precision":
+        keras.config.set_dtype_policy("mixed_float16")
+    model = mlp(units=16)
+    if kind == "subclassed":
+
+        class Own(keras.Model):
+            def __init__(self, inner):
+                super().__init__()
+                self.one, self.two, self.three = inner.layers
+
+            def call(self, x):
+                return self.three(self.two(self.one(x)))
+
+        model = Own(mlp(units=16))
+        model.build((None, 8))
+    if kind == "pruned":
+        kprune.prune(model, "magnitude", 0.5, verbose=0)
+    assert 0.3 < kprune.latency_budget(model, 0.6, trials=3, verbose=0)["flops"] <= 0.6
+    assert "exact zeros" not in caplog.text

@@ -266,9 +266,15 @@ def test_a_subclassed_model_is_followed_through_its_call(masked):
     [
         (lambda self, x: x if float(keras.ops.sum(x)) > 0 else -x, "without an input shape"),
         (lambda self, x: x * self.a.bias, "(`call` raises TypeError|uses a tensor or variable)"),
+        (lambda self, x: self.norm(x, training=False), "is called with a fixed `training`"),
         (lambda self, x: [x[:, :n] for n in range(7)][6 if x.shape[0] else 5], "`call` raises ValueError"),
     ],
-    ids=["a choice by value", "a weight outside of its layer", "a choice by the size of the batch"],
+    ids=[
+        "a choice by value",
+        "a weight outside of its layer",
+        "a layer that never trains",
+        "a choice by the size of the batch",
+    ],
 )
 def test_a_call_that_cannot_be_followed_is_refused(use, reason):
     model = Subclassed(use)
@@ -276,6 +282,47 @@ def test_a_call_that_cannot_be_followed_is_refused(use, reason):
     with pytest.raises(ValueError, match=rf"subclassed.*{reason}.*class=Subclassed"):
         kprune.prune(model, "magnitude", 0.5, groups="channels")
     assert kprune.masked_weights(model) == []
+
+
+def test_a_flag_of_a_subclassed_model_is_asked_again():
+    model = Subclassed(lambda self, x: keras.ops.softmax(x) if self.skip else x)
+    model.skip = False
+    model(np.zeros((1, 4), "float32"))
+    values(model, zero={"b/kernel": IN})
+    assert kprune.shrink(model).get_layer("a").units == 4
+    model.skip = True
+    assert kprune.shrink(model).get_layer("a").units == 6  # what softmax reads stays
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16"])
+def test_a_subclassed_model_keeps_its_precision(policy):
+    class Residual(keras.Model):
+        def __init__(self):
+            super().__init__(dtype=policy)
+            self.a, self.b = (layers.Dense(n, name=name, dtype=policy) for n, name in ((6, "a"), (3, "b")))
+
+        def call(self, x):
+            return self.b(keras.ops.relu(self.a(x)) + keras.ops.sum(x, -1, keepdims=True))
+
+    model = Residual()
+    model(np.zeros((1, 4), "float32"))
+    values(model, zero={"b/kernel": IN})
+    kprune.shrink(model)
+
+
+def test_what_a_subclassed_model_looks_up_is_not_rounded():
+    class Words(keras.Model):
+        def __init__(self):
+            super().__init__(dtype="mixed_float16")
+            self.table, self.a, self.b = layers.Embedding(5000, 4), layers.Dense(6, "relu"), layers.Dense(2)
+
+        def call(self, x):
+            return self.b(self.a(self.table(x)))
+
+    model = Words()
+    model(np.zeros((1, 3), "int32"))
+    small = kprune.shrink(values(model, zero={"dense_1/kernel": IN}), inputs=np.array([[4999, 4097, 2049]]))
+    assert small.layers[-2].units == 4
 
 
 def test_what_is_not_built_is_refused():

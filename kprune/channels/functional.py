@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+from collections.abc import Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import keras
 
-_KNOWN: WeakKeyDictionary[Any, tuple[list[int], Any]] = WeakKeyDictionary()
+_PLAIN = (bool, int, float, str)  # attributes by which `call` may choose
+_NAME = "_kprune_followed"
 
 
 def functional(model: Any) -> Any:
@@ -36,40 +38,79 @@ def functional(model: Any) -> Any:
     """
     if not isinstance(model, keras.Model) or not model.built or hasattr(model, "inputs"):
         return model
-    layers = [id(layer) for layer in model.layers]
-    if model not in _KNOWN or _KNOWN[model][0] != layers:
-        _KNOWN[model] = layers, _traced(model)
-    return _KNOWN[model][1]
+    key = [id(layer) for layer in model.layers], {k: v for k, v in vars(model).items() if isinstance(v, _PLAIN)}
+    known = vars(model).get(_NAME)
+    if known is None or known.key != key:
+        # Not through Keras's `__setattr__`, which would make the layers of it the model's own once more.
+        known = vars(model)[_NAME] = _Followed(key, _traced(model))
+    return known.made
+
+
+class _Followed:
+    """What a model was followed to, kept with it; saving, which walks attributes, passes it by."""
+
+    def __init__(self, key: Any, made: Any):
+        self.key, self.made = key, made
 
 
 def _traced(model: Any) -> Any:
     shapes = (model.get_build_config() or {}).get("input_shape")
     if shapes is None:
         raise _refused(model, "`call` takes several arguments, or the model was built without an input shape")
-    if isinstance(shapes, dict):  # Keras asks for inputs that are named as the keys
-        given = {name: keras.Input(shape[1:], name=name) for name, shape in shapes.items()}
-    else:
-        given = keras.tree.map_shape_structure(lambda shape: keras.Input(shape[1:]), shapes)
-    trains = {"training": None} if "training" in inspect.signature(model.call).parameters else {}
-    try:
-        made = keras.Model(given, model.call(given, **trains), name=model.name)
-        config = made.get_config()
-    except Exception as error:  # whatever the user's `call` raises on symbolic tensors
-        raise _refused(model, f"`call` raises {type(error).__name__}: {str(error)[:300]}") from error
-    # A variable that an operation uses becomes a tensor in the config, which would not train.
-    fixed = [layer["name"] for layer in config["layers"] if _holds_tensor(layer["inbound_nodes"])]
-    if fixed:
-        raise _refused(model, f"the operation {fixed[0]!r} uses a tensor or variable that is not an input")
+    made = _called(model, shapes, set())
+    # What an embedding looks up must not be rounded to the dtype that the model computes in.
+    if looked_up := _looked_up(made):
+        made = _called(model, shapes, looked_up)
     known = {id(v) for v in made.variables}
     if unknown := [v.path for v in model.weights if id(v) not in known]:
         raise _refused(model, f"`call` does not use {unknown[0]} through a layer")
     return made
 
 
-def _holds_tensor(config: Any) -> bool:
+def _called(model: Any, shapes: Any, integers: set[str]) -> Any:
+    """The Functional model that `call` makes of inputs of these shapes; those with a name in `integers` are int32."""
+    numbers = itertools.count()
+
+    def made_input(shape: Any, name: str | None = None) -> Any:
+        name = name or f"input_{next(numbers)}"
+        return keras.Input(shape[1:], name=name, dtype="int32" if name in integers else model.compute_dtype)
+
+    trains = {"training": None} if "training" in inspect.signature(model.call).parameters else {}
+    try:
+        if isinstance(shapes, dict):  # Keras asks for inputs that are named as the keys
+            given = {name: made_input(shape, name) for name, shape in shapes.items()}
+        else:
+            given = keras.tree.map_shape_structure(made_input, shapes)
+        made = keras.Model(given, model.call(given, **trains), name=model.name)
+        config = made.get_config()
+    except Exception as error:  # whatever the user's `call` raises on symbolic tensors
+        raise _refused(model, f"`call` raises {type(error).__name__}: {str(error)[:300]}") from error
+    for layer in config["layers"]:
+        entries = list(_entries(layer["inbound_nodes"]))
+        # A variable that an operation uses becomes a tensor in the config, which would not train.
+        if ("class_name", "__tensor__") in entries:
+            raise _refused(model, f"the operation {layer['name']!r} uses a tensor or variable that is not an input")
+        if any(key == "training" and value is not None for key, value in entries):
+            reason = f"the layer {layer['name']!r} is called with a fixed `training`, which Functional models override"
+            raise _refused(model, reason)
+    return made
+
+
+def _looked_up(made: Any) -> set[str]:
+    """The names of the inputs that an embedding reads."""
+    layers = [layer for layer in made.get_config()["layers"] if layer["class_name"] == "Embedding"]
+    entries = [entry for layer in layers for entry in _entries(layer["inbound_nodes"])]
+    return {value[0] for key, value in entries if key == "keras_history"} & {tensor.name for tensor in made.inputs}
+
+
+def _entries(config: Any) -> Iterator[tuple[str, Any]]:
+    """All keys of a nested config with their values."""
     if isinstance(config, dict):
-        return config.get("class_name") == "__tensor__" or any(map(_holds_tensor, config.values()))
-    return isinstance(config, list | tuple) and any(map(_holds_tensor, config))
+        yield from config.items()
+        config = list(config.values())
+    if isinstance(config, list | tuple):
+        for one in config:
+            yield from _entries(one)
 
 
 def _refused(model: Any, reason: str) -> ValueError:

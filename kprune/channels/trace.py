@@ -27,8 +27,8 @@ def channel_graph(model: Any) -> ChannelGraph:
     """The channels of a model of either Keras, masked or not, including nested models.
 
     Raises:
-        ValueError: the model is not built, or its graph is unknown: it is a subclassed model of tf_keras, or holds one,
-            or `functional` cannot follow its `call`.
+        ValueError: the model is not built, or its graph is unknown: it is a subclassed model of tf_keras, or one that
+            `functional` cannot follow, or it holds a subclassed model.
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])
     >>> [(slot.variable.path.split("/", 1)[1], slot.axis, slot.role) for slot in channel_graph(model).slots][1:3]
@@ -155,10 +155,9 @@ def _output_shapes(layer: Any, inputs: list[Tensor]) -> list[Shape]:
     given = [tensor.shape for tensor in inputs]
     if hasattr(layer, "weights") and given and None not in given:
         try:
-            made = layer.compute_output_shape(given[0] if len(given) == 1 else given)
+            return _as_shapes(layer.compute_output_shape(given[0] if len(given) == 1 else given))
         except Exception:  # a layer of the user's own, or one that takes its inputs by name: ask what it made
             return _made_shapes(layer)
-        return _as_shapes(made)
     return _made_shapes(layer) if not (given and given[0] is not None) else _broadcast(layer, given)
 
 
@@ -270,7 +269,7 @@ def _check_known(model: Any) -> None:
         )
     if not sequential and not {"layers", "input_layers", "output_layers"} <= set(config):
         raise ValueError(
-            "The channels of a subclassed model cannot be traced, because its `call` is unknown. Build it with "
-            f"keras.Sequential or keras.Model(inputs, outputs). Received: model={model.name!r}, "
+            "The channels of a subclassed model of tf_keras, or of one inside another model, cannot be traced. Build "
+            f"it with keras.Sequential or keras.Model(inputs, outputs). Received: model={model.name!r}, "
             f"class={type(model).__name__}"
         )
