@@ -172,7 +172,7 @@ def test_gradients_of_snfs_are_noted_every_so_many_steps_and_at_updates(monkeypa
         dict(batches=0),
         dict(optimizer="adam"),
     ],
-    ids=str,
+    ids=lambda wrong: "-".join(f"{key}={getattr(value, '__name__', value)}" for key, value in wrong.items()),
 )
 def test_wrong_arguments_are_refused(wrong):
     with pytest.raises(ValueError, match="Received: "):
