@@ -77,7 +77,7 @@ def test_snfs_grows_where_the_running_mean_of_gradients_is_largest():
 
 def test_snfs_needs_its_momentum_and_data():
     model = network([[2.0], [0.0]])
-    with pytest.raises(ValueError, match=r"'snfs'.*GradientMomentum records.*Received: trackers=None$"):
+    with pytest.raises(ValueError, match=r"'snfs'.*GradientMomentum, that records.*Received: trackers=None$"):
         drop_and_grow(model, "snfs", {PATH: 1}, 0.5)
     with pytest.raises(ValueError, match=r"needs the loss: pass data=\(x, y\)\. Received: data=None$"):
         GradientMomentum(None)
