@@ -31,12 +31,15 @@ def seeded(request):
     """Every test starts from the same seed and, unless marked `one_session`, from fresh layer names."""
     import keras
 
-    if request.node.get_closest_marker("one_session") is None:
+    session = request.node.get_closest_marker("one_session")
+    if session is None:
         keras.backend.clear_session()
     else:
         gc.collect()
-    # TensorFlow never lets go of the functions it traced: looking at them again in each test takes half the time.
-    gc.freeze()
+    # TensorFlow never lets go of the functions it traced: looking at them again in each test takes half the time. But
+    # what trains the models of the tests before needs kprune to find the optimizers and models that hold their weights.
+    if session is None or not session.kwargs.get("trains_on"):
+        gc.freeze()
     keras.utils.set_random_seed(0)
     with optimizations(keras.backend.backend(), request.node.get_closest_marker("optimized") is not None):
         yield

@@ -11,7 +11,7 @@ import worker
 from distributed import CALLBACKS, assert_same_masks
 from helpers import start_process
 
-pytestmark = pytest.mark.one_session
+pytestmark = [pytest.mark.one_session(trains_on=True), pytest.mark.optimized]
 
 KINDS = tuple(worker.KINDS)
 WRITING = ("LotteryTicket", "SparsityLogger")

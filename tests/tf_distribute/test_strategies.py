@@ -32,7 +32,7 @@ from kprune.masks import plain
 from kprune.runtime.distribution import is_chief
 from kprune.runtime.files import write
 
-pytestmark = pytest.mark.one_session
+pytestmark = [pytest.mark.one_session(trains_on=True), pytest.mark.optimized]
 
 X, Y = digits()
 LIBRARIES = ("keras", "tf_keras")
