@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.one_session, pytest.mark.once]
 @pytest.fixture
 def dynamic(monkeypatch):
     """The benchmark as a module."""
-    path = Path(kprune.__file__).parents[1] / "benchmarks" / "dynamic.py"
+    path = Path(__file__).parents[1] / "benchmarks" / "dynamic.py"
     spec = importlib.util.spec_from_file_location("dynamic_benchmark", path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # where its dataclass looks for names
