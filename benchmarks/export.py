@@ -40,12 +40,12 @@ def mobile_net(size=96):
 
 
 def vgg():
-    return kprune.models.vgg_16(input_shape=(32, 32, 3), width=0.5)
+    return kprune.models.vgg_16(input_shape=(32, 32, 3))
 
 
 # Name, network, sparsity, how it is pruned, formats.
 CASES = (
-    ("VGG-16, width 1/2, half of the channels", vgg, 0.75, {"groups": "channels"}, "saved_model litert litert_int8"),
+    ("VGG-16, half of the channels", vgg, 0.75, {"groups": "channels"}, "saved_model litert litert_int8"),
     ("MobileNet 96", mobile_net, 0.7, {}, "litert_sparse"),
     ("MobileNet 96", mobile_net, 0.9, {}, "litert_sparse"),
     ("Dense 1024, blocks of 4 inputs", perceptron, 0.8, {"pattern": kprune.patterns.block(4, 1)}, "litert_sparse"),
