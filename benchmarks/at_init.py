@@ -9,9 +9,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from synflow import pytorch_vgg16
-from timing import THREADS, in_turns, report
+from timing import THREADS, in_turns, report, start
 
 import kprune
 
@@ -46,10 +46,7 @@ def pytorch_prunes(torch, criterion):
         kernel.data.mul_(score > cut)
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    logging.set_verbosity(logging.ERROR)
+def main():
     import torch
 
     torch.set_num_threads(THREADS)
@@ -62,4 +59,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(main)

@@ -3,16 +3,14 @@
 import subprocess
 import sys
 
-from absl import app, flags
-from timing import in_turns, report
+from absl import flags
+from timing import in_turns, report, start
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("repeats", 5, "Imports of each, in turns.")
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
+def main():
     runs = {
         name: lambda name=name: subprocess.run(
             [sys.executable, "-c", f"import {name}"], check=True, capture_output=True
@@ -23,4 +21,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(main)

@@ -11,9 +11,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from keras import layers
-from timing import in_turns, report
+from timing import in_turns, report, start
 
 import kprune
 
@@ -71,13 +71,10 @@ def measure(name):
     report("step", name, per_step, "dense", first_call=first["masked"] / first["dense"])
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    logging.set_verbosity(logging.ERROR)
+def main():
     for name in FLAGS.networks:
         measure(name)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(main)

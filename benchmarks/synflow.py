@@ -14,8 +14,8 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-from absl import app, flags, logging
-from timing import THREADS, report
+from absl import flags
+from timing import THREADS, report, start
 
 import kprune
 from kprune.criteria import Context, synflow
@@ -111,14 +111,11 @@ def networks():
         print(f"{name:<16} {size:>12,} {largest:>14.2g} {note:>10} {seconds:>8.1f}", flush=True)
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    logging.set_verbosity(logging.ERROR)
+def main():
     vgg16()
     if FLAGS.networks:
         networks()
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(main)

@@ -11,8 +11,22 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+from absl import app, logging
+
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 BACKEND = os.environ.get("KERAS_BACKEND", "tensorflow")
+
+
+def start(main: Callable[[], None]) -> None:
+    """Run a benchmark that takes flags only, without kprune's warnings."""
+
+    def run(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unknown arguments: {argv[1:]}")
+        logging.set_verbosity(logging.ERROR)
+        main()
+
+    app.run(run)
 
 
 def in_turns(runs: dict[str, Callable[[], Any]], repeats: int, warm: int = 1) -> dict[str, list[float]]:

@@ -13,8 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from absl import app, flags, logging
-from timing import report
+from absl import flags
+from timing import report, start
 
 import kprune
 from kprune.masks import begin_fit, end_fit
@@ -88,13 +88,10 @@ def measure(millions):
     report("update", f"{size / 1e6:.1f} M weights", seconds, "np.partition", bytes_a_weight=max(memory[1:]))
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    logging.set_verbosity(logging.ERROR)
+def main():
     for millions in FLAGS.millions:
         measure(millions)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(main)

@@ -12,9 +12,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from kprune.callbacks import GradualPruning, PruneAtInit, SparsityLogger
-from timing import report
+from timing import report, start
 
 import kprune
 from kprune.schedules import PolynomialDecay
@@ -46,10 +46,7 @@ def network():
     return model
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments: {argv[1:]}")
-    logging.set_verbosity(logging.FATAL)
+def main():
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(FLAGS.steps * 32, 784)).astype("float32"), draw.integers(0, 10, FLAGS.steps * 32)
     models, seconds = {name: network() for name in CALLBACKS}, {name: [] for name in CALLBACKS}
@@ -64,4 +61,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start(main)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -38,10 +39,16 @@ METHODS = {
 }
 
 
-def accuracy(data: tuple[np.ndarray, ...], network: str, seed: int, callback: Any = None) -> float:
+def digits(path: str) -> tuple[np.ndarray, ...]:
+    """Images and labels to train on, and to test on."""
+    with np.load(path) as file:
+        images = [file[f"x_{part}"][..., None] / np.float32(255) for part in ("train", "test")]
+        return images[0], file["y_train"], images[1], file["y_test"]
+
+
+def accuracy(data: Any, make: Any, optimizer: Any, epochs: int, seed: int, callback: Any = None) -> float:
     """Of a network that is trained with a callback, on the test digits, in per cent."""
     x, y, x_test, y_test = data
-    make, optimizer, epochs = NETWORKS[network]
     keras.utils.set_random_seed(seed)
     model = make((28, 28, 1))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -62,12 +69,13 @@ def cell(found: list[float]) -> str:
 def compare(data: tuple[np.ndarray, ...], network: str) -> None:
     """Train a network by all methods, print the table."""
     start = time.perf_counter()
-    dense = [accuracy(data, network, seed) for seed in SEEDS]
+    train = partial(accuracy, data, *NETWORKS[network])
+    dense = [train(seed) for seed in SEEDS]
     print(f"\n{network}, {NETWORKS[network][2]} epochs, dense: {cell(dense)}\n")
     print(f"| | {' | '.join(f'{100 * sparsity:.0f} % zeros' for sparsity in SPARSITIES)} |")
     print(f"| --- | {' | '.join('---:' for _ in SPARSITIES)} |")
     for name, make in METHODS.items():
-        cells = [cell([accuracy(data, network, seed, make(one)) for seed in SEEDS]) for one in SPARSITIES]
+        cells = [cell([train(seed, make(one)) for seed in SEEDS]) for one in SPARSITIES]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     print(f"\n{time.perf_counter() - start:.0f} s", flush=True)
 
@@ -77,9 +85,7 @@ def main(path: str, *networks: str) -> None:
     backend = keras.backend.backend()
     print(f"{platform.machine()} {platform.system()}, Python {platform.python_version()}, Keras {version('keras')}")
     print(f"{backend} {version(backend)}")
-    with np.load(path) as file:
-        images = [file[f"x_{part}"][..., None] / np.float32(255) for part in ("train", "test")]
-        data = images[0], file["y_train"], images[1], file["y_test"]
+    data = digits(path)
     for network in networks or NETWORKS:
         compare(data, network)
 

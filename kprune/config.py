@@ -181,6 +181,12 @@ class PruningConfig:
         # So that they are those of one device, bit for bit, for the weights that the model has.
         return outside_strategies(lambda: self._masks(model, sparsity, within, taken, watched, made, verbose))
 
+    @property
+    def data_free(self) -> bool:
+        """Whether the criterion needs neither data nor a record of training."""
+        score = CRITERIA.get(self.criterion)
+        return not trait(score, "needs", ()) and trait(score, "tracker", None) is None
+
     def take(self, data: Any, batches: int | None = 1) -> list[Batch]:
         """The batches of data that the criterion uses; ValueError if it needs data and gets none."""
         check_batches(batches)

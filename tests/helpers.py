@@ -43,6 +43,22 @@ def data(model_or_shape=(8,), n=32, outputs=(3,), seed=0):
     return rng.normal(size=(n, *model_or_shape)).astype("float32"), rng.normal(size=(n, *outputs)).astype("float32")
 
 
+def momentum_mlp(seed=1, **options):
+    """8 -> 6 -> 3, 66 weights, compiled with SGD with momentum."""
+    keras.utils.set_random_seed(seed)
+    dense = [layers.Dense(6, "relu", name="hidden", **options), layers.Dense(3, name="logits")]
+    model = keras.Sequential([keras.Input((8,)), *dense])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", **CHEAP)
+    return model
+
+
+def fit(model, *callbacks, epochs=3, **options):
+    """Four steps an epoch, on the same data in the same order."""
+    x, y = data(n=32)
+    options = {"batch_size": 8, "shuffle": False, "verbose": 0, **options}
+    return model.fit(x, y, epochs=epochs, callbacks=list(callbacks), **options)
+
+
 def halve(model, seed=0):
     """Prune a random half of each masked weight."""
     rng = np.random.default_rng(seed)

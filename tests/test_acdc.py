@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, data
+from helpers import CHEAP, fit, momentum_mlp
 from keras import layers
 from kprune.callbacks import ACDC, BackupAndRestore, GradualPruning
 
@@ -51,25 +51,11 @@ def test_steps_by_hand():
     np.testing.assert_array_equal([slot[1] for slot in slots], np.zeros((4, 3)))
 
 
-def compiled(seed=1):
-    keras.utils.set_random_seed(seed)
-    dense = [layers.Dense(6, "relu", name="hidden"), layers.Dense(3, name="logits")]
-    model = keras.Sequential([keras.Input((8,)), *dense])
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", **CHEAP)
-    return model
-
-
 SIZE = 66
 
 
-def fit(model, *callbacks, epochs=3, **options):
-    x, y = data(n=32)
-    options = {"batch_size": 8, "shuffle": False, "verbose": 0, **options}
-    return model.fit(x, y, epochs=epochs, callbacks=list(callbacks), **options)
-
-
 def test_sparsity_is_exact_in_each_phase_and_all_weights_train_in_the_others():
-    model, watch, counts = compiled(), Watch(), []
+    model, watch, counts = momentum_mlp(), Watch(), []
 
     def count(batch, logs):
         masks = [w.kept() for w in kprune.masked_weights(model)]
@@ -102,7 +88,7 @@ def test_it_goes_on_from_a_backup_to_the_bit(criterion, killed_at, tmp_path):
     def callback():
         return ACDC(0.7, criterion, begin=2, end=10, cycles=2)  # switches at 2, 4, 6, 8, 10 of 12; epochs of 4
 
-    whole, killed, resumed = compiled(), compiled(), compiled(seed=7)
+    whole, killed, resumed = momentum_mlp(), momentum_mlp(), momentum_mlp(seed=7)
     fit(whole, callback())
     with pytest.raises(KeyboardInterrupt):
         fit(killed, callback(), BackupAndRestore(tmp_path / "b.npz"), Stop(killed_at))
@@ -120,13 +106,13 @@ def test_a_fit_that_ends_too_early_says_what_it_leaves(caplog):
         return keras.callbacks.LambdaCallback(on_train_batch_end=stop)
 
     for step, says in ((1, "the final phases never ran"), (2, "the network is dense")):
-        model = compiled()
+        model = momentum_mlp()
         fit(model, ACDC(0.5, begin=1, end=4, cycles=1), stops_at(step), epochs=1)
         assert f"ended at step {step}, before the last switch at step 4, so {says}" in caplog.text
 
 
 def test_another_callback_that_prunes_is_refused():
-    model = compiled()
+    model = momentum_mlp()
     with pytest.raises(ValueError, match=r"ACDC brings pruned weights back.*Received: other=GradualPruning"):
         fit(model, ACDC(0.5, begin=1, end=4, cycles=1), GradualPruning(0.9))
     assert kprune.masked_weights(model) == []
@@ -153,7 +139,7 @@ def test_wrong_arguments_are_refused(wrong):
 
 
 def test_fewer_steps_than_phases_are_refused_before_anything_changes():
-    model = compiled()
+    model = momentum_mlp()
     with pytest.raises(ValueError, match=r"at least 16 steps.*`begin` \(step 1\) and `end` \(step 10\).*cycles=8$"):
         fit(model, ACDC(0.5))
     assert kprune.masked_weights(model) == []

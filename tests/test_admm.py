@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, EachBatch, data
+from helpers import CHEAP, EachBatch, fit, momentum_mlp
 from keras import layers
 from kprune.callbacks import ADMM, BackupAndRestore, GradualPruning
 
@@ -62,25 +62,11 @@ def test_two_updates_by_hand():
         np.testing.assert_array_equal(mask, expected)
 
 
-def compiled(seed=1, **options):
-    keras.utils.set_random_seed(seed)
-    dense = [layers.Dense(6, "relu", name="hidden", **options), layers.Dense(3, name="logits")]
-    model = keras.Sequential([keras.Input((8,)), *dense])
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", **CHEAP)
-    return model
-
-
 SIZE = 66
 
 
-def fit(model, *callbacks, epochs=3, **options):
-    x, y = data(n=32)
-    options = {"batch_size": 8, "shuffle": False, "verbose": 0, **options}
-    return model.fit(x, y, epochs=epochs, callbacks=list(callbacks), **options)
-
-
 def test_rounds_end_at_rising_sparsities_and_nothing_stays_of_the_penalty():
-    model, watch = compiled(kernel_regularizer="l2"), Watch()
+    model, watch = momentum_mlp(kernel_regularizer="l2"), Watch()
     before, plain = [v.regularizer for v in model.trainable_variables], len(model.variables)
     callback = ADMM(0.875, rho=0.1, rounds=3, updates=1, begin=1, end=0.5)  # phases of a step: 1, 2, 3, 4, 5, 6
     history = fit(model, callback, watch)
@@ -123,7 +109,7 @@ def test_the_penalty_draws_the_weights_to_a_sparse_network():
     residuals = []
     for rho in (1e-6, 0.1):
         callback = ADMM(0.8, rho=rho, rounds=1, updates=4, begin=2, end=82)
-        model = compiled()
+        model = momentum_mlp()
         fit(model, callback, epochs=21)
         residuals += callback.residuals
     assert residuals[1] < 0.6 * residuals[0]
@@ -145,7 +131,7 @@ def test_it_goes_on_from_a_backup_to_the_bit(killed_at, first, tmp_path):
         both = [ADMM(0.7, rho=0.1, rounds=2, updates=2, begin=2, end=10), BackupAndRestore(tmp_path / "b.npz")]
         return [*(both if first else both[::-1]), *more]
 
-    whole, killed, resumed = compiled(), compiled(), compiled(seed=7)
+    whole, killed, resumed = momentum_mlp(), momentum_mlp(), momentum_mlp(seed=7)
     fit(whole, callbacks()[0 if first else 1])
     with pytest.raises(KeyboardInterrupt):
         fit(killed, *callbacks(Stop(killed_at)))
@@ -160,7 +146,7 @@ def test_strip_and_the_next_fit_take_away_what_an_interrupted_one_left():
         return [v for v in model.weights if isinstance(getattr(v.regularizer, "regularizer", None), Pull)]
 
     def interrupted():
-        model = compiled()
+        model = momentum_mlp()
         with pytest.raises(KeyboardInterrupt):
             fit(model, ADMM(0.7, rounds=1, updates=2, begin=1, end=8), Stop(1))
         assert len(pulls(model)) == len(model.losses) == 2 and float(sum(model.losses)) > 0
@@ -174,7 +160,7 @@ def test_strip_and_the_next_fit_take_away_what_an_interrupted_one_left():
 
 
 def test_a_fit_that_cannot_begin_leaves_the_model_as_it_was():
-    model = compiled()
+    model = momentum_mlp()
     before, plain = model.get_weights(), len(model.variables)
     with pytest.raises(ValueError, match=r"at least 40 steps.*are steps 1 and 8 of this fit.*updates=8$"):
         fit(model, ADMM(0.5))
@@ -183,13 +169,13 @@ def test_a_fit_that_cannot_begin_leaves_the_model_as_it_was():
 
 
 def test_a_fit_that_ends_too_early_says_what_it_leaves(caplog):
-    model = compiled()
+    model = momentum_mlp()
     fit(model, ADMM(0.5, rounds=2, updates=1, begin=1, end=7), epochs=1)
     assert "ended at step 4, before the last round at step 7: 1 of 2 rounds have pruned" in caplog.text
 
 
 def test_another_callback_that_prunes_is_refused():
-    model = compiled()
+    model = momentum_mlp()
     with pytest.raises(ValueError, match=r"ADMM draws the weights.*Received: other=GradualPruning"):
         fit(model, ADMM(0.5, rounds=1, updates=1), GradualPruning(0.9))
     assert kprune.masked_weights(model) == [] and model.losses == []

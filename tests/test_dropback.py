@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers import CHEAP, data
+from helpers import CHEAP, fit, momentum_mlp
 from keras import layers
 from kprune.callbacks import BackupAndRestore, DropBack, GradualPruning
 
@@ -74,25 +74,11 @@ def test_two_steps_with_decay_by_hand():
     np.testing.assert_array_equal(watch.masks[1][0], [[True, True, False], [False, False, False]])
 
 
-def compiled(seed=1):
-    keras.utils.set_random_seed(seed)
-    dense = [layers.Dense(6, "relu", name="hidden"), layers.Dense(3, name="logits")]
-    model = keras.Sequential([keras.Input((8,)), *dense])
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", **CHEAP)
-    return model
-
-
 SIZE = 66
 
 
-def fit(model, *callbacks, epochs=3, **options):
-    x, y = data(n=32)
-    options = {"batch_size": 8, "shuffle": False, "verbose": 0, **options}
-    return model.fit(x, y, epochs=epochs, callbacks=list(callbacks), **options)
-
-
 def test_only_k_weights_have_moved_after_each_step():
-    model, watch, callback = compiled(), Watch(), DropBack(0.8)
+    model, watch, callback = momentum_mlp(), Watch(), DropBack(0.8)
     history = fit(model, callback, watch)
     first, k = callback.initial.arrays, SIZE - zeros_for(SIZE, 0.8)
     for values, slots in zip(watch.values, watch.slots, strict=True):
@@ -104,7 +90,7 @@ def test_only_k_weights_have_moved_after_each_step():
 
 
 def test_the_initial_values_fade_and_the_untracked_are_masked():
-    model, watch, callback = compiled(), Watch(), DropBack(0.8, decay=0.05)
+    model, watch, callback = momentum_mlp(), Watch(), DropBack(0.8, decay=0.05)
     history = fit(model, callback, watch)
     assert callback.closes == 6  # 0.05^6 is below 2^-24, 0.05^5 is not
     zeros, first = zeros_for(SIZE, 0.8), callback.initial.arrays
@@ -122,7 +108,7 @@ def test_the_initial_values_fade_and_the_untracked_are_masked():
 
 
 def test_what_is_pruned_already_counts_and_stays():
-    model = compiled()
+    model = momentum_mlp()
     masks = kprune.prune(model, "random", 0.5)
     callback = DropBack(0.8)
     fit(model, callback, epochs=1)
@@ -144,7 +130,7 @@ class Stop(keras.callbacks.Callback):
 
 @pytest.mark.parametrize(("decay", "killed_at"), [(1.0, 1), (0.05, 1), (0.05, 2)])
 def test_it_goes_on_from_a_backup_to_the_bit(decay, killed_at, tmp_path):
-    whole, killed, resumed = compiled(), compiled(), compiled(seed=7)
+    whole, killed, resumed = momentum_mlp(), momentum_mlp(), momentum_mlp(seed=7)
     fit(whole, DropBack(0.7, decay=decay))
     with pytest.raises(KeyboardInterrupt):
         fit(killed, DropBack(0.7, decay=decay), BackupAndRestore(tmp_path / "b.npz"), Stop(killed_at))
@@ -155,20 +141,20 @@ def test_it_goes_on_from_a_backup_to_the_bit(decay, killed_at, tmp_path):
 
 
 def test_a_fit_that_is_too_short_says_what_is_left(caplog):
-    model = compiled()
+    model = momentum_mlp()
     fit(model, DropBack(0.5, decay=0.9), epochs=1)
     # 0.9^4 = 0.6561; 0.0156^4 is below 2^-24
     assert "the fit ends at step 4, where 0.66 of the initial values are left" in caplog.text
     assert "Lower `decay` to at most 0.015625" in caplog.text
     assert kprune.summary(model).sparsity == 0.5
-    model = compiled()
+    model = momentum_mlp()
     stop = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: setattr(model, "stop_training", True))
     fit(model, DropBack(0.5, decay=0.01), stop, epochs=1)
     assert "ended at step 1, before step 4" in caplog.text and kprune.summary(model).sparsity == 0
 
 
 def test_another_callback_that_prunes_is_refused():
-    model = compiled()
+    model = momentum_mlp()
     with pytest.raises(ValueError, match=r"DropBack resets weights.*Received: other=GradualPruning"):
         fit(model, DropBack(0.5), GradualPruning(0.9))
     with pytest.raises(ValueError, match=r"DropBack resets weights.*Received: other=DropBack"):

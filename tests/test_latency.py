@@ -47,7 +47,16 @@ def test_a_latency_that_cannot_be_reached(monkeypatch):
 
 @pytest.mark.once
 def test_wrong_arguments():
-    for wrong in ({"fraction": 1.0}, {"trials": 0}, {"verbose": 3}, {"groups": "rows"}, {"inputs": 3}):
+    refused = ({"criterion": "snip"}, {"criterion": "movement"})
+    for wrong in (
+        {"fraction": 1.0},
+        {"trials": 0},
+        {"verbose": 3},
+        {"groups": "rows"},
+        {"groups": None},
+        {"inputs": 3},
+        *refused,
+    ):
         with pytest.raises(ValueError, match=f"Received: {next(iter(wrong))}="):
             kprune.latency_budget(mlp(), **{"fraction": 0.5, **wrong})
     with pytest.raises(ValueError, match="latency_budget requires a Keras 3 model"):

@@ -75,6 +75,13 @@ def latency_budget(
     if inputs is not None:
         check_inputs(inputs)
     config = PruningConfig(criterion, groups=groups)
+    if groups is None:
+        raise ValueError('`groups` must be "channels" or "channels:N". Received: groups=None')
+    if not config.data_free:
+        raise ValueError(
+            "`criterion` must be one that needs neither data nor training, such as 'magnitude'. The budget holds for "
+            f"other criteria as well. Received: criterion={criterion!r:.200}"
+        )
     least = _least(model, groups)
     with progress("latency", trials + 1, verbose, unit="trials") as bar:
         smallest = _ratio(model, _small(model, config, least, inputs), inputs)

@@ -18,7 +18,6 @@ from ..runtime.values import Values
 from ..schedules import check_sparsity
 from ..util.plotting import TEXT, TOTAL, Drawable, new_axes, short_paths
 from ..util.progress import check_verbose, progress
-from ..util.registry import trait
 from ..util.tables import new_table, table_lines
 from .evaluation import masked_meanwhile, measure_by
 
@@ -134,8 +133,7 @@ def sensitivity(
     """
     check_verbose(verbose)
     config = PruningConfig(criterion, scope="layerwise", pattern=pattern, rounds=1, seed=seed)
-    score = CRITERIA.get(criterion)
-    if trait(score, "needs", ()) or trait(score, "tracker", None) is not None:
+    if not config.data_free:
         raise ValueError(
             "The scan does not train, so it does not support criteria that need the loss or records of training. "
             f"Received: criterion={config.name!r}"
@@ -145,7 +143,7 @@ def sensitivity(
     with masked_meanwhile(model):
         weights = masked_weights(model)
         metric, dense = measure()
-        scores = score(Context(model, weights, {w.path: w.kept() for w in weights}, seed))
+        scores = CRITERIA.get(criterion)(Context(model, weights, {w.path: w.kept() for w in weights}, seed))
         scored = dataclasses.replace(config, criterion=lambda context: scores)
         values: dict[str, dict[float, float]] = {w.path: {} for w in weights}
         total = len(weights) * len(sparsities)
