@@ -209,7 +209,7 @@ try-dist-jax: $(BIN)/python
 	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) keras jax absl-py matplotlib rich tqdm
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(FILE)
 	KERAS_BACKEND=jax $(BIN)/python -P tests/packaging/one_fit.py
-	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) scikit-learn
+	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) scikit-learn hypothesis
 	KERAS_BACKEND=jax $(BIN)/python tests/without_tensorflow.py "$$(mktemp -d)"
 
 # What kprune needs, once and again when that changes; then kprune itself, each time, so that no run sees stale code.

@@ -11,6 +11,7 @@ from cli_words import TINY
 
 import kprune
 from kprune.cli import main as cli
+from kprune.cli.commands import train
 
 
 def test_train_prunes_reports_and_exports(run, tmp_path):
@@ -50,6 +51,17 @@ def test_every_method_ends_at_its_sparsity(run, tmp_path, method, zeros):
         assert [row["shape"] for row in report["rows"]] == [[64, 30], [30, 10], [10, 10]]
     # In the SavedModel, JAX's variables have no layer in their names.
     assert [row["path"].split("/")[-2] for row in report["rows"]] == ["dense1", "dense2", "classifier"]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("words, rounds", [((), 1), (("--rounds=3",), 3)])
+def test_gradual_pruning_takes_one_round_an_update_unless_told(run, monkeypatch, words, rounds):
+    made = []
+    monkeypatch.setattr(
+        train, "GradualPruning", lambda *args, **options: made.append(options) or keras.callbacks.Callback()
+    )
+    assert run("train", *TINY, "--method=gradual", *words)[0] == 0
+    assert [options["rounds"] for options in made] == [rounds]
 
 
 @pytest.mark.once
