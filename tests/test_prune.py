@@ -548,3 +548,17 @@ def test_a_partial_of_a_criterion_keeps_its_rounds_and_its_name():
     plan = PruningConfig(functools.partial(kprune.criteria.synflow))
     assert (plan.rounds, plan.name) == (100, "synflow")
     assert PruningConfig(functools.partial(functools.partial(kprune.criteria.magnitude))).rounds == 1
+
+
+@pytest.mark.once
+def test_only_weights_that_are_pruned_completely_are_named(caplog):
+    model = mlp()
+    kprune.prune(model, "random", 0.5, scope="layerwise", verbose=0)
+    assert "pruned completely" not in caplog.text
+    model = mlp()
+    first, *others = kprune.mask(model).masked
+    share = kprune.masked_weights(model)[0].size / size(model)
+    kprune.prune(
+        model, lambda context: {w.path: np.full(w.shape, float(w.path != first)) for w in context.weights}, share
+    )
+    assert f"1 of {len(others) + 1} weights were pruned completely ({first})" in caplog.text
