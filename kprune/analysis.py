@@ -18,6 +18,8 @@ from .util.checks import check_function
 from .util.plotting import KEPT, LINES, Drawable, new_axes, plain_axes
 from .util.progress import check_verbose, progress
 from .util.tables import new_table, table_lines
+from .weight_agnostic import SharedValues as SharedValues
+from .weight_agnostic import weight_agnostic as weight_agnostic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -313,4 +315,13 @@ def _figure(path: LinearPath) -> Figure:
     return figure
 
 
-__all__ = ["LinearPath", "barrier", "instability", "linear_path", "mask_distance", "supermask"]
+__all__ = [
+    "LinearPath",
+    "SharedValues",
+    "barrier",
+    "instability",
+    "linear_path",
+    "mask_distance",
+    "supermask",
+    "weight_agnostic",
+]

@@ -430,3 +430,32 @@ def test_supermasks_and_stability_on_digits():
     random = kprune.controls.shuffled(masks)
     assert found > supermask(model, kprune.Ticket(random, initial), digits.test) + 0.2
     assert found > 0.5
+
+
+@pytest.mark.parametrize(("signs", "expected"), [(False, {-2.0: -4.0, 0.5: 1.0}), (True, {-2.0: 0.0, 0.5: 0.0})])
+def test_one_value_in_place_of_all_kept_weights(signs, expected):
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2, bias_initializer="ones")])
+    model.set_weights([np.array([[3.0, -2.0], [0.5, 0.1]], "float32"), np.zeros(2, "float32")])
+    masks = kprune.prune(model, "magnitude", 0.5)  # 3 and -2 stay
+    before = model.get_weights()
+    ones = np.ones((1, 2), "float32")
+    found = kprune.analysis.weight_agnostic(model, lambda m: float(np.sum(m(ones))), [-2, 0.5], signs=signs)
+    assert found.values == expected and found.mean == sum(expected.values()) / 2
+    assert "shared value" in str(found) and found.to_dict()["values"] == {str(k): v for k, v in expected.items()}
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for path, mask in masks.items():
+        np.testing.assert_array_equal(kprune.masks.current_masks(model)[path], mask)
+
+
+def test_values_that_cannot_be_shared_are_refused(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"no masks.*Received: model="):
+        kprune.analysis.weight_agnostic(model, lambda m: 0.0)
+    kprune.mask(model)
+    for values in ([], [1, 1], [np.nan], ["1"], 3, "12", [True]):
+        with pytest.raises(ValueError, match=r"`values` must contain.*Received: values="):
+            kprune.analysis.weight_agnostic(model, lambda m: 0.0, values)
+    found = kprune.analysis.weight_agnostic(model, lambda m: 0.0, [1])
+    found.plot(tmp_path / "found.png")
+    assert (tmp_path / "found.png").stat().st_size > 0

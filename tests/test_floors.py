@@ -18,7 +18,7 @@ FLOORS = (
     ("deploy", "report", "targets"),
     ("lottery",),
     ("callbacks",),
-    ("analysis", "controls", "experiments", "tickets"),
+    ("analysis", "controls", "experiments", "tickets", "weight_agnostic"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
