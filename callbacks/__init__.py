@@ -1,7 +1,8 @@
 """Keras callbacks that prune: the same classes for Keras 3 and tf_keras.
 
-Masks only shrink, but for those that ACDC opens and DynamicSparseTraining moves: when several pruning callbacks are in
-one fit, or one is used twice, each prunes the survivors to its own target and the highest sparsity rules.
+Masks only shrink, but for those that ACDC opens and that DynamicSparseTraining and Supermask move: when several pruning
+callbacks are in one fit, or one is used twice, each prunes the survivors to its own target and the highest sparsity
+rules.
 """
 
 from .acdc import ACDC
@@ -14,6 +15,7 @@ from .gradual_pruning import GradualPruning
 from .lottery_ticket import LotteryTicket
 from .prune_at_init import PruneAtInit, SynFlow
 from .sparsity_logger import SparsityLogger
+from .supermask import Supermask
 from .take_snapshot import TakeSnapshot
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "LotteryTicket",
     "PruneAtInit",
     "SparsityLogger",
+    "Supermask",
     "SynFlow",
     "TakeSnapshot",
 ]

@@ -10,11 +10,10 @@ from absl import logging
 
 def warn_of_denser_best(pruning: Any) -> None:
     """Warn, as a fit begins, of callbacks that may keep a network from before pruning was complete."""
-    for callback in _beside(pruning):
+    for callback in beside(pruning):
         names = {cls.__name__ for cls in type(callback).__mro__}
         saves = "ModelCheckpoint" in names and getattr(callback, "save_best_only", False)
-        restores = "EarlyStopping" in names and getattr(callback, "restore_best_weights", False)
-        if saves or (restores and not getattr(callback, "start_from_epoch", 0)):
+        if saves or (restores_best(callback) and not getattr(callback, "start_from_epoch", 0)):
             logging.warning(
                 "kprune: %s keeps the best epoch, which may come before the network has reached its final "
                 "sparsity. Wrap it in kprune.AfterPruning(...) to consider only the epochs from the last pruning "
@@ -23,7 +22,38 @@ def warn_of_denser_best(pruning: Any) -> None:
             )
 
 
-def _beside(pruning: Any) -> list[Any]:
+def fit_runs(callback: Any) -> bool:
+    """Whether a fit calls this, directly or through others, to whose callbacks this one belongs.
+
+    `fit` holds the list of its callbacks in a local variable (checked with Keras 3.13.2 and 3.15.1;
+    tests/test_supermask.py).
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        lists: list[Any] = [one for one in frame.f_locals.values() if type(one).__name__ == "CallbackList"]
+        if any(one is callback for listed in lists for one in listed.callbacks):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def restores_best(callback: Any) -> bool:
+    """Whether a callback sets the weights back to those of an earlier epoch as the fit ends."""
+    names = {cls.__name__ for cls in type(callback).__mro__}
+    return "EarlyStopping" in names and bool(getattr(callback, "restore_best_weights", False))
+
+
+def in_fit_of(model: Any) -> bool:
+    """Whether the model's own `fit` calls this, directly or through others."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def beside(pruning: Any) -> list[Any]:
     """All callbacks of the fit that called this one.
 
     A callback is not told of the others; the list of callbacks is what calls it (checked with Keras 3.13.2 and 3.15.1

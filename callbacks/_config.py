@@ -70,7 +70,7 @@ class Configured:
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, PruningConfig):
         return value.get_config()
-    if name in _REGISTRIES and (callable(value) or isinstance(value, str)):
+    if name in _REGISTRIES and callable(value):
         return _REGISTRIES[name].serialize(value)
     if name in _MAYBE_SCHEDULES and callable(value):
         return schedules.serialize(value)

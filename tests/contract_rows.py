@@ -177,6 +177,7 @@ class CallbackRow:
         moves: whether weights come back, too.
         opens: whether masks open altogether in between.
         alone: whether it is the only one that prunes in a fit.
+        scores: whether it trains scores by an optimizer of its own, with weights behind the masks.
         epochs: of the fit that it asks for.
     """
 
@@ -188,6 +189,7 @@ class CallbackRow:
     moves: bool = False
     opens: bool = False
     alone: bool = False
+    scores: bool = False
     epochs: int = 1
 
 
@@ -213,6 +215,12 @@ CALLBACK_ROWS = {
     "ACDC": CallbackRow(
         lambda sparsity: kprune.callbacks.ACDC(sparsity, begin=1, end=5, cycles=2), opens=True, alone=True
     ),
+    "Supermask": CallbackRow(
+        lambda sparsity: kprune.callbacks.Supermask("edge_popup", sparsity, scope="uniform"),
+        moves=True,
+        alone=True,
+        scores=True,
+    ),
     "ADMM": CallbackRow(
         lambda sparsity: kprune.callbacks.ADMM(sparsity, rounds=2, updates=1, begin=1, end=5), alone=True
     ),
@@ -225,6 +233,7 @@ CALLBACK_ROWS = {
 # name -> what the error says with which the callback refuses a tf_keras model
 KERAS_3_ONLY = {
     "ADMM": r"ADMM supports Keras 3 models only.*Received: model=",
+    "Supermask": r"Supermask supports Keras 3 models only.*Received: model=",
     "BackupAndRestore": r"use tf_keras\.callbacks\.BackupAndRestore.*Received: model=",
 }
 MASKING = [name for name, row in CALLBACK_ROWS.items() if row.masks]

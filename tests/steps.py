@@ -1,5 +1,6 @@
 """The train step that a fit traces: how often, and what in it a TPU could not run."""
 
+import contextlib
 import re
 
 import keras
@@ -61,29 +62,34 @@ class TracedSteps:
         model: of either Keras, before its first fit.
 
     Attributes:
-        step: the model's own step; of a model of Keras 3 that is pulled as it was traced (see kprune/masks/pulls.py).
+        step: the model's own step, with the optimizer that it had as it was traced last; of a model of Keras 3 that was
+            pulled then, pulled (see kprune/masks/pulls.py).
         arguments: for each trace the shapes and dtypes of what the step was given.
         counts: the number of traces so far at the end of each batch.
         count: the callback that counts, to be given to the fit, of either Keras.
     """
 
     def __init__(self, model):
-        self.model, self.arguments, self.counts, self.pulled = model, [], [], False
-        step = self._step = model.train_step
+        self.model, self.own, self.optimizer, self.pulled = model, model.train_step, None, False
+        self.arguments, self.counts = [], []
         self.count = EachBatch(lambda _: self.counts.append(len(self.arguments)))
 
         def train_step(*arguments):
             self.arguments.append(keras.tree.map_structure(_spec, arguments, none_is_leaf=False))
-            self.pulled = is_pulled(model)
-            return step(*arguments)
+            self.optimizer, self.pulled = model.optimizer, is_pulled(model)
+            return self.own(*arguments)
 
         model.train_step = train_step
 
-    @property
-    def step(self):
+    def step(self, *arguments):
         if self.pulled and not is_pulled(self.model):  # as it is no more after a fit
             pull(self.model)
-        return self._step
+        now, self.model.optimizer = self.model.optimizer, self.optimizer
+        try:
+            with getattr(self.optimizer, "stepping", contextlib.nullcontext)():
+                return self.own(*arguments)
+        finally:
+            self.model.optimizer = now
 
     def lowered(self):
         """The StableHLO module of the step that was traced last."""

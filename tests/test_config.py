@@ -269,6 +269,7 @@ WRITTEN = {
     "early bird": (EarlyBird, (), dict(patience=3, stop=False)),
     "sparse": (kprune.callbacks.DynamicSparseTraining, ("set", SCHEDULE), dict(stop=0.5)),
     "lottery": (LotteryTicket, (3, 2), dict(rewind_to="epoch:1", path=Path("ticket.npz"))),
+    "supermask": (kprune.callbacks.Supermask, ("edge_popup", 0.7), dict(scope="erk", signed_constant=True)),
     "snapshot": (kprune.callbacks.TakeSnapshot, (3,), {}),
     "logger": (kprune.callbacks.SparsityLogger, (), dict(table=False)),
     "backup": (kprune.callbacks.BackupAndRestore, (Path("backup.npz"),), {}),

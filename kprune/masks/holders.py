@@ -37,13 +37,18 @@ def _derived(kind: type) -> Iterator[type]:
 def renew(model: Any, below: list[Any]) -> None:
     """Drop what a model has compiled: its train, test and predict functions, also in the middle of a fit, and what its
     methods, or those of the layers below it, that are a `tf.function` (`call`, `train_step` ...) have traced."""
-    if sys.modules.get("tensorflow") is not None:
-        for layer in below:
-            for method in _compiled_methods(type(layer)):
-                method._descriptor_cache.pop(layer, None)
+    forget_traces(below)
     for kind in ("train", "test", "predict"):
         if getattr(model, f"{kind}_function", None) is not None:
             getattr(model, f"make_{kind}_function")(force=True)
+
+
+def forget_traces(layers: list[Any]) -> None:
+    """Drop what methods of these layers and models that are a `tf.function` (`call`, `train_step` ...) have traced."""
+    if sys.modules.get("tensorflow") is not None:
+        for layer in layers:
+            for method in _compiled_methods(type(layer)):
+                method._descriptor_cache.pop(layer, None)
 
 
 def _compiled_methods(cls: type) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .distribution import strategy_scope, to_numpy
+from .scoring import ScoreOptimizer
 from .writing import keep_where
 
 # Muon orthogonalizes the whole update of a kernel, so it moves weights whose gradient is exactly zero.
@@ -15,7 +16,9 @@ DENSE_UPDATES = ("Muon",)
 
 
 def inner_optimizers(optimizer: Any) -> list[Any]:
-    """The optimizers that hold the slots: those inside a LossScaleOptimizer or MultiOptimizer, else itself."""
+    """The optimizers that hold the slots: those inside a loss scale's, a score's or a MultiOptimizer, else itself."""
+    if isinstance(optimizer, ScoreOptimizer):
+        return inner_optimizers(optimizer.inner())
     if hasattr(optimizer, "inner_optimizer"):
         return inner_optimizers(optimizer.inner_optimizer)
     if type(optimizer).__name__ == "MultiOptimizer":
@@ -48,6 +51,7 @@ def batches_taken(optimizer: Any) -> int:
 
 def has_acted(optimizer: Any) -> tuple[float, ...]:
     """Numbers that change with each call of the optimizer: batch count, and loss scale, which moves on skips."""
+    optimizer = optimizer.inner() if isinstance(optimizer, ScoreOptimizer) else optimizer
     scales = [getattr(optimizer, name, None) for name in ("dynamic_scale", "loss_scale")]
     return (batches_taken(optimizer), *(float(to_numpy(scale)) for scale in scales if hasattr(scale, "numpy")))
 

@@ -51,6 +51,7 @@ CALLBACKS = {
     "DynamicSparseTraining": lambda folder: callbacks.DynamicSparseTraining(
         "rigl", 0.7, frequency=5, stop=20, data=SNIP_BATCH
     ),
+    "Supermask": lambda folder: callbacks.Supermask("edge_popup", 0.7),
     # The initial values have faded at step 16.
     "DropBack": lambda folder: callbacks.DropBack(0.7, decay=0.35),
     # Without a folder: TensorFlow, which writes for TensorBoard, cannot be imported here.

@@ -83,19 +83,25 @@ class Advance(Callback):
 
 
 @cache
-def made(strategy, library, steps_per_execution):
-    """The model of a strategy (None: of none), compiled in its scope; one for all callbacks, to trace it once."""
+def made(strategy, library, steps_per_execution, store="zero"):
+    """The model of a strategy (None: of none), compiled in its scope; one for all callbacks, to trace it once.
+
+    On tf_keras it has masks; of Keras 3 it has where these keep values.
+    """
     if strategy is None:
         model = network(library, steps_per_execution=steps_per_execution)
     else:
         with STRATEGIES[strategy].make().scope():
             model = network(library, steps_per_execution=steps_per_execution)
+    if library == "keras" and store == "latent":
+        kprune.mask(model, store=store)
     return model, snapshot(model)
 
 
 def trained(strategy, library, steps_per_execution, name, rate=None):
     """The model trained with a callback, made outside of the strategy's scope, and the record of its masks."""
-    row, (model, begins) = CALLBACKS[name], made(strategy, library, steps_per_execution)
+    row = CALLBACKS[name]
+    model, begins = made(strategy, library, steps_per_execution, row.store)
     begin(model, begins, row)
     if rate is not None:
         model.optimizer.learning_rate.assign(rate)

@@ -43,7 +43,7 @@ KINDS = {
 # The callbacks of kprune's that are in no training of these, and for Keras 3 all.
 WITH = [
     *(("tf_keras", name) for name in CALLBACKS if name not in KINDS and name not in KERAS_3_ONLY),
-    *(("keras", name) for name in CALLBACKS),
+    *(("keras", name) for name, row in CALLBACKS.items() if row.loops),
 ]
 
 

@@ -455,6 +455,9 @@ def test_values_behind_the_mask_are_refused():
         kprune.mask(mlp(), store="latent")
     model = kprune.mask(mlp()).model
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match=r"supports Keras 3 models only.*Received: model='.*', library='tf_keras'$"):
-        model.fit(*data(), verbose=0, callbacks=[kprune.callbacks.GradualPruning(0.5, margin=1.2)])
+    for callback in (kprune.callbacks.GradualPruning(0.5, margin=1.2), kprune.callbacks.Supermask()):
+        with pytest.raises(
+            ValueError, match=r"supports Keras 3 models only.*Received: model='.*', library='tf_keras'$"
+        ):
+            model.fit(*data(), verbose=0, callbacks=[callback])
     assert not any(np.any(weight.value() == 0) for weight in kprune.masked_weights(model))

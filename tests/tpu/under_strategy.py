@@ -13,9 +13,9 @@ import kprune
 logical_cpus(max(len(tpu_devices(topology)) for topology in TOPOLOGIES))
 
 
-def masked(library, make=conv_net):
+def masked(library, make=conv_net, store=None):
     """A masked model of either Keras, compiled."""
-    return compiled(kprune.mask(make(library=library)).model, library)
+    return compiled(kprune.mask(make(library=library), store=store).model, library)
 
 
 def fit(model, *callbacks, epochs=1):
@@ -35,15 +35,16 @@ def compile_step(strategy, topology):
 def check_callback(library, name, topology):
     """The program of the step under a callback."""
     row = CALLBACK_ROWS[name]
-    return check_step(library, conv_net, topology, row.make(0.8), epochs=row.epochs)
+    store = "latent" if row.scores else None
+    return check_step(library, conv_net, topology, row.make(0.8), epochs=row.epochs, store=store)
 
 
-def check_step(library, make, topology, *callbacks, epochs=1):
+def check_step(library, make, topology, *callbacks, epochs=1, store=None):
     """The program of a model's step: traced once for all masks, safe, and of all cores together."""
     cores = len(tpu_devices(topology))
     strategy = TPUStrategyOnCPU(cores)
     with strategy.scope():
-        model = masked(library, make)
+        model = masked(library, make, store)
     steps = fit(model, *callbacks, epochs=epochs)
     assert len(strategy.traced) == 1 and steps.counts == steps.counts[:1] * 6 * epochs
     assert kprune.summary(model).sparsity > 0.7
