@@ -14,6 +14,7 @@ from .early_bird import EarlyBird
 from .gradual_pruning import GradualPruning
 from .lottery_ticket import LotteryTicket
 from .prune_at_init import PruneAtInit, SynFlow
+from .soft_threshold import STR
 from .sparsity_logger import SparsityLogger
 from .supermask import Supermask
 from .take_snapshot import TakeSnapshot
@@ -21,6 +22,7 @@ from .take_snapshot import TakeSnapshot
 __all__ = [
     "ACDC",
     "ADMM",
+    "STR",
     "BackupAndRestore",
     "DropBack",
     "DynamicSparseTraining",

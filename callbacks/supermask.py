@@ -11,21 +11,19 @@ import numpy as np
 from kprune.config import PruningConfig
 from kprune.criteria import Context, Scores
 from kprune.growth import open_masks
-from kprune.masks import MaskedWeight, Masks, held_optimizers, library_of, masked_weights, set_masks
+from kprune.masks import MaskedWeight, Masks, library_of, masked_weights, set_masks
 from kprune.masks.layout import layout_of
 from kprune.runtime.distribution import to_numpy
 from kprune.runtime.files import joined, split
-from kprune.runtime.scoring import SLOPES
+from kprune.runtime.stand_in import SLOPES, ScoreOptimizer
 from kprune.schedules import check_sparsity
 from kprune.util.checks import check_choice, check_flag, check_integer
 
-from ._beside import beside, in_fit_of, restores_best
-from ._scoring import Scoring
+from ._stand_in import StandInCallback
 from ._updating import UpdatingCallback
-from .take_snapshot import TakeSnapshot
 
 
-class Supermask(UpdatingCallback):
+class Supermask(StandInCallback, UpdatingCallback):
     """Train the masks over weights that stay as they are, bit for bit.
 
     Each entry w of a masked weight has a score s; the layer reads where(mask, w, 0). In place of the weights the fit
@@ -94,53 +92,20 @@ class Supermask(UpdatingCallback):
         self.config = PruningConfig(self._scores, scope=scope, rounds=1, seed=seed)
         self.method, self.signed_constant, self.frequency, self.seed = method, signed_constant, frequency, seed
         self._ended: tuple[Any, list[np.ndarray]] | None = None  # a model, and its scores as a fit ended
-        self._scoring: Scoring | None = None
         self._updated_at: int | None = None
         self._fits = 0  # earlier ones of this model, whose draws do not come again
 
-    def set_model(self, model: Any) -> None:
-        super().set_model(model)
-        if getattr(model, "optimizer", None) is not None and in_fit_of(model):
-            try:
-                self._scoring = Scoring.begin(self, model, self.method)
-            except BaseException:
-                self._carrier.leave()
-                raise
+    def make_stand_in(self, own: Any, variables: list[Any], held: list[Any]) -> ScoreOptimizer:
+        return ScoreOptimizer(own, variables, held, self.method)
 
     def check_fit(self) -> None:
-        received = f"Received: model={self.model.name!r}"
-        if self._scoring is None:
-            raise ValueError(
-                "Supermask requires a model that is compiled with an optimizer, and model.fit: it cannot be used in "
-                f"training loops of your own. {received}"
-            )
+        super().check_fit()
         behind = library_of(self.model).behind(self.model)
         if behind is not None and behind.gradient != "straight_through":
             raise ValueError(
                 "Supermask requires masks that pass gradients to pruned entries: call kprune.strip(model), then "
                 f'kprune.mask(model, store="latent"). Received: gradient={behind.gradient!r}'
             )
-        if len(held_optimizers(self.model)) > 1:
-            raise ValueError(
-                "Supermask supports models that are trained by the compiled optimizer only, because others would move "
-                f"the weights. Received: optimizers={[one.name for one in held_optimizers(self.model)]}"
-            )
-        if any(isinstance(other, TakeSnapshot) for other in self._carrier.callbacks):
-            raise ValueError(
-                "TakeSnapshot cannot be used beside Supermask, because the optimizer that it would keep trains scores. "
-                "Received: other=TakeSnapshot"
-            )
-
-        for other in beside(self):
-            if restores_best(getattr(other, "callback", other)):
-                raise ValueError(
-                    "EarlyStopping with restore_best_weights=True cannot be used beside Supermask, because it would "
-                    "restore the biases of the best epoch and not its scores: set it to False, or keep the best epoch "
-                    f"by keras.callbacks.ModelCheckpoint. Received: other={type(other).__name__}"
-                )
-
-    def cancel_fit(self) -> None:
-        Scoring.end(self.model)
 
     def on_train_begin(self, logs: Any = None) -> None:
         with self.undone():
@@ -187,34 +152,11 @@ class Supermask(UpdatingCallback):
         if self._updated_at is not None:  # there has been an epoch
             self._set(None)
         self._ended = self.model, [to_numpy(self._score(weight)) for weight in self._weights()]
-        Scoring.end(self.model)
-        self._scoring = None
         super().on_train_end(logs)
-
-    def on_test_begin(self, logs: Any = None) -> None:
-        self._leave()
-        super().on_test_begin(logs)
-
-    def on_predict_begin(self, logs: Any = None) -> None:
-        self._leave()
-        super().on_predict_begin(logs)
-
-    def _leave(self) -> None:
-        if not self._carrier.runs:
-            Scoring.end(self.model)
-
-    def _weights(self) -> list[MaskedWeight]:
-        """The masked weights that have scores."""
-        return [weight for weight in masked_weights(self.model) if weight.trainable]
 
     def _score(self, weight: MaskedWeight) -> Any:
         """The variable that holds a weight's scores."""
-        if self._scoring is None or not self._scoring.holds(self.model):
-            raise RuntimeError(
-                "Supermask's optimizer is no longer the model's, so no score can train: do not call `compile` or "
-                "assign `model.optimizer` during the fit."
-            )
-        return self._scoring.optimizer.score(weight.variable)
+        return self._parameters(weight)[0]
 
     def _scores(self, context: Context) -> Scores:
         scored = {weight.path for weight in self._weights()}
@@ -242,26 +184,13 @@ class Supermask(UpdatingCallback):
 
     def get_state(self) -> dict[str, np.ndarray]:
         steps = np.array([-1 if self._updated_at is None else self._updated_at, self._fits], "int64")
-        trained = [] if self._scoring is None else self._scoring.variables()
-        return joined(
-            counter={"0": np.array(self._counter.get_state(), "float64")},
-            updated={"0": steps},
-            trained={str(i): to_numpy(v) for i, v in enumerate(trained)},
-        )
+        counter = np.array(self._counter.get_state(), "float64")
+        return joined(counter={"0": counter}, updated={"0": steps}, trained=self.get_trained())
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         super().set_state(state)
         parts = split(state, "counter", "updated", "trained")
-        trained = [] if self._scoring is None else self._scoring.variables()
-        values = [parts["trained"].get(str(i)) for i in range(len(trained))]
-        for v, value in zip(trained, values, strict=True):
-            if value is None or value.shape != tuple(v.shape):
-                raise ValueError(
-                    "The state of Supermask does not match this model and its optimizer. Received: "
-                    f"{v.path}={None if value is None else value.shape}"
-                )
-        for v, value in zip(trained, values, strict=True):
-            v.assign(value)
+        self.set_trained(parts["trained"])
         self._counter.set_state(parts["counter"]["0"].tolist())
         step, self._fits = parts["updated"]["0"].tolist()
         self._updated_at = None if step < 0 else step

@@ -177,7 +177,8 @@ class CallbackRow:
         moves: whether weights come back, too.
         opens: whether masks open altogether in between.
         alone: whether it is the only one that prunes in a fit.
-        scores: whether it trains scores by an optimizer of its own, with weights behind the masks.
+        stands_in: whether it trains something else in the place of weights, by an optimizer of its own.
+        latent: whether weights keep values behind the masks.
         epochs: of the fit that it asks for.
     """
 
@@ -189,7 +190,8 @@ class CallbackRow:
     moves: bool = False
     opens: bool = False
     alone: bool = False
-    scores: bool = False
+    stands_in: bool = False
+    latent: bool = False
     epochs: int = 1
 
 
@@ -219,12 +221,16 @@ CALLBACK_ROWS = {
         lambda sparsity: kprune.callbacks.Supermask("edge_popup", sparsity, scope="uniform"),
         moves=True,
         alone=True,
-        scores=True,
+        stands_in=True,
+        latent=True,
     ),
     "ADMM": CallbackRow(
         lambda sparsity: kprune.callbacks.ADMM(sparsity, rounds=2, updates=1, begin=1, end=5), alone=True
     ),
     "DropBack": CallbackRow(lambda sparsity: kprune.callbacks.DropBack(sparsity, decay=0.02), alone=True),
+    "STR": CallbackRow(
+        lambda sparsity: kprune.callbacks.STR(sparsity, start=-2.0, decay=2.0, frequency=1), alone=True, stands_in=True
+    ),
     # Settles at the end of the second epoch: the third is the first to train under its masks.
     "EarlyBird": CallbackRow(
         lambda sparsity: kprune.callbacks.EarlyBird(sparsity=sparsity, patience=2, threshold=1.0, stop=False), epochs=3
@@ -233,6 +239,7 @@ CALLBACK_ROWS = {
 # name -> what the error says with which the callback refuses a tf_keras model
 KERAS_3_ONLY = {
     "ADMM": r"ADMM supports Keras 3 models only.*Received: model=",
+    "STR": r"STR supports Keras 3 models only.*Received: model=",
     "Supermask": r"Supermask supports Keras 3 models only.*Received: model=",
     "BackupAndRestore": r"use tf_keras\.callbacks\.BackupAndRestore.*Received: model=",
 }

@@ -70,7 +70,7 @@ def test_callback(name, how):
     _, checks = fit(model, [row.make(0.8)], epochs=row.epochs)
     assert checks.zeros[-1] == zeros(model) == (220 if row.prunes else 0)
     assert bool(kprune.masked_weights(model)) == row.masks
-    steps = 0 if row.scores else 8 if row.relative else 8 * row.epochs
+    steps = 0 if row.stands_in else 8 if row.relative else 8 * row.epochs
     assert int(np.asarray(model.optimizer.iterations)) == steps
     if not row.prunes:
         plain = compiled(**COMPILED[how])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .distribution import strategy_scope, to_numpy
-from .scoring import ScoreOptimizer
+from .stand_in import StandIn
 from .writing import keep_where
 
 # Muon orthogonalizes the whole update of a kernel, so it moves weights whose gradient is exactly zero.
@@ -16,8 +16,8 @@ DENSE_UPDATES = ("Muon",)
 
 
 def inner_optimizers(optimizer: Any) -> list[Any]:
-    """The optimizers that hold the slots: those inside a loss scale's, a score's or a MultiOptimizer, else itself."""
-    if isinstance(optimizer, ScoreOptimizer):
+    """The optimizers that hold the slots: those inside a loss scale's, stand-in or MultiOptimizer, else itself."""
+    if isinstance(optimizer, StandIn):
         return inner_optimizers(optimizer.inner())
     if hasattr(optimizer, "inner_optimizer"):
         return inner_optimizers(optimizer.inner_optimizer)
@@ -51,7 +51,7 @@ def batches_taken(optimizer: Any) -> int:
 
 def has_acted(optimizer: Any) -> tuple[float, ...]:
     """Numbers that change with each call of the optimizer: batch count, and loss scale, which moves on skips."""
-    optimizer = optimizer.inner() if isinstance(optimizer, ScoreOptimizer) else optimizer
+    optimizer = optimizer.inner() if isinstance(optimizer, StandIn) else optimizer
     scales = [getattr(optimizer, name, None) for name in ("dynamic_scale", "loss_scale")]
     return (batches_taken(optimizer), *(float(to_numpy(scale)) for scale in scales if hasattr(scale, "numpy")))
 

@@ -81,7 +81,7 @@ def test_a_callback_holds_none_of_them(name):
 
     with distribute("model_parallel"):
         model, callback = network(), row.make(0.7)
-        kprune.mask(model, store="latent" if row.scores else None)
+        kprune.mask(model, store="latent" if row.latent else None)
         halve(model)
         fitting = dict(batch_size=BATCH, epochs=row.epochs, shuffle=False, verbose=0)
         model.fit(*data(), callbacks=[callback, Watch()], **fitting)

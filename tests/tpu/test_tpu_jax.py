@@ -44,7 +44,7 @@ def check_step(steps, topology):
 @pytest.mark.parametrize("name", kprune.callbacks.__all__)
 def test_train_step(name, note):
     row, model = CALLBACK_ROWS[name], conv_net()
-    kprune.mask(model, store="latent" if row.scores else None)
+    kprune.mask(model, store="latent" if row.latent else None)
     steps = fit(model, row.make(0.8), epochs=row.epochs)
     assert steps.counts == [1] * 6 * row.epochs
     for topology in TOPOLOGIES:
