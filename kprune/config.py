@@ -321,7 +321,8 @@ class PruningConfig:
         checked = side_by_side(finite, context.weights, entries)
         if self._together(groups, context.weights):
             n_keep_all = entries - zeros_for(entries, groups[0][1])
-            return dict(zip(paths, keep_highest(checked, [masks[path] for path in paths], n_keep_all, of), strict=True))
+            kept = keep_highest(checked, [masks[path] for path in paths], n_keep_all, of, paths)
+            return dict(zip(paths, kept, strict=True))
 
         if self.groups is not None:
             cut_channels = context.once("channels", lambda: ChannelCut(context.model, self.groups, self.budget))

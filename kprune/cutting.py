@@ -59,7 +59,7 @@ def cut_by_counts(scope: Scope, scores: Scores, groups: Groups, masks: Masks, of
     """
 
     def highest(paths: list[str], n: int) -> list[np.ndarray]:
-        return keep_highest([scores[path] for path in paths], [masks[path] for path in paths], n, of)
+        return keep_highest([scores[path] for path in paths], [masks[path] for path in paths], n, of, paths)
 
     def counts(paths: list[str], n: int) -> list[tuple[int, int]]:
         if n > sum(left[path] for path in paths):

@@ -43,6 +43,7 @@ from .programs import (
 from .runtime.distribution import on_host
 from .runtime.optimizers import slots
 from .scopes import SCOPES
+from .selection import warn_of_ties
 from .sparsities import by_group
 from .util.interrupts import uninterrupted
 from .util.registry import trait
@@ -78,7 +79,9 @@ def update_on_device(
     def counts(paths: list[str], n: int) -> list[tuple[int, int]]:
         pairs, asked = zip(*(by_path[path] for path in paths), strict=True)
         above, equal = programs.count((*form, asked), list(pairs), np.array(n, np.int32))
-        return list(zip(np.asarray(above).tolist(), np.asarray(equal).tolist(), strict=True))
+        found = list(zip(np.asarray(above).tolist(), np.asarray(equal).tolist(), strict=True))
+        warn_of_ties(paths, found, n)
+        return found
 
     groups = by_group([weight.path for weight in weights if weight.trainable], sparsity)
     shapes = {weight.path: weight.shape for weight in weights}

@@ -122,8 +122,9 @@ def test_by_xla(model, elsewhere, monkeypatch):
             np.testing.assert_array_equal(a, b)
 
 
-def test_groups_of_their_own_sparsity(model, elsewhere):
-    host, device = both_ways(model, CONFIGS["global"], ties, [{"conv": 0.5}, {"conv": 0.5, "out": 0.9}])
+@pytest.mark.parametrize("name", ["global", "2x2"])
+def test_groups_of_their_own_sparsity(model, elsewhere, name):
+    host, device = both_ways(model, CONFIGS[name], ties, [{"conv": 0.5}, {"conv": 0.5, "out": 0.9}])
     for one, other in zip(host, device, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -148,6 +149,27 @@ def test_channels_take_their_followers_along(elsewhere, monkeypatch):
     assert gamma.value().tolist() == [1, 0, 1, 0]
     momentum = {v.path.split("/", 1)[-1]: keras.ops.convert_to_numpy(v) for v in made.optimizer.variables[2:]}
     assert [m.tolist() for m in momentum.values() if m.shape == (4,)] == [[7, 0, 7, 0]] * 3
+
+
+@pytest.mark.parametrize("scope", ["global", with_floor("global", 1), "layerwise"])
+@pytest.mark.parametrize("way", ["host", "device"])
+def test_many_entries_of_equal_score_at_the_cut_are_told_once(way, scope, monkeypatch, caplog, request):
+    if way == "device":
+        request.getfixturevalue("elsewhere")
+    monkeypatch.setattr(kprune.selection, "_TOLD", set())
+    keras.utils.set_random_seed(0)
+    for dtype in ("mixed_bfloat16", "bfloat16"):
+        layers = [keras.layers.Dense(40, dtype=dtype, name=name) for name in ("first", "second")]
+        coarse = keras.Sequential([keras.Input((40,)), *layers])
+        kprune.mask(coarse)
+        pruner = Pruner(PruningConfig("magnitude", scope=scope))
+        assert "at the cut" not in caplog.text
+        for sparsity in (0.1, 0.2):
+            pruner.update(coarse, sparsity)
+    assert caplog.text.count("at the cut") == (scope != "layerwise")
+    if scope != "layerwise":
+        first, second = (weight.path for weight in masked_weights(coarse))
+        assert f"those of {first} come before those of {second}." in caplog.text
 
 
 def test_a_new_sparsity_compiles_nothing(model, elsewhere, monkeypatch):
