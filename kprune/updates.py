@@ -80,7 +80,8 @@ def update_on_device(
         pairs, asked = zip(*(by_path[path] for path in paths), strict=True)
         above, equal = programs.count((*form, asked), list(pairs), np.array(n, np.int32))
         found = list(zip(np.asarray(above).tolist(), np.asarray(equal).tolist(), strict=True))
-        warn_of_ties(paths, found, n)
+        if n < sum(left[path] for path in paths):  # else what equals the cut is pruned already
+            warn_of_ties(paths, found, n)
         return found
 
     groups = by_group([weight.path for weight in weights if weight.trainable], sparsity)

@@ -1,6 +1,7 @@
 """An update by compiled programs, as on an accelerator, is the one that NumPy makes, bit for bit."""
 
 import functools
+import signal
 
 import keras
 import numpy as np
@@ -164,12 +165,29 @@ def test_many_entries_of_equal_score_at_the_cut_are_told_once(way, scope, monkey
         kprune.mask(coarse)
         pruner = Pruner(PruningConfig("magnitude", scope=scope))
         assert "at the cut" not in caplog.text
-        for sparsity in (0.1, 0.2):
+        for sparsity in (0.1, 0.2, 0.15):
             pruner.update(coarse, sparsity)
     assert caplog.text.count("at the cut") == (scope != "layerwise")
     if scope != "layerwise":
         first, second = (weight.path for weight in masked_weights(coarse))
         assert f"those of {first} come before those of {second}." in caplog.text
+
+
+def test_ctrl_c_interrupts_when_all_weights_are_written(model, elsewhere, monkeypatch):
+    dense(model, normal)
+    pressed = []
+
+    def press(variable):
+        if not pressed:  # a second one would interrupt at once
+            pressed.append(variable)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(kprune.updates, "forget_given", press)
+    with pytest.raises(KeyboardInterrupt):
+        kprune.updates.update_on_device(model, CONFIGS["layerwise"], 0.5)
+    for weight in masked_weights(model):
+        kept = weight.kept()
+        assert kept.sum() == kept.size - kept.size // 2 and not weight.value()[~kept].any()
 
 
 def test_a_new_sparsity_compiles_nothing(model, elsewhere, monkeypatch):
