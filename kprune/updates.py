@@ -22,7 +22,6 @@ from keras import ops
 
 from .config import PruningConfig
 from .criteria import CRITERIA
-from .criteria.base import fast_form
 from .cutting import shares_by_counts
 from .masks import MaskedWeight, followers, library_of, masked_weights
 from .masks.following import follow
@@ -46,7 +45,7 @@ from .scopes import SCOPES
 from .selection import warn_of_ties
 from .sparsities import by_group
 from .util.interrupts import uninterrupted
-from .util.registry import trait
+from .util.registry import own_trait
 
 Form = tuple[Callable[[Any], Any], str, tuple[Any, ...]]
 """(the score of a weight's tensor, the kind of pattern, its sizes), the same object or numbers in each update."""
@@ -101,7 +100,7 @@ def update_on_device(
 
 def device_form(config: PruningConfig, weights: list[MaskedWeight]) -> Form | None:
     """The criterion and the pattern as programs know them, if this config can be updated on the device."""
-    entrywise = fast_form(CRITERIA.get(config.criterion), "entrywise")
+    entrywise = own_trait(CRITERIA.get(config.criterion), "entrywise")
     pattern = _pattern_form(PATTERNS.get(config.pattern))
     dtypes = {keras.backend.standardize_dtype(weight.variable.dtype) for weight in weights}
     if (
@@ -109,7 +108,7 @@ def device_form(config: PruningConfig, weights: list[MaskedWeight]) -> Form | No
         or pattern is None
         or config.rounds > 1
         or config.groups is not None
-        or not trait(SCOPES.get(config.scope), "counts", False)
+        or not own_trait(SCOPES.get(config.scope), "counts")
         or not any(weight.trainable for weight in weights)
         or any(weight.store == "latent" or library_of(weight.layer).package is not keras for weight in weights)
         or not dtypes <= {"float32", "bfloat16", "float16"}
@@ -121,7 +120,7 @@ def device_form(config: PruningConfig, weights: list[MaskedWeight]) -> Form | No
 
 
 def _pattern_form(pattern: Callable[..., Any]) -> tuple[str, tuple[Any, ...]] | None:
-    n_of_m, blocks = fast_form(pattern, "n_of_m"), fast_form(pattern, "blocks")
+    n_of_m, blocks = own_trait(pattern, "n_of_m"), own_trait(pattern, "blocks")
     if n_of_m is not None:
         return "n_of_m", n_of_m
     if isinstance(blocks, Tiles):

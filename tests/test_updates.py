@@ -10,10 +10,10 @@ import pytest
 import kprune
 import kprune.updates
 from kprune.config import PruningConfig
-from kprune.criteria.base import fast_form
 from kprune.masks import current_masks, masked_weights
 from kprune.pruning import Pruner
 from kprune.scopes import kept_out, per_layer, with_ceiling, with_floor
+from kprune.util.registry import own_trait
 
 pytestmark = pytest.mark.optimized
 
@@ -235,6 +235,17 @@ def test_what_has_no_form_for_a_device_is_left_to_the_host(model, elsewhere, cri
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_scope_that_wraps_another_is_given_arrays(model, elsewhere):
+    @functools.wraps(kprune.scopes.layerwise)
+    def by_spread(scores, sparsity):
+        return {path: 1 + (score.std() > 0) for path, score in scores.items()}
+
+    dense(model, normal)
+    config = PruningConfig("magnitude", scope=with_floor(by_spread, 1))
+    assert kprune.updates.update_on_device(model, config, 0.5) is None
+    assert [mask.sum() for mask in config.masks(model, 0.5).values()] == [2, 2, 2]
+
+
 def test_the_host_says_which_scores_are_not_finite(model, elsewhere):
     dense(model, lambda draw, shape: np.full(shape, np.nan))
     with pytest.raises(ValueError, match="conv/kernel are infinite or NaN"):
@@ -263,9 +274,9 @@ def test_an_entrywise_criterion_is_its_function_of_each_entry(model):
 
 @pytest.mark.parametrize(("name", "form"), [("magnitude", "entrywise"), ("synflow", "loop")])
 def test_a_criterion_that_wraps_another_has_none_of_its_faster_forms(name, form):
-    assert fast_form(kprune.criteria.get(name), form) is not None
-    assert fast_form(kprune.controls.inverted(name), form) is None
-    assert fast_form(functools.partial(kprune.criteria.get(name)), form) is None
+    assert own_trait(kprune.criteria.get(name), form) is not None
+    assert own_trait(kprune.controls.inverted(name), form) is None
+    assert own_trait(functools.partial(kprune.criteria.get(name)), form) is None
 
 
 def test_a_wrapped_magnitude_is_asked(model):
