@@ -11,7 +11,6 @@ import numpy as np
 
 from .channels import ChannelCut, check_budget, divisor_of
 from .criteria import CRITERIA, Compiled, Context
-from .criteria.base import fast_form
 from .criteria.trackers import Tracker
 from .cutting import cut_by_counts, cut_by_pattern
 from .data.batches import Batch, check_batches, take_batches
@@ -25,7 +24,7 @@ from .sparsities import by_group, goal_of
 from .util.checks import check_fields, check_integer
 from .util.progress import check_verbose, progress
 from .util.ranking import zeros_for
-from .util.registry import trait
+from .util.registry import own_trait, trait
 from .util.threads import side_by_side
 
 
@@ -275,7 +274,7 @@ class PruningConfig:
         self, context: Context, groups: list[tuple[list[str], float]], advance: Callable[[int], Any]
     ) -> Masks | None:
         """The masks after all rounds if the criterion can run them in one loop on a device, else None."""
-        loop = fast_form(CRITERIA.get(self.criterion), "loop")
+        loop = own_trait(CRITERIA.get(self.criterion), "loop")
         if loop is None or not self._together(groups, context.weights):
             return None
         size = context.size
@@ -286,8 +285,8 @@ class PruningConfig:
     def _cut(self, context: Context, groups: list[tuple[list[str], float]], masks: Masks) -> Masks:
         """The masks of one round; they keep nothing that `masks` does not."""
         scope, pattern = SCOPES.get(self.scope), PATTERNS.get(self.pattern)
-        plain = self.groups is None and pattern is unstructured and trait(scope, "counts", False)
-        entrywise = fast_form(CRITERIA.get(self.criterion), "entrywise") if plain else None
+        plain = self.groups is None and pattern is unstructured and own_trait(scope, "counts")
+        entrywise = own_trait(CRITERIA.get(self.criterion), "entrywise") if plain else None
         if entrywise is None:
             scores = CRITERIA.get(self.criterion)(context)
         else:
@@ -321,7 +320,8 @@ class PruningConfig:
         checked = side_by_side(finite, context.weights, entries)
         if self._together(groups, context.weights):
             n_keep_all = entries - zeros_for(entries, groups[0][1])
-            return dict(zip(paths, keep_highest(checked, [masks[path] for path in paths], n_keep_all, of), strict=True))
+            kept = keep_highest(checked, [masks[path] for path in paths], n_keep_all, of, paths)
+            return dict(zip(paths, kept, strict=True))
 
         if self.groups is not None:
             cut_channels = context.once("channels", lambda: ChannelCut(context.model, self.groups, self.budget))

@@ -28,6 +28,7 @@ def shares_by_counts(
     shapes: dict[str, tuple[int, ...]],
     left: dict[str, int],
     counts: Callable[[list[str], int], list[tuple[int, int]]],
+    blocks: dict[str, int] | None = None,
 ) -> dict[str, int]:
     """path -> number of entries to keep, for a scope that only counts scores.
 
@@ -36,11 +37,14 @@ def shares_by_counts(
         groups: the weights that share a sparsity.
         shapes, left: of each weight, its shape and the number of entries that are not pruned already.
         counts: (paths, n) -> (entries above the n-th highest score of these weights, entries that equal it) of each.
+        blocks: of each weight, the number of entries in its fullest block; None where single entries are pruned.
     """
     n_keep = dict(left)
     for paths, sparsity in groups:
         counted: Any = {path: Counted(shapes[path], left[path], functools.partial(counts, paths)) for path in paths}
-        n_keep.update({path: min(n, left[path]) for path, n in shares_of(scope, counted, sparsity).items()})
+        shares = {path: min(n, left[path]) for path, n in shares_of(scope, counted, sparsity).items()}
+        if blocks is None or not _less_than_a_block(shares, left, blocks):
+            n_keep.update(shares)
     return n_keep
 
 
@@ -55,7 +59,7 @@ def cut_by_counts(scope: Scope, scores: Scores, groups: Groups, masks: Masks, of
     """
 
     def highest(paths: list[str], n: int) -> list[np.ndarray]:
-        return keep_highest([scores[path] for path in paths], [masks[path] for path in paths], n, of)
+        return keep_highest([scores[path] for path in paths], [masks[path] for path in paths], n, of, paths)
 
     def counts(paths: list[str], n: int) -> list[tuple[int, int]]:
         if n > sum(left[path] for path in paths):
@@ -109,9 +113,15 @@ def _shares(
     pools = side_by_side(lambda path: pooled(layouts[path].canonical(survivors[path]), blocks), paths)
     ranked = {path: layouts[path].original(score) for path, (score, _) in zip(paths, pools, strict=True)}
     shares = shares_of(scope, ranked, sparsity)
-    # Blocks rarely come out even, so some entries stay that were to go. Were they taken in the next update, then
-    # a fit that is resumed, where the same update comes once more, would end with other masks.
-    over = sum(max(alive(ranked[path]) - shares[path], 0) for path in paths)
-    if over < max(largest for _, largest in pools):
-        return {path: ranked[path].size for path in paths}
-    return shares
+    left = {path: alive(score) for path, score in ranked.items()}
+    fullest = {path: largest for path, (_, largest) in zip(paths, pools, strict=True)}
+    return left if _less_than_a_block(shares, left, fullest) else shares
+
+
+def _less_than_a_block(shares: dict[str, int], left: dict[str, int], blocks: dict[str, int]) -> bool:
+    """Whether fewer entries are to go than the fullest block has; nothing is pruned then.
+
+    Blocks rarely come out even, so some entries stay that were to go. Were they taken in the next update, then a fit
+    that is resumed, where the same update comes once more, would end with other masks.
+    """
+    return sum(max(left[path] - n, 0) for path, n in shares.items()) < max(blocks[path] for path in shares)

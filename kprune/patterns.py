@@ -7,12 +7,14 @@ differs from the plain case:
 - `n_of_m`: (n, m) of a pattern that keeps n of each m, by which compiled programs know it (none);
 - `blocks`: of a pattern that keeps blocks of entries whole, the function shape -> int array of that shape, the number
   of the block that each entry belongs to (none). The scope is then given each block's mean as the score of its entries.
+  Compiled programs know blocks that are `Tiles`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -25,6 +27,38 @@ PATTERNS = Registry("pattern")
 
 Pattern = Callable[[np.ndarray, int], np.ndarray]
 Blocks = Callable[[tuple[int, ...]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Blocks that are tiles of h inputs x w outputs, at each position of a convolution; numbered in C order.
+
+    Attributes:
+        h: their height; None for all inputs at all positions together.
+        w: their width.
+
+    >>> Tiles(2, 1)((3, 2))
+    array([[0, 1],
+           [0, 1],
+           [2, 3]])
+    """
+
+    h: int | None
+    w: int
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], tuple[int, int]]:
+        """A weight's shape as (positions, inputs, outputs), and the height and width of a whole tile in it."""
+        *positions, rows, columns = shape if len(shape) > 1 else (*shape, 1)
+        if self.h is None:
+            positions, rows = [], math.prod(positions) * rows
+        return (math.prod(positions), rows, columns), (max(min(self.h or rows, rows), 1), max(min(self.w, columns), 1))
+
+    def __call__(self, shape: tuple[int, ...]) -> np.ndarray:
+        """The number of each entry's tile."""
+        (positions, rows, columns), (h, w) = self.grid(shape)
+        tall, wide = -(-rows // h), -(-columns // w)
+        tile = (np.arange(rows) // h)[:, None] * wide + np.arange(columns) // w
+        return (np.arange(positions).reshape(-1, 1, 1) * (tall * wide) + tile).reshape(shape)
 
 
 @PATTERNS.register("unstructured")
@@ -177,20 +211,11 @@ def block(h: int, w: int) -> Pattern:
     """
     _check_sizes(h=h, w=w)
 
-    def tiles(shape: tuple[int, ...]) -> np.ndarray:
-        *positions, rows, columns = shape
-        tall, wide = -(-rows // h), -(-columns // w)
-        tile = (np.arange(rows) // h)[:, None] * wide + np.arange(columns) // w
-        return np.arange(math.prod(positions)).reshape(*positions, 1, 1) * (tall * wide) + tile
-
+    tiles = Tiles(h, w)
     return _named(lambda score, n_keep: _keep_whole(score, n_keep, tiles), f"{h}x{w}", block, blocks=tiles)
 
 
-def _filters(shape: tuple[int, ...]) -> np.ndarray:
-    return np.broadcast_to(np.arange(shape[-1]), shape)
-
-
-@PATTERNS.register("channel", blocks=_filters)
+@PATTERNS.register("channel", blocks=Tiles(None, 1))
 def channel(score: np.ndarray, n_keep: int) -> np.ndarray:
     """Keep or prune whole output channels: all weights that lead to one unit or feature map (arXiv:1608.08710).
 
@@ -215,7 +240,7 @@ def channel(score: np.ndarray, n_keep: int) -> np.ndarray:
     array([[ True, False,  True],
            [ True, False,  True]])
     """
-    return _keep_whole(score, n_keep, _filters)
+    return _keep_whole(score, n_keep, Tiles(None, 1))
 
 
 def pooled(score: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, int]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from .util.ranking import blocks_of, nth_highest
 from .util.threads import side_by_side
 
+_TOLD: set[tuple[str, ...]] = set()
+
 
 def keep_highest(
-    scores: list[np.ndarray], within: list[np.ndarray], n_keep: int, of: np.ufunc = np.positive
+    scores: list[np.ndarray],
+    within: list[np.ndarray],
+    n_keep: int,
+    of: np.ufunc = np.positive,
+    names: Sequence[str] = (),
 ) -> list[np.ndarray]:
     """Masks that keep exactly `n_keep` entries, the highest of all scores; ties go to the earlier (C order).
 
@@ -20,6 +28,7 @@ def keep_highest(
         within: bool arrays of the same shapes; only True entries can be kept.
         n_keep: number of entries to keep, or all of `within` if that has fewer.
         of: the scores are `of` these entries, taken block by block, so that they need no memory.
+        names: of the weights, for `warn_of_ties`; without them nothing is said.
 
     Returns:
         bool arrays of the scores' shapes.
@@ -31,20 +40,49 @@ def keep_highest(
     n_keep = min(n_keep, sum(int(np.count_nonzero(mask)) for mask in within))
     if n_keep == 0:
         return [np.zeros(score.shape, bool) for score in scores]
-    masks = _highest(scores, n_keep, of)
+    masks, counts = _highest(scores, n_keep, of)
     # Mostly what is pruned scores 0 and is not among them: then the copy of all scores below is not needed. It may also
     # score NaN, at which no cut is found.
     size = sum(score.size for score in scores)
     astray = any(side_by_side(lambda pair: bool((pair[0] > pair[1]).any()), zip(masks, within, strict=True), size))
     if astray or sum(int(np.count_nonzero(mask)) for mask in masks) != n_keep:
         pairs = zip(scores, within, strict=True)
-        masks = _highest(
+        masks, counts = _highest(
             side_by_side(lambda pair: np.where(pair[1], of(pair[0]), -np.inf), pairs, size), n_keep, np.positive
         )
+    if names:
+        warn_of_ties(names, counts, n_keep)
     return masks
 
 
-def _highest(scores: list[np.ndarray], n_keep: int, of: np.ufunc) -> list[np.ndarray]:
+def warn_of_ties(names: Sequence[str], counts: Sequence[tuple[int, int]], n_keep: int) -> None:
+    """Warn if the order of the weights, rather than their scores, decides on more than 1 % of what they keep together.
+
+    Once for weights of these names.
+
+    Args:
+        names: of the weights.
+        counts: (entries above the common cut, entries that equal it) of each.
+        n_keep: number of entries that they keep together.
+    """
+    tied = {name: equal for name, (_, equal) in zip(names, counts, strict=True) if equal}
+    total, left = sum(tied.values()), n_keep - sum(above for above, _ in counts)
+    if len(tied) < 2 or not 0 < left < total or 100 * total <= n_keep or tuple(names) in _TOLD:
+        return
+    _TOLD.add(tuple(names))
+    logging.warning(
+        "kprune: %d entries score exactly the same at the cut, and only %d of them can stay: by their order alone, "
+        "those of %s come before those of %s. bfloat16 and float16 have few values: keep the weights in float32 (dtype "
+        "policy 'mixed_bfloat16' in place of 'bfloat16'), or give each weight its own share: scope='erk' or 'uniform'.",
+        total,
+        left,
+        next(iter(tied)),
+        next(reversed(tied)),
+    )
+
+
+def _highest(scores: list[np.ndarray], n_keep: int, of: np.ufunc) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
+    """The masks, and (entries above the cut, entries that equal it) of each."""
     cut, counts = nth_highest([score.reshape(-1) for score in scores], n_keep, of)
     ties, limits = n_keep - sum(above for above, _ in counts), []
     for _, equal in counts:
@@ -64,7 +102,7 @@ def _highest(scores: list[np.ndarray], n_keep: int, of: np.ufunc) -> list[np.nda
                 limit -= equal.size
         return kept.reshape(score.shape)
 
-    return side_by_side(mask, zip(scores, limits, strict=True), sum(score.size for score in scores))
+    return side_by_side(mask, zip(scores, limits, strict=True), sum(score.size for score in scores)), counts
 
 
 def keep_highest_jax(scores: list[Any], within: list[Any], n_keep: Any) -> list[Any]:

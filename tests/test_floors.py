@@ -13,7 +13,7 @@ FLOORS = (
     ("masks",),
     ("channels", "data", "flops", "regularizers"),
     ("criteria", "patterns", "schedules", "scopes", "selection", "sparsities"),
-    ("config", "cutting"),
+    ("config", "cutting", "programs"),
     ("after_training", "growth", "pruning", "updates"),
     ("deploy", "report", "targets"),
     ("lottery",),

@@ -1,6 +1,7 @@
 """An update by compiled programs, as on an accelerator, is the one that NumPy makes, bit for bit."""
 
 import functools
+import signal
 
 import keras
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 import kprune
 import kprune.updates
 from kprune.config import PruningConfig
-from kprune.criteria.base import fast_form
 from kprune.masks import current_masks, masked_weights
 from kprune.pruning import Pruner
 from kprune.scopes import kept_out, per_layer, with_ceiling, with_floor
+from kprune.util.registry import own_trait
 
 pytestmark = pytest.mark.optimized
 
@@ -27,7 +28,11 @@ CONFIGS = {
     "2:4": PruningConfig("magnitude", pattern="2:4"),
     "1:3 global": PruningConfig("magnitude", pattern="1:3", scope="global"),
     "kept_out": PruningConfig("magnitude", scope=kept_out("uniform", first=True)),
+    "2x2": PruningConfig("magnitude", pattern="2x2"),
+    "3x2 erk": PruningConfig("magnitude", pattern="3x2", scope="erk"),
+    "channel": PruningConfig("magnitude", pattern="channel", scope=with_floor("global", 0.2)),
 }
+BLOCKS = ("2x2", "3x2", "channel")
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +93,9 @@ def both_ways(model, config, values, steps=(0.3, 0.3, 0.75)):
 
 
 def by_programs(model, config, sparsity):
-    kept = kprune.updates.update_on_device(model, config, sparsity)
-    assert kept == {path: int(mask.sum()) for path, mask in current_masks(model).items()}
+    asked = kprune.updates.update_on_device(model, config, sparsity)
+    kept = {path: int(mask.sum()) for path, mask in current_masks(model).items()}
+    assert asked == kept or (config.pattern in BLOCKS and all(kept[path] >= n for path, n in asked.items()))
 
 
 @pytest.mark.parametrize("values", [normal, ties])
@@ -117,11 +123,71 @@ def test_by_xla(model, elsewhere, monkeypatch):
             np.testing.assert_array_equal(a, b)
 
 
-def test_groups_of_their_own_sparsity(model, elsewhere):
-    host, device = both_ways(model, CONFIGS["global"], ties, [{"conv": 0.5}, {"conv": 0.5, "out": 0.9}])
+@pytest.mark.parametrize("name", ["global", "2x2"])
+def test_groups_of_their_own_sparsity(model, elsewhere, name):
+    host, device = both_ways(model, CONFIGS[name], ties, [{"conv": 0.5}, {"conv": 0.5, "out": 0.9}])
     for one, other in zip(host, device, strict=True):
         for a, b in zip(one, other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_channels_take_their_followers_along(elsewhere, monkeypatch):
+    monkeypatch.setattr(kprune.masks.types, "on_host", lambda variables: False)
+    layers = [keras.layers.Conv2D(4, 2), keras.layers.BatchNormalization(), keras.layers.Flatten()]
+    made = keras.Sequential([keras.Input((3, 3, 2)), *layers, keras.layers.Dense(3)])
+    made.compile(keras.optimizers.SGD(momentum=0.9), "mse")
+    kprune.prune(made, "magnitude", 0.0, pattern="channel", verbose=0)
+    made.optimizer.build(made.trainable_variables)
+    first = masked_weights(made)[0]
+    first.variable.assign(np.broadcast_to([4.0, 1.0, 3.0, 2.0], first.shape))
+    for v in made.optimizer.variables[2:]:
+        v.assign(np.full(v.shape, 7.0))
+    config = PruningConfig("magnitude", pattern="channel")
+    by_programs(made, config, {masked_weights(made)[0].path: 0.5})
+    bias, gamma, beta = kprune.masks.followers(made)[:3]
+    for follower in (bias, gamma, beta):
+        assert follower.kept().tolist() == [True, False, True, False]
+    assert gamma.value().tolist() == [1, 0, 1, 0]
+    momentum = {v.path.split("/", 1)[-1]: keras.ops.convert_to_numpy(v) for v in made.optimizer.variables[2:]}
+    assert [m.tolist() for m in momentum.values() if m.shape == (4,)] == [[7, 0, 7, 0]] * 3
+
+
+@pytest.mark.parametrize("scope", ["global", with_floor("global", 1), "layerwise"])
+@pytest.mark.parametrize("way", ["host", "device"])
+def test_many_entries_of_equal_score_at_the_cut_are_told_once(way, scope, monkeypatch, caplog, request):
+    if way == "device":
+        request.getfixturevalue("elsewhere")
+    monkeypatch.setattr(kprune.selection, "_TOLD", set())
+    keras.utils.set_random_seed(0)
+    for dtype in ("mixed_bfloat16", "bfloat16"):
+        layers = [keras.layers.Dense(40, dtype=dtype, name=name) for name in ("first", "second")]
+        coarse = keras.Sequential([keras.Input((40,)), *layers])
+        kprune.mask(coarse)
+        pruner = Pruner(PruningConfig("magnitude", scope=scope))
+        assert "at the cut" not in caplog.text
+        for sparsity in (0.1, 0.2, 0.15):
+            pruner.update(coarse, sparsity)
+    assert caplog.text.count("at the cut") == (scope != "layerwise")
+    if scope != "layerwise":
+        first, second = (weight.path for weight in masked_weights(coarse))
+        assert f"those of {first} come before those of {second}." in caplog.text
+
+
+def test_ctrl_c_interrupts_when_all_weights_are_written(model, elsewhere, monkeypatch):
+    dense(model, normal)
+    pressed = []
+
+    def press(variable):
+        if not pressed:  # a second one would interrupt at once
+            pressed.append(variable)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(kprune.updates, "forget_given", press)
+    with pytest.raises(KeyboardInterrupt):
+        kprune.updates.update_on_device(model, CONFIGS["layerwise"], 0.5)
+    for weight in masked_weights(model):
+        kept = weight.kept()
+        assert kept.sum() == kept.size - kept.size // 2 and not weight.value()[~kept].any()
 
 
 def test_a_new_sparsity_compiles_nothing(model, elsewhere, monkeypatch):
@@ -141,7 +207,7 @@ def test_a_new_sparsity_compiles_nothing(model, elsewhere, monkeypatch):
             by_programs(model, CONFIGS[name], sparsity)
             counts.append(list(traces))
     kprune.updates._programs.cache_clear()
-    assert counts == [["_look", "_count", "_written"]] * 3 + [["_look", "_count", "_written", "_written"]] * 3
+    assert counts == [["_look", "_count", "_written"]] * 3 + [["_look", "_count", "_written", "_look", "_written"]] * 3
 
 
 def test_a_pruner_updates_so(model, elsewhere):
@@ -156,7 +222,8 @@ def test_a_pruner_updates_so(model, elsewhere):
         ("random", {}),
         (kprune.controls.inverted("magnitude"), {}),
         ("magnitude", {"rounds": 2}),
-        ("magnitude", {"pattern": "2x2"}),
+        ("magnitude", {"pattern": functools.wraps(kprune.patterns.channel)(lambda score, n_keep: score > 1)}),
+        ("magnitude", {"pattern": "fan_in"}),
         ("magnitude", {"scope": lambda scores, sparsity: {path: score.min() and 1 for path, score in scores.items()}}),
     ],
 )
@@ -166,6 +233,17 @@ def test_what_has_no_form_for_a_device_is_left_to_the_host(model, elsewhere, cri
     assert kprune.updates.update_on_device(model, PruningConfig(criterion, **fields), 0.5) is None
     for one, other in zip(before, state(model), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_scope_that_wraps_another_is_given_arrays(model, elsewhere):
+    @functools.wraps(kprune.scopes.layerwise)
+    def by_spread(scores, sparsity):
+        return {path: 1 + (score.std() > 0) for path, score in scores.items()}
+
+    dense(model, normal)
+    config = PruningConfig("magnitude", scope=with_floor(by_spread, 1))
+    assert kprune.updates.update_on_device(model, config, 0.5) is None
+    assert [mask.sum() for mask in config.masks(model, 0.5).values()] == [2, 2, 2]
 
 
 def test_the_host_says_which_scores_are_not_finite(model, elsewhere):
@@ -196,9 +274,9 @@ def test_an_entrywise_criterion_is_its_function_of_each_entry(model):
 
 @pytest.mark.parametrize(("name", "form"), [("magnitude", "entrywise"), ("synflow", "loop")])
 def test_a_criterion_that_wraps_another_has_none_of_its_faster_forms(name, form):
-    assert fast_form(kprune.criteria.get(name), form) is not None
-    assert fast_form(kprune.controls.inverted(name), form) is None
-    assert fast_form(functools.partial(kprune.criteria.get(name)), form) is None
+    assert own_trait(kprune.criteria.get(name), form) is not None
+    assert own_trait(kprune.controls.inverted(name), form) is None
+    assert own_trait(functools.partial(kprune.criteria.get(name)), form) is None
 
 
 def test_a_wrapped_magnitude_is_asked(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from .constants import channels_read
 from .elementwise import is_elementwise
 from .graph import Call, ChannelGraph, Mixer
 from .trace import channel_graph
+
+Kept = Callable[[Any, int], np.ndarray]
+"""(weight, axis) -> whether any entry is kept at each index of the axis."""
 
 
 def add_followers(model: Any) -> None:
@@ -31,24 +35,28 @@ def add_followers(model: Any) -> None:
             error,
         )
         return
-    nothing = {id(weight.variable): np.zeros(weight.shape, bool) for weight in masked_weights(model)}
-    mask_followers(model, [v for v, kept in _followers(graph, nothing) if not kept.all()])
+    masked = {id(weight.variable) for weight in masked_weights(model)}
+
+    def if_all_were_pruned(variable: Any, axis: int) -> np.ndarray:
+        return np.full(variable.shape[axis], id(variable) not in masked)
+
+    mask_followers(model, [v for v, kept in _followers(graph, if_all_were_pruned) if not kept.all()])
 
 
 @follow_by
 def kept_followers(model: Any) -> dict[int, np.ndarray]:
     """id of each follower in a masked model -> its mask, derived from the kernels' masks."""
-    kept = {id(weight.variable): weight.kept() for weight in masked_weights(model)}
+    masked = {id(weight.variable): weight for weight in masked_weights(model)}
+
+    def kept(variable: Any, axis: int) -> np.ndarray:
+        weight = masked.get(id(variable))
+        return np.ones(variable.shape[axis], bool) if weight is None else weight.kept_along(axis)
+
     return {id(v): mask for v, mask in _followers(channel_graph(model), kept)}
 
 
-def _followers(graph: ChannelGraph, kept: dict[int, np.ndarray]) -> list[tuple[Any, np.ndarray]]:
-    """(weight, mask) of each follower.
-
-    Args:
-        graph: the channels of a model.
-        kept: id of a masked weight -> its mask.
-    """
+def _followers(graph: ChannelGraph, kept: Kept) -> list[tuple[Any, np.ndarray]]:
+    """(weight, mask) of each follower."""
     columns = _pruned_columns(graph, kept)
     pruned: dict[int, np.ndarray] = {}
     found: list[tuple[Any, int, np.ndarray]] = []
@@ -74,14 +82,12 @@ def _followers(graph: ChannelGraph, kept: dict[int, np.ndarray]) -> list[tuple[A
     return list(masks.values())
 
 
-def _pruned_columns(graph: ChannelGraph, kept: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+def _pruned_columns(graph: ChannelGraph, kept: Kept) -> dict[int, np.ndarray]:
     """id of a layer -> bool array, whether all weights that lead to each of its outputs are pruned."""
     columns: dict[int, np.ndarray] = {}
     for slot in graph.slots:
         if slot.role == "out":
-            mask = kept.get(id(slot.variable))
-            others = tuple(a for a in range(len(slot.variable.shape)) if a != slot.axis)
-            pruned = np.zeros(len(slot.atoms), bool) if mask is None else ~np.asarray(mask.any(axis=others))
+            pruned = ~kept(slot.variable, slot.axis)
             columns[id(slot.layer)] = pruned & columns.get(id(slot.layer), pruned)
     return columns
 

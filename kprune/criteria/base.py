@@ -28,18 +28,6 @@ Derivative = Callable[[list[np.ndarray], list[np.ndarray], Batch], list[np.ndarr
 CRITERIA = Registry("criterion")
 
 
-def fast_form(criterion: Callable[..., Any], name: str) -> Any:
-    """The trait `name` ("loop", "entrywise") that computes a criterion's scores without calling it; None without one.
-
-    A function that wraps a criterion (`functools.wraps`, `functools.partial`) may change its scores, so it has none,
-    although `functools.wraps` copies all traits.
-
-    >>> fast_form(CRITERIA.get("magnitude"), "entrywise")
-    <ufunc 'absolute'>
-    """
-    return None if hasattr(criterion, "__wrapped__") else getattr(criterion, name, None)
-
-
 class Compiled:
     """What criteria have compiled for a model, reused by all updates of a fit.
 

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from absl import logging
 
-from ..runtime.distribution import as_numpy, to_numpy
+from ..runtime.distribution import as_numpy, on_host, to_numpy
 from ..runtime.writing import keep_where, put
 from ..util.tables import Printed
 from .variables import forget_given
@@ -87,6 +87,13 @@ class MaskedWeight:
     def seen_mask(self) -> np.ndarray:
         """Like `kept`, but to be read at once and not modified."""
         return as_numpy(self.mask).astype(bool, copy=False)
+
+    def kept_along(self, axis: int) -> np.ndarray:
+        """Whether any entry is kept at each index of an axis; nothing else leaves an accelerator."""
+        others = tuple(other for other in range(len(self.shape)) if other != axis % len(self.shape))
+        if isinstance(self.mask, keras.Variable) and not on_host([self.mask]):
+            return to_numpy(keras.ops.any(keras.ops.convert_to_tensor(self.mask), axis=others))
+        return np.asarray(self.seen_mask().any(axis=others))
 
     def write(self, kept: np.ndarray, slots: list[tuple[Any, float]] | None = None, donate: bool = False) -> None:
         """Set the weight's mask (bool, True = kept); zero what it prunes and reset the optimizer slots there.

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..util.checks import check_expression
 from ..util.ranking import Counted
-from ..util.registry import Registry, trait
+from ..util.registry import Registry, own_trait
 
 Scores = dict[str, np.ndarray]
 Scope = Callable[[Scores, float], dict[str, int]]
@@ -58,7 +58,7 @@ def check_request(scores: Any, sparsity: Any) -> None:
 
 def like(base: Scope, scope: Scope) -> Scope:
     """The scope, marked as needing no more of the scores than another does."""
-    scope.counts = trait(base, "counts", False)  # type: ignore[attr-defined]
+    scope.counts = own_trait(base, "counts")  # type: ignore[attr-defined]
     return scope
 
 

@@ -196,6 +196,21 @@ def trait(entry: Callable[..., Any], name: str, default: Any) -> Any:
     return getattr(_unwrapped(entry), name, default)
 
 
+def own_trait(entry: Callable[..., Any], name: str) -> Any:
+    """A trait by which a function's work is done without calling it, or called with less; None if it has none.
+
+    `functools.wraps` copies all traits to a function that may do something else, so that one has none.
+
+    >>> import functools
+    >>> def double(x): ...
+    >>> double.entrywise = "2 x"
+    >>> triple = functools.wraps(double)(lambda x: 3 * x)
+    >>> own_trait(double, "entrywise"), own_trait(triple, "entrywise")
+    ('2 x', None)
+    """
+    return None if hasattr(entry, "__wrapped__") else getattr(entry, name, None)
+
+
 def _is_config(value: Any) -> bool:
     return isinstance(value, dict) and set(value) == {"name", "options"} and isinstance(value["options"], dict)
 

@@ -27,6 +27,8 @@ from kprune.callbacks.base import Callback
 from tpu_strategy import TPUStrategyOnCPU
 
 import kprune
+import kprune.masks.types
+import kprune.updates
 from kprune.lottery.rewind import snapshot
 from kprune.masks import plain
 from kprune.runtime.distribution import is_chief
@@ -161,6 +163,23 @@ def test_what_is_made_outside_of_the_scope_is_on_every_replica(library):
         assert stripped.distribute_strategy is model.distribute_strategy
     for weight in kprune.masked_weights(model):
         assert len(on_replicas(model, weight.mask)) == len(on_replicas(model, weight.variable)) == 2
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "channel"])
+def test_an_update_on_the_devices_reaches_every_replica(pattern, monkeypatch):
+    for place in (kprune.updates, kprune.masks.types):
+        monkeypatch.setattr(place, "on_host", lambda variables: False)  # as on accelerators
+    with mirrored(2).scope():
+        model = network("keras")
+    kprune.prune(model, "magnitude", 0.0, pattern=pattern, verbose=0)
+    config = kprune.PruningConfig("magnitude", pattern=pattern)
+    for sparsity in (0.3, 0.6):
+        expected = config.masks(model, sparsity)
+        assert kprune.updates.update_on_device(model, config, sparsity) is not None
+        for weight in kprune.masked_weights(model):
+            for mask, value in zip(on_replicas(model, weight.mask), on_replicas(model, weight.variable), strict=True):
+                np.testing.assert_array_equal(mask, expected[weight.path])
+                assert not value[~mask].any()
 
 
 def test_scores_are_computed_outside_of_the_scope():

@@ -104,21 +104,30 @@ def test_scoring(criterion, monkeypatch, note):
     assert all(device == jax.devices("cpu")[0] and np.dtype("float64") in dtypes for device, dtypes in jit.hosts)
 
 
+UPDATES = {
+    "unstructured": ("unstructured", ()),
+    "2:4": ("n_of_m", (2, 4)),
+    "4x4": ("tiles", (4, 4)),
+    "channel": ("tiles", (None, 1)),
+}
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize("split", [True, False])
-def test_mask_update(topology, split, note):
+@pytest.mark.parametrize(("pattern", "split"), [("unstructured", False), *((pattern, True) for pattern in UPDATES)])
+def test_mask_update(topology, pattern, split, note):
     """Weights that lie in parts on all devices are counted where they lie: numbers are added up, none is gathered."""
     spec = jax.ShapeDtypeStruct
-    shapes, start, n_keep = [(16, 32), (64, 3, 3, 8)], spec((), "float32"), spec((2,), "int32")
+    shapes, start, n_keep = [(32, 16), (64, 3, 3, 8)], spec((), "float32"), spec((2,), "int32")
     values = [(spec(shape, "float32"), spec(shape, "bool")) for shape in shapes]
     slots = [[spec(shape, "float32")] * 2 for shape in shapes]
     several = split and len(tpu_devices(topology)) > 1
+    layouts = tuple((shape, tuple(range(len(shape))), shape) for shape in shapes)
+    form = (keras.ops.absolute, *UPDATES[pattern], layouts)
     for name, function, arguments in [
         ("look", kprune.updates._look, (values,)),
         ("count", kprune.updates._count, (values, spec((), "int32"))),
         ("write", kprune.updates._written, (values, slots, [[start] * 2] * 2, n_keep)),
     ]:
-        form = (keras.ops.absolute, None, ()) if name == "write" else keras.ops.absolute
         function = functools.partial(function, form)
         split_arguments = (0, 1) if name == "write" else (0,)
         program = compile_jax(function, arguments, topology, split_arguments if split else (), out_shardings=None)
@@ -126,7 +135,7 @@ def test_mask_update(topology, split, note):
         assert bool(program.all_reduces) == several
         assert "all-gather" not in program.hlo and "all-to-all" not in program.hlo
         if split:
-            note(ROAD, f"mask update: {name}", topology, program)
+            note(ROAD, f"mask update, {pattern}: {name}", topology, program)
 
 
 def step_with(function):
