@@ -17,6 +17,7 @@ from .prune_at_init import PruneAtInit, SynFlow
 from .soft_threshold import STR
 from .sparsity_logger import SparsityLogger
 from .supermask import Supermask
+from .synflow_penalty import SynFlowPenalty
 from .take_snapshot import TakeSnapshot
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "SparsityLogger",
     "Supermask",
     "SynFlow",
+    "SynFlowPenalty",
     "TakeSnapshot",
 ]

@@ -108,7 +108,7 @@ class Carrier:
         self.runs = True
         self.undo = self.undo or Undo(self.model)
         if library_of(self.model).IN_PLACE:
-            unpull(self.model)  # what ADMM left in a fit that was interrupted
+            unpull(self.model)  # what ADMM or SynFlowPenalty left in a fit that was interrupted
         for callback in self.callbacks:
             others = [one for one in self.callbacks if (one.prunes or one.alone) and one is not callback]
             if callback.alone and others:

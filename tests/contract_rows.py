@@ -171,6 +171,7 @@ class CallbackRow:
     Attributes:
         make: takes the sparsity.
         prunes: whether it changes masks at all.
+        acts: whether weights train to other values with it, though it prunes nothing.
         masks: whether it masks a model that has no masks.
         at_init: whether it does all it does before the first step.
         relative: whether it prunes a share of what is left, so twice prunes more.
@@ -184,6 +185,7 @@ class CallbackRow:
 
     make: object
     prunes: bool = True
+    acts: bool = False
     masks: bool = True
     at_init: bool = False
     relative: bool = False
@@ -201,6 +203,9 @@ CALLBACK_ROWS = {
     ),
     "PruneAtInit": CallbackRow(lambda sparsity: kprune.callbacks.PruneAtInit("magnitude", sparsity), at_init=True),
     "SynFlow": CallbackRow(lambda sparsity: kprune.callbacks.SynFlow(sparsity, rounds=3), at_init=True),
+    "SynFlowPenalty": CallbackRow(
+        lambda sparsity: kprune.callbacks.SynFlowPenalty(0.01, frequency=2), prunes=False, acts=True
+    ),
     "SparsityLogger": CallbackRow(lambda sparsity: kprune.callbacks.SparsityLogger(), prunes=False, masks=False),
     "TakeSnapshot": CallbackRow(lambda sparsity: kprune.callbacks.TakeSnapshot(3), prunes=False),
     "BackupAndRestore": CallbackRow(
@@ -239,6 +244,7 @@ CALLBACK_ROWS = {
 # name -> what the error says with which the callback refuses a tf_keras model
 KERAS_3_ONLY = {
     "ADMM": r"ADMM supports Keras 3 models only.*Received: model=",
+    "SynFlowPenalty": r"SynFlowPenalty supports Keras 3 models only.*Received: model=",
     "STR": r"STR supports Keras 3 models only.*Received: model=",
     "Supermask": r"Supermask supports Keras 3 models only.*Received: model=",
     "BackupAndRestore": r"use tf_keras\.callbacks\.BackupAndRestore.*Received: model=",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,26 @@ def _flow(context: Context, power: int, inputs: str) -> Scores:
                 f"that gamma to another value. Received: model={context.model.name!r}"
             )
     return dict(zip((weight.path for weight in context.weights), scores, strict=True))
+
+
+def log_flow(context: Context) -> tuple[float, Scores]:
+    """log R, and d(log R)/dw = sign(w) * dR/d|w| / R of each weight: 0 where it is pruned, or exactly 0.
+
+    Raises:
+        ValueError: R is 0, or beyond float64.
+    """
+    total, scores = _make_scorer(context, 1, "ones")([context.masks[weight.path] for weight in context.weights])
+    if not (np.isfinite(total) and total >= SMALLEST and all(np.isfinite(score).all() for score in scores)):
+        raise ValueError(
+            f"The network's synaptic flow ({total}) is 0 or beyond float64: its logarithm has no gradient. Received: "
+            f"model={context.model.name!r}"
+        )
+    values = [weight.value().astype(np.float64) for weight in context.weights]
+    slopes = [
+        np.divide(s, value * total, where=value != 0, out=np.zeros_like(s))
+        for s, value in zip(scores, values, strict=True)
+    ]
+    return math.log(total), dict(zip((weight.path for weight in context.weights), slopes, strict=True))
 
 
 def _vanishes(context: Context, power: int, inputs: str, i: int) -> bool:

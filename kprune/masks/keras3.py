@@ -17,6 +17,7 @@ from .below import all_layers
 from .holders import live, renew
 from .masked_layers import attach, detach, is_masked, own_weights
 from .merged import factors, merge
+from .pulls import Pull
 from .pulls import attach as attach_pulls
 from .pulls import release as release_pulls
 from .store import CARRIER
@@ -160,9 +161,9 @@ def strip_model(model: Any) -> Any:
     return model
 
 
-def pull(model: Any) -> None:
+def pull(model: Any, kind: type[Pull] = Pull) -> None:
     """Give each masked weight a pull of strength 0: see pulls.py."""
-    attach_pulls(model, find_masked(model))
+    attach_pulls(model, find_masked(model), kind)
     renew_functions(model, _masked(model))
 
 

@@ -1,4 +1,4 @@
-"""Pulls: a term of the loss that draws masked weights toward targets, which may move while a model trains.
+"""Pulls: a term of the loss that draws masked weights to targets or down slopes, which may move while a model trains.
 
 Keras on JAX takes into a compiled step what layers track, and all other values as constants. So targets are layer
 state, as masks are (see store.py).
@@ -39,18 +39,28 @@ class Pull(keras.regularizers.Regularizer):
 
     def __call__(self, weight: Any) -> Any:
         weight = ops.convert_to_tensor(weight)
-        pull = self.strength.value / 2 * ops.sum(ops.square(weight - self.target.value))
+        pull = self._term(weight)
         return pull if self.besides is None else pull + self.besides(weight)
 
+    def _term(self, weight: Any) -> Any:
+        return self.strength.value / 2 * ops.sum(ops.square(weight - self.target.value))
 
-def attach(model: Any, weights: Sequence[MaskedWeight]) -> None:
+
+class Slope(Pull):
+    """strength * sum of w * target, plus what else regularizes the weight: a term whose gradient is known."""
+
+    def _term(self, weight: Any) -> Any:
+        return self.strength.value * ops.sum(weight * self.target.value)
+
+
+def attach(model: Any, weights: Sequence[MaskedWeight], kind: type[Pull] = Pull) -> None:
     """Give these weights pulls of strength 0; what the model has compiled must be renewed then."""
     release(model)
     with strategy_scope(model):
         for number, weight in enumerate(weights):
             v = weight.variable
             own = v.regularizer.regularizer if isinstance(v.regularizer, MaskedRegularizer) else v.regularizer
-            pull = Pull(weight, number, own)
+            pull = kind(weight, number, own)
             v.regularizer = MaskedRegularizer(pull, weight.mask, weight.layer.mask_store.behind)
             setattr(v, _HELD, pull)
             with unlocked(weight.layer):

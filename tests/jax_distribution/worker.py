@@ -52,6 +52,7 @@ CALLBACKS = {
         "rigl", 0.7, frequency=5, stop=20, data=SNIP_BATCH
     ),
     "Supermask": lambda folder: callbacks.Supermask("edge_popup", 0.7),
+    "SynFlowPenalty": lambda folder: callbacks.SynFlowPenalty(0.01, frequency=4),
     "STR": lambda folder: callbacks.STR(0.7, start=-2.0, decay=1.0, frequency=1),
     # The initial values have faded at step 16.
     "DropBack": lambda folder: callbacks.DropBack(0.7, decay=0.35),

@@ -130,6 +130,7 @@ CALLBACKS = {
         lambda folder: kprune.callbacks.ADMM(0.8, rho=0.1, rounds=2, updates=2, begin=1, end=8), epochs=2
     ),
     "DropBack": CallbackRow(lambda folder: kprune.callbacks.DropBack(0.8, decay=0.1), epochs=2),
+    "SynFlowPenalty": row_of_none(lambda folder: kprune.callbacks.SynFlowPenalty(0.01, frequency=3)),
     "TakeSnapshot": row_of_none(lambda folder: kprune.callbacks.TakeSnapshot(3)),
     "SparsityLogger": row_of_none(lambda folder: kprune.callbacks.SparsityLogger(folder)),
     "BackupAndRestore": row_of_none(lambda folder: kprune.callbacks.BackupAndRestore(f"{folder}/backup.npz")),
