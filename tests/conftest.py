@@ -1,7 +1,7 @@
 """Shared by all tests. The backend of Keras 3 comes from KERAS_BACKEND; tests of tf_keras live in tests/tf_keras/."""
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -48,12 +48,21 @@ def seeded(request):
 
 @contextmanager
 def optimizations(backend, on):
-    """Inside, if `on`, XLA optimizes what JAX compiles, and Grappler what TensorFlow traces."""
+    """Inside, if `on`, XLA optimizes what JAX compiles, and Grappler what TensorFlow traces.
+
+    Otherwise TensorFlow traces no step a second time because the first trace has made variables, the optimizer's and
+    the metrics': they are made outside of the trace. Half of the time of a small fit goes into tracing.
+    """
     if backend == "tensorflow":
         import tensorflow as tf
 
+        def outside(create, **kwargs):
+            with tf.init_scope():
+                return create(**kwargs | {"experimental_enable_variable_lifting": False})
+
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not on})
-        yield
+        with nullcontext() if on else tf.variable_creator_scope(outside):
+            yield
     elif on:
         import jax
 

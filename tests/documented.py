@@ -13,6 +13,9 @@ import re
 import sys
 from typing import Any, NamedTuple
 
+import keras
+from conftest import optimizations
+
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n*```text\n(?P<shown>.*?)```)?", flags=re.DOTALL)
 LOOSELY = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -54,7 +57,8 @@ def blocks(page: pathlib.Path) -> list[Block]:
 
 if __name__ == "__main__":
     session: dict[str, Any] = {"__name__": "__main__"}
-    for name in sys.argv[1:]:
-        for block in blocks(pathlib.Path(name)):
-            block.run(session)
-        print(f"{name}: ran")
+    with optimizations(keras.backend.backend(), on=False):
+        for name in sys.argv[1:]:
+            for block in blocks(pathlib.Path(name)):
+                block.run(session)
+            print(f"{name}: ran")

@@ -4,14 +4,15 @@ import pathlib
 import signal
 import socket
 
+import forked
 import numpy as np
 import pytest
-from helpers import start_process
 from small import DISTRIBUTIONS
 from worker import CALLBACKS, PRUNE_NOTHING, train
 
 import kprune
 
+IMPORTS = ("jax", "keras", "kprune")
 PROGRAM = pathlib.Path(__file__).with_name("worker.py")
 JOBS = [f"{how}-{name}" for how in DISTRIBUTIONS for name in CALLBACKS]
 # job -> the step of its fit at which the second process is killed
@@ -25,21 +26,19 @@ def run(folder, jobs, death="never"):
         port = free.getsockname()[1]
     folder.mkdir(exist_ok=True)
     logs = [folder / f"log-{rank}.txt" for rank in (0, 1)]
-    processes = []
-    for rank, log in enumerate(logs):
-        with open(log, "ab") as file:
-            words = (PROGRAM, rank, port, folder, ",".join(jobs), death)
-            processes.append(start_process(*words, stdout=file, stderr=file))
+    words = [(PROGRAM, rank, port, folder, ",".join(jobs), death) for rank in (0, 1)]
+    processes = [forked.start(*each, imports=IMPORTS, log=log) for each, log in zip(words, logs, strict=True)]
     try:
-        second = processes[1].wait(timeout=300)
-        if second == -signal.SIGKILL:
+        processes[1].join(timeout=300)
+        if processes[1].exitcode == -signal.SIGKILL:
             return False
-        assert second == 0 and processes[0].wait(timeout=60) == 0, [log.read_text()[-3000:] for log in logs]
+        processes[0].join(timeout=60)
+        assert [process.exitcode for process in processes] == [0, 0], [log.read_text()[-3000:] for log in logs]
         return True
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.join()
 
 
 def result(folder, job, rank):

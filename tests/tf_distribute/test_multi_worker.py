@@ -3,16 +3,17 @@
 import json
 import signal
 import socket
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from multiprocessing.connection import wait
 
+import forked
 import numpy as np
 import pytest
 import worker
 from distributed import CALLBACKS, assert_same_masks
-from helpers import start_process
 
 pytestmark = [pytest.mark.one_session(trains_on=True), pytest.mark.optimized]
 
+IMPORTS = ("keras", "tf_keras", "tensorflow_model_optimization", "kprune", "sklearn.datasets")
 KINDS = tuple(worker.KINDS)
 WRITING = ("LotteryTicket", "SparsityLogger")
 
@@ -31,22 +32,21 @@ def free_addresses(n):
 def run_workers(folder, *words):
     """Runs two workers to their end: their exit codes. As soon as one is lost all are killed, as a cluster would."""
     cluster, processes = {"worker": free_addresses(2)}, []
-    for index in range(2):
-        config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
-        env = {"TF_CONFIG": config, "KERAS_BACKEND": "tensorflow"}
-        processes.append(start_process(worker.__file__, folder, *words, env=env))
-    with ThreadPoolExecutor(2) as pool:
-        try:
-            outputs = [pool.submit(process.communicate) for process in processes]
-            wait(outputs, timeout=300, return_when=FIRST_COMPLETED)
-            if all(process.poll() in (0, None) for process in processes):
-                wait(outputs, timeout=300)
-        finally:
-            lost = [process.poll() for process in processes]
+    logs = [folder / f"log-{index}.txt" for index in range(2)]
+    for index, log in enumerate(logs):
+        env = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})}
+        processes.append(forked.start(worker.__file__, folder, *words, imports=IMPORTS, log=log, env=env))
+    try:
+        wait([process.sentinel for process in processes], timeout=300)
+        if all(process.exitcode in (0, None) for process in processes):
             for process in processes:
-                process.kill()
-    errors = [output.result()[1] for output in outputs]
-    assert -signal.SIGKILL in lost or lost == [0, 0], "\n".join(error[-3000:] for error in errors)
+                process.join(timeout=300)
+    finally:
+        lost = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+            process.join()
+    assert -signal.SIGKILL in lost or lost == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
     return lost
 
 
