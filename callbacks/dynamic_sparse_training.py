@@ -40,6 +40,9 @@ class DynamicSparseTraining(UpdatingCallback):
             higher = grow.
         sparsity: fraction of zeros over all masked weights, in [0, 1); or a schedule, by which it may rise (GraNet,
             arXiv:2106.10404) as the weights move.
+        initial_sparsity: that before the first step, in [0, 1), from where it goes linearly to `sparsity`, a number, at
+            the last update: from above, the network starts very sparse and grows denser, by the connections that score
+            highest. None: it is `sparsity` from the start.
         scope: how the sparsity is shared among the weights, as in `kprune.PruningConfig`.
         share: fraction of each weight's entries that an update drops, above 0 and below 1.
         frequency: steps between two updates, at least 1.
@@ -70,6 +73,7 @@ class DynamicSparseTraining(UpdatingCallback):
         method: str | Callable[..., Any] = "set",
         sparsity: float | Schedule = 0.9,
         *,
+        initial_sparsity: float | None = None,
         scope: str | Callable[..., Any] = "erk",
         share: float = 0.3,
         frequency: int = 100,
@@ -84,11 +88,19 @@ class DynamicSparseTraining(UpdatingCallback):
         super().__init__(optimizer)
         if not callable(sparsity):
             check_sparsity("sparsity", sparsity)
+        if initial_sparsity is not None:
+            check_sparsity("initial_sparsity", initial_sparsity)
+            if callable(sparsity):
+                raise ValueError(
+                    "`initial_sparsity` cannot be combined with a schedule, which has its own. Received: "
+                    f"initial_sparsity={initial_sparsity!r}, sparsity={sparsity!r:.200}"
+                )
         check_number("share", share, "above 0 and below 1", lambda value: 0 < value < 1)
         check_integer("frequency", frequency, 1)
         check_integer("gradient_frequency", gradient_frequency, 1)
         check_share("stop", stop)
         self.schedule = as_schedule(sparsity if callable(sparsity) else Constant(sparsity))
+        self.initial_sparsity = initial_sparsity
         self.start = PruningConfig("random", scope=scope, pattern=pattern, seed=seed)
         self.method, self.share, self.frequency, self.stop = METHODS.get(method), share, frequency, stop
         self.data, self.gradient_frequency = PruningConfig(self.method).take(data, batches) or None, gradient_frequency
@@ -118,7 +130,7 @@ class DynamicSparseTraining(UpdatingCallback):
             if self._restored:
                 return
             self._begin()
-            weights, sparsity = masked_weights(self.model), self.schedule(self._counter.now())
+            weights, sparsity = masked_weights(self.model), self._sparsity(self._counter.now())
             size, kept = sum(w.size for w in weights), sum(int(w.kept().sum()) for w in weights)
             if size - kept < zeros_for(size, sparsity):
                 set_masks(self.model, self.start.masks(self.model, sparsity), self.optimizer)
@@ -180,7 +192,15 @@ class DynamicSparseTraining(UpdatingCallback):
     def _n_keep(self, step: int) -> dict[str, int]:
         """path -> number of entries that each weight keeps from this step on."""
         weights = masked_weights(self.model)
-        if isinstance(self.schedule, Constant):
+        if isinstance(self.schedule, Constant) and self.initial_sparsity is None:
             return {weight.path: int(weight.kept().sum()) for weight in weights}
         scores = {weight.path: np.abs(weight.value()) for weight in weights}
-        return shares_of(SCOPES.get(self.start.scope), scores, self.schedule(step))
+        return shares_of(SCOPES.get(self.start.scope), scores, self._sparsity(step))
+
+    def _sparsity(self, step: int) -> float:
+        if self.initial_sparsity is None:
+            return self.schedule(step)
+        last = (self._end or 0) // self.frequency * self.frequency  # the step of the last update
+        begun = step if self._counter.begun is None else self._counter.begun
+        progress = min(1.0, (step - begun) / last) if last else 0.0
+        return self.initial_sparsity + (self.schedule(step) - self.initial_sparsity) * progress

@@ -96,6 +96,27 @@ def test_a_schedule_makes_it_sparser_as_weights_move():
     assert watch.zeros == expected
 
 
+@pytest.mark.parametrize(("first", "last"), [(0.9, 0.6), (0.5, 0.8)])
+def test_from_sparse_to_dense_or_the_other_way(first, last):
+    """Three updates, a third of the way each; what has grown denser keeps what it has, but for what it drops."""
+    model, watch = compiled(), Watch()
+    callback = DynamicSparseTraining(
+        "rigl", last, initial_sparsity=first, scope="uniform", share=0.01, frequency=4, stop=13, data=data(n=32)
+    )
+    fit(model, callback, watch, epochs=2)
+    expected = [round(first + (last - first) * i / 3, 12) for i in range(4)]
+    counts = [sum(zeros_for(w.size, sparsity) for w in kprune.masked_weights(model)) for sparsity in expected]
+    assert watch.moved() == [4, 8, 12]
+    np.testing.assert_allclose([watch.zeros[i] for i in (0, 3, 7, 11)], counts, atol=2)  # the scope rounds each weight
+    assert watch.zeros[11] == watch.zeros[-1]
+    if first > last:
+        for one, other in zip(watch.masks, watch.masks[1:], strict=False):
+            assert all(not np.any(old & ~new) for old, new in zip(one, other, strict=True))
+    again = compiled()
+    with pytest.raises(ValueError, match=r"cannot be combined with a schedule.*Received: initial_sparsity=0\.5"):
+        fit(again, DynamicSparseTraining("set", Linear(0.5, 0.9, 0, 8), initial_sparsity=0.5))
+
+
 def test_a_network_that_is_sparse_already_keeps_its_masks():
     model = compiled()
     masks = kprune.prune(model, "magnitude", 0.8, verbose=0)
