@@ -1,4 +1,4 @@
-"""Uses of a ticket: when it becomes stable, how close to its start training may begin, and on which data.
+"""Uses of a ticket: when it becomes stable, how near its start training may begin, on which data, and short levels.
 
 See arXiv:1912.05671 and 1903.01611 (late resetting), 1905.01067 (what of the start matters) and 1906.02773 (one ticket
 for several datasets). The controls of a single ticket are in `kprune.controls`, the lotteries in `kprune.find_ticket`.
@@ -7,26 +7,22 @@ for several datasets). The controls of a single ticket are in `kprune.controls`,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .analysis import LinearPath, instability
 from .controls import reinitialize, shuffled
-from .experiments.evaluation import measure_by, unchanged
-from .experiments.runs import check_each_once, check_seeds
-from .lottery.rewind import Snapshot, restore, snapshot
+from .experiments.find_ticket import find_ticket
+from .experiments.runs import check_each_once
+from .experiments.trials import Trials as Trials
+from .experiments.trials import trials
+from .lottery.rewind import Snapshot
 from .lottery.ticket import Ticket
-from .masks import masked, masked_weights
-from .util.checks import check_function, check_number
-from .util.plotting import KEPT, Drawable, new_axes, plain_axes
-from .util.progress import check_verbose, progress
+from .masks import masked_weights
+from .util.checks import check_function, check_integer, check_number
 from .util.tables import Printed, new_table, table_lines
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -125,46 +121,6 @@ def stable_point(
     return StablePoint(steps[high] if high < len(steps) else None, paths, barriers, threshold)
 
 
-@dataclass(frozen=True)
-class Trials(Drawable):
-    """A metric after trainings from several starts; `print(trials)` shows a table, `plot` draws it.
-
-    Attributes:
-        values: start -> the metric of each seed's training.
-        seeds: of the trainings, in their order.
-        metric: its name.
-        starts: what the starts are.
-    """
-
-    values: dict[Any, tuple[float, ...]]
-    seeds: tuple[int, ...]
-    metric: str
-    starts: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-serializable values; starts as strings."""
-        return {**asdict(self), "values": {str(start): list(values) for start, values in self.values.items()}}
-
-    def __str__(self) -> str:
-        table = new_table()
-        for header in (self.starts, self.metric, "least", "most"):
-            table.add_column(header, justify="right")
-        for start, values in self.values.items():
-            table.add_row(str(start), *(f"{value:.4f}" for value in (fmean(values), min(values), max(values))))
-        return "\n".join([*table_lines(table), f"mean, least and most of {len(self.seeds)} seeds"])
-
-    def _draw(self) -> Figure:
-        figure, axes = new_axes(7, 4)
-        places, columns = list(range(len(self.values))), list(self.values.values())
-        axes.vlines(places, list(map(min, columns)), list(map(max, columns)), color=KEPT, linewidth=1.8)
-        axes.plot(places, list(map(fmean, columns)), color=KEPT, marker="o", linestyle="")
-        axes.set_xticks(places, list(map(str, self.values)))
-        axes.set_xlabel(self.starts)
-        axes.set_ylabel(self.metric)
-        plain_axes(axes)
-        return figure
-
-
 def neighborhood(
     model: Any,
     ticket: Ticket,
@@ -223,7 +179,8 @@ def neighborhood(
         return start
 
     starts = {size: near(size) for size in sizes}
-    return _trials(model, ticket, None, starts, train, evaluate, seeds, verbose, "noise / weights")
+    _check_ticket(ticket)
+    return trials(model, starts, train, evaluate, seeds, verbose, "noise / weights", matches=ticket.apply)
 
 
 def transfer(
@@ -280,41 +237,77 @@ def transfer(
         Ticket(shuffled(ticket.masks, seed), ticket.weights).apply(model, skip)
 
     starts = {"dense": fresh, "ticket": own, "reinitialize": redrawn, "shuffle": mixed}
-    return _trials(model, ticket, skip, starts, train, evaluate, seeds, verbose, "start")
+    _check_ticket(ticket)
+    return trials(
+        model, starts, train, evaluate, seeds, verbose, "start", matches=lambda model: ticket.apply(model, skip)
+    )
 
 
-def _trials(
+def short_levels(
     model: Any,
-    ticket: Ticket,
-    skip: str | None,
-    starts: Mapping[Any, Callable[[Any, int], None]],
-    train: Callable[[Any, int], Any],
+    train: Callable[[Any, int, int], Any],
     evaluate: Any,
-    seeds: Sequence[int],
-    verbose: Any,
-    what: str,
+    *,
+    epochs: Sequence[int],
+    full: int,
+    levels: int = 3,
+    rate: float = 0.2,
+    seeds: Sequence[int] = (0,),
+    verbose: Any = "auto",
+    **lottery: Any,
 ) -> Trials:
-    """Train from each start with each seed, and measure; afterwards the model is restored."""
-    check_verbose(verbose)
-    check_seeds(seeds)
-    check_function("train", train, "a model and a seed")
+    """The metric of tickets that were found with few epochs per level, compared with many: how short may levels be?
+
+    For each number of epochs a lottery from the model as it is (`kprune.find_ticket`), whose levels train that long;
+    then its ticket is trained for `full` epochs, as all are.
+
+    Args:
+        model: a built, compiled model of either Keras; afterwards with its optimizer bit for bit what it was.
+        train: a function of the model, a seed and a number of epochs that trains it; it must not compile it.
+        evaluate: a function of the model that returns a number, or data, as in `kprune.sensitivity`.
+        epochs: of a level, each at least 1.
+        full: epochs of the training that is measured, at least 1.
+        levels, rate, lottery: as in `kprune.find_ticket`, also `rewind_to`, `criterion` and the like.
+        seeds: of the lotteries and the trainings.
+        verbose: 0 silent, 1 or "auto" a progress bar over the trainings, 2 a line at the end.
+
+    Raises:
+        ValueError: an argument is wrong. Nothing has been changed then.
+
+    >>> import keras, kprune
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse", metrics=["mae"])
+    >>> x, y = np.eye(2), np.ones((2, 1))
+    >>> def train(model, seed, epochs):
+    ...     model.fit(x, y, epochs=epochs, verbose=0)
+    >>> found = short_levels(model, train, (x, y), epochs=[1, 2], full=2, levels=1, verbose=0)
+    >>> found.starts, list(found.values)
+    ('epochs per level', [1, 2])
+    """
+    check_each_once("epochs", epochs)
+    for length in epochs:
+        check_integer("epochs", length, 1)
+    check_integer("full", full, 1)
+    check_function("train", train, "a model, a seed and a number of epochs")
+
+    def found_with(length: int) -> Callable[[Any, int], None]:
+        def start(model: Any, seed: int) -> None:
+            def level(model: Any, level: Any) -> None:
+                train(model, seed, length)
+
+            find_ticket(model, level, levels=levels, rate=rate, verbose=0, **lottery).apply(model)
+
+        return start
+
+    starts = {length: found_with(length) for length in epochs}
+    return trials(
+        model, starts, lambda model, seed: train(model, seed, full), evaluate, seeds, verbose, "epochs per level"
+    )
+
+
+def _check_ticket(ticket: Any) -> None:
     if not isinstance(ticket, Ticket):
         raise ValueError(f"Expected a kprune.Ticket. Received: ticket={type(ticket)}")
-    measure, metric = measure_by(model, evaluate), ""
-    values: dict[Any, list[float]] = {start: [] for start in starts}
-    with masked(model, keep=False), unchanged(model, optimizer=True):
-        begin, dense = snapshot(model), {w.path: np.ones(w.shape, bool) for w in masked_weights(model)}
-        ticket.apply(model, skip)  # what does not match is known before the first training
-        with progress("trials", len(starts) * len(seeds), verbose, unit="trainings") as bar:
-            for name, start in starts.items():
-                for seed in seeds:
-                    restore(model, dense, begin)
-                    start(model, seed)
-                    train(model, seed)
-                    metric, value = measure()
-                    values[name].append(value)
-                    bar.update()
-    return Trials({name: tuple(found) for name, found in values.items()}, tuple(seeds), metric, what)
 
 
-__all__ = ["StablePoint", "Trials", "neighborhood", "stable_point", "transfer"]
+__all__ = ["StablePoint", "Trials", "neighborhood", "short_levels", "stable_point", "transfer"]

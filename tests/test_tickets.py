@@ -180,3 +180,31 @@ def test_the_report(tmp_path):
     (axes,) = figure.axes
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.6, 0.8])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["dense", "ticket"]
+
+
+def test_each_lottery_trains_its_levels_as_long_and_the_tickets_equally_long():
+    model, lengths, starts = network(), [], []
+    before = snapshot(model)
+
+    def train(model, seed, epochs):
+        lengths.append((seed, epochs))
+        starts.append({w.path: (w.kept(), w.value()) for w in kprune.masked_weights(model)})
+        model.fit(X, np.ones((len(X), 3)), epochs=epochs, batch_size=32, shuffle=False, verbose=0)
+
+    found = tickets.short_levels(
+        model, train, (X, np.ones((len(X), 3))), epochs=[1, 3], full=2, levels=2, rate=0.5, seeds=[0, 4], verbose=0
+    )
+    # Levels 0, 1 and 2; then comes the training that is measured.
+    assert lengths == [(seed, n) for e in (1, 3) for seed in (0, 4) for n in (e, e, e, 2)]
+    assert (list(found.values), found.seeds, found.starts) == ([1, 3], (0, 4), "epochs per level")
+    initial = {path: value for path, (_, value) in starts[0].items()}
+    for place in (3, 7, 11, 15):  # a quarter is left, at its initial values
+        kept = sum(int(mask.sum()) for mask, _ in starts[place].values())
+        assert kept == 132 // 4
+        for path, (mask, value) in starts[place].items():
+            np.testing.assert_array_equal(value, np.where(mask, initial[path], 0))
+    assert_unchanged(model, before)
+    for wrong in (dict(epochs=[0]), dict(epochs=[1, 1]), dict(full=0), dict(epochs=[])):
+        with pytest.raises(ValueError, match="Received: "):
+            tickets.short_levels(model, train, (X, Y), **{"epochs": [1], "full": 1, **wrong})
+    assert len(lengths) == 16
