@@ -124,11 +124,10 @@ class STR(StandInCallback, UpdatingCallback):
             self._close()
 
     def _zeros(self) -> float:
-        """The share of zeros, in weights that may have no masks yet."""
+        """The share of entries that are not above their thresholds, in weights that may have no masks yet."""
         weights = masked_weights(self.model)
-        return sum(weight.size - int(np.count_nonzero(weight.value())) for weight in weights) / sum(
-            weight.size for weight in weights
-        )
+        below = [np.abs(to_numpy(self._parameters(w)[0]).astype("float64")) <= self._threshold(w) for w in weights]
+        return sum(int(np.count_nonzero(one)) for one in below) / sum(weight.size for weight in weights)
 
     def _close(self) -> None:
         """Mask all but the entries that lie highest above their thresholds, which stand still from here on.

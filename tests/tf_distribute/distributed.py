@@ -125,7 +125,7 @@ CALLBACKS = {
     "Supermask": CallbackRow(
         lambda folder: kprune.callbacks.Supermask(sparsity=0.8, scope="uniform"), store="latent", loops=False
     ),
-    "STR": CallbackRow(lambda folder: kprune.callbacks.STR(0.8, start=-2.0, frequency=1), loops=False),
+    "STR": CallbackRow(lambda folder: kprune.callbacks.STR(0.8, start=-1.0, frequency=1), loops=False),
     "ADMM": CallbackRow(
         lambda folder: kprune.callbacks.ADMM(0.8, rho=0.1, rounds=2, updates=2, begin=1, end=8), epochs=2
     ),

