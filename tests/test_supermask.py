@@ -531,6 +531,11 @@ def test_the_optimizer_of_scores_steps_in_its_own_fit_only():
     with pytest.raises(RuntimeError, match=r"interrupted.*Received: optimizer='adam'$"):
         model.optimizer.apply(gradients, model.trainable_variables)
     assert_equal(model.get_weights(), initial)
+    taken = kprune.snapshot(model)
+    assert_trains_weights(model, model.optimizer.own())
+    kprune.rewind(model, taken)
+    assert int(model.optimizer.iterations) == 0
+    assert_equal(model.get_weights(), initial)
 
 
 def test_a_loop_of_ones_own_is_refused():

@@ -27,6 +27,7 @@ from ..masks.matching import Arrays, check_numbers, matched
 from ..runtime.distribution import to_numpy
 from ..runtime.files import joined, split
 from ..runtime.optimizers import all_variables, build, initial_value
+from ..runtime.stand_in import StandIn
 from ..runtime.writing import put
 from ..util.checks import check_integer, check_number
 
@@ -322,9 +323,11 @@ def _optimizer_variables(model: Any, optimizer: Any) -> tuple[dict[str, Any], di
     """
     check_like_optimizer(optimizer)
     optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
+    if isinstance(optimizer, StandIn):  # in a callback's fit, or left by one that was interrupted
+        optimizer = optimizer.own()
     if optimizer is not None:
         build(optimizer, model)
-    listed = [one for one in held_optimizers(model, optimizer) if one is not optimizer]
+    listed = [one for one in held_optimizers(model, optimizer) if not (one is optimizer or isinstance(one, StandIn))]
     own = {} if optimizer is None else {f"{i}/{v.name}": v for i, v in enumerate(all_variables(optimizer))}
     others = {
         f"{_OTHER}{n}/{i}/{v.name}": (v, initial_value(one, v))
