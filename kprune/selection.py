@@ -72,8 +72,9 @@ def warn_of_ties(names: Sequence[str], counts: Sequence[tuple[int, int]], n_keep
     _TOLD.add(tuple(names))
     logging.warning(
         "kprune: %d entries score exactly the same at the cut, and only %d of them can stay: by their order alone, "
-        "those of %s come before those of %s. bfloat16 and float16 have few values: keep the weights in float32 (dtype "
-        "policy 'mixed_bfloat16' in place of 'bfloat16'), or give each weight its own share: scope='erk' or 'uniform'.",
+        "those of %s come before those of %s. Weights stored in bfloat16 or float16 have few values (dtype policy "
+        "'mixed_bfloat16' keeps them in float32), and scores of 0 are all alike. scope='erk' or 'uniform' gives each "
+        "weight its own share.",
         total,
         left,
         next(iter(tied)),
