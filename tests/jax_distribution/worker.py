@@ -61,7 +61,7 @@ CALLBACKS = {
     "TakeSnapshot": lambda folder: callbacks.TakeSnapshot(3),
     "BackupAndRestore": lambda folder: callbacks.BackupAndRestore(folder / "backup.npz"),
 }
-PRUNE_NOTHING = ("SparsityLogger", "TakeSnapshot", "BackupAndRestore")
+PRUNE_NOTHING = ("SparsityLogger", "SynFlowPenalty", "TakeSnapshot", "BackupAndRestore")
 
 
 class Death(Callback):
