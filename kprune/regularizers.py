@@ -138,7 +138,7 @@ def regularize(
     ]
     if not found:
         raise ValueError(
-            f"`filters` and `weights` do not select any weight of the model. Received: filters={filters!r}, "
+            f"`filters` and `weights` select none of the model's weights. Received: filters={filters!r}, "
             f"weights={tuple(names)}"
         )
     own = [v.path for _, v in found if v.regularizer is not None]

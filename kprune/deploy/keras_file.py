@@ -29,8 +29,9 @@ def load(file: Path, model: Any) -> Any:
         loaded = library.package.models.load_model(str(file), compile=False)
     except TypeError as error:
         raise ValueError(
-            "Export: the .keras file of this model cannot be loaded, so nothing was written. Decorate classes of your "
-            'own with @keras.saving.register_keras_serializable(), or leave the file out: format="saved_model". '
+            "Export: the .keras file of this model cannot be loaded, so nothing was written. Decorate your "
+            "own classes with @keras.saving.register_keras_serializable(), or export another format: "
+            'format="saved_model". '
             f"Cause: {' '.join(str(error).split())[:100]} ... Received: model={model.name!r}"
         ) from error
     # A layer of the user's own may make its seed anew when it is loaded; to be compared, both draw from one.

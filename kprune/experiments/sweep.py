@@ -214,8 +214,8 @@ def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence
     for method in methods:
         if trait(CRITERIA.get(method), "tracker", None) is not None:
             raise ValueError(
-                "A sweep prunes before training, so it does not support criteria that compare with earlier weights. "
-                f"Received: method={method!r}"
+                "A sweep prunes before training, so it does not support criteria that compare weights with "
+                f"earlier ones. Received: method={method!r}"
             )
     for compression in compressions:
         if isinstance(compression, bool) or not isinstance(compression, int | float) or not 1 <= compression < math.inf:

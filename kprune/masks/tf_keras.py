@@ -76,7 +76,7 @@ def weight_names(model: Any) -> set[str]:
 def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Behind) -> MaskReport:
     if behind != Behind():
         raise ValueError(
-            "A tf_keras model cannot keep values behind its masks: tfmot's wrappers set pruned weights to 0. "
+            "A tf_keras model cannot keep the values of pruned weights: tfmot's wrappers set them to 0. "
             f"Received: store={behind.store!r}"
         )
     if _wrappers(model):

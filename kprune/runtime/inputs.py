@@ -28,7 +28,7 @@ def input_like(model: Any, make: Callable[[tuple[int, ...], str], Any], batch: i
     config = model.get_build_config() if hasattr(model, "get_build_config") else None
     if not config:
         raise ValueError(
-            "The model's input shape is unknown: call it once on data, or build it with "
+            "The model's input shape is unknown: call the model once on data, or build it with "
             f"`model.build(input_shape)`. Received: model={model.name!r}"
         )
     shapes = config.get("shapes_dict") or {"": config["input_shape"]}

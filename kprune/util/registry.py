@@ -116,7 +116,7 @@ class Registry:
         if self._entries.get(name) is not plain and not self._of_a_family(name):
             raise ValueError(
                 f"A custom {self.kind} can be saved only if it is registered: decorate it with the "
-                f"`register('name')` of its registry. Received: {self.kind}={entry!r:.200}"
+                f"`register('name')` from its registry. Received: {self.kind}={entry!r:.200}"
             )
         if not isinstance(entry, functools.partial):
             return name

@@ -451,7 +451,7 @@ def test_both_libraries_answer_the_same_questions(model):
 
 
 def test_values_behind_the_mask_are_refused():
-    with pytest.raises(ValueError, match=r"cannot keep values behind its masks.*Received: store='latent'$"):
+    with pytest.raises(ValueError, match=r"cannot keep the values of pruned weights.*Received: store='latent'$"):
         kprune.mask(mlp(), store="latent")
     model = kprune.mask(mlp()).model
     model.compile("sgd", "mse")

@@ -31,7 +31,7 @@ def run(values: Any, arguments: list[str]) -> None:
     """
     if "none" in values.modes and values.decay == "cosine":
         raise ValueError(
-            "Mode none continues with the last learning rate, which is 0 after cosine decay: use --decay=step. "
+            "Mode 'none' continues with the last learning rate, which is 0 after cosine decay: use --decay=step. "
             f"Received: decay={values.decay!r}, modes={','.join(values.modes)!r}"
         )
     # None leaves the optimizer's own: AdamW has one.
