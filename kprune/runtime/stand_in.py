@@ -228,7 +228,10 @@ class ThresholdOptimizer(StandIn):
     def __init__(self, own: Any, variables: Iterable[Any], held: Iterable[Any], start: float, decay: float):
         super().__init__(own, variables, held, start=start, decay=decay)
         if _leaf(own) is not own:
-            raise ValueError("a loss scale would scale only a part of the gradients of thresholds")
+            raise ValueError(
+                "a loss scale would scale only a part of the gradients of thresholds (dtype policy 'mixed_bfloat16' "
+                "needs none)"
+            )
 
     def _make(self, weight: Any) -> list[Any]:
         latent = _beside(weight, "latent")
