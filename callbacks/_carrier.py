@@ -1,4 +1,4 @@
-"""State of the callbacks that is neither weights nor masks, stored in the model's own checkpoints during a fit.
+"""Callback state other than weights and masks, stored in the model's own checkpoints during a fit.
 
 A callback that keeps state (`get_state`, `set_state`) registers here when a fit begins. From then on the state is in
 whatever is saved of the model: with its masks in the `.weights.h5` of Keras 3, as a Python state in the checkpoints of
@@ -34,7 +34,7 @@ from ._beside import warn_of_denser_best
 
 
 class Zeros:
-    """When to check that pruned entries are still 0: 1, 2, 4, 8 ... steps after a fit first has some."""
+    """Schedule of checks that pruned entries are still 0: 1, 2, 4, 8, ... steps after a fit first has some."""
 
     def __init__(self, model: Any):
         self.model, self.steps, self.seen = model, 0, -1
@@ -53,7 +53,7 @@ class Zeros:
 
 
 class Carrier:
-    """The states of the callbacks of one fit, and the state of the model before it.
+    """The states of one fit's callbacks, and the state of the model before that fit.
 
     Attributes:
         fit: the `params` of the fit; Keras gives all its callbacks the same object.
@@ -93,7 +93,7 @@ class Carrier:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Context in which a callback begins; an exception cancels the fit if its first epoch has not begun."""
+        """Cancel the fit if an exception occurs while a callback starts, unless the first epoch has already begun."""
         try:
             self._start()
             yield
@@ -141,7 +141,7 @@ class Carrier:
         release(self.model)
 
     def leave(self) -> None:
-        """Remove the masks of a model that had none and is only used in `evaluate` or `predict`."""
+        """Remove the masks that were added to the model if it is only used in `evaluate` or `predict`."""
         if not self.runs:
             undo, self.undo = self.undo, None
             release(self.model)
@@ -149,7 +149,7 @@ class Carrier:
                 undo.unmask()
 
     def states(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The states of the callbacks and of the model's seed generators, which Keras does not save: arrays, JSON."""
+        """Return the states of callbacks and seed generators, which Keras does not save, as arrays and JSON."""
         arrays = {f"seeds/{i}": to_numpy(v) for i, v in enumerate(library_of(self.model).seed_states(self.model))}
         for name, holder in self.holders.items():
             arrays.update({f"{name}/{key}": np.asarray(value) for key, value in holder.get_state().items()})
@@ -160,7 +160,7 @@ class Carrier:
         return pack(*self.states())
 
     def load(self, data: bytes) -> None:
-        """Restore the states that `dump` wrote, as the fit starts; raises the errors of `restore`."""
+        """Restore the states that `dump` wrote if the fit is starting; raise the same errors as `restore`."""
         if self.starts:
             name = "the callbacks' state in a backup"
             arrays, about = unpack(data, name)
@@ -168,7 +168,7 @@ class Carrier:
                 self.restore(arrays, about)
 
     def restore(self, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-        """Give the callbacks their states; ValueError if the states belong to another list of callbacks."""
+        """Restore the states of the callbacks; raise ValueError if they belong to a different list of callbacks."""
         self.check(about)
         seeds = {f"seeds/{i}": v for i, v in enumerate(library_of(self.model).seed_states(self.model))}
         then = matched(seeds, {name: array for name, array in arrays.items() if name.startswith("seeds/")}, "model")
@@ -179,7 +179,7 @@ class Carrier:
         self.loaded_epoch = about["epoch"]
 
     def check(self, about: dict[str, Any]) -> None:
-        """Raises ValueError if the described states belong to another list of callbacks, or the epoch is invalid."""
+        """Raise ValueError if the states belong to a different list of callbacks or the epoch is invalid."""
         if about["holders"] != list(self.holders):
             raise ValueError(
                 f"The backup was written with different callbacks: {about['holders']}. Pass the same callbacks in the "
@@ -191,7 +191,7 @@ class Carrier:
             )
 
     def begin(self, epoch: int, callback: Any) -> None:
-        """Note that a callback begins an epoch; warn once if it is not the one after the backup's epoch."""
+        """Record that a callback begins an epoch; warn once if that epoch does not follow the one in the backup."""
         self.starts, self.epoch, self.runs = False, epoch, True
         if callback is self.callbacks[-1]:
             self.undo = None
@@ -209,7 +209,7 @@ class Carrier:
 
 
 def carry(model: Any, holder: Any, fit: Any, undo: Undo | None) -> Carrier:
-    """Carry the state of a callback in the model's checkpoints, until `release`.
+    """Carry a callback's state in the model's checkpoints until `release` is called.
 
     Args:
         model, holder: the masked model, and the callback.
@@ -225,12 +225,12 @@ def carry(model: Any, holder: Any, fit: Any, undo: Undo | None) -> Carrier:
 
 
 def carrier_of(model: Any) -> Carrier | None:
-    """The object that carries the callbacks' states in the current fit, or None."""
+    """Return the object that carries the callbacks' states in the current fit, or None."""
     found: Carrier | None = library_of(model).carried(model)
     return found
 
 
 def release(model: Any) -> None:
-    """Stop carrying state."""
+    """Stop carrying callback state in the model's checkpoints."""
     if carrier_of(model) is not None:
         library_of(model).carry(model, None)

@@ -1,4 +1,4 @@
-"""Callbacks as JSON: the arguments that they were constructed with."""
+"""JSON configs of callbacks, which consist of their constructor arguments."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Configured:
         return made
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of this callback as JSON-serializable values; arguments that were not given are left out.
+        """Return the arguments that were passed to this callback, as JSON-serializable values.
 
         Data and optimizers are no configuration, nor are callbacks (`restart`): `from_config` takes them anew.
 
@@ -47,7 +47,7 @@ class Configured:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **objects: Any) -> Self:
-        """Rebuild a callback from its config; data, an optimizer or callbacks must be passed again.
+        """Rebuild a callback from its config; data, optimizers and other callbacks must be passed again.
 
         Raises:
             ValueError: the config has other fields than this callback, or lacks one, or an object is none of these.

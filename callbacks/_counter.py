@@ -1,4 +1,4 @@
-"""How far a fit has progressed: the single counter of all callbacks."""
+"""The counter that callbacks use to track the progress of a fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kprune.runtime.optimizers import batches_per_step, batches_taken, has_acted
 
 
 class Counter:
-    """Counts optimizer steps, or batches; reads the optimizer only when an update may be due.
+    """Counter of optimizer steps or batches that reads the optimizer only when an update may be due.
 
     To ask an optimizer is to wait for the device, and on JAX to bring the whole model up to date. So the counter keeps
     an upper bound, what it has read last plus the batches since, and asks only when that reaches what the callback
@@ -38,7 +38,7 @@ class Counter:
         self.forget()
 
     def forget(self) -> None:
-        """Reset at the start of a fit that does not continue an earlier one."""
+        """Reset the counter at the start of a fit that does not continue an earlier one."""
         self.begun: int | None = None
         self._batches = 0  # of the fit
         self._own = False  # whether batches are counted here, since the optimizer does nothing
@@ -48,7 +48,7 @@ class Counter:
         self._place, self._first = -1, True
 
     def now(self) -> int:
-        """The current count."""
+        """Return the current count."""
         optimizer = None if self._own else self._optimizer()
         if optimizer is None:
             return (self.begun or 0) + self._batches
@@ -59,7 +59,7 @@ class Counter:
         return value
 
     def planned(self, epoch: int) -> int | None:
-        """The number of steps the fit plans from an epoch on; None if unknown."""
+        """Return the number of steps planned from an epoch onward, or None if it is unknown."""
         params, optimizer = self._callback.params or {}, self._optimizer()
         if not params.get("steps") or not params.get("epochs"):
             return None
@@ -67,7 +67,7 @@ class Counter:
         return int(params["steps"] * (params["epochs"] - epoch) // per_step)
 
     def begin_epoch(self) -> int:
-        """An epoch begins: return the current count."""
+        """Record the start of an epoch and return the current count."""
         self._place, optimizer = -1, self._optimizer()
         if optimizer is not None:
             self._accumulated = 1 if self._of_batches else batches_per_step(optimizer)
@@ -81,7 +81,7 @@ class Counter:
         return self.now()
 
     def after_batch(self, batch: int, due: int | None) -> int | None:
-        """A batch has ended: return the count if it may have reached `due`, else None.
+        """Record the end of a batch; return the count if it may have reached `due`, else None.
 
         Args:
             batch: its index within the epoch, from 0; with `steps_per_execution`, that of the last of several.
@@ -101,12 +101,12 @@ class Counter:
         return self.now() if reached else None
 
     def end_epoch(self) -> int:
-        """An epoch has ended: return the current count."""
+        """Record the end of an epoch and return the current count."""
         self._check(self._optimizer())
         return self.now()
 
     def get_state(self) -> list[float]:
-        """The counts to keep in a backup."""
+        """Return the counts to keep in a backup."""
         return [-1 if self.begun is None else self.begun, self._batches, self._own, *self._acted]
 
     def set_state(self, state: Any) -> None:
@@ -120,11 +120,11 @@ class Counter:
         return self._given if self._given is not None else getattr(self._callback.model, "optimizer", None)
 
     def _groups(self) -> int:
-        """How many groups of batches, one optimizer step each, may have completed since the last check."""
+        """Return how many groups of batches, each one optimizer step, may have completed since the last check."""
         return -(-self._since // self._accumulated)
 
     def _check(self, optimizer: Any) -> None:
-        """Switch to counting batches if there is no optimizer, or if it has taken no step since the fit began."""
+        """Switch to counting batches if there is no optimizer, or if it has taken no steps since the fit began."""
         idle = optimizer is None or (self._batches > 0 and has_acted(optimizer) == self._acted)
         if idle and not self._own:
             self._own = True

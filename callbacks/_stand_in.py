@@ -1,4 +1,4 @@
-"""Callbacks that train something else in the place of weights, by an optimizer that stands in for the model's own."""
+"""Callbacks that train other parameters in place of the weights, with an optimizer that replaces the model's own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .take_snapshot import TakeSnapshot
 
 
 class Standing:
-    """A `StandIn` in the place of a model's own optimizer, until the fit of a callback ends.
+    """A `StandIn` that replaces a model's own optimizer until the callback's fit ends.
 
     Keras tells no callback that a fit was interrupted. But a step that raises passes through the train function, which
     gives the model its own optimizer back. And each fit, and each `train_on_batch`, asks the model for its train
@@ -35,7 +35,7 @@ class Standing:
 
     @classmethod
     def begin(cls, callback: Any, model: Any, make: Callable[[Any, list[Any], list[Any]], StandIn]) -> Self:
-        """Put a new optimizer in place, before Keras makes the train function of the callback's fit."""
+        """Install a new optimizer before Keras builds the train function of the callback's fit."""
         cls.end(model)
         held = [weight.variable for weight in masked_weights(model) if weight.trainable]
         name = type(callback).__name__
@@ -73,7 +73,7 @@ class Standing:
         return standing
 
     def _guard(self, model: Any) -> None:
-        """Let the optimizer step in the model's train function alone, and end with a step that raises."""
+        """Let the optimizer step only inside the model's train function, and remove it if a step raises."""
         steps, owner, optimizer, end = model.train_function, weakref.ref(model), self.optimizer, self.end
         if getattr(steps, "guarded", False):
             return
@@ -91,7 +91,7 @@ class Standing:
 
     @staticmethod
     def end(model: Any) -> None:
-        """Give the model its own optimizer back, unless it has been compiled anew; nothing if it has it."""
+        """Restore the own optimizer of the model, unless it is in place already or the model was compiled again."""
         standing = getattr(vars(model).get("make_train_function"), "standing", None)
         if standing is not None:
             object.__delattr__(model, "make_train_function")
@@ -102,16 +102,16 @@ class Standing:
         forget_traces(library_of(model).all_layers(model))  # of a `train_step` that is a `tf.function`
 
     def holds(self, model: Any) -> bool:
-        """Whether the model's optimizer is this one."""
+        """Return whether the model's optimizer is this stand-in."""
         return model.optimizer is self.optimizer
 
     def variables(self) -> list[Any]:
-        """All that the fit trains besides weights: parameters, their optimizer's state; and the own optimizer's."""
+        """Return the trained parameters, the state of their optimizer, and that of the model's own optimizer."""
         return [*self.optimizer.variables, *all_variables(self.optimizer.own())]
 
 
 class StandInCallback(MaskingCallback):
-    """A callback that trains parameters in the place of the masked weights, in `model.fit` of one optimizer."""
+    """A callback that trains parameters in place of the masked weights, in `model.fit` with a single optimizer."""
 
     prunes = "during"
 
@@ -120,7 +120,7 @@ class StandInCallback(MaskingCallback):
         self._standing: Standing | None = None
 
     def make_stand_in(self, own: Any, variables: list[Any], held: list[Any]) -> StandIn:
-        """The optimizer of a fit; its arguments are those of `StandIn`."""
+        """Return the optimizer for a fit; the arguments are those of `StandIn`."""
         raise NotImplementedError
 
     def set_model(self, model: Any) -> None:
@@ -184,11 +184,11 @@ class StandInCallback(MaskingCallback):
             Standing.end(self.model)
 
     def _weights(self) -> list[MaskedWeight]:
-        """The masked weights in whose place parameters train."""
+        """Return the masked weights that the trained parameters stand in for."""
         return [weight for weight in masked_weights(self.model) if weight.trainable]
 
     def _parameters(self, weight: MaskedWeight) -> list[Any]:
-        """The variables that train in a weight's place."""
+        """Return the variables that are trained in place of a weight."""
         if self._standing is None or not self._standing.holds(self.model):
             raise RuntimeError(
                 f"The optimizer of {type(self).__name__} is no longer the model's, so it cannot train: do not call "
@@ -197,12 +197,12 @@ class StandInCallback(MaskingCallback):
         return self._standing.optimizer.parameters(weight.variable)
 
     def get_trained(self) -> dict[str, np.ndarray]:
-        """All that the fit has trained besides weights, for a backup."""
+        """Return everything other than weights that the fit has trained, for a backup."""
         trained = [] if self._standing is None else self._standing.variables()
         return {str(i): to_numpy(v) for i, v in enumerate(trained)}
 
     def set_trained(self, values: dict[str, np.ndarray]) -> None:
-        """Restore what `get_trained` returned; ValueError if it belongs to another model or optimizer."""
+        """Restore what `get_trained` returned; raise ValueError if it belongs to another model or optimizer."""
         trained = [] if self._standing is None else self._standing.variables()
         found = [values.get(str(i)) for i in range(len(trained))]
         for v, value in zip(trained, found, strict=True):

@@ -19,7 +19,7 @@ _MOST_PROGRESS = 2**20
 
 
 class SnapshotTaker:
-    """Takes a snapshot of a callback's model at one point of its fit.
+    """Helper that takes a snapshot of a callback's model at one point in its fit.
 
     Args:
         callback: whose fit it is; the model is taken from it.
@@ -49,13 +49,13 @@ class SnapshotTaker:
         self.forget()
 
     def forget(self) -> None:
-        """Reset at the start of a fit that continues nothing."""
+        """Reset the taker at the start of a fit that does not continue an earlier one."""
         self.snapshot: Snapshot | None = None
         self._counter.forget()
 
     @property
     def begun(self) -> bool:
-        """Whether a fit has begun its first epoch, or the loaded state belongs to one that had."""
+        """Whether the first epoch has begun, either in this fit or in the one whose state was loaded."""
         return self._counter.begun is not None
 
     @property
@@ -63,18 +63,18 @@ class SnapshotTaker:
         return self._epochs or (self._callback.params or {}).get("epochs") or 1
 
     def first_epoch(self) -> int:
-        """The number of whole epochs before the point, in the fit that began last."""
+        """Return the number of whole epochs before the point in the most recent fit."""
         return self.point.in_epochs(self.epochs, self._batches_per_epoch, self._batches_per_step)
 
     def check_fit(self) -> None:
-        """Raises ValueError if the point does not lie within the fit that is about to begin."""
+        """Raise ValueError if the point does not lie within the fit that is about to begin."""
         self._batches_per_epoch = (self._callback.params or {}).get("steps")
         optimizer = self.optimizer if self.optimizer is not None else self._callback.model.optimizer
         self._batches_per_step = 1 if optimizer is None else batches_per_step(optimizer)
         self.due = self.point.in_batches(self.epochs, self._batches_per_epoch, self._batches_per_step)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Raises ValueError, with the model unchanged, if the fit starts too late to reach the point."""
+        """Begin an epoch; raise ValueError, with the model unchanged, if the fit starts too late to reach the point."""
         left = self.epochs - epoch
         if not self.begun and self.due and self.due >= left * (self._batches_per_epoch or 0):
             with self._callback.undone():
@@ -100,7 +100,7 @@ class SnapshotTaker:
             self._took()
 
     def get_state(self, **progress: Any) -> dict[str, np.ndarray]:
-        """The state to keep in a backup, with further JSON-serializable values."""
+        """Return the state to keep in a backup, along with further JSON-serializable values."""
         known = json.dumps({"counter": self._counter.get_state(), **progress})
         arrays = {} if self.snapshot is None else self.snapshot.to_arrays()
         return {"progress": np.frombuffer(known.encode(), np.uint8), **arrays}
@@ -116,7 +116,7 @@ class SnapshotTaker:
 
 
 def progress_of(state: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The extra values that were passed to `SnapshotTaker.get_state`."""
+    """Return the JSON-serializable values in a state that `SnapshotTaker.get_state` returned."""
     written = state["progress"]
     if written.nbytes > _MOST_PROGRESS:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Shared by callbacks that change masks at steps of their own: when they are asked to update."""
+"""Base class of the callbacks that update the masks at steps of their own choosing."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class UpdatingCallback(MaskingCallback):
         self._counter = Counter(self, optimizer)
 
     def next_due(self) -> int | None:
-        """The step of the next update; None if there is none."""
+        """Return the step of the next update, or None if there is none."""
         raise NotImplementedError
 
     def plan(self, taken: int, epoch: int) -> None:
-        """An epoch begins at this step: work out when updates are due."""
+        """Work out when updates are due, given that an epoch begins at this step."""
         raise NotImplementedError
 
     def update(self, taken: int) -> None:

@@ -1,4 +1,4 @@
-"""ACDC: train dense and sparse in turn, so that what was pruned gets another chance, and end sparse."""
+"""ACDC: alternate dense and sparse training to give pruned weights another chance, and end with a sparse network."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class ACDC(UpdatingCallback):
         self._begin()
 
     def _begin(self) -> None:
-        """Forget an earlier fit."""
+        """Clear the state of an earlier fit."""
         self._counter.forget()
         self.switches: tuple[int, ...] = ()
         self._passed, self._taken = 0, 0
@@ -122,7 +122,7 @@ class ACDC(UpdatingCallback):
         return due is not None and left is not None and due <= self._taken + left
 
     def update(self, taken: int) -> None:
-        """Prune or open all masks if a switch has come due; the last one of several that have passed at once."""
+        """Prune or open all masks if a switch is due; if several are overdue, perform only the last one."""
         passed, self._taken = bisect_right(self.switches, taken), taken
         if passed == self._passed:
             return

@@ -1,4 +1,4 @@
-"""ADMM: a penalty draws the weights toward a sparse network before they are pruned, in rounds of rising sparsity."""
+"""ADMM: prune in rounds of increasing sparsity, each after a penalty has drawn the weights toward a sparse network."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class ADMM(UpdatingCallback):
         self._begin()
 
     def _begin(self) -> None:
-        """Forget an earlier fit."""
+        """Clear the state of an earlier fit."""
         self._counter.forget()
         self.pruner.forget()
         self.residuals: tuple[float, ...] = ()
@@ -148,7 +148,7 @@ class ADMM(UpdatingCallback):
         return left is not None and any(step <= self._taken + left for step in self._steps[self._passed :])
 
     def update(self, taken: int) -> None:
-        """Start rounds, update Z and U, and prune: all that has come due, in its order."""
+        """Start rounds, update Z and U, and prune, performing all actions that are due in order."""
         self._taken = taken
         while (due := self.next_due()) is not None and due <= taken:
             number, place = divmod(self._passed, self.updates + 1)
@@ -179,7 +179,7 @@ class ADMM(UpdatingCallback):
             put(own.strength, np.asarray(self.rho if self._targets else 0, own.strength.dtype))
 
     def _sparsity(self, number: int) -> float | dict[str, float]:
-        """The sparsity of a round, from 1."""
+        """Return the sparsity of a round; rounds are numbered from 1."""
 
         def risen(sparsity: float) -> float:
             return sparsity if number == self.rounds else 1 - (1 - sparsity) ** (number / self.rounds)
@@ -189,7 +189,7 @@ class ADMM(UpdatingCallback):
         return risen(self.sparsity)
 
     def _squares(self, context: Context) -> Scores:
-        """(W + U)^2: keeping the highest is the nearest sparse network to W + U."""
+        """Return (W + U)^2 as scores: keeping the highest gives the sparse network nearest to W + U."""
         values = {weight.path: value for weight, value in context.values()}
         return {w.path: np.square(values[w.path] + u, dtype=np.float64) for w, u in self._with_duals(context.weights)}
 
@@ -232,7 +232,7 @@ class ADMM(UpdatingCallback):
 
 
 def _residual(weights: list[MaskedWeight], masks: dict[str, np.ndarray]) -> float:
-    """||W - Z|| / ||W||, where Z is W under the masks; 0 if W is 0."""
+    """Return ||W - Z|| / ||W||, where Z is W under the masks, or 0 if W is 0."""
     values = [(weight.value().astype(np.float64), masks[weight.path]) for weight in weights]
     lost, whole = sum(np.sum(v[~kept] ** 2) for v, kept in values), sum(np.sum(v**2) for v, _ in values)
     return float(math.sqrt(lost / whole)) if whole else 0.0

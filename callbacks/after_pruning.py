@@ -1,4 +1,4 @@
-"""AfterPruning: track the best epoch among those with the final masks, for EarlyStopping and ModelCheckpoint."""
+"""AfterPruning: limit EarlyStopping and ModelCheckpoint to the epochs that have the final masks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .base import Callback
 
 
 class AfterPruning(Callback):
-    """Make a callback that tracks the best epoch consider only the epochs from the last pruning step on.
+    """Limit a callback that tracks the best epoch to the epochs from the last pruning step onward.
 
     The best of a fit that prunes is often an epoch from before, with a denser network: that is what
     `ModelCheckpoint(save_best_only=True)` saves and `EarlyStopping(restore_best_weights=True)` brings back. Inside of

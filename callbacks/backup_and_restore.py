@@ -1,4 +1,4 @@
-"""BackupAndRestore: a backup of a fit that survives a kill at any moment."""
+"""BackupAndRestore: backups that let a fit resume after being killed at any moment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .base import MaskingCallback
 
 
 class BackupAndRestore(MaskingCallback):
-    """Save everything a fit needs at the end of each epoch, and resume from there when the fit is restarted.
+    """Save everything needed to resume a fit after each epoch, and resume from there when the fit is restarted.
 
     What `keras.callbacks.BackupAndRestore` is for Keras 3, but in one file, written whole or not at all: weights,
     optimizer, seed generators, masks, and the state of kprune's callbacks in this fit. (Keras's writes weights and
@@ -139,7 +139,7 @@ class BackupAndRestore(MaskingCallback):
 
     @contextmanager
     def _of_this_fit(self) -> Iterator[None]:
-        """Context in which an error about the backup's contents becomes a ValueError that names the file."""
+        """Turn any error about the backup's contents into a ValueError that names the file."""
         try:
             yield
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Base of the pruning callbacks: masks exist before the first step, and the optimizer leaves zeros alone."""
+"""Base classes of the pruning callbacks, which add masks before the first step and keep pruned weights at zero."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ._config import Configured
 
 
 class Callback(Configured, keras.callbacks.Callback):
-    """A Keras 3 callback that tf_keras's `fit` accepts, too.
+    """A Keras 3 callback that the `fit` method of tf_keras also accepts.
 
     tf_keras asks its callbacks a few questions by private names (checked with tf_keras 2.21): which batch hooks they
     have, and whether they want logs as tensors.
@@ -42,7 +42,7 @@ class Callback(Configured, keras.callbacks.Callback):
 
 
 class MaskingCallback(Callback):
-    """Base of the callbacks that prune: masks the model first if it has no masks.
+    """Base class of the callbacks that prune, which first mask a model that has no masks.
 
     `set_model` runs before the trainer makes its compiled functions, so the masks cost no retracing. `evaluate` and
     `predict` call it too; they leave a model without the masks that it did not have before.
@@ -107,7 +107,7 @@ class MaskingCallback(Callback):
         self._carrier = carry(self.model, self, params, self._carrier.undo)
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """The callback's state beyond weights and masks, for a backup."""
+        """Return the callback's state other than weights and masks, for a backup."""
         return {}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
@@ -115,10 +115,10 @@ class MaskingCallback(Callback):
         self._restored = True
 
     def check_fit(self) -> None:
-        """Raise an error if this fit is not possible; must not change the model."""
+        """Raise an error if this fit is not possible, without changing the model."""
 
     def prunes_after(self, epoch: int) -> bool:
-        """Whether the fit is known to change masks after this epoch."""
+        """Return whether the fit is known to change masks after this epoch."""
         return False
 
     def cancel_fit(self) -> None:
@@ -126,7 +126,7 @@ class MaskingCallback(Callback):
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Context in which an exception, while the fit begins, restores the model bit for bit."""
+        """Restore the model bit for bit if an exception occurs while the fit begins."""
         with self._carrier.undone():
             yield
 

@@ -1,4 +1,4 @@
-"""DropBack: only the weights that training has moved most keep their values, all others stay at their initial ones."""
+"""DropBack: train only the weights that move most, and keep all others at their initial values."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class DropBack(UpdatingCallback):
         self._begin()
 
     def _begin(self) -> None:
-        """Forget an earlier fit."""
+        """Clear the state of an earlier fit."""
         self._counter.forget()
         self.pruner.forget()
         self.initial = InitialWeights()
@@ -132,7 +132,7 @@ class DropBack(UpdatingCallback):
         return self.closes is not None and not self._closed()
 
     def update(self, taken: int) -> None:
-        """Reset what has not moved far, if a step was taken; mask it when its initial values have faded."""
+        """Reset the weights that have moved least if a step was taken; mask them once the initial values have faded."""
         if self._at is None or taken == self._at or self._closed():
             return
         masks = self.pruner.masks(self.model, self.sparsity)
@@ -174,12 +174,12 @@ class DropBack(UpdatingCallback):
         return self.closes is not None and self._at is not None and self._at >= self.closes
 
     def _resets(self, weights: list[Any]) -> list[tuple[Any, np.ndarray]]:
-        """Each weight with the values that its untracked entries have after the last update."""
+        """Return each weight with the values that its untracked entries have after the last update."""
         left = self.decay ** ((self._at or 0) - (self._counter.begun or 0))
         first = self.initial.of(weights)
         return [(weight, first[weight.path] * np.asarray(left, first[weight.path].dtype)) for weight in weights]
 
     def _moved(self, context: Context) -> Scores:
-        """How far training has moved each entry from the value that it would be reset to."""
+        """Return how far training has moved each entry from the value that it would be reset to."""
         values = {weight.path: value for weight, value in context.values()}
         return {weight.path: np.abs(values[weight.path] - reset) for weight, reset in self._resets(context.weights)}

@@ -1,4 +1,4 @@
-"""DynamicSparseTraining: sparse from the start, with connections that move during training."""
+"""DynamicSparseTraining: train a network that is sparse from the start, with connections that move."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ._updating import UpdatingCallback
 
 
 class DynamicSparseTraining(UpdatingCallback):
-    """Train a sparse network whose connections move: the smallest weights are dropped, others grow in their place.
+    """Train a sparse network whose connections move: the smallest weights are dropped and others grow instead.
 
     Before the first step the network is made sparse at random, unless it is so already. Every `frequency` steps, until
     `stop`, each weight drops the share of its entries that are smallest, and grows as many elsewhere, from 0: its
@@ -118,7 +118,7 @@ class DynamicSparseTraining(UpdatingCallback):
         return self.start.channels
 
     def _begin(self) -> None:
-        """Forget an earlier fit."""
+        """Clear the state of an earlier fit."""
         self._counter.forget()
         self.updates, self._gradients, self._compiled = 0, 0, Compiled()
         if self.momentum is not None:
@@ -146,7 +146,7 @@ class DynamicSparseTraining(UpdatingCallback):
         return None if self._end is not None and due > self._end else (self._counter.begun or 0) + due
 
     def update(self, taken: int) -> None:
-        """Move weights if an update is due; if several are overdue, only the last one is made."""
+        """Move connections if an update is due; if several are overdue, perform only the last one."""
         begun, end = self._counter.begun or 0, self._end or 0
         last, noted = (min(taken - begun, end) // every for every in (self.frequency, self.gradient_frequency))
         if self.momentum is not None and (noted > self._gradients or last > self.updates):
@@ -190,7 +190,7 @@ class DynamicSparseTraining(UpdatingCallback):
             self.momentum.set_state(held["momentum"])
 
     def _n_keep(self, step: int) -> dict[str, int]:
-        """path -> number of entries that each weight keeps from this step on."""
+        """Map the path of each weight to the number of entries that it keeps from this step onward."""
         weights = masked_weights(self.model)
         if isinstance(self.schedule, Constant) and self.initial_sparsity is None:
             return {weight.path: int(weight.kept().sum()) for weight in weights}

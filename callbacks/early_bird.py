@@ -23,7 +23,7 @@ from .base import MaskingCallback
 
 
 class EarlyBird(MaskingCallback):
-    """Draw the masks that pruning would give after each epoch; prune once they settle (arXiv:1909.11957).
+    """Compute the masks that pruning would produce after each epoch, and prune once they settle (arXiv:1909.11957).
 
     Of the last `patience` masks, the newest is compared with each other one: when there are so many and the largest
     distance (`kprune.analysis.mask_distance`: the fraction of entries that differ) is below `threshold`, the newest
@@ -86,7 +86,7 @@ class EarlyBird(MaskingCallback):
         self._begin()
 
     def _begin(self) -> None:
-        """Forget an earlier fit."""
+        """Clear the state of an earlier fit."""
         self.settled_at: int | None = None
         self._masks: list[Masks] = []
         self._drawn = -1  # the last epoch at whose end masks were drawn

@@ -111,7 +111,7 @@ class GradualPruning(UpdatingCallback):
         self._begin()
 
     def _begin(self) -> None:
-        """Forget an earlier fit."""
+        """Clear the state of an earlier fit."""
         self._counter.forget()
         self._updated_at: int | None = None
         self._next: int | None = None
@@ -209,7 +209,7 @@ class GradualPruning(UpdatingCallback):
         return False
 
     def _warn_of_steps_not_reached(self, end: int, how: str) -> bool:
-        """Whether the schedule continues after the fit's last step; logs a warning if so."""
+        """Return whether the schedule continues after the fit's last step, and log a warning if so."""
         short = {} if self.schedule is None else self.schedule.members()
         short = {expression: schedule for expression, schedule in short.items() if end < schedule.end_step}
         for expression, schedule in short.items():

@@ -25,7 +25,7 @@ from .base import MaskingCallback
 
 
 class LotteryTicket(MaskingCallback):
-    """Train, prune a fraction of the remaining weights, rewind, and repeat: `levels` times, in one `model.fit`.
+    """Train, prune a fraction of the remaining weights, and rewind, `levels` times in one `model.fit`.
 
     Level 0 trains the model as it is for `epochs_per_level` epochs. A later level begins where the rewind point lies:
     rewound to epoch e, it trains the epochs from e to `epochs_per_level`; `total_epochs` counts them all. Pruning and
@@ -116,7 +116,7 @@ class LotteryTicket(MaskingCallback):
         self._begin()
 
     def _begin(self) -> None:
-        """Forget an earlier fit."""
+        """Clear the state of an earlier fit."""
         self._taker.forget()
         self.lottery.pruner.forget()
         self.ticket: Ticket | None = None
@@ -132,7 +132,7 @@ class LotteryTicket(MaskingCallback):
         return [] if self._state is None else self._state.results
 
     def total_epochs(self, steps_per_epoch: float | None = None) -> int:
-        """The number of epochs to pass to `fit`.
+        """Return the number of epochs to pass to `fit`.
 
         Args:
             steps_per_epoch: needed if `rewind_to` is a number of steps that lies after the first epoch (if it is
@@ -147,7 +147,7 @@ class LotteryTicket(MaskingCallback):
         return self._total(self.lottery.point.in_epochs(self.epochs_per_level, steps_per_epoch))
 
     def fit_kwargs(self, steps_per_epoch: float | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-        """The arguments to pass to `fit` besides the data: epochs, this callback, and batches in their own order.
+        """Return the arguments to pass to `fit` besides the data: `epochs`, `shuffle=False` and `callbacks`.
 
         Args:
             steps_per_epoch: as in `total_epochs`.
@@ -160,7 +160,7 @@ class LotteryTicket(MaskingCallback):
         return {"epochs": self.total_epochs(steps_per_epoch), "shuffle": False, "callbacks": [self, *callbacks]}
 
     def within_level(self, schedule: Callable[..., float]) -> Callable[..., float]:
-        """A schedule for `LearningRateScheduler` that restarts at the rewind point in each level.
+        """Return a schedule for `LearningRateScheduler` that restarts at the rewind point in each level.
 
         Args:
             schedule: epoch, or epoch and learning rate -> learning rate, as Keras takes it.
@@ -268,7 +268,7 @@ class LotteryTicket(MaskingCallback):
         self._ended = epoch + 1
 
     def _catch_up(self, epochs: int) -> None:
-        """Record an epoch that a backup saw end before this callback did, because the backup is listed first."""
+        """Record an epoch that a backup saved before this callback did, because the backup is listed first."""
         if self._restored and self._ended < epochs:
             self._note(epochs - 1, {"level": self._place(epochs - 1)[0], "sparsity": self._sparsity()})
 
@@ -322,7 +322,7 @@ class LotteryTicket(MaskingCallback):
         return self.epochs_per_level + self.lottery.levels * (self.epochs_per_level - first)
 
     def _place(self, epoch: int) -> tuple[int, int]:
-        """The level an epoch of the fit belongs to, and its number within that level's training."""
+        """Return the level that an epoch of the fit belongs to, and the epoch's number within that level."""
         if epoch < self.epochs_per_level:
             return 0, epoch
         first = self._taker.first_epoch()

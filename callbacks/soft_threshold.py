@@ -1,4 +1,4 @@
-"""STR: the thresholds below which weights are 0 are learned, one for each weight tensor."""
+"""STR: learn one threshold per weight tensor, below which weights are 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ._updating import UpdatingCallback
 
 
 class STR(StandInCallback, UpdatingCallback):
-    """Soft threshold reparameterization (arXiv:2002.03231): the loss learns how sparse each weight tensor is.
+    """Soft threshold reparameterization (arXiv:2002.03231), which learns how sparse each weight tensor should be.
 
     In place of each masked weight w the fit trains a latent v, which is w at first, and one number s:
 
@@ -78,7 +78,7 @@ class STR(StandInCallback, UpdatingCallback):
         self._begin()
 
     def _begin(self) -> None:
-        """Forget an earlier fit."""
+        """Clear the state of an earlier fit."""
         self._counter.forget()
         self.thresholds: dict[str, float] = {}
         self._counted: int | None = None  # the step at which zeros were counted last
@@ -101,7 +101,7 @@ class STR(StandInCallback, UpdatingCallback):
                 self._begin()
 
     def plan(self, taken: int, epoch: int) -> None:
-        """Counts come every so many steps, however long the fit is."""
+        """Note that the fit has begun; zeros are counted every `frequency` steps, however long it is."""
         self._reached = bool(self._reached)
 
     def prunes_after(self, epoch: int) -> bool:
@@ -114,7 +114,7 @@ class STR(StandInCallback, UpdatingCallback):
         return begun if self._counted is None else self._counted + self.frequency
 
     def update(self, taken: int) -> None:
-        """Count the zeros if that has come due; once, where several counts have passed."""
+        """Count the zeros if a count is due; if several are overdue, count only once."""
         due = self.next_due()
         if due is None or taken < due:
             return
@@ -124,13 +124,13 @@ class STR(StandInCallback, UpdatingCallback):
             self._close()
 
     def _zeros(self) -> float:
-        """The share of entries that are not above their thresholds, in weights that may have no masks yet."""
+        """Return the fraction of entries that do not exceed their thresholds, computed without the masks."""
         weights = masked_weights(self.model)
         below = [np.abs(to_numpy(self._parameters(w)[0]).astype("float64")) <= self._threshold(w) for w in weights]
         return sum(int(np.count_nonzero(one)) for one in below) / sum(weight.size for weight in weights)
 
     def _close(self) -> None:
-        """Mask all but the entries that lie highest above their thresholds, which stand still from here on.
+        """Mask all but the entries that exceed their thresholds most, and freeze the thresholds.
 
         A threshold that has come above an entry that is kept goes back, to just below the smallest one.
         """
@@ -162,7 +162,7 @@ class STR(StandInCallback, UpdatingCallback):
         return float(1 / (1 + np.exp(-to_numpy(self._parameters(weight)[1]).astype("float64"))))
 
     def _margins(self, context: Context) -> Scores:
-        """|v| - sigmoid(s): the highest are kept."""
+        """Return |v| - sigmoid(s) as scores, of which the highest are kept."""
         return {
             w.path: np.abs(to_numpy(self._parameters(w)[0]).astype("float64")) - self._threshold(w)
             for w in context.weights

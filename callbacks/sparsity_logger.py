@@ -1,4 +1,4 @@
-"""SparsityLogger: the state of the masks, epoch by epoch."""
+"""SparsityLogger: report the model's sparsity after each epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supermask: train which weights to keep, and not the weights."""
+"""Supermask: train which weights to keep, rather than the weights themselves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ._updating import UpdatingCallback
 
 
 class Supermask(StandInCallback, UpdatingCallback):
-    """Train the masks over weights that stay as they are, bit for bit.
+    """Train the masks while the weights themselves stay unchanged, bit for bit.
 
     Each entry w of a masked weight has a score s; the layer reads where(mask, w, 0). In place of the weights the fit
     trains the scores, by the straight-through gradient:
@@ -113,7 +113,7 @@ class Supermask(StandInCallback, UpdatingCallback):
                 self._begin()
 
     def _begin(self) -> None:
-        """Start from the scores that an earlier fit of this model has left, or from fresh ones."""
+        """Start from the scores of an earlier fit of this model, or from fresh ones."""
         self._counter.forget()
         self._updated_at = None
         weights = self._weights()
@@ -134,14 +134,14 @@ class Supermask(StandInCallback, UpdatingCallback):
         return np.random.default_rng([self.seed, i]).uniform(-bound, bound, weight.shape)
 
     def plan(self, taken: int, epoch: int) -> None:
-        """Updates come every so many steps, however long the fit is."""
+        """Do nothing, because updates come every `frequency` steps, however long the fit is."""
 
     def next_due(self) -> int:
         begun = self._counter.begun or 0
         return begun if self._updated_at is None else self._updated_at + self.frequency
 
     def update(self, taken: int) -> None:
-        """Draw the masks anew if that has come due; once, where several updates have passed."""
+        """Redraw the masks if an update is due; if several are overdue, redraw only once."""
         begun = self._counter.begun or 0
         step = begun + (taken - begun) // self.frequency * self.frequency
         if step != self._updated_at:
@@ -155,7 +155,7 @@ class Supermask(StandInCallback, UpdatingCallback):
         super().on_train_end(logs)
 
     def _score(self, weight: MaskedWeight) -> Any:
-        """The variable that holds a weight's scores."""
+        """Return the variable that contains a weight's scores."""
         return self._parameters(weight)[0]
 
     def _scores(self, context: Context) -> Scores:
@@ -163,7 +163,7 @@ class Supermask(StandInCallback, UpdatingCallback):
         return {w.path: to_numpy(self._score(w)) if w.path in scored else w.seen() for w in context.weights}
 
     def _set(self, step: int | None) -> None:
-        """Set the masks by the scores as they are now, at this step; at the end of the fit (None) without chance."""
+        """Set the masks from the current scores; at the end of the fit (`step` is None), draw nothing at random."""
         set_masks(self.model, self._masks(step), self.optimizer)
 
     def _masks(self, step: int | None) -> Masks:

@@ -1,4 +1,4 @@
-"""SynFlow's R as a term of the training loss: the network's synaptic flow falls while it trains."""
+"""SynFlow penalty: a term of the training loss that reduces the network's synaptic flow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .admm import ADMM
 
 
 class SynFlowPenalty(UpdatingCallback):
-    """Add strength * log R to the training loss: R is SynFlow's synaptic flow, at an all-ones input (arXiv:2006.05467).
+    """Add strength * log R to the training loss, where R is the synaptic flow of an all-ones input (arXiv:2006.05467).
 
     R, the sum of the outputs of the network of absolute weights, is the sum over all paths of the product of their
     weights, so the penalty shrinks each weight by its share of the flow: of a weight w
@@ -67,7 +67,7 @@ class SynFlowPenalty(UpdatingCallback):
         self._begin()
 
     def _begin(self) -> None:
-        """Forget an earlier fit."""
+        """Clear the state of an earlier fit."""
         self._counter.forget()
         self.log_flow: float | None = None
         self._at: int | None = None  # the step of the last gradient
@@ -96,14 +96,14 @@ class SynFlowPenalty(UpdatingCallback):
         unpull(self.model)
 
     def plan(self, taken: int, epoch: int) -> None:
-        """Gradients come every so many steps, however long the fit is."""
+        """Put a restored gradient in place; new ones come every `frequency` steps, however long the fit is."""
         self._put()  # of a backup
 
     def next_due(self) -> int:
         return (self._counter.begun or 0) if self._at is None else self._at + self.frequency
 
     def update(self, taken: int) -> None:
-        """Compute the gradient if that has come due; once, where several have passed."""
+        """Compute the gradient if it is due; if several are overdue, compute only one."""
         if taken >= self.next_due():
             begun = self._counter.begun or 0
             self._at = begun + (taken - begun) // self.frequency * self.frequency

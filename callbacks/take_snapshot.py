@@ -1,4 +1,4 @@
-"""TakeSnapshot: save the model at one point of its training, to rewind to later."""
+"""TakeSnapshot: save the model at one point in its training, in order to rewind to it later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared by the reference networks: checked arguments and named layers, for either Keras."""
+"""Argument checks and named layers shared by the reference networks, for Keras 3 and tf_keras."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Network:
         self.input = library.Input(shape=tuple(int(size) for size in input_shape), name="input")
 
     def units(self, count: int) -> int:
-        """Return `count` times the width, rounded, at least 1."""
+        """Return `count` times the width, rounded to an integer and at least 1."""
         return max(1, round(count * self._width))
 
     def conv(
@@ -167,11 +167,11 @@ class Network:
         return self._library.layers.MaxPooling2D(size, strides=2, name=name, **self._format)(x)
 
     def global_pool(self, x: Any) -> Any:
-        """Add the average over all pixels, whatever the map's size."""
+        """Add average pooling over all pixels, for maps of any size."""
         return self._library.layers.GlobalAveragePooling2D(name="pool", **self._format)(x)
 
     def flatten(self, x: Any) -> Any:
-        """Add a layer that makes a map one vector."""
+        """Add a layer that flattens a map into a vector."""
         return self._library.layers.Flatten(name="flatten", **self._format)(x)
 
     def dense(self, x: Any, units: int, *, name: str) -> Any:

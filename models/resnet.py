@@ -1,4 +1,4 @@
-"""ResNets (arXiv:1512.03385): the narrow ones for CIFAR, and those for ImageNet with a stem for either.
+"""ResNets (arXiv:1512.03385): narrow ones for CIFAR, and ImageNet ones with a stem for either data set.
 
 Every shortcut that changes the map or the channels is a 1x1 convolution with batch normalization. It is
 prunable, and counted in the numbers below. (The paper's own CIFAR networks have no weights there; those of
@@ -67,7 +67,7 @@ def _for_imagenet(depth: int, stem: str, input_shape: Shape, classes: int, width
 
 
 def resnet_20(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
-    """ResNet-20 for CIFAR (arXiv:1512.03385): three stages of 3 basic blocks; 16, 32 and 64 channels.
+    """ResNet-20 for CIFAR (arXiv:1512.03385): three stages of 3 basic blocks with 16, 32 and 64 channels.
 
     With its two 1x1 shortcut convolutions it has 270,896 prunable weights by default.
 
@@ -92,7 +92,7 @@ def resnet_20(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float 
 
 
 def resnet_32(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
-    """ResNet-32 for CIFAR (arXiv:1512.03385): three stages of 5 basic blocks; 16, 32 and 64 channels.
+    """ResNet-32 for CIFAR (arXiv:1512.03385): three stages of 5 basic blocks with 16, 32 and 64 channels.
 
     With its two 1x1 shortcut convolutions it has 464,432 prunable weights by default.
 
@@ -117,7 +117,7 @@ def resnet_32(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float 
 
 
 def resnet_44(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
-    """ResNet-44 for CIFAR (arXiv:1512.03385): three stages of 7 basic blocks; 16, 32 and 64 channels.
+    """ResNet-44 for CIFAR (arXiv:1512.03385): three stages of 7 basic blocks with 16, 32 and 64 channels.
 
     With its two 1x1 shortcut convolutions it has 657,968 prunable weights by default.
 
@@ -142,7 +142,7 @@ def resnet_44(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float 
 
 
 def resnet_56(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
-    """ResNet-56 for CIFAR (arXiv:1512.03385): three stages of 9 basic blocks; 16, 32 and 64 channels.
+    """ResNet-56 for CIFAR (arXiv:1512.03385): three stages of 9 basic blocks with 16, 32 and 64 channels.
 
     With its two 1x1 shortcut convolutions it has 851,504 prunable weights by default.
 
@@ -167,7 +167,7 @@ def resnet_56(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float 
 
 
 def resnet_110(input_shape: Shape = (32, 32, 3), classes: int = 10, width: float = 1.0, *, library: Any = None) -> Any:
-    """ResNet-110 for CIFAR (arXiv:1512.03385): three stages of 18 basic blocks; 16, 32 and 64 channels.
+    """ResNet-110 for CIFAR (arXiv:1512.03385): three stages of 18 basic blocks with 16, 32 and 64 channels.
 
     With its two 1x1 shortcut convolutions it has 1,722,416 prunable weights by default.
 
@@ -199,7 +199,7 @@ def resnet_18(
     stem: str = "cifar",
     library: Any = None,
 ) -> Any:
-    """ResNet-18 (arXiv:1512.03385): stages of 2, 2, 2 and 2 basic blocks, 64 to 512 channels.
+    """ResNet-18 (arXiv:1512.03385): stages of 2, 2, 2 and 2 basic blocks with 64 to 512 channels.
 
     With its three 1x1 shortcut convolutions it has 11,164,352 prunable weights by default.
 
@@ -232,7 +232,7 @@ def resnet_34(
     stem: str = "cifar",
     library: Any = None,
 ) -> Any:
-    """ResNet-34 (arXiv:1512.03385): stages of 3, 4, 6 and 3 basic blocks, 64 to 512 channels.
+    """ResNet-34 (arXiv:1512.03385): stages of 3, 4, 6 and 3 basic blocks with 64 to 512 channels.
 
     With its three 1x1 shortcut convolutions it has 21,265,088 prunable weights by default.
 
@@ -265,7 +265,7 @@ def resnet_50(
     stem: str = "imagenet",
     library: Any = None,
 ) -> Any:
-    """ResNet-50 (arXiv:1512.03385): stages of 3, 4, 6 and 3 bottleneck blocks, 64 to 512 channels.
+    """ResNet-50 (arXiv:1512.03385): stages of 3, 4, 6 and 3 bottleneck blocks with 64 to 512 channels.
 
     With its four 1x1 shortcut convolutions it has 23,475,392 prunable weights by default.
 

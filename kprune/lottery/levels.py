@@ -73,7 +73,7 @@ class Lottery:
 
     @classmethod
     def of(cls, levels: int, rate: float, rewind_to: Any, rewind: str, pruner: Pruner) -> Lottery:
-        """The lottery described by the user's arguments; ValueError if one is invalid."""
+        """Build the lottery that the user's arguments describe; raise ValueError if one is invalid."""
         check_integer("levels", levels, 1)
         if not isinstance(rate, float) or not 0 < rate < 1:
             raise ValueError(
@@ -84,7 +84,7 @@ class Lottery:
         return cls(levels, rate, RewindPoint.of(rewind_to), rewind, pruner)
 
     def run(self, model: Any, state: State, optimizer: Any = None) -> Iterator[Level]:
-        """The unfinished levels. The model is pruned and rewound when the next level is requested.
+        """Yield the unfinished levels; the model is pruned and rewound when the next level is requested.
 
             for level in lottery.run(model, state):
                 ...  # train; level 0 sets `state.to` where it comes to the rewind point
@@ -144,7 +144,7 @@ class State:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> State:
-        """The state after the last finished level, with the model restored to it; else the initial state."""
+        """Restore the model to the end of the last finished level and return that state, or else the initial state."""
         data = None if folder is None else read(Path(folder, STATE))
         if folder is None or data is None:
             begin = cls(density(masked_weights(model)), snapshot(model) if lottery.point.steps == 0 else None)
@@ -171,7 +171,7 @@ class State:
         return state
 
     def _check(self) -> None:
-        """Raises ValueError unless the state is what `save` writes."""
+        """Raise ValueError unless the state is one that `save` could have written."""
         right = type(self.density) is float and 0 <= self.density <= 1
         right = right and type(self.initial_epoch) is int and self.initial_epoch >= 0 and type(self.results) is list
         if not right or [result["level"] for result in self.results] != list(range(len(self.results))):
@@ -181,7 +181,7 @@ class State:
             )
 
     def taken(self) -> Snapshot:
-        """The snapshot of the rewind point; RuntimeError if level 0 did not reach it."""
+        """Return the snapshot of the rewind point; raise RuntimeError if level 0 did not reach it."""
         if self.to is None:
             raise RuntimeError(
                 "Training did not reach the rewind point: train at least that far, and pass `level.callbacks` to fit()."
@@ -189,7 +189,7 @@ class State:
         return self.to
 
     def ticket(self, lottery: Lottery, model: Any) -> Ticket:
-        """The ticket: the model's masks and the weights of the rewind point."""
+        """Return the ticket: the model's masks and the weights of the rewind point."""
         versions = {"keras": keras.__version__, "kprune": __version__}
         about = {"settings": lottery.settings, "results": self.results, **versions}
         return Ticket(current_masks(model), self.taken().weights, about)
@@ -197,7 +197,7 @@ class State:
     def end(
         self, level: Level, result: dict[str, Any], folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any
     ) -> None:
-        """Record that a level has ended and its result; in the folder, along with its ticket."""
+        """Record the result of a finished level, and save it along with its ticket if there is a folder."""
         self.taken()
         self.results.append({**result, "level": level.number, "sparsity": level.sparsity})
         if folder is not None:
@@ -205,7 +205,7 @@ class State:
             self.save(folder, lottery, model)
 
     def save(self, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> None:
-        """Store the state in the folder, if there is one; the rewind point once, when it is first known."""
+        """Store the state in the folder, if there is one; store the rewind point only once, when it is first known."""
         if folder is None:
             return
         if self.to is not None and not self._kept:
@@ -218,7 +218,7 @@ class State:
 
 
 def rewind_point(folder: str | os.PathLike[str]) -> Snapshot:
-    """The rewind point stored in a lottery's folder; ValueError if it is damaged or missing."""
+    """Read the rewind point from a lottery's folder; raise ValueError if it is damaged or missing."""
     file = Path(folder, _POINT)
     data = read(file)
     if data is None:
@@ -229,5 +229,5 @@ def rewind_point(folder: str | os.PathLike[str]) -> Snapshot:
 
 
 def density(weights: list[MaskedWeight]) -> float:
-    """Fraction of True over the masks of these weights."""
+    """Return the fraction of kept entries over the masks of these weights."""
     return sum(int(weight.kept().sum()) for weight in weights) / max(1, sum(weight.size for weight in weights))

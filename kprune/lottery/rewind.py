@@ -1,4 +1,4 @@
-"""Rewinding: snapshots of a model and its optimizer, and returning to them."""
+"""Snapshots of a model and its optimizer, and rewinding to them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _OTHER = "other "  # before the names of what optimizers beside the compiled one
 
 @dataclass(frozen=True)
 class RewindPoint:
-    """A point in the first training: `step` optimizer steps after its start, or a fraction of its epochs.
+    """A point in the first training run, given as optimizer steps, as epochs, or as a fraction of the run.
 
     Attributes:
         steps: number of optimizer steps, or None.
@@ -61,7 +61,7 @@ class RewindPoint:
 
     @classmethod
     def of(cls, rewind_to: Any) -> RewindPoint:
-        """The point described by the user's argument.
+        """Return the point that the user's argument describes.
 
         Args:
             rewind_to: "init"; an int, "100" or "step:100", a number of optimizer steps; a float in [0, 1), "0.1" or
@@ -96,7 +96,7 @@ class RewindPoint:
         )
 
     def in_epochs(self, epochs: int, batches_per_epoch: float | None, batches_per_step: int = 1) -> int:
-        """The number of whole epochs before the point.
+        """Return the number of whole epochs before the point.
 
         Args:
             epochs: of the training of level 0.
@@ -118,7 +118,7 @@ class RewindPoint:
         return found
 
     def in_batches(self, epochs: int, batches_per_epoch: float | None, batches_per_step: int = 1) -> int:
-        """The number of batches before the point; see `in_epochs`."""
+        """Return the number of batches before the point; see `in_epochs`."""
         _check_counts(epochs, batches_per_epoch, batches_per_step)
         if self.steps == 0:
             return 0
@@ -144,7 +144,7 @@ class RewindPoint:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a model and its optimizer at one moment; made by `snapshot`.
+    """The state of a model and its optimizer at one moment, as returned by `snapshot`.
 
     Attributes:
         weights: path -> array: all weights of the model but its masks, with normalization statistics and the states
@@ -161,12 +161,12 @@ class Snapshot:
         check_numbers("optimizer", self.optimizer)
 
     def to_arrays(self) -> Arrays:
-        """All arrays in one dict, for a file."""
+        """Return all arrays in one dict that can be written to a file."""
         return joined(weights=self.weights, optimizer=self.optimizer)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Snapshot:
-        """The snapshot from which `to_arrays` made this dict."""
+        """Rebuild the snapshot from a dict that `to_arrays` returned."""
         return cls(**split(arrays, "weights", "optimizer"))
 
 
@@ -182,7 +182,7 @@ def _check_counts(epochs: Any, batches_per_epoch: Any, batches_per_step: Any) ->
 
 
 def check_rewind(name: str, word: Any, words: Sequence[str] = REWINDS) -> None:
-    """Raises ValueError unless the argument `name` is one of the known words for what to rewind."""
+    """Raise ValueError unless the value of the argument `name` is one of the words for what to rewind."""
     if not isinstance(word, str) or word not in words:
         now = RENAMED.get(word) if isinstance(word, str) else None
         hint = f": {word!r} is now called {now!r}" if now else ""
@@ -190,7 +190,7 @@ def check_rewind(name: str, word: Any, words: Sequence[str] = REWINDS) -> None:
 
 
 def model_weights(model: Any) -> dict[str, Any]:
-    """path -> variable for each weight of the model, in order, without masks; masked weights by their known path."""
+    """Map paths to the weights of the model, in order and without masks; masked weights keep their known paths."""
     masked = {id(weight.variable): weight.path for weight in masked_weights(model)}
     library = library_of(model)
     variables, seeds = library.plain_variables(model), library.seed_states(model)
@@ -256,7 +256,7 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
 
 
 def _due(model: Any, to: Snapshot, what: str, optimizer: Any) -> tuple[list[tuple[Any, np.ndarray]], ...]:
-    """(variable, its value then) of the optimizer and of the model; ValueError if the snapshot does not match."""
+    """Pair optimizer and model variables with their values in the snapshot; raise ValueError if it does not match."""
     weights = model_weights(model)
     slots, others = _optimizer_variables(model, optimizer)
     then = {name: value for name, value in to.optimizer.items() if not name.startswith(_OTHER)}
@@ -270,7 +270,7 @@ def _due(model: Any, to: Snapshot, what: str, optimizer: Any) -> tuple[list[tupl
 
 
 def _others_due(others: dict[str, tuple[Any, float]], then: Arrays) -> list[tuple[Any, np.ndarray]]:
-    """(variable, its value then) of the model's other optimizers; initial values if they had no slots yet."""
+    """Pair the variables of the model's other optimizers with their snapshot values, or else initial values."""
     if not others or not then:
         return []
     if missing := sorted(set(then) - set(others)):
@@ -283,7 +283,7 @@ def _others_due(others: dict[str, tuple[Any, float]], then: Arrays) -> list[tupl
 
 
 def check_restore(model: Any, masks: Masks, to: Snapshot) -> Masks:
-    """Raises ValueError, as `restore` does, if masks or snapshot do not match; the masks by the model's paths."""
+    """Return the masks by the model's paths; raise ValueError if the masks or the snapshot do not match the model."""
     masks = matched({weight.path: weight for weight in masked_weights(model)}, masks, "model")
     check_masks(model, masks)
     _due(model, to, "weights", getattr(model, "optimizer", None))
@@ -317,7 +317,7 @@ def reapply_masks(model: Any, optimizer: Any = None) -> None:
 
 
 def _optimizer_variables(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, float]]]:
-    """Name -> variable of the given optimizer, by default the compiled one; of others with initial value.
+    """Map names to the optimizer's variables, and to the other optimizers' variables with their initial values.
 
     The others are built by the user, since only the user knows what each trains.
     """

@@ -1,4 +1,4 @@
-"""Ticket: a sparse network before its training, as an artifact: masks, initial weights, and provenance."""
+"""Ticket: a sparse network before training, stored as masks, initial weights, and provenance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KIND = "kprune ticket 1"
 
 @dataclass(frozen=True)
 class Ticket:
-    """Masks, the weights at the rewind point, and provenance (arXiv:1803.03635).
+    """A lottery ticket: masks, the weights at the rewind point, and provenance (arXiv:1803.03635).
 
     Attributes:
         masks: path -> bool array of the weight's shape, True = kept, in the model's order.
@@ -52,7 +52,7 @@ class Ticket:
 
     @classmethod
     def of(cls, model: Any, **about: Any) -> Ticket:
-        """The ticket of a masked model in its current state; ValueError if it has no masks, or `about` is not JSON."""
+        """Make a ticket of a model's current state; raise ValueError if it has no masks or `about` is not JSON."""
         if not masked_weights(model):
             raise ValueError(f"The model has no masks: call kprune.mask first. Received: model={model.name!r}")
         try:
@@ -69,7 +69,7 @@ class Ticket:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of masks and weights in order, as hexadecimal digits: equal for equal tickets on any machine.
+        """SHA-256 of the masks and weights in order, in hexadecimal; equal tickets have equal checksums on any machine.
 
         Paths do not count, as Keras numbers the layers of a process ("dense_1").
         """
@@ -81,7 +81,7 @@ class Ticket:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the ticket as npz, without pickle, atomically.
+        """Write the ticket atomically to an .npz file, without pickle.
 
         Raises:
             ValueError: the name does not end in .npz.
@@ -113,7 +113,7 @@ class Ticket:
         return cls(parts["mask"], parts["weight"], about["provenance"])
 
     def apply(self, model: Any, skip: str | None = None, weights: bool = True, optimizer: Any = None) -> None:
-        """Give a model the ticket's masks and its initial weights.
+        """Give a model the ticket's masks and initial weights.
 
         Weights are found by their path; where the names differ (Keras numbers them: "dense", "dense_1") but kinds and
         shapes agree one by one, by their order.
@@ -145,7 +145,7 @@ class Ticket:
 
 
 def _match(mine: dict[str, Any], theirs: Arrays, skip: str | None) -> Arrays:
-    """path of my weight -> array of theirs, without those to skip."""
+    """Map the paths of the model's weights to the ticket's arrays, leaving out the weights to skip."""
 
     def wanted(items: dict[str, Any]) -> dict[str, Any]:
         return {path: item for path, item in items.items() if skip is None or not re.search(skip, path)}

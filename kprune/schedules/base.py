@@ -1,4 +1,4 @@
-"""The base of every schedule: optimizer step -> sparsity, and the steps at which masks are updated."""
+"""The base class of schedules, which map optimizer steps to sparsities and define when masks are updated."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class Schedule:
             )
 
     def at(self, progress: float) -> float:
-        """Sparsity at `progress`, which runs from 0 at `begin_step` to 1 at `end_step`."""
+        """Return the sparsity at `progress`, which runs from 0 at `begin_step` to 1 at `end_step`."""
         raise NotImplementedError
 
     def __call__(self, step: int) -> Any:
-        """Sparsity (fraction of zeros) at an optimizer step; 0 before `begin_step`."""
+        """Return the sparsity (fraction of zeros) at an optimizer step, which is 0 before `begin_step`."""
         check_step(step)
         if step < self.begin_step:
             return 0.0
@@ -77,7 +77,7 @@ class Schedule:
         return self.at((step - self.begin_step) / (self.end_step - self.begin_step))
 
     def last_due(self, step: int) -> int | None:
-        """The latest update at or before a step; None before the first.
+        """Return the step of the latest update at or before a step, or None before the first update.
 
         >>> import kprune
         >>> schedule = kprune.schedules.Linear(0.0, 0.8, begin_step=10, end_step=45, frequency=10)
@@ -92,7 +92,7 @@ class Schedule:
         return step - (step - self.begin_step) % self.frequency
 
     def next_due(self, step: int) -> int | None:
-        """The first update after a step; None if there is none.
+        """Return the step of the first update after a step, or None if there is none.
 
         >>> import kprune
         >>> schedule = kprune.schedules.Linear(0.0, 0.8, begin_step=10, end_step=45, frequency=10)
@@ -107,28 +107,28 @@ class Schedule:
         return min(step + self.frequency - (step - self.begin_step) % self.frequency, self.end_step)
 
     def due(self, step: int) -> bool:
-        """Whether the masks are updated at exactly this step."""
+        """Return whether the masks are updated at exactly this step."""
         return self.last_due(step) == step
 
     def applied(self, step: int) -> Any:
-        """The sparsity that the masks have at a step: the schedule's value at its last update; 0 before the first."""
+        """Return the sparsity of the masks at a step: the value at the latest update, or 0 before the first update."""
         update = self.last_due(step)
         return 0.0 if update is None else self(update)
 
     @property
     def label(self) -> str:
-        """The label in a figure."""
+        """The label of the schedule in a figure."""
         return type(self).__name__
 
     def members(self) -> dict[Any, Schedule]:
-        """Regular expression of the weights -> their schedule; None stands for all weights."""
+        """Map regular expressions for weights to their schedules; the key None stands for all weights."""
         return {None: self}
 
     def check(self, paths: Iterable[str]) -> None:
-        """Raises ValueError if the schedule does not fit the masked weights of these paths."""
+        """Raise ValueError if the schedule does not fit the masked weights with these paths."""
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of this schedule as JSON-serializable values.
+        """Return the arguments of this schedule as JSON-serializable values.
 
         Raises ValueError if an argument is not kept as an attribute of its own name.
 
@@ -148,7 +148,7 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """The schedule that `get_config` described; ValueError if it has other fields, or lacks one."""
+        """Rebuild a schedule from its config; raise ValueError if a field is unknown or missing."""
         parameters = inspect.signature(cls).parameters
         needed = [name for name, one in parameters.items() if one.default is one.empty]
         check_fields(cls.__name__, config, parameters, needed)
@@ -156,7 +156,7 @@ class Schedule:
 
 
 def check_step(step: Any) -> None:
-    """Raises ValueError unless `step` is a valid number of optimizer steps.
+    """Raise ValueError unless `step` is a valid number of optimizer steps.
 
     >>> check_step(100)
     """
@@ -165,7 +165,7 @@ def check_step(step: Any) -> None:
 
 
 def check_sparsity(name: str, sparsity: float) -> None:
-    """Raises ValueError unless 0 <= sparsity < 1."""
+    """Raise ValueError unless 0 <= sparsity < 1."""
     if not isinstance(sparsity, numbers.Real) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         raise ValueError(
             f"`{name}` must be a number in [0, 1), the fraction of weights that are zero. Received: {name}={sparsity!r}"

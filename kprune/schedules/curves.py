@@ -1,4 +1,4 @@
-"""The schedules' curves: which sparsity is due at which step."""
+"""Schedules that differ in how the sparsity rises from step to step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .base import SCHEDULES, Schedule, check_sparsity
 @SCHEDULES.register("constant")
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """One update: `sparsity` from `begin_step` on.
+    """A schedule with a single update, which sets `sparsity` at `begin_step`.
 
     s(t) = sparsity for t >= begin_step, else 0.
 
@@ -42,7 +42,7 @@ class Constant(Schedule):
 @SCHEDULES.register("linear")
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """The same amount at each step.
+    """A schedule that raises the sparsity by the same amount at each step.
 
     s(t) = initial + (final - initial) * p, with p = (t - begin) / (end - begin).
 
@@ -57,7 +57,7 @@ class Linear(Schedule):
 @SCHEDULES.register("cosine")
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Slow at first and at the end, fast in the middle: half a period of a cosine.
+    """A schedule along half a period of a cosine: slow at the start and the end, and fast in the middle.
 
     s(t) = final + (initial - final) * (1 + cos(pi p)) / 2, with p = (t - begin) / (end - begin).
 
@@ -74,7 +74,7 @@ class Cosine(Schedule):
 @SCHEDULES.register("one_cycle")
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    """Slow, then fast around p = beta / alpha, then slow: "One-Cycle Pruning" (arXiv:2107.02086).
+    """A schedule that is slow, then fast around p = beta / alpha, then slow: "One-Cycle Pruning" (arXiv:2107.02086).
 
     s(t) = initial + (final - initial) * (1 + exp(beta - alpha)) / (1 + exp(beta - alpha p)),
     with p = (t - begin) / (end - begin).
@@ -114,7 +114,7 @@ class OneCycle(Schedule):
 @SCHEDULES.register("geometric")
 @dataclass(frozen=True)
 class Geometric(Schedule):
-    """Each update prunes the same fraction of what is left, like the rounds of a lottery ticket (arXiv:1803.03635).
+    """A schedule whose updates prune equal fractions of the remaining weights, as in a lottery (arXiv:1803.03635).
 
     1 - s = (1 - rate)^k after the k-th update. The update at `begin_step` is the first one, k = 1; the one at
     `end_step` is the last, k = n = 1 + ceil((end - begin) / frequency), and prunes the full share also where it comes
@@ -160,7 +160,7 @@ class Geometric(Schedule):
 @SCHEDULES.register("polynomial")
 @dataclass(frozen=True)
 class PolynomialDecay(Schedule):
-    """Fast at first, slower toward the end: "To prune, or not to prune" (arXiv:1710.01878).
+    """A schedule that is fast at first and slower toward the end: "To prune, or not to prune" (arXiv:1710.01878).
 
     s(t) = final + (initial - final) * (1 - p)^power, with p = (t - begin) / (end - begin).
 
@@ -182,7 +182,7 @@ class PolynomialDecay(Schedule):
 @SCHEDULES.register("exponential")
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """The density falls by the same factor at each step, as in SynFlow's rounds (arXiv:2006.05467).
+    """A schedule whose density falls by the same factor at each step, as in SynFlow's rounds (arXiv:2006.05467).
 
     1 - s(t) = (1 - initial) * ((1 - final) / (1 - initial))^p, with p = (t - begin) / (end - begin).
 

@@ -1,4 +1,4 @@
-"""Schedules by group of weights and by name, and their JSON form."""
+"""Schedules for groups of weights, lookup of schedules by name, and their JSON form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tfmot import TfmotSchedule, as_schedule
 
 @dataclass(frozen=True, init=False, repr=False)
 class PerLayer(Schedule):
-    """A separate schedule for each group of weights; for `GradualPruning`.
+    """A separate schedule for each group of weights, for use with `GradualPruning`.
 
     s(t) is a dict, expression -> s_expression(t), and so are `applied`, `initial_sparsity` and `final_sparsity`. Each
     member keeps its own steps: a group is pruned further at the updates of its own schedule only, and its sparsity is
@@ -71,29 +71,29 @@ class PerLayer(Schedule):
         return f"PerLayer({self.schedules!r})"
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Expression -> sparsity (fraction of zeros) at an optimizer step; 0 before a member's own begin."""
+        """Map each expression to its sparsity (fraction of zeros) at a step, which is 0 before its schedule begins."""
         return {expression: schedule(step) for expression, schedule in self.schedules.items()}
 
     def last_due(self, step: int) -> int | None:
-        """The latest update of any member at or before a step; None before the first."""
+        """Return the step of the latest update of any member at or before a step, or None before the first update."""
         updates = [member.last_due(step) for member in self.schedules.values()]
         return max((update for update in updates if update is not None), default=None)
 
     def next_due(self, step: int) -> int | None:
-        """The first update of any member after a step; None if there is none."""
+        """Return the step of the first update of any member after a step, or None if there is none."""
         updates = [member.next_due(step) for member in self.schedules.values()]
         return min((update for update in updates if update is not None), default=None)
 
     def applied(self, step: int) -> dict[str, float]:
-        """Expression -> the sparsity that the masks of its weights have at a step."""
+        """Map each expression to the sparsity that the masks of its weights have at a step."""
         return {expression: member.applied(step) for expression, member in self.schedules.items()}
 
     def members(self) -> dict[Any, Schedule]:
-        """Expression -> schedule."""
+        """Map each expression to its schedule."""
         return dict(self.schedules)
 
     def check(self, paths: Iterable[str]) -> None:
-        """Raises ValueError if an expression matches none of the weights' paths."""
+        """Raise ValueError if an expression matches none of the weights' paths."""
         paths = list(paths)
         for expression in self.schedules:
             if not any(re.search(expression, path) for path in paths):
@@ -116,7 +116,7 @@ _KINDS: dict[str, type[Schedule]] = {"per_layer": PerLayer, "tfmot": TfmotSchedu
 
 
 def get(identifier: Any) -> Any:
-    """The schedule, or the class of schedules, that an identifier stands for.
+    """Return the schedule or the schedule class that an identifier stands for.
 
     Args:
         identifier: a name of `kprune.schedules.SCHEDULES`, which gives the class, since a schedule has no steps by
@@ -138,7 +138,7 @@ def get(identifier: Any) -> Any:
 
 
 def serialize(schedule: Any) -> dict[str, Any]:
-    """A schedule as JSON, by its class name: {"class_name": name, "config": its `get_config`}.
+    """Return a schedule as JSON: {"class_name": its registered name, "config": the result of `get_config`}.
 
     Raises:
         ValueError: it is no schedule, its class is not registered by `SCHEDULES.register("a name")`, or it has an
@@ -159,7 +159,7 @@ def serialize(schedule: Any) -> dict[str, Any]:
 
 
 def deserialize(config: dict[str, Any]) -> Schedule:
-    """The schedule that `serialize` described; ValueError if there is none.
+    """Rebuild the schedule that `serialize` described; raise ValueError if the config describes none.
 
     >>> import kprune
     >>> kprune.schedules.deserialize({"class_name": "constant", "config": {"sparsity": 0.8}})(0)

@@ -1,4 +1,4 @@
-"""A target sparsity and its place in a fit; becomes a schedule once the fit's steps are known."""
+"""A target sparsity and its place in a fit, which become a schedule once the number of steps is known."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Planned:
             check_integer("frequency", self.frequency, 1)
 
     def schedule(self, start: int, steps: int | None) -> Schedule:
-        """The schedule for a fit that starts at step `start` and plans this many steps; None if unknown."""
+        """Return the schedule for a fit that starts at `start`; `steps` is its planned length, or None if unknown."""
         first, last = (start + steps_of(name, getattr(self, name), steps) for name in ("begin", "end"))
         if last < first:
             raise ValueError(
@@ -64,7 +64,7 @@ class Planned:
         return self.at(first, last, self.frequency or max(1, math.ceil((last - first) / _UPDATES)))
 
     def at(self, first: int, last: int, frequency: int) -> Schedule:
-        """The schedule with these steps."""
+        """Return the schedule with these steps."""
 
         def decay(sparsity: float) -> PolynomialDecay:
             return PolynomialDecay(0.0, sparsity, first, last, frequency=frequency)
@@ -75,7 +75,7 @@ class Planned:
 
 
 def check_share(name: str, value: Any) -> None:
-    """Raises ValueError unless the value is an integer >= 0, or a float in [0, 1]: a fraction of a fit's steps."""
+    """Raise ValueError unless the value is an integer >= 0 or a float in [0, 1] (a fraction of a fit's steps)."""
     if isinstance(value, float):
         check_number(
             name,
@@ -88,7 +88,7 @@ def check_share(name: str, value: Any) -> None:
 
 
 def steps_of(name: str, value: float | int, steps: int | None) -> int:
-    """The number of steps a value stands for in a fit with that many steps; ValueError if these are unknown."""
+    """Return the steps that a value stands for; raise ValueError if it is a fraction of an unknown total."""
     if not isinstance(value, float):
         return int(value)
     if steps is None:

@@ -64,7 +64,7 @@ def _draw(schedules: Any, steps: int | None) -> Figure:
 
 
 def _updates(schedule: Schedule, last: int) -> Iterator[int]:
-    """The steps up to `last` at which the masks are updated."""
+    """Yield the steps up to `last` at which the masks are updated."""
     step = schedule.next_due(-1)
     while step is not None and step <= last:
         yield step
@@ -72,7 +72,7 @@ def _updates(schedule: Schedule, last: int) -> Iterator[int]:
 
 
 def _lines(schedules: Any) -> dict[str, Schedule]:
-    """Label -> schedule; a `PerLayer` has one line per expression."""
+    """Map each label to its schedule; a `PerLayer` has one line per expression."""
     if isinstance(schedules, Mapping):
         named = [(str(label), as_schedule(schedule)) for label, schedule in schedules.items()]
     else:

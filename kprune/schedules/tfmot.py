@@ -23,7 +23,7 @@ class TfmotSchedule(Schedule):
 
     @classmethod
     def of(cls, schedule: Any) -> Self:
-        """The kprune schedule for a tfmot schedule; ValueError for anything else."""
+        """Return the kprune schedule for a tfmot schedule; raise ValueError for anything else."""
         if not all(hasattr(schedule, name) for name in ("begin_step", "end_step", "frequency")):
             raise ValueError(f"Expected a tfmot PruningSchedule. Received: schedule={schedule!r:.200}")
         import tensorflow as tf
@@ -44,7 +44,7 @@ class TfmotSchedule(Schedule):
         return f"tfmot's {type(self.schedule).__name__}"
 
     def get_config(self) -> dict[str, Any]:
-        """tfmot's own config; ValueError for a custom class, which tfmot could not find by name."""
+        """Return tfmot's own config; raise ValueError for a custom class, which tfmot could not find by name."""
         if not type(self.schedule).__module__.startswith(f"{PACKAGE}."):
             raise ValueError(
                 "A custom tfmot schedule cannot be saved: rewrite it as a kprune.schedules.Schedule and register it. "
@@ -63,7 +63,7 @@ class TfmotSchedule(Schedule):
 
 
 def as_schedule(schedule: Any) -> Schedule:
-    """A kprune schedule as it is; a tfmot `PruningSchedule` as a `TfmotSchedule`.
+    """Return a kprune schedule unchanged, or a tfmot `PruningSchedule` as a `TfmotSchedule`.
 
     Raises ValueError for anything else.
     """

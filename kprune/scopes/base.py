@@ -24,7 +24,7 @@ SCOPES = Registry("scope")
 
 
 def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:
-    """A scope's result: path -> number of entries to keep; ValueError if it is anything else."""
+    """Map each path to the number of entries that the scope keeps; raise ValueError if its result is invalid."""
     shares, name = scope(scores, sparsity), SCOPES.name_of(scope)
     if not isinstance(shares, dict):
         raise ValueError(
@@ -42,7 +42,7 @@ def shares_of(scope: Scope, scores: Scores, sparsity: float) -> dict[str, int]:
 
 
 def check_request(scores: Any, sparsity: Any) -> None:
-    """Raises ValueError unless there are scores of at least one weight and a valid sparsity.
+    """Raise ValueError unless there are scores for at least one weight and the sparsity is valid.
 
     >>> check_request({"a": np.ones(4)}, 0.5)
     """
@@ -57,13 +57,13 @@ def check_request(scores: Any, sparsity: Any) -> None:
 
 
 def like(base: Scope, scope: Scope) -> Scope:
-    """The scope, marked as needing no more of the scores than another does."""
+    """Return the scope, marked as needing no more information about the scores than `base` does."""
     scope.counts = own_trait(base, "counts")  # type: ignore[attr-defined]
     return scope
 
 
 def by_expression(values: dict[str, Any], paths: Iterable[str], default: Any, received: str) -> dict[str, Any]:
-    """path -> the value of the first expression that matches it, or the default."""
+    """Map each path to the value of the first expression that matches it, or to the default."""
     paths = list(paths)
     for expression in values:
         check_expression(expression)

@@ -1,4 +1,4 @@
-"""Scopes within bounds: no weight keeps less than a floor or more than a ceiling, or some stay dense."""
+"""Scopes with bounds: a floor or a ceiling on what each weight keeps, or weights that stay dense."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Bound = int | float | dict[str, int | float] | Callable[[str], int | float]
 
 @SCOPES.register("uniform_plus", counts=True)
 def uniform_plus(scores: Scores, sparsity: float) -> dict[str, int]:
-    """The first weight dense, the last at least 20 % dense, else uniform (arXiv:1902.09574, named in 2010.07611).
+    """Keep the first weight dense, the last at least 20 % dense, and the rest uniform (arXiv:1902.09574, 2010.07611).
 
     The others make up for it, so that the total stays exact: sum(n_keep) = N - floor(sparsity * N).
 
@@ -48,7 +48,7 @@ def uniform_plus(scores: Scores, sparsity: float) -> dict[str, int]:
 
 @SCOPES.maker
 def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
-    """A scope in which every weight keeps at least a floor; the rest is shared as `scope` would.
+    """Return a scope in which every weight keeps at least a floor, and `scope` shares the rest.
 
     The total that is kept stays that of `scope`: what the floored weights gain, the others lose, as if `scope` had
     been asked for a higher sparsity. `with_floor(scope, 1)` never empties a weight.
@@ -81,7 +81,7 @@ def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
 
 @SCOPES.maker
 def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
-    """A scope in which no weight keeps more than a ceiling; the others gain what it loses.
+    """Return a scope in which no weight keeps more than a ceiling; other weights gain what it loses.
 
     The total that is kept stays that of `scope`. So a sparsity lower than the ceilings imply is refused, be it only
     the first of several rounds or of a schedule.
@@ -113,7 +113,7 @@ def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
 def kept_out(
     scope: Scope | str, first: bool = False, last: bool = False, paths: str | Sequence[str] | None = None
 ) -> Scope:
-    """A scope that leaves some weights dense; the others are pruned harder, so that the total stays that of `scope`.
+    """Return a scope that leaves some weights dense and prunes the others harder, to keep the same total as `scope`.
 
     Args:
         scope: a scope or its name.
@@ -159,7 +159,7 @@ def _bounded(
     what: str,
     received: str,
 ) -> dict[str, int]:
-    """clip(base(scores, s), low, high), with s chosen so that the total is that of the scope alone.
+    """Return clip(base(scores, s), low, high), with s chosen so that the total equals that of the unbounded scope.
 
     The scope is always asked about all weights: it may go by their order or by their names.
     """
@@ -209,7 +209,7 @@ def _bounded(
 
 
 def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[Scores], dict[str, float]]:
-    """Each weight's bound in entries (densities unrounded); ValueError if it is not a bound."""
+    """Return a function that gives each weight's bound in entries, unrounded; raise ValueError if one is invalid."""
 
     def entries(value: Any, size: int) -> float:
         count = isinstance(value, Integral)

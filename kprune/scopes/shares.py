@@ -1,4 +1,4 @@
-"""Scopes that share a budget among the weights: one ranking, equal densities, by shape, or as given."""
+"""Scopes that share a budget among the weights by a common ranking, equal densities, shape, or given densities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .base import SCOPES, Scope, Scores, by_expression, check_request, like
 
 @SCOPES.register("global", counts=True)
 def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
-    """One ranking over all weights together; each keeps its entries above the common threshold.
+    """Rank the entries of all weights together; each weight keeps its entries above the common threshold.
 
     sum(n_keep) = N - floor(sparsity * N), N = number of entries of all weights; ties go to the earlier weight.
 
@@ -48,7 +48,7 @@ def global_scope(scores: Scores, sparsity: float) -> dict[str, int]:
 
 @SCOPES.register("layerwise", counts=True)
 def layerwise(scores: Scores, sparsity: float) -> dict[str, int]:
-    """The same sparsity in each weight: n_keep = size - floor(sparsity * size).
+    """Prune each weight to the same sparsity: n_keep = size - floor(sparsity * size).
 
     >>> import numpy as np
     >>> layerwise({"a": np.array([4.0, 3.0]), "b": np.array([2.0, 1.0])}, 0.5)
@@ -60,7 +60,7 @@ def layerwise(scores: Scores, sparsity: float) -> dict[str, int]:
 
 @SCOPES.register("uniform", counts=True)
 def uniform(scores: Scores, sparsity: float) -> dict[str, int]:
-    """The same density in each weight, and the exact total: sum(n_keep) = N - floor(sparsity * N).
+    """Keep the same density in each weight, with the exact total sum(n_keep) = N - floor(sparsity * N).
 
     "layerwise" rounds each weight up, so it keeps up to an entry per weight more. See `in_proportion`.
 
@@ -75,7 +75,7 @@ def uniform(scores: Scores, sparsity: float) -> dict[str, int]:
 
 @SCOPES.register("erk", counts=True)
 def erk(scores: Scores, sparsity: float) -> dict[str, int]:
-    """Erdos-Renyi-Kernel densities (arXiv:1911.11134): small weights stay denser than large ones.
+    """Use Erdos-Renyi-Kernel densities (arXiv:1911.11134): small weights stay denser than large ones.
 
     density[p] = min(1, c * sum(shape[p]) / prod(shape[p])), with the c of the exact total N - floor(sparsity * N). See
     `in_proportion`.
@@ -90,7 +90,7 @@ def erk(scores: Scores, sparsity: float) -> dict[str, int]:
 
 @SCOPES.maker
 def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], float]) -> Scope:
-    """A scope with given densities, scaled by one factor so that the total matches the sparsity exactly.
+    """Return a scope with given densities, scaled by one factor so that the total matches the sparsity exactly.
 
     n_keep[p] = min(size[p], round(c * density[p] * size[p])), c = 1 where the sparsity asked for is the one that the
     densities imply; see `in_proportion`. With criterion="random" it is the control of arXiv:2009.08576 and 2009.11094:

@@ -1,4 +1,4 @@
-"""Advice: what a target gains from pruning a network, and the kernels it looks at."""
+"""Advice on what a target gains from pruning a network, and the kernels that it considers."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ class Advice(Printed):
 
     @property
     def pattern(self) -> str:
-        """The config as written in a call, or "nothing"."""
+        """The config as it would be written in a call, or "nothing" if pruning does not pay."""
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items()) if self.pays else "nothing"
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-serializable values."""
+        """Return all fields as JSON-serializable values."""
         return {
             "target": self.target,
             "sparsity": self.sparsity,
@@ -96,7 +96,7 @@ class Advice(Printed):
 
 
 def advise(model: Any, target: str, *, sparsity: float = 0.9) -> Advice:
-    """Say before training what pruning would gain where a model will run, and which pattern pays off there.
+    """Estimate before training what pruning would gain on a target, and which pattern pays off there.
 
     The model is neither trained, timed nor changed. Sizes are counted from its kernels, and the channels to remove are
     chosen by magnitude, as `kprune.prune` would choose them now. The answer may be "nothing".
@@ -132,12 +132,12 @@ def advise(model: Any, target: str, *, sparsity: float = 0.9) -> Advice:
 
 
 def get(name: str) -> Callable[..., Advice]:
-    """The target of this name: a function of a model, its kernels and a sparsity that returns `Advice`."""
+    """Return the target with this name: a function of a model, its kernels and a sparsity that returns `Advice`."""
     return TARGETS.get(name)
 
 
 def kernels_of(model: Any) -> list[Kernel]:
-    """The kernels of a model, in model order."""
+    """Return the kernels of a model, in model order."""
     uses, _ = kernel_uses(model)
     library = library_of(model)
     kernels: dict[int, Kernel] = {}
@@ -160,7 +160,7 @@ def counted(
     left: Callable[[Kernel], float],
     **rest: Any,
 ) -> Advice:
-    """The advice if each kernel shrinks to a fraction of its bytes, and of its multiply-adds."""
+    """Return the advice if each kernel keeps a given fraction of its bytes and multiply-adds."""
     size = sum(kernel.size * left(kernel) for kernel in kernels) / max(1, sum(kernel.size for kernel in kernels))
     return Advice(target, sparsity, config, size, flops_left(kernels, left), **rest)
 

@@ -46,7 +46,7 @@ _ACTIVATIONS = frozenset("linear relu relu6 elu leaky_relu hard_silu hard_swish 
 
 
 def _xnnpack_obstacles(model: Any) -> dict[str, str]:
-    """name of a layer -> why XNNPACK keeps the network dense."""
+    """Map layer names to the reasons why XNNPACK keeps the network dense."""
     if not hasattr(model, "inputs") or not getattr(model, "inputs", None):
         return {model.name: "it is a subclassed model, whose graph is unknown"}
     found: dict[str, str] = {}
@@ -84,7 +84,7 @@ def _spatial(layer: Any, kind: str) -> str:
 
 
 def _padded(layer: Any) -> str:
-    """Why its padding is not half the window on each side; a ZeroPadding2D before it is assumed to be right."""
+    """Return why the padding is not half the window on each side; a ZeroPadding2D before it is assumed to be right."""
     shape = tuple(layer.input.shape)[1:3]
     if layer.padding == "same" and layer.strides[0] == 2 and any(n is None or n % 2 == 0 for n in shape):
         return "padding='same' with stride 2 pads even sizes on one side only: use ZeroPadding2D and padding='valid'"
