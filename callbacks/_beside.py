@@ -17,7 +17,7 @@ def warn_of_denser_best(pruning: Any) -> None:
             logging.warning(
                 "kprune: %s keeps the best epoch, which may come before the network has reached its final "
                 "sparsity. Wrap it in kprune.AfterPruning(...) to consider only the epochs from the last pruning "
-                "step on.",
+                "step onward.",
                 type(callback).__name__,
             )
 

@@ -60,7 +60,7 @@ class Configured:
         for name, value in objects.items():
             if name not in OBJECTS or name not in known:
                 raise ValueError(
-                    f"`{cls.__name__}.from_config` does not accept an object with this name. Received: "
+                    f"`{cls.__name__}.from_config` does not accept the argument `{name}`. Received: "
                     f"{name}={value!r:.100}"
                 )
         check_fields(cls.__name__, {**config, **objects}, known, needed)

@@ -129,11 +129,11 @@ class Counter:
         if idle and not self._own:
             self._own = True
             self._callback.say_once(
-                "the compiled optimizer takes no steps, so the model's train_step presumably uses other optimizers"
+                "the compiled optimizer has taken no steps, so the model's train_step probably uses other optimizers"
                 if self._given is None and optimizer is not None
                 else "the model was compiled without an optimizer"
                 if self._given is None
-                else f"the optimizer given to {type(self._callback).__name__} takes no steps",
-                "Batches are counted as steps. To count the steps of another optimizer, pass it to the callback: "
-                "optimizer=...",
+                else f"the optimizer passed to {type(self._callback).__name__} has taken no steps",
+                "Batches are counted as steps instead. To count the steps of another optimizer, pass it to the "
+                "callback as `optimizer`.",
             )

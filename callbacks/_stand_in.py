@@ -44,9 +44,9 @@ class Standing:
                 standing = cls(make(model.optimizer, model.trainable_variables, held))
         except Exception as error:
             raise ValueError(
-                f"{name} trains by a new optimizer, made from the config of the compiled one, which failed: "
-                f"{str(error).partition('. ')[0][:300].rstrip('.')}. Register classes and functions of your own with "
-                "keras.saving.register_keras_serializable, or compile with another optimizer. Received: "
+                f"{name} could not create its optimizer from the config of the compiled optimizer: "
+                f"{str(error).partition('. ')[0][:300].rstrip('.')}. Register custom classes and functions with "
+                "keras.saving.register_keras_serializable, or compile the model with another optimizer. Received: "
                 f"optimizer={model.optimizer.name!r}"
             ) from error
         of_class = type(model).make_train_function
@@ -57,8 +57,8 @@ class Standing:
             fitting = one is not None and fit_runs(one)
             if not fitting:
                 logging.warning(
-                    "kprune: the fit of %s was interrupted; model.optimizer is the compiled optimizer again, with the "
-                    "learning rate that it had before.",
+                    "kprune: a fit with %s was interrupted, so model.optimizer is the compiled optimizer again, with "
+                    "the learning rate that it had before that fit.",
                     name,
                 )
                 cls.end(model)
@@ -91,7 +91,7 @@ class Standing:
 
     @staticmethod
     def end(model: Any) -> None:
-        """Restore the own optimizer of the model, unless it is in place already or the model was compiled again."""
+        """Restore the model's own optimizer, unless it is already in place or the model was compiled again."""
         standing = getattr(vars(model).get("make_train_function"), "standing", None)
         if standing is not None:
             object.__delattr__(model, "make_train_function")
@@ -137,30 +137,30 @@ class StandInCallback(MaskingCallback):
         name, received = type(self).__name__, f"Received: model={self.model.name!r}"
         if library_of(self.model).package is not package:
             raise ValueError(
-                f"{name} supports Keras 3 models only, because the optimizers of tf_keras cannot be replaced for a "
-                f"fit. Received: model={self.model.name!r}, library='tf_keras'"
+                f"{name} supports Keras 3 models only, because the optimizer of a tf_keras model cannot be replaced "
+                f"during a fit. Received: model={self.model.name!r}, library='tf_keras'"
             )
         if self._standing is None:
             raise ValueError(
-                f"{name} requires a model that is compiled with an optimizer, and model.fit: it cannot be used in "
-                f"training loops of your own. {received}"
+                f"{name} requires a model that is compiled with an optimizer and trained by model.fit: it cannot be "
+                f"used in custom training loops. {received}"
             )
         if len(held_optimizers(self.model)) > 1:
             raise ValueError(
-                f"{name} supports models that are trained by the compiled optimizer only, because others would move "
-                f"the weights. Received: optimizers={[one.name for one in held_optimizers(self.model)]}"
+                f"{name} requires the compiled optimizer to be the model's only one, because another optimizer would "
+                f"change the weights. Received: optimizers={[one.name for one in held_optimizers(self.model)]}"
             )
         if any(isinstance(other, TakeSnapshot) for other in self._carrier.callbacks):
             raise ValueError(
-                f"TakeSnapshot cannot be used beside {name}, because the optimizer that it would keep does not train "
-                "the weights. Received: other=TakeSnapshot"
+                f"TakeSnapshot cannot be used together with {name}, because it would save the compiled optimizer, "
+                "which does not train during this fit. Received: other=TakeSnapshot"
             )
         for other in beside(self):
             if restores_best(getattr(other, "callback", other)):
                 raise ValueError(
-                    f"EarlyStopping with restore_best_weights=True cannot be used beside {name}, because it would "
-                    "restore only a part of the best epoch: set it to False, or keep the best epoch by "
-                    f"keras.callbacks.ModelCheckpoint. Received: other={type(other).__name__}"
+                    f"EarlyStopping with restore_best_weights=True cannot be used together with {name}, because it "
+                    "would restore only part of the state of the best epoch: set restore_best_weights=False, or save "
+                    f"the best epoch with keras.callbacks.ModelCheckpoint. Received: other={type(other).__name__}"
                 )
 
     def cancel_fit(self) -> None:
@@ -191,8 +191,8 @@ class StandInCallback(MaskingCallback):
         """Return the variables that are trained in place of a weight."""
         if self._standing is None or not self._standing.holds(self.model):
             raise RuntimeError(
-                f"The optimizer of {type(self).__name__} is no longer the model's, so it cannot train: do not call "
-                "`compile` or assign `model.optimizer` during the fit."
+                f"{type(self).__name__} can no longer train, because its optimizer was replaced: do not call `compile` "
+                "or assign `model.optimizer` during the fit."
             )
         return self._standing.optimizer.parameters(weight.variable)
 
@@ -208,7 +208,7 @@ class StandInCallback(MaskingCallback):
         for v, value in zip(trained, found, strict=True):
             if value is None or value.shape != tuple(v.shape):
                 raise ValueError(
-                    f"The state of {type(self).__name__} does not match this model and its optimizer. Received: "
+                    f"The saved state of {type(self).__name__} does not match this model and its optimizer. Received: "
                     f"{v.path}={None if value is None else value.shape}"
                 )
         for v, value in zip(trained, found, strict=True):

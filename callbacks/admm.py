@@ -72,7 +72,7 @@ class ADMM(UpdatingCallback):
     ([0.0, 0.5, 0.5, 0.5, 0.75, 0.75], 2)
     """
 
-    store, alone = "zero", "draws the weights toward masks of its own"
+    store, alone = "zero", "draws the weights toward its own masks"
 
     def __init__(
         self,
@@ -112,8 +112,8 @@ class ADMM(UpdatingCallback):
     def check_fit(self) -> None:
         if library_of(self.model).package is not package:
             raise ValueError(
-                "ADMM supports Keras 3 models only, because tf_keras has no way to take a term of the loss away "
-                f"again. Received: model={self.model.name!r}, library='tf_keras'"
+                "ADMM supports Keras 3 models only, because tf_keras has no way to remove a term from the loss. "
+                f"Received: model={self.model.name!r}, library='tf_keras'"
             )
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -131,8 +131,8 @@ class ADMM(UpdatingCallback):
             first, last = (taken + steps_of(name, getattr(self, name), planned) for name in ("begin", "end"))
             if last - first < phases * self.updates:
                 raise ValueError(
-                    f"There must be at least {phases * self.updates} steps from `begin` to `end`, which are steps "
-                    f"{first} and {last} of this fit. Received: begin={self.begin!r}, end={self.end!r}, "
+                    f"There must be at least {phases * self.updates} steps between `begin` (step {first}) and `end` "
+                    f"(step {last}). Received: begin={self.begin!r}, end={self.end!r}, "
                     f"rounds={self.rounds}, updates={self.updates}"
                 )
             bounds = [first + (last - first) * i // phases for i in range(phases + 1)]
@@ -201,8 +201,8 @@ class ADMM(UpdatingCallback):
         unpull(self.model)
         if self._passed < len(self._steps):
             logging.warning(
-                "ADMM: the fit ended at step %d, before the last round at step %d: %d of %d rounds have pruned. Lower "
-                "`end`, or train longer.",
+                "ADMM: the fit ended at step %d, before the end of the last round at step %d, so only %d of %d rounds "
+                "pruned the network. Lower `end`, or train longer.",
                 self._taken,
                 self._steps[-1],
                 len(self.residuals),

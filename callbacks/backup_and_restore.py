@@ -73,7 +73,7 @@ class BackupAndRestore(MaskingCallback):
             )
         if save_freq != "epoch":
             raise ValueError(
-                '`save_freq` must be "epoch": a backup in the middle of an epoch could not resume with the same batch. '
+                '`save_freq` must be "epoch": a fit cannot resume in the middle of an epoch with the same batch. '
                 f"Received: save_freq={save_freq!r}"
             )
         if backup_dir is not None:
@@ -116,13 +116,13 @@ class BackupAndRestore(MaskingCallback):
             return None
         arrays, about = unpack(data, name)
         if about.get("kind") != "kprune backup 1":
-            raise ValueError(f"Not a kprune backup file. Received: path={name!r}")
+            raise ValueError(f"The file is not a kprune backup. Received: path={name!r}")
         with understanding(name):
             parts = split(arrays, "mask", "now", "callbacks")
             now = Snapshot.from_arrays(parts["now"])
             found = _Backup(parts["mask"], now, about["epoch"], parts["callbacks"], about["callbacks"])
             if type(found.epoch) is not int or found.epoch < 0:
-                raise ValueError(f"its epoch must be an integer >= 0, not {found.epoch!r}")
+                raise ValueError(f"the saved epoch must be an integer >= 0, not {found.epoch!r}")
         with self._of_this_fit():
             check_restore(self.model, found.masks, found.now)
             self._carrier.check(found.known)

@@ -118,8 +118,8 @@ class DropBack(UpdatingCallback):
             self.closes = taken + (fades if planned is None else min(fades, planned))
             if planned is not None and planned < fades:
                 logging.warning(
-                    "DropBack: the fit ends at step %d, where %.2g of the initial values are left, which become 0 at "
-                    "once. Lower `decay` to at most %.6g, or train longer.",
+                    "DropBack: the fit ends at step %d, when the initial values have faded only to a factor of %.2g, "
+                    "so they will drop to 0 abruptly. Lower `decay` to at most %.6g, or train longer.",
                     self.closes,
                     self.decay**planned,
                     math.floor(1e6 * RESOLUTION ** (1 / planned)) / 1e6,
@@ -151,8 +151,8 @@ class DropBack(UpdatingCallback):
         super().on_train_end(logs)
         if self.closes is not None and not self._closed():
             logging.warning(
-                "DropBack: the fit ended at step %d, before step %d, where the initial values have faded, so the "
-                "network is dense. Lower `decay`, or train longer.",
+                "DropBack: the fit ended at step %d, before the initial values would have faded at step %d, so the "
+                "network is still dense. Lower `decay`, or train longer.",
                 self._at,
                 self.closes,
             )

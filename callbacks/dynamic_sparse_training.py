@@ -92,7 +92,8 @@ class DynamicSparseTraining(UpdatingCallback):
             check_sparsity("initial_sparsity", initial_sparsity)
             if callable(sparsity):
                 raise ValueError(
-                    "`initial_sparsity` cannot be combined with a schedule, which has its own. Received: "
+                    "`initial_sparsity` cannot be combined with a schedule, which sets its own initial sparsity. "
+                    "Received: "
                     f"initial_sparsity={initial_sparsity!r}, sparsity={sparsity!r:.200}"
                 )
         check_number("share", share, "above 0 and below 1", lambda value: 0 < value < 1)
@@ -107,8 +108,8 @@ class DynamicSparseTraining(UpdatingCallback):
         tracker = trait(self.method, "tracker", None)
         if tracker not in (None, GradientMomentum):
             raise ValueError(
-                f"DynamicSparseTraining does not support methods that need the tracker {tracker.__name__}: of "
-                f"trackers it runs GradientMomentum only. Received: method={method!r:.200}"
+                f"DynamicSparseTraining does not support methods that need the tracker {tracker.__name__}: the only "
+                f"tracker that it supports is GradientMomentum. Received: method={method!r:.200}"
             )
         self.momentum = None if tracker is None else GradientMomentum(self.data, None)
         self._begin()

@@ -102,8 +102,8 @@ class EarlyBird(MaskingCallback):
         largest = 2 * min(self.sparsity, 1 - self.sparsity)
         if largest < self.threshold:
             logging.warning(
-                "EarlyBird: two masks of sparsity %.4g can differ in at most %.4g of their entries, which is below "
-                "threshold=%.4g, so all masks count as settled. Set a lower threshold.",
+                "EarlyBird: two masks of sparsity %.4g can differ in at most a fraction of %.4g of their entries, "
+                "which is below threshold=%.4g, so any masks count as settled. Set a lower threshold.",
                 self.sparsity,
                 largest,
                 self.threshold,

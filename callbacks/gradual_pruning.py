@@ -214,8 +214,8 @@ class GradualPruning(UpdatingCallback):
         short = {expression: schedule for expression, schedule in short.items() if end < schedule.end_step}
         for expression, schedule in short.items():
             logging.warning(
-                "GradualPruning%s: %s, before the schedule's end_step=%d, so pruning reaches sparsity %.4g "
-                "instead of the final %.4g. Set end_step to at most %d, or train longer.",
+                "GradualPruning%s: %s, before the schedule's end_step=%d, so the final sparsity is %.4g "
+                "instead of %.4g. Set end_step to at most %d, or train longer.",
                 "" if expression is None else f" for {expression!r}",
                 how,
                 schedule.end_step,

@@ -74,7 +74,7 @@ class PruneAtInit(MaskingCallback):
             zeros = sum(int((~weight.kept()).sum()) for weight in weights)
             size = sum(weight.size for weight in weights)
             if self.sparsity is not None and zeros >= zeros_for(size, self.sparsity):
-                said = "%s: nothing more was pruned, because %d of the model's %d weights already are."
+                said = "%s: nothing more was pruned, because %d of the model's %d weights are already pruned."
                 logging.info(said, type(self).__name__, zeros, size)
             else:
                 self.pruner.forget()

@@ -91,8 +91,8 @@ class STR(StandInCallback, UpdatingCallback):
         super().check_fit()
         if not all(weight.trainable for weight in masked_weights(self.model)):
             raise ValueError(
-                "STR requires that all masked weights are trainable, because what is frozen has no threshold: mask "
-                f"the others only, with the `filters` argument of kprune.mask. Received: model={self.model.name!r}"
+                "STR requires all masked weights to be trainable, because a frozen weight has no threshold: use the "
+                f"`filters` argument of kprune.mask to mask only trainable weights. Received: model={self.model.name!r}"
             )
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -178,7 +178,7 @@ class STR(StandInCallback, UpdatingCallback):
             self._note_thresholds()
             set_masks(self.model, {w.path: w.kept() & (w.value() != 0) for w in masked_weights(self.model)})
             logging.warning(
-                "STR: the fit ended with %.4g of the weights at 0, below sparsity=%g. Raise `decay` or `start`, or "
+                "STR: the fit ended at a sparsity of %.4g, below the target sparsity=%g. Raise `decay` or `start`, or "
                 "train longer.",
                 self._zeros(),
                 self.sparsity,

@@ -82,7 +82,8 @@ class Supermask(StandInCallback, UpdatingCallback):
         check_choice("method", method, tuple(SLOPES))
         if method == "bernoulli" and sparsity is not None:
             raise ValueError(
-                f'`sparsity` must be None for "bernoulli", which finds it. Received: sparsity={sparsity!r}'
+                '`sparsity` must be None for method="bernoulli", which learns the sparsity. Received: '
+                f"sparsity={sparsity!r}"
             )
         self.sparsity = 0.5 if sparsity is None and method == "edge_popup" else sparsity
         if self.sparsity is not None:

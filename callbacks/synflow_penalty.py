@@ -76,13 +76,14 @@ class SynFlowPenalty(UpdatingCallback):
     def check_fit(self) -> None:
         if library_of(self.model).package is not package:
             raise ValueError(
-                "SynFlowPenalty supports Keras 3 models only, because tf_keras has no way to take a term of the loss "
-                f"away again. Received: model={self.model.name!r}, library='tf_keras'"
+                "SynFlowPenalty supports Keras 3 models only, because tf_keras has no way to remove a term from the "
+                f"loss. Received: model={self.model.name!r}, library='tf_keras'"
             )
         for other in self._carrier.callbacks:
             if other is not self and isinstance(other, ADMM | SynFlowPenalty):
                 raise ValueError(
-                    "SynFlowPenalty cannot be used beside a callback that adds another term to the loss. Received: "
+                    "SynFlowPenalty cannot be used together with a callback that adds another term to the loss. "
+                    "Received: "
                     f"other={type(other).__name__}"
                 )
 

@@ -71,7 +71,9 @@ class TakeSnapshot(MaskingCallback):
         super().on_train_end(logs)
         if self.snapshot is None:
             logging.warning(
-                "TakeSnapshot: training ended before batch %d, where the snapshot was due.", self._taker.due
+                "TakeSnapshot: training ended before batch %d, so no snapshot was taken. Choose an earlier point for "
+                "`at`, or train longer.",
+                self._taker.due,
             )
 
     def get_state(self) -> dict[str, np.ndarray]:

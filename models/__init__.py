@@ -71,7 +71,7 @@ def get(name: str) -> Callable[..., Any]:
     """
     require(
         isinstance(name, str) and name in MODELS,
-        f"No reference network has that name; the names are {', '.join(MODELS)}.",
+        f"`name` must be one of {', '.join(MODELS)}.",
         name=name,
     )
     return MODELS[name]

@@ -70,22 +70,22 @@ class Network:
             isinstance(input_shape, (tuple, list))
             and len(input_shape) in ((1, 3) if flat else (3,))
             and all(isinstance(size, Integral) and size >= 1 for size in input_shape),
-            f"input_shape must be (height, width, channels){' or (features,)' if flat else ''}, integers >= 1.",
+            f"`input_shape` must be (height, width, channels){' or (features,)' if flat else ''}, with integers >= 1.",
             input_shape=input_shape,
         )
         require(
             len(input_shape) == 1 or min(input_shape[:2]) >= smallest,
-            f"{name} needs images of at least {smallest}x{smallest} pixels.",
+            f"Images for {name} must be at least {smallest}x{smallest} pixels.",
             input_shape=input_shape,
         )
         require(
             isinstance(classes, Integral) and classes >= 1,
-            "classes must be an integer >= 1.",
+            "`classes` must be an integer >= 1.",
             classes=classes,
         )
         require(
             isinstance(width, Real) and math.isfinite(width) and width > 0,
-            "width must be a finite number above 0.",
+            "`width` must be a finite number above 0.",
             width=width,
         )
         if library is None:
@@ -95,7 +95,7 @@ class Network:
             library = keras
         require(
             hasattr(library, "layers") and hasattr(library, "Model"),
-            "library must be a Keras module (keras or tf_keras), or None.",
+            "`library` must be a Keras module (keras or tf_keras) or None.",
             library=library,
         )
         self._name = name

@@ -54,7 +54,7 @@ def _for_cifar(depth: int, input_shape: Shape, classes: int, width: float, libra
 
 
 def _for_imagenet(depth: int, stem: str, input_shape: Shape, classes: int, width: float, library: Any) -> Any:
-    require(stem in ("cifar", "imagenet"), "stem must be 'cifar' or 'imagenet'.", stem=stem)
+    require(stem in ("cifar", "imagenet"), "`stem` must be 'cifar' or 'imagenet'.", stem=stem)
     net = Network(f"resnet_{depth}", input_shape, classes, width, library)
     if stem == "cifar":
         x = net.conv_bn(net.input, 64, name="conv1")

@@ -51,7 +51,7 @@ def wide_resnet(
     """
     require(
         isinstance(depth, int) and depth >= 10 and depth % 6 == 4,
-        "depth must be 4 more than a multiple of 6: 10, 16, 22, 28 ...",
+        "`depth` must be 4 more than a multiple of 6, such as 10, 16, 22 or 28.",
         depth=depth,
     )
     net = Network("wide_resnet", input_shape, classes, width, library)

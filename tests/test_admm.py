@@ -162,7 +162,7 @@ def test_strip_and_the_next_fit_take_away_what_an_interrupted_one_left():
 def test_a_fit_that_cannot_begin_leaves_the_model_as_it_was():
     model = momentum_mlp()
     before, plain = model.get_weights(), len(model.variables)
-    with pytest.raises(ValueError, match=r"at least 40 steps.*are steps 1 and 8 of this fit.*updates=8$"):
+    with pytest.raises(ValueError, match=r"at least 40 steps.*`begin` \(step 1\) and `end` \(step 8\)\..*updates=8$"):
         fit(model, ADMM(0.5))
     assert kprune.masked_weights(model) == [] and model.losses == [] and len(model.variables) == plain
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
@@ -171,7 +171,7 @@ def test_a_fit_that_cannot_begin_leaves_the_model_as_it_was():
 def test_a_fit_that_ends_too_early_says_what_it_leaves(caplog):
     model = momentum_mlp()
     fit(model, ADMM(0.5, rounds=2, updates=1, begin=1, end=7), epochs=1)
-    assert "ended at step 4, before the last round at step 7: 1 of 2 rounds have pruned" in caplog.text
+    assert "ended at step 4, before the end of the last round at step 7, so only 1 of 2 rounds pruned" in caplog.text
 
 
 def test_another_callback_that_prunes_is_refused():

@@ -129,7 +129,7 @@ def test_an_error_of_the_library_is_one_line_and_debug_says_where(run):
     words = ["train", *TINY, "--model=lenet-5"]  # too deep for 8x8 pixels
     status, _, err = run(*words)
     assert status == 1
-    assert re.fullmatch(r"kprune: error: lenet_5 needs images of at least 16x16 pixels\. Received: .*\n", err)
+    assert re.fullmatch(r"kprune: error: Images for lenet_5 must be at least 16x16 pixels\. Received: .*\n", err)
     status, _, err = run(*words, "--debug")
     assert status == 1 and "Traceback" in err and err.endswith("Received: input_shape=(8, 8, 1)\n")
 

@@ -107,7 +107,7 @@ def test_a_keras_file_is_read_by_the_checked_reader(folder):
         (["--model=own_nets:greedy"], ValueError, "kprune does not pass: depth"),
         (["--model=own_nets:nothing"], ValueError, "Expected a keras model, got a NoneType"),
         (["--model=gone.keras"], OSError, "No such file or folder: 'gone.keras'"),
-        (["--model=conv-2"], ValueError, r"input_shape must be \(height, width, channels\), integers >= 1"),
+        (["--model=conv-2"], ValueError, r"`input_shape` must be \(height, width, channels\), with integers >= 1"),
         (
             ["--model=own_nets:fixed", "--dataset=digits"],
             ValueError,

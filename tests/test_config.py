@@ -288,7 +288,7 @@ def test_callbacks_are_written_down_and_made_again(name):
         assert find(made, attribute) == find(again, attribute), attribute
     with pytest.raises(ValueError, match=rf"^{cls.__name__} has no field 'scoop'\. Its fields: .*Received: scoop=1$"):
         cls.from_config({**config, "scoop": 1})
-    with pytest.raises(ValueError, match=r"does not accept an object with this name\. Received: model=1$"):
+    with pytest.raises(ValueError, match=r"does not accept the argument `model`\. Received: model=1$"):
         cls.from_config(config, model=1)
     assert copy.copy(made).get_config() == made.get_config()
 

@@ -153,7 +153,7 @@ def test_what_makes_no_sense_is_refused(arguments, message):
 def test_a_threshold_that_any_masks_meet_is_warned_of(sparsity, warned, caplog):
     with caplog.at_level("WARNING", logger="absl"):
         fit(network(), 1, EarlyBird(sparsity=sparsity))
-    assert ("differ in at most 0.08 of their entries" in caplog.text) == warned
+    assert ("differ in at most a fraction of 0.08 of their entries" in caplog.text) == warned
 
 
 def test_an_infinite_score_is_an_error_in_the_midst_of_a_fit():

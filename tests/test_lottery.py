@@ -286,7 +286,7 @@ def test_a_rewind_point_is_kept_once_and_that_of_a_killed_level_counts_no_more(t
         kprune.find_ticket(network(), fit, **options)
     kept = point.read_bytes()
     point.unlink()
-    with pytest.raises(ValueError, match=r"rewind point is missing\. Received: file='.*rewind-point\.npz'"):
+    with pytest.raises(ValueError, match=r"point is missing: restore this file.*Received: file='.*rewind-point\.npz'"):
         kprune.find_ticket(network(), fit, **options)
     point.write_bytes(kept)
     stop = None

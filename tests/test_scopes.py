@@ -287,8 +287,8 @@ def test_per_layer_keeps_any_counts_that_are_given(scores, data):
 @pytest.mark.parametrize(
     ("densities", "message"),
     [
-        ({"a": 0.5}, "No expression matches b: add a density for each. Received: densities="),
-        ({"a": 0.5, "b": 0.5, "z": 0.5}, "'z' matches none of a, b. Received: densities="),
+        ({"a": 0.5}, "No expression matches b: add a density for each weight. Received: densities="),
+        ({"a": 0.5, "b": 0.5, "z": 0.5}, "'z' matches none of these weights: a, b. Received: densities="),
         (lambda path, shape: -1.0, "finite number >= 0, not -1.0. Received: densities="),
     ],
 )
@@ -392,7 +392,7 @@ def test_floors_of_each_weight():
     assert with_floor("global", {"c": 0.5})(scores, 0.5) == {"a": 6, "b": 0, "c": 2}
     assert with_floor("global", {"[ab]": 1, "a|c": 3})(scores, 0.5) == {"a": 4, "b": 1, "c": 3}
     assert with_floor("global", lambda path: 2 if path == "b" else 0)(scores, 0.5) == {"a": 6, "b": 2, "c": 0}
-    with pytest.raises(ValueError, match=r"'z' matches none of a, b, c\. Received: floor=\{'z': 1\}$"):
+    with pytest.raises(ValueError, match=r"'z' matches none of these weights: a, b, c\. Received: floor=\{'z': 1\}$"):
         with_floor("global", {"z": 1})(scores, 0.5)
     with pytest.raises(ValueError, match=r"Received: floor=\{'a': 1.5\}$"):
         with_floor("global", {"a": 1.5})
@@ -464,7 +464,8 @@ def test_kept_out_by_hand():
     ):
         kept_out("global", paths=["b"])(scores, 0.6)
     with pytest.raises(
-        ValueError, match=r"'z' matches none of a, b, c. Received: first=True, last=False, paths=\['z'\]$"
+        ValueError,
+        match=r"'z' matches none of these weights: a, b, c. Received: first=True, last=False, paths=\['z'\]$",
     ):
         kept_out("global", first=True, paths=["z"])(scores, 0.5)
     with pytest.raises(ValueError, match=r"Received: expression='\('$"):

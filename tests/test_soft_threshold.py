@@ -88,7 +88,7 @@ def test_a_threshold_that_has_overshot_goes_back_below_what_is_kept():
 def test_what_falls_short_is_said(caplog):
     model, callback = compiled(), STR(0.9, decay=1e-3)
     fit(model, callback, epochs=1)
-    assert "below sparsity=0.9. Raise `decay` or `start`" in caplog.text and len(callback.thresholds) == 2
+    assert "below the target sparsity=0.9. Raise `decay` or `start`" in caplog.text and len(callback.thresholds) == 2
     assert kprune.summary(model).zeros == sum(int((value == 0).sum()) for value in kernels(model))
     other = compiled()
     fit(other, STR(0.9), epochs=0)
@@ -157,11 +157,11 @@ def test_what_it_cannot_do_is_refused():
     kprune.mask(model)
     model.get_layer("hidden").trainable = False
     model.compile("sgd", "mse", **CHEAP)
-    refused(model, STR(), match=r"STR requires that all masked weights are trainable.*Received: model=")
+    refused(model, STR(), match=r"STR requires all masked weights to be trainable.*Received: model=")
     callback = STR()
     callback.set_model(model)
     callback.set_params({"epochs": 1})
-    with pytest.raises(ValueError, match=r"training loops of your own.*Received: model="):
+    with pytest.raises(ValueError, match=r"custom training loops.*Received: model="):
         callback.on_train_begin()
 
 

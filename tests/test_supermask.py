@@ -396,7 +396,7 @@ def test_an_interrupted_model_is_freed_and_a_callback_can_be_copied():
 def test_skipped_steps_of_a_loss_scale_are_no_other_optimizers(caplog):
     model, (x, y) = compiled(optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))), data(n=32)
     model.fit(x, y * 1e37, batch_size=8, verbose=0, callbacks=[Supermask()])  # no gradient is finite
-    assert "takes no steps" not in caplog.text
+    assert "has taken no steps" not in caplog.text
 
 
 def test_a_learning_rate_that_a_callback_sets_is_that_of_scores():
@@ -441,7 +441,7 @@ def test_another_optimizer_in_the_middle_of_a_fit_is_an_error():
     model = compiled()
     own = model.optimizer
     back = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: setattr(model, "optimizer", own))
-    with pytest.raises(RuntimeError, match=r"Supermask is no longer the model's"):
+    with pytest.raises(RuntimeError, match=r"Supermask can no longer train, because its optimizer was replaced"):
         fit(model, back, Supermask())
     assert_trains_weights(model, own)
 
@@ -542,7 +542,7 @@ def test_a_loop_of_ones_own_is_refused():
     model, callback = compiled(), Supermask()
     callback.set_model(model)
     callback.set_params({"epochs": 1})
-    with pytest.raises(ValueError, match=r"training loops of your own.*Received: model="):
+    with pytest.raises(ValueError, match=r"custom training loops.*Received: model="):
         callback.on_train_begin()
     assert not isinstance(model.optimizer, ScoreOptimizer)
 

@@ -45,9 +45,9 @@ def test_2_of_4_by_hand():
     advice = kprune.advise(model, "nvidia-2:4")
     # 48 entries stay, of 32 a half: 64 of 80.
     assert left(advice) == ("pattern='2:4'", 0.8, 0.8) and advice.sparsity == 0.5
-    assert advice.obstacles == {"odd": "its 6 inputs are no multiple of 4"}
+    assert advice.obstacles == {"odd": "its number of inputs (6) is not a multiple of 4"}
     nothing = kprune.advise(keras.Sequential([keras.Input((9, 3)), layers.GRU(4, name="gru")]), "nvidia-2:4")
-    assert not nothing.pays and "no sparse kernels for a GRU" in nothing.obstacles["gru"]
+    assert not nothing.pays and "no sparse kernels for GRU layers" in nothing.obstacles["gru"]
 
 
 def test_shrink_is_what_shrink_does():
@@ -102,9 +102,9 @@ def test_xnnpack_takes_what_it_can_lay_out_by_channels():
 @pytest.mark.parametrize(
     ("model", "name", "reason"),
     [
-        (lambda: mobile(middle=[layers.Conv2D(8, 3, name="x")]), "x", "3x3 convolution of stride 1"),
+        (lambda: mobile(middle=[layers.Conv2D(8, 3, name="x")]), "x", "3x3 convolution with stride 1"),
         (lambda: mobile(middle=[layers.MaxPooling2D(name="x")]), "x", "MaxPooling2D is not supported"),
-        (lambda: mobile(middle=[layers.Activation("softmax", name="x")]), "x", "no activation 'softmax'"),
+        (lambda: mobile(middle=[layers.Activation("softmax", name="x")]), "x", "activation 'softmax' is not supported"),
         (
             lambda: mobile(
                 middle=[layers.DepthwiseConv2D(3, strides=2, padding="same", name="x")],
@@ -112,14 +112,14 @@ def test_xnnpack_takes_what_it_can_lay_out_by_channels():
             "x",
             "pads even sizes on one side only",
         ),
-        (mlp, None, "does not end with a GlobalAveragePooling2D"),
+        (mlp, None, "does not contain a GlobalAveragePooling2D layer"),
     ],
 )
 def test_xnnpack_says_what_stands_in_the_way(model, name, reason):
     model = model()
     advice = kprune.advise(model, "xnnpack-1x1")
     assert advice.pattern == "nothing" and reason in advice.obstacles[name or model.name]
-    assert f"in the way: {name or model.name}: " in str(advice)
+    assert f"- obstacle: {name or model.name}: " in str(advice)
 
 
 def test_wrong_arguments_and_the_model_stays_as_it_is():

@@ -222,7 +222,10 @@ def rewind_point(folder: str | os.PathLike[str]) -> Snapshot:
     file = Path(folder, _POINT)
     data = read(file)
     if data is None:
-        raise ValueError(f"The folder's rewind point is missing. Received: file={str(file)!r}")
+        raise ValueError(
+            "The lottery's rewind point is missing: restore this file, or start over in another folder. Received: "
+            f"file={str(file)!r}"
+        )
     arrays, _ = unpack(data, str(file))
     with understanding(str(file)):
         return Snapshot.from_arrays(arrays)

@@ -102,7 +102,7 @@ class Ticket:
         check_npz("path", path)
         arrays, about = unpack(contents(path), os.fspath(path))
         if about.get("kind") != _KIND:
-            raise ValueError(f"Not a kprune ticket file. Received: path={os.fspath(path)!r}")
+            raise ValueError(f"The file is not a kprune ticket. Received: path={os.fspath(path)!r}")
         with understanding(os.fspath(path)):
             parts = split(arrays, "mask", "weight")
             wrong = [name for name, mask in parts["mask"].items() if mask.dtype != np.bool_]

@@ -55,7 +55,7 @@ class Schedule:
             )
         if self.begin_step < 0 or self.end_step < self.begin_step:
             raise ValueError(
-                f"Steps must satisfy 0 <= begin_step <= end_step. Received: begin_step={self.begin_step}, "
+                f"The steps must satisfy 0 <= `begin_step` <= `end_step`. Received: begin_step={self.begin_step}, "
                 f"end_step={self.end_step}"
             )
         if self.frequency < 1:
@@ -161,7 +161,7 @@ def check_step(step: Any) -> None:
     >>> check_step(100)
     """
     if not isinstance(step, numbers.Real) or isinstance(step, bool) or step != step:
-        raise ValueError(f"`step` must be a number of optimizer steps, and not NaN. Received: step={step!r:.200}")
+        raise ValueError(f"`step` must be a number of optimizer steps, not NaN. Received: step={step!r:.200}")
 
 
 def check_sparsity(name: str, sparsity: float) -> None:

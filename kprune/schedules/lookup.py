@@ -153,7 +153,7 @@ def serialize(schedule: Any) -> dict[str, Any]:
         if type(schedule) is cls:
             return {"class_name": name, "config": schedule.get_config()}
     raise ValueError(
-        "A custom schedule can be saved only if it is registered: decorate it with "
+        "A custom schedule can be saved only if it is registered: decorate its class with "
         f"@kprune.schedules.SCHEDULES.register('name'). Received: schedule={schedule!r}"
     )
 
@@ -167,12 +167,14 @@ def deserialize(config: dict[str, Any]) -> Schedule:
     """
     known = isinstance(config, dict) and set(config) == {"class_name", "config"}
     if not known or not isinstance(config["config"], dict):
-        raise ValueError(f"Expected a dict with class_name and config. Received: config={config!r:.200}")
+        raise ValueError(
+            f"`config` must be a dict with the keys class_name and config. Received: config={config!r:.200}"
+        )
     name = config["class_name"]
     cls: Any = _KINDS[name] if isinstance(name, str) and name in _KINDS else SCHEDULES.get(name)
     try:
         return cls.from_config(config["config"])
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"This config does not describe the schedule {name!r}: {error}. Received: config={config!r:.200}"
+            f"`config` does not describe a valid {name!r} schedule: {error}. Received: config={config!r:.200}"
         ) from error

@@ -69,6 +69,7 @@ def by_expression(values: dict[str, Any], paths: Iterable[str], default: Any, re
         check_expression(expression)
         if not any(re.search(expression, path) for path in paths):
             raise ValueError(
-                f"Regular expression {expression!r} matches none of {', '.join(paths)}. Received: {received}"
+                f"The regular expression {expression!r} matches none of these weights: {', '.join(paths)}. Received: "
+                f"{received}"
             )
     return {path: next((v for e, v in values.items() if re.search(e, path)), default) for path in paths}

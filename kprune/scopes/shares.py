@@ -129,7 +129,7 @@ def per_layer(densities: dict[str, float] | Callable[[str, tuple[int, ...]], flo
             unmatched = [path for path, density in relative.items() if density is None]
             if unmatched:
                 raise ValueError(
-                    f"No expression matches {', '.join(unmatched)}: add a density for each. Received: {received}"
+                    f"No expression matches {', '.join(unmatched)}: add a density for each weight. Received: {received}"
                 )
         else:
             relative = {path: densities(path, score.shape) for path, score in scores.items()}

@@ -89,9 +89,9 @@ class Advice(Printed):
         lines = [f"{self.target} at sparsity {self.sparsity:g}: {self.pattern}"]
         if self.pays:
             flops = "not known" if self.flops is None else f"{self.flops:.2f}"
-            lines.append(f"of the dense network are left: bytes {self.size:.2f}, multiply-adds {flops}")
+            lines.append(f"remaining fraction of the dense network: bytes {self.size:.2f}, multiply-adds {flops}")
         lines += [f"- {reason}" for reason in self.reasons]
-        lines += [f"- in the way: {name}: {reason}" for name, reason in self.obstacles.items()]
+        lines += [f"- obstacle: {name}: {reason}" for name, reason in self.obstacles.items()]
         return printable("\n".join(line.replace("\n", "\\n") for line in lines))
 
 

@@ -68,12 +68,12 @@ def _nvidia(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
     obstacles = {}
     for kernel in kernels:
         if not kernel.masked or not is_a(kernel.layer, "Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D"):
-            obstacles[kernel.name] = f"TensorRT has no sparse kernels for a {type(kernel.layer).__name__}"
+            obstacles[kernel.name] = f"TensorRT has no sparse kernels for {type(kernel.layer).__name__} layers"
         elif kernel.shape[-2] % 4:
-            obstacles[kernel.name] = f"its {kernel.shape[-2]} inputs are no multiple of 4"
+            obstacles[kernel.name] = f"its number of inputs ({kernel.shape[-2]}) is not a multiple of 4"
     why = (
         "sparse tensor cores (Ampere and later) skip 2 of every 4 inputs, in float16, bfloat16 and int8",
-        "more zeros than 2 of 4 gain nothing: prune to a sparsity of 0.5",
+        "pruning more than 2 of every 4 inputs gains nothing: prune to a sparsity of 0.5",
         "export an ONNX file, and run it in TensorRT with sparse weights enabled",
     )
     return counted(
@@ -92,9 +92,9 @@ def _litert(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
     obstacles = {}
     for kernel in kernels:
         if not is_a(kernel.layer, "Dense"):
-            obstacles[kernel.name] = f"a {type(kernel.layer).__name__} is stored sparse and computed dense"
+            obstacles[kernel.name] = f"LiteRT stores a {type(kernel.layer).__name__} as sparse but computes it as dense"
         elif kernel.shape[-2] % 4:
-            obstacles[kernel.name] = f"its {kernel.shape[-2]} inputs are no multiple of 4"
+            obstacles[kernel.name] = f"its number of inputs ({kernel.shape[-2]}) is not a multiple of 4"
     density = 1 - sparsity
     blocks = counted(
         "litert-cpu",
@@ -105,7 +105,7 @@ def _litert(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
         reasons=(
             (
                 "in dense layers, LiteRT skips blocks of 4 inputs that are all zero; unstructured zeros pay off "
-                "above sparsity 0.97"
+                "only above a sparsity of 0.97"
             ),
         ),
         obstacles=obstacles,

@@ -15,12 +15,12 @@ def _xnnpack(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
     pointwise = {k.name for k in kernels if is_a(k.layer, "Conv2D") and k.shape[:-2] == (1, 1) and k.masked}
     obstacles = _xnnpack_obstacles(model)
     why = [
-        "XNNPACK runs 1x1 convolutions sparse if everything from a first 3x3 convolution of stride 2 to the global "
-        "pooling can use a channels-first layout",
+        "XNNPACK runs 1x1 convolutions with sparse kernels if everything from an initial 3x3 convolution with stride 2 "
+        "to the global pooling can use a channels-first layout",
         "it does so on ARM, but not on x86 with AVX",
     ]
     if not pointwise:
-        why.append("the network has no 1x1 convolution")
+        why.append("the network has no 1x1 convolutions")
     if sparsity < _XNNPACK_ZEROS:
         why.append("at least 2/3 of the weights of the 1x1 convolutions must be zero")
     pays = pointwise and not obstacles and sparsity >= _XNNPACK_ZEROS
@@ -57,19 +57,19 @@ def _xnnpack_obstacles(model: Any) -> dict[str, str]:
             return found
         reason = "" if kind in _BY_CHANNEL else f"{kind} is not supported before the global pooling"
         if hasattr(layer, "activation") and getattr(layer.activation, "__name__", "") not in _ACTIVATIONS:
-            reason = f"no activation {getattr(layer.activation, '__name__', layer.activation)!r}"
+            reason = f"the activation {getattr(layer.activation, '__name__', layer.activation)!r} is not supported"
         if kind in ("Conv2D", "DepthwiseConv2D") and not reason:
             reason = _entry(layer) if entry else _spatial(layer, kind)
             entry = False
         if reason:
             found[layer.name] = reason
-    return {**found, model.name: "it does not end with a GlobalAveragePooling2D"}
+    return {**found, model.name: "it does not contain a GlobalAveragePooling2D layer"}
 
 
 def _entry(layer: Any) -> str:
     sizes = tuple(layer.kernel_size), tuple(layer.strides), int(layer.kernel.shape[-2])
     if sizes != ((3, 3), (2, 2), 3) or type(layer).__name__ != "Conv2D":
-        return "the first convolution must be 3x3 with stride 2 on 3 input channels"
+        return "the first convolution must be 3x3 with stride 2 and 3 input channels"
     return _padded(layer)
 
 
@@ -77,9 +77,11 @@ def _spatial(layer: Any, kind: str) -> str:
     size = tuple(layer.kernel_size)
     if kind == "Conv2D":
         plain = size == (1, 1) and tuple(layer.strides) == (1, 1) and layer.groups == 1
-        return "" if plain else f"a {size[0]}x{size[1]} convolution of stride {layer.strides[0]} is computed dense"
+        if plain:
+            return ""
+        return f"a {size[0]}x{size[1]} convolution with stride {layer.strides[0]} is computed with dense kernels"
     if size not in ((3, 3), (5, 5)) or layer.depth_multiplier != 1:
-        return f"depthwise convolutions of {size[0]}x{size[1]} are not supported"
+        return f"{size[0]}x{size[1]} depthwise convolutions are not supported"
     return _padded(layer)
 
 
