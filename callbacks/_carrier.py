@@ -34,14 +34,14 @@ from ._beside import warn_of_denser_best
 
 
 class Zeros:
-    """Schedule of checks that pruned entries are still 0: 1, 2, 4, 8, ... steps after a fit first has some."""
+    """Decide when to check that pruned entries are still 0: 1, 2, 4, 8, ... steps after a fit first has any."""
 
     def __init__(self, model: Any):
         self.model, self.steps, self.seen = model, 0, -1
         self.some = False
 
     def due(self) -> bool:
-        """Count the start of a step; return whether to check before it."""
+        """Count the start of a step and return whether to check the pruned entries first."""
         if not self.some and self.seen != changes(self.model):
             self.seen, self.steps, self.some = changes(self.model), -1, True
         self.steps += 1
@@ -85,7 +85,7 @@ class Carrier:
             logging.warning("kprune: %s. %s", what, cure)
 
     def add(self, holder: Any) -> None:
-        """Carry this callback's state under the name of its class."""
+        """Carry a callback's state under the name of its class."""
         name, number = type(holder).__name__, 1 + len(self.holders)
         if not any(known is holder for known in self.callbacks):
             self.callbacks.append(holder)

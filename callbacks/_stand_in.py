@@ -73,7 +73,7 @@ class Standing:
         return standing
 
     def _guard(self, model: Any) -> None:
-        """Let the optimizer step only inside the model's train function, and remove it if a step raises."""
+        """Let the optimizer step only inside the model's train function, and remove it if a step raises an error."""
         steps, owner, optimizer, end = model.train_function, weakref.ref(model), self.optimizer, self.end
         if getattr(steps, "guarded", False):
             return
@@ -147,7 +147,7 @@ class StandInCallback(MaskingCallback):
             )
         if len(held_optimizers(self.model)) > 1:
             raise ValueError(
-                f"{name} requires the compiled optimizer to be the model's only one, because another optimizer would "
+                f"{name} requires the compiled optimizer to be the model's only optimizer, because another one would "
                 f"change the weights. Received: optimizers={[one.name for one in held_optimizers(self.model)]}"
             )
         if any(isinstance(other, TakeSnapshot) for other in self._carrier.callbacks):

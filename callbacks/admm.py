@@ -148,7 +148,7 @@ class ADMM(UpdatingCallback):
         return left is not None and any(step <= self._taken + left for step in self._steps[self._passed :])
 
     def update(self, taken: int) -> None:
-        """Start rounds, update Z and U, and prune, performing all actions that are due in order."""
+        """Perform all actions that are due, in order: starting rounds, updating Z and U, and pruning."""
         self._taken = taken
         while (due := self.next_due()) is not None and due <= taken:
             number, place = divmod(self._passed, self.updates + 1)

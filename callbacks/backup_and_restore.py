@@ -22,7 +22,7 @@ from .base import MaskingCallback
 
 
 class BackupAndRestore(MaskingCallback):
-    """Save everything needed to resume a fit after each epoch, and resume from there when the fit is restarted.
+    """At the end of each epoch, save everything needed to resume the fit, and resume from there after a restart.
 
     What `keras.callbacks.BackupAndRestore` is for Keras 3, but in one file, written whole or not at all: weights,
     optimizer, seed generators, masks, and the state of kprune's callbacks in this fit. (Keras's writes weights and

@@ -111,7 +111,7 @@ class MaskingCallback(Callback):
         return {}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what `get_state` returned for a backup; called before or after `on_train_begin`."""
+        """Restore what `get_state` returned for a backup, either before or after `on_train_begin`."""
         self._restored = True
 
     def check_fit(self) -> None:

@@ -53,7 +53,7 @@ MODELS: dict[str, Callable[..., Any]] = {network.__name__.replace("_", "-"): net
 
 
 def get(name: str) -> Callable[..., Any]:
-    """Return the reference network of this name.
+    """Return the function that builds the reference network with this name.
 
     Args:
         name: a key of `MODELS`, such as "vgg-16".

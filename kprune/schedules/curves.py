@@ -32,7 +32,7 @@ class Constant(Schedule):
 
     @property
     def sparsity(self) -> float:
-        """The fraction of zeros from `begin_step` on."""
+        """The fraction of zeros from `begin_step` onward."""
         return self.final_sparsity
 
     def at(self, progress: float) -> float:
@@ -114,7 +114,7 @@ class OneCycle(Schedule):
 @SCHEDULES.register("geometric")
 @dataclass(frozen=True)
 class Geometric(Schedule):
-    """A schedule whose updates prune equal fractions of the remaining weights, as in a lottery (arXiv:1803.03635).
+    """A schedule whose updates each prune the same fraction of the remaining weights (arXiv:1803.03635).
 
     1 - s = (1 - rate)^k after the k-th update. The update at `begin_step` is the first one, k = 1; the one at
     `end_step` is the last, k = n = 1 + ceil((end - begin) / frequency), and prunes the full share also where it comes

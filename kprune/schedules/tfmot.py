@@ -12,7 +12,7 @@ PACKAGE = "tensorflow_model_optimization"
 
 @dataclass(frozen=True)
 class TfmotSchedule(Schedule):
-    """A `tensorflow_model_optimization` `PruningSchedule` as a kprune schedule; made by `as_schedule`.
+    """A `tensorflow_model_optimization` `PruningSchedule` as a kprune schedule, as returned by `as_schedule`.
 
     tfmot's begin_step, end_step and frequency are kept, but the last update always happens at `end_step` and lands on
     the final sparsity, which tfmot itself only does when (end - begin) is a multiple of the frequency. tfmot's

@@ -88,7 +88,7 @@ class Advice(Printed):
     def __str__(self) -> str:
         lines = [f"{self.target} at sparsity {self.sparsity:g}: {self.pattern}"]
         if self.pays:
-            flops = "not known" if self.flops is None else f"{self.flops:.2f}"
+            flops = "unknown" if self.flops is None else f"{self.flops:.2f}"
             lines.append(f"remaining fraction of the dense network: bytes {self.size:.2f}, multiply-adds {flops}")
         lines += [f"- {reason}" for reason in self.reasons]
         lines += [f"- obstacle: {name}: {reason}" for name, reason in self.obstacles.items()]
