@@ -116,7 +116,10 @@ def test_train_does_not_replace_a_model_unasked(run, tmp_path):
     (tmp_path / "model.keras").touch()
     status, out, err = run("train", *TINY, f"--export_dir={tmp_path}")
     assert (status, out) == (1, "")  # before any training
-    assert err == f"kprune: error: {tmp_path}/model.keras exists; add --overwrite. Received: export_dir='{tmp_path}'\n"
+    assert (
+        err == f"kprune: error: {tmp_path}/model.keras already exists. To replace existing files, add --overwrite. "
+        f"Received: export_dir='{tmp_path}'\n"
+    )
     assert run("train", *TINY, f"--export_dir={tmp_path}", "--overwrite")[0] == 0
     assert (tmp_path / "model.keras").stat().st_size > 0
 
