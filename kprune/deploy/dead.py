@@ -171,7 +171,7 @@ def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
 
 
 def _fill_up(graph: ChannelGraph, living: np.ndarray, divisor: int, among: np.ndarray) -> None:
-    """Keep some atoms of `among` in each layer that would have none left, or a number that `divisor` does not divide."""
+    """Keep some atoms of `among` in each layer that would keep none, or a number not divisible by `divisor`."""
     layers = [graph.roots(size.atoms) for size in graph.sizes if size.own]
     changed = True
     while changed:
