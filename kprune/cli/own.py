@@ -46,8 +46,8 @@ def build(model: str, dataset: Dataset, seed: int, width: float, library: Any) -
         made = function(**_arguments(function, dataset, seed, width, library, received))
     if not isinstance(made, library.Model):
         kind = library_of(made).package.__name__ if hasattr(made, "fit") else None
-        cure = f"add --library={kind}" if kind else f"it is a {type(made).__name__}"
-        raise ValueError(f"The model must be a {library.__name__} model: {cure}. {received}")
+        cure = f": add --library={kind}" if kind else f", but it is of type {type(made).__name__}"
+        raise ValueError(f"The model must be a {library.__name__} model{cure}. {received}")
     return made
 
 
@@ -110,7 +110,7 @@ def comes_compiled(values: Any, name: str, model: Any, dataset: Dataset) -> bool
         reported = model.evaluate(*_some(dataset), verbose=0, return_dict=True)
     if "accuracy" not in reported:
         raise ValueError(
-            "The model is compiled without metrics=['accuracy'], which the command line needs. Received: "
+            "The model must be compiled with metrics=['accuracy'] to be used on the command line. Received: "
             f"model={name!r}, metrics={list(reported)}"
         )
     return True

@@ -1,4 +1,4 @@
-"""Find channels that can be removed from a model, and how the remaining weights make up for them."""
+"""Find the channels that can be removed from a model, and the new weights that make up for them."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def _export(
     if not steady:
         logging.warning(
             "kprune.export: the model's predictions differ between calls, even with the same seeds and states, so "
-            "the predictions of the exported files, which were loaded and run, could not be compared with them."
+            "the exported files were loaded and run, but their predictions could not be compared with the model's."
         )
     with _os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,7 @@ def latency_budget(
         if smallest > fraction:
             raise ValueError(
                 f"The latency cannot be reached: the smallest network that pruning can leave, with {least:.4g} of the "
-                f"multiply-adds, takes {smallest:.2f} times as long as the dense network here. Raise the fraction. "
+                f"multiply-adds, takes {smallest:.2f} times as long as the dense network here. Raise `fraction`. "
                 f"Received: fraction={fraction}, model={model.name!r}"
             )
         low, high = least, 1.0

@@ -101,7 +101,7 @@ class LotteryRuns(RunsReport[LotteryRun]):
         return tuple(cell for cell in self.cells if (cell.mode, cell.level) == (name, level))
 
     def margin(self, mode: str, level: int, over: str = DENSE) -> tuple[float, float]:
-        """Return how much more accurate one mode is than another (by default the dense network), seed by seed.
+        """Return the mean difference in accuracy between two modes, paired by seed, and its standard error.
 
         Args:
             mode, level: of the one.
@@ -203,7 +203,7 @@ def _figure(report: LotteryRuns) -> Figure:
         axes.xaxis.set_major_formatter(percent())
         if name != "early_stop":
             axes.yaxis.set_major_formatter(percent())
-        axes.set_xlabel("density: weights left / weights")
+        axes.set_xlabel("density: kept weights / all weights")
         axes.set_ylabel(_PANELS[name])
         plain_axes(axes)
     figure.suptitle(f"lottery tickets: {runs_drawn(report)}", fontsize=11)

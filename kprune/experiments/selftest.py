@@ -63,7 +63,7 @@ class SelfTest(Printed):
 
     @property
     def passed(self) -> bool:
-        """Whether all promises were kept."""
+        """Whether all checks passed."""
         return all(self.checks.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class SelfTest(Printed):
 
 
 def selftest(strategy: str = "auto", library: Any = keras, verbose: Any = "auto") -> SelfTest:
-    """Prune a small network in training on this machine's devices, check the results, and measure the cost.
+    """Train and prune a small network on this machine's devices, check the results, and measure the cost.
 
     A convolutional network is pruned in 50 updates while it trains on random data; then two networks, one masked,
     train in turns. About a minute on two CPU cores.

@@ -99,7 +99,7 @@ def sensitivity(
     seed: int = 0,
     verbose: Any = "auto",
 ) -> Sensitivity:
-    """Find out which weights of a model can be pruned by pruning one weight at a time (arXiv:1506.02626).
+    """Prune one weight at a time to find out which weights of a model can be pruned (arXiv:1506.02626).
 
     values[s] = metric(model in which this weight has floor(s * size) zeros and all others are as they are)
 

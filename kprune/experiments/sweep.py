@@ -252,7 +252,7 @@ def _figure(report: Sweep) -> Figure:
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(percent())
-    axes.set_xlabel("compression: weights / weights left")
+    axes.set_xlabel("compression: all weights / kept weights")
     axes.set_ylabel("test accuracy after the last epoch")
     plain_axes(axes)
     figure.suptitle(f"pruned before training: {runs_drawn(report)}", fontsize=11)

@@ -106,7 +106,7 @@ def is_pure(symbol: Any) -> bool:
 
 
 def is_operation(thing: Any) -> bool:
-    """Return whether this function is an operation that only computes, without importing TensorFlow.
+    """Return, without importing TensorFlow, whether this function is an operation that only computes.
 
     >>> import tensorflow as tf
     >>> is_operation(tf.nn.relu6), is_operation(tf.io.write_file)

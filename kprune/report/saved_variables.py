@@ -111,7 +111,7 @@ class SavedVariables:
 def write_paths(
     folder: Path, weights: Iterable[tuple[str, np.ndarray]], packed: Mapping[str, tuple[int, tuple[int, ...]]] = NONE
 ) -> None:
-    """Record the path in the model of each weight of a SavedModel that has just been exported.
+    """Record in a newly exported SavedModel the path that each weight has in the model.
 
     Args:
         folder: the SavedModel's.

@@ -247,7 +247,7 @@ def _lookup(name: str, module: str | None, is_function: bool, library: Any) -> l
 
 
 def _public(home: Any, paths: tuple[str, ...]) -> Iterator[Any]:
-    """Yield the objects behind those of these dotted names that this version of the library has."""
+    """Yield the objects with these dotted names, except those that this version of the library lacks."""
     for path in paths:
         thing = home
         for word in path.split("."):

@@ -17,7 +17,7 @@ _NUMBERS = ("num_or_size_splits", "num_partitions", "rep")
 
 @contextmanager
 def variables_within(limit: int, library: Any) -> Iterator[None]:
-    """Define a context in which creating more than `limit` bytes of variables raises ValueError beforehand.
+    """Provide a context in which creating over `limit` bytes of variables raises ValueError before allocation.
 
     So does, in Keras 3, creating more than 131,072 symbolic tensors; in tf_keras, splitting one into more than 65,536,
     or unrolling more than 4,096 time steps.
