@@ -58,9 +58,12 @@ def test_representative_examples_that_cannot_be_used(run, tmp_path):
     np.savez(tmp_path / "two.npz", a=np.ones(3), b=np.ones(3)), np.save(tmp_path / "words.npy", np.array(["a"]))
     words, int8 = ["export", tmp_path / "net.keras"], "--format=litert_int8"
     for more, says in {
-        (int8,): "add --representative, an .npy or .npz file",
+        (int8,): "add --representative with an .npy or .npz file",
         ("--format=saved_model", "--representative=x.npy"): "--representative applies only to --format=litert_int8",
-        (int8, f"--representative={tmp_path}/two.npz"): "numeric array with one example per row: it contains a, b.",
+        (
+            int8,
+            f"--representative={tmp_path}/two.npz",
+        ): "numeric array with one example per row. Cause: it contains a, b.",
         (int8, f"--representative={tmp_path}/words.npy"): "it contains an array of dtype <U1 and shape (1,)",
         (int8, f"--representative={tmp_path}/net.keras"): "single numeric array",
         (int8, f"--representative={tmp_path}/none.npy"): "No such file",

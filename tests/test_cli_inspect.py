@@ -110,4 +110,4 @@ def test_sensitivity_of_what_does_not_fit(run, tmp_path):
 def test_a_command_is_quiet(masked):
     """TensorFlow's C++ writes its lines as it is imported, and as it first looks for devices."""
     done = new_process("-m", "_kprune", "inspect", str(masked[1]))
-    assert (done.returncode, done.stderr) == (0, "") and "zeros of the masks" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "") and "zeros are counted in the masks" in done.stdout

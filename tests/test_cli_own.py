@@ -74,7 +74,7 @@ def test_a_compiled_model_is_trained_as_it_is(folder, capsys):
     assert int(model.optimizer.iterations) == 0
     with pytest.raises(ValueError, match=r"already compiled.* drop --optimizer, --decay.*Received: model="):
         network("--model=own_nets:compiled", "--decay=none", "--optimizer=sgd")
-    with pytest.raises(ValueError, match=r"without metrics=\['accuracy'\].*metrics=\['loss'"):
+    with pytest.raises(ValueError, match=r"must be compiled with metrics=\['accuracy'\].*metrics=\['loss'"):
         network("--model=own_nets:unmeasured")
     words = ["--model=own_nets:compiled", "--dataset=own.npz", "--batch_size=16", "--epochs=2", "--sparsity=0.5"]
     assert cli.main(["train", "--method=gradual", *words]) == 0
@@ -105,7 +105,7 @@ def test_a_keras_file_is_read_by_the_checked_reader(folder):
         (["--model=own_nest:fixed"], ImportError, r"No module named 'own_nest' \(working directory: "),
         (["--model=own_nets.py:fixed"], ValueError, "without .py, as in an import statement: own_nets:fixed"),
         (["--model=own_nets:greedy"], ValueError, "kprune does not pass: depth"),
-        (["--model=own_nets:nothing"], ValueError, "Expected a keras model, got a NoneType"),
+        (["--model=own_nets:nothing"], ValueError, "The model must be a keras model, but it is of type NoneType"),
         (["--model=gone.keras"], OSError, "No such file or folder: 'gone.keras'"),
         (["--model=conv-2"], ValueError, r"`input_shape` must be \(height, width, channels\), with integers >= 1"),
         (
@@ -156,7 +156,7 @@ def test_a_csv_and_a_named_network(folder, capsys):
         (["train", "--sparsity=90"], "must be at least 0 and below 1; 90 % is 0.9"),
         (["sensitivity", "m.keras", "--sparsities=50,90"], "without duplicates; 50 % is 0.5"),
         (["lottery", "--rate=20"], "must be above 0 and below 1; 20 % is 0.2"),
-        (["search", "--model=lenet-5"], "MODEL is an argument, not a flag, as in: kprune search lenet-300-100"),
+        (["search", "--model=lenet-5"], "MODEL is an argument, not a flag. Example: kprune search lenet-300-100"),
         (
             ["sweep", "--methods=snip,magnitud"],
             "must be one or more of .*, without duplicates; did you mean 'magnitude'?",

@@ -18,7 +18,7 @@ def test_train_prunes_reports_and_exports(run, tmp_path):
     status, out, err = run("train", *TINY, f"--export_dir={tmp_path}/out", f"--plot={tmp_path}/figures/left.png")
     assert status == 0 and "WARNING" not in err
     assert re.search(r"^lenet-300-100 \(2,370 parameters\) on digits .*: synflow to sparsity 0.9, 23 steps$", out, re.M)
-    assert "classifier/kernel" in out and "90.00%" in out and "zeros of the masks" in out
+    assert "classifier/kernel" in out and "90.00%" in out and "zeros are counted in the masks" in out
     assert re.search(r"^test accuracy: last \d+\.\d\d%, best \d+\.\d\d% \(epoch 1\)$", out, re.M)
     assert f"exported and checked: saved_model {tmp_path}/out/model " in out
     assert re.search(r"^ saved_model +sparse .* \d+\.\d\d%$", out, re.M)  # the card, with accuracy
@@ -116,7 +116,10 @@ def test_train_does_not_replace_a_model_unasked(run, tmp_path):
     (tmp_path / "model.keras").touch()
     status, out, err = run("train", *TINY, f"--export_dir={tmp_path}")
     assert (status, out) == (1, "")  # before any training
-    assert err == f"kprune: error: {tmp_path}/model.keras exists; add --overwrite. Received: export_dir='{tmp_path}'\n"
+    assert (
+        err == f"kprune: error: {tmp_path}/model.keras already exists. To replace existing files, add --overwrite. "
+        f"Received: export_dir='{tmp_path}'\n"
+    )
     assert run("train", *TINY, f"--export_dir={tmp_path}", "--overwrite")[0] == 0
     assert (tmp_path / "model.keras").stat().st_size > 0
 

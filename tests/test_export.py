@@ -376,7 +376,7 @@ def test_the_card(tmp_path, capsys, rng):
     assert (done.card.flops, done.card.dense_flops) == (size - zeros, size)
     low, high = done.card.entry("saved_model").spread
     assert 0 < low <= done.card.entry("saved_model").milliseconds <= high
-    assert "saved_model: as large as dense" in str(done.card)
+    assert "saved_model: as large as the dense file" in str(done.card)
     assert json.loads((tmp_path / "m.card.json").read_text()) == json.loads(json.dumps(done.to_dict()))
     assert (tmp_path / "m.card.md").read_text() == done.to_markdown() == done.card.to_markdown()
     assert done._repr_html_().count("<tr>") == 5

@@ -465,10 +465,10 @@ def test_a_packed_file_loads(masked, tmp_path):
 def test_other_endings_are_not_read(masked, tmp_path):
     for name in ("model.h5", "model", "model.zip"):
         shutil.copy(masked, tmp_path / name)
-        with pytest.raises(ValueError, match=r"^Expected a \.keras file .* Received: path='.*'$"):
+        with pytest.raises(ValueError, match=r"^The path must be a \.keras file .* Received: path='.*'$"):
             saved.load(tmp_path / name)
     (tmp_path / "folder.keras").mkdir()
-    with pytest.raises(ValueError, match=r"^Expected a \.keras file"):
+    with pytest.raises(ValueError, match=r"^The path must be a \.keras file"):
         saved.load(tmp_path / "folder.keras")
 
 

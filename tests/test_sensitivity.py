@@ -375,7 +375,7 @@ def test_the_table():
         " --------------------------------------------",
         " net/first/kernel    12,345   0.9600   0.1250",
         " net/second/kernel       10   0.9700      nan",
-        "accuracy with that weight alone pruned to that sparsity; as it is: 0.9750",
+        "accuracy with only that weight pruned to that sparsity; the unchanged model has 0.9750",
     ]
 
 
@@ -394,7 +394,7 @@ def test_the_figure(tmp_path):
     assert [text.get_text() for text in axes.texts] == ["0.96", "0.125", "0.97", "nan"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["first/kernel", "second/kernel"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.5", "0.99"]
-    assert figure.get_suptitle() == "accuracy; 0.975 as it is"
+    assert figure.get_suptitle() == "accuracy; the unchanged model has 0.975"
     assert figure.axes[1].get_ylabel() == "accuracy"  # of the color bar
     np.testing.assert_array_equal(axes.images[0].get_array()[0], [0.96, 0.125])
     with pytest.raises(ValueError, match=r"Received: path='scan.jpeg'$"):

@@ -299,7 +299,7 @@ def test_the_table():
         " ----------------------",
         " random    97.0   *30.0",
         " synflow   97.0    85.0",
-        "test accuracy after the last epoch, in percent, mean of 2 seeds; chance is 10; *: a layer with nothing left",
+        "test accuracy after the last epoch, in percent, mean of 2 seeds; chance is 10; * marks a collapsed layer",
     ]
 
 

@@ -173,7 +173,7 @@ def test_the_report(tmp_path):
         " -----------------------------------",
         "  dense     0.6000   0.5000   0.7000",
         " ticket     0.8000   0.8000   0.8000",
-        "mean, least and most of 2 seeds",
+        "mean, least and greatest value of 2 seeds",
     ]
     assert json.loads(json.dumps(trials.to_dict()))["values"] == {"dense": [0.5, 0.7], "ticket": [0.8, 0.8]}
     figure = trials.plot(tmp_path / "trials.png")

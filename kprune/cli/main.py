@@ -1,4 +1,4 @@
-"""The command line: `kprune COMMAND`, each command in a file of kprune/commands.
+"""The command line, `kprune COMMAND`, where each command has its own file in kprune/cli/commands.
 
 Each command has flags of its own (an absl `FlagValues`), so its help shows what it takes and nothing else.
 """
@@ -84,7 +84,7 @@ def _refuse(message: str, status: int = 2) -> int:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Whether the error comes from Ctrl-C: TensorFlow's C++ raises its own when interrupted while tracing."""
+    """Return whether the error comes from Ctrl-C, including TensorFlow's own error if tracing was interrupted."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, KeyboardInterrupt) or "KeyboardInterrupt" in str(chain):
@@ -94,7 +94,7 @@ def _is_interrupt(error: BaseException) -> bool:
 
 
 def _set_up_logging(verbose: bool) -> None:
-    """Send absl's log to stderr without dates and line numbers; show only errors of TensorFlow's own log."""
+    """Send absl's log to stderr without dates or line numbers, and show only errors from TensorFlow's log."""
     flags.FLAGS.mark_as_parsed()  # or absl warns that it logs too early
     standard.getLogger("tensorflow").setLevel(standard.ERROR)
     logging.get_absl_logger().addFilter(_is_worth_showing)
@@ -111,9 +111,9 @@ def _is_worth_showing(record: standard.LogRecord) -> bool:
 def _overview() -> str:
     commands = "\n".join(f"  kprune {c.name:<13}{c.summary}\n{'':22}{c.example}\n" for c in COMMANDS.values())
     return (
-        f"kprune trains sparse neural networks with Keras and reports what is left of them.\n\n{commands}\n`kprune "
-        "COMMAND --help` lists the flags of a command, `kprune --version` the version.\nSparsity is the fraction of "
-        "zeros: 0.9 keeps one weight in ten."
+        f"kprune trains sparse neural networks with Keras and reports their sparsity.\n\n{commands}\n`kprune "
+        "COMMAND --help` lists the flags of a command; `kprune --version` prints the version.\nSparsity is the "
+        "fraction of weights that are zero: 0.9 keeps one weight in ten."
     )
 
 

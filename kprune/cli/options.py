@@ -1,4 +1,4 @@
-"""Flags and subcommands of a command line, on top of absl: each command has its own flags and help."""
+"""Flags and subcommands built on absl, where each command has its own flags and help."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..util.checks import did_you_mean
 
 
 class _OneOf(flags.EnumParser):
-    """One of several words; the error for an unknown word suggests a similar one."""
+    """A parser that accepts a fixed set of words and suggests a similar word if the given one is unknown."""
 
     def __init__(self, words: Sequence[str]):
         super().__init__(list(words))
@@ -27,7 +27,7 @@ class _OneOf(flags.EnumParser):
 
 @dataclass(frozen=True)
 class Option:
-    """One flag.
+    """A command-line flag.
 
     Attributes:
         name: without the dashes.
@@ -83,7 +83,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand: its name, what its help says, and the function that runs it."""
+    """A subcommand with its name, its help text, and the function that runs it."""
 
     name: str
     summary: str
@@ -94,7 +94,7 @@ class Command:
     run: Callable[[Any, list[str]], None]
 
     def parse(self, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
-        """The flags' values and the arguments that are not flags. Raises `flags.Error`."""
+        """Return the flags' values and the remaining arguments; raise `flags.Error` if they are invalid."""
         values = flags.FlagValues()
         values.set_gnu_getopt(True)  # flags may follow the arguments
         for option in self.options:
@@ -105,7 +105,7 @@ class Command:
             argument = error.flagname.upper()
             if argument not in self.arguments.split():
                 raise
-            raise flags.Error(f"{argument} is an argument, not a flag, as in: {self.example}") from error
+            raise flags.Error(f"{argument} is an argument, not a flag. Example: {self.example}") from error
         expected = len(self.arguments.split())
         if len(arguments) != expected:
             wanted = f"expected {self.arguments}" if expected else "expected flags only"
@@ -114,7 +114,7 @@ class Command:
 
     @property
     def help(self) -> str:
-        """What `--help` prints."""
+        """The text that `--help` prints."""
         usage = " ".join(word for word in (f"kprune {self.name}", self.arguments, "[flags]") if word)
         lines = [option.line for option in self.options]
         wrapped = [textwrap.fill(line, 118, subsequent_indent=" " * 10) for line in self.notes.splitlines()]

@@ -1,4 +1,4 @@
-"""The user's own model on the command line: a .keras file, or `module:function`, which returns it."""
+"""Load the user's own model from a .keras file, or build it with a function given as `module:function`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _COMPILING = ("optimizer", "learning_rate", "decay", "weight_decay")
 
 
 def is_own(model: str) -> bool:
-    """Whether the word stands for the user's own model rather than a reference network."""
+    """Return whether `model` refers to the user's own model rather than a reference network."""
     return model.endswith(".keras") or ":" in model
 
 
 def build(model: str, dataset: Dataset, seed: int, width: float, library: Any) -> Any:
-    """The model loaded from the file or returned by the function.
+    """Load the model from the file, or build it with the function.
 
     Args:
         model: the path of a .keras file, which is checked as `kprune.report.saved.load` checks it: nothing that it
@@ -46,8 +46,8 @@ def build(model: str, dataset: Dataset, seed: int, width: float, library: Any) -
         made = function(**_arguments(function, dataset, seed, width, library, received))
     if not isinstance(made, library.Model):
         kind = library_of(made).package.__name__ if hasattr(made, "fit") else None
-        cure = f": add --library={kind}" if kind else f", got a {type(made).__name__}"
-        raise ValueError(f"Expected a {library.__name__} model{cure}. {received}")
+        cure = f": add --library={kind}" if kind else f", but it is of type {type(made).__name__}"
+        raise ValueError(f"The model must be a {library.__name__} model{cure}. {received}")
     return made
 
 
@@ -93,7 +93,7 @@ def _arguments(function: Any, dataset: Dataset, seed: int, width: float, library
 
 
 def comes_compiled(values: Any, name: str, model: Any, dataset: Dataset) -> bool:
-    """Whether the model is already compiled, so that it is trained as is.
+    """Return whether the model is already compiled and is therefore trained as is.
 
     Raises:
         ValueError: flags say something else about how to train it, or it measures no accuracy.
@@ -110,20 +110,20 @@ def comes_compiled(values: Any, name: str, model: Any, dataset: Dataset) -> bool
         reported = model.evaluate(*_some(dataset), verbose=0, return_dict=True)
     if "accuracy" not in reported:
         raise ValueError(
-            "The model is compiled without metrics=['accuracy'], which the command line needs. Received: "
+            "The model must be compiled with metrics=['accuracy'] to be used on the command line. Received: "
             f"model={name!r}, metrics={list(reported)}"
         )
     return True
 
 
 def _some(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """A few test examples."""
+    """Return a few test examples."""
     part = dataset.test if isinstance(dataset.test, tuple) else next(iter(dataset.test))
     return np.asarray(part[0][:8]), np.asarray(part[1][:8])
 
 
 def gives_probabilities(model: Any, dataset: Dataset) -> bool:
-    """Whether the model ends in a softmax, judged by its outputs; ValueError if the outputs do not fit the data.
+    """Return whether the outputs show that the model ends in a softmax; raise ValueError if they do not fit the data.
 
     By its numbers, since a layer of any kind may be the last.
     """

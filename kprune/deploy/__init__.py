@@ -1,1 +1,1 @@
-"""Deployment: a trained sparse model, shrunk and exported."""
+"""Tools that shrink and export a trained sparse model for deployment."""

@@ -1,4 +1,4 @@
-"""The card: what a sparse network's files gain over those of the same network without zeros."""
+"""The export card, which compares a sparse network's files with those of the same network without zeros."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Card:
-    """The gains of each exported file; `print(card)` shows a table.
+    """A report on what each exported file gains; `print(card)` shows it as a table.
 
     Attributes:
         entries: the files, each dense one before the sparse ones that are held against it.
@@ -80,7 +80,7 @@ class Card:
     machine: str
 
     def entry(self, format: str, network: str = "sparse") -> Entry:
-        """The entry of one file; ValueError if there is none."""
+        """Return the entry of one file; raise ValueError if there is none."""
         for entry in self.entries:
             if (entry.format, entry.network) == (format, network):
                 return entry
@@ -91,12 +91,12 @@ class Card:
         )
 
     def dense_of(self, entry: Entry) -> Entry:
-        """The dense file to compare an entry with: the one in its own format, else the first."""
+        """Return the entry of the dense file to compare with, which has the plain form of the entry's format."""
         own = [e for e in self.entries if e.network == "dense" and e.format == family(entry.format)]
         return own[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-serializable values, with each ratio to dense."""
+        """Return all fields, and each ratio to the dense network, as JSON-serializable values."""
         return {
             "format": 1,
             "entries": [{**asdict(entry), **self._ratios(entry)} for entry in self.entries],
@@ -104,7 +104,7 @@ class Card:
         }
 
     def to_markdown(self) -> str:
-        """The table in Markdown, with the notes below it."""
+        """Return the table in Markdown, with the notes below it."""
         head, rows = self._cells()
         lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
         return "\n".join([*lines, "", *self._notes()]) + "\n"
@@ -161,13 +161,13 @@ class Card:
     def _notes(self) -> list[str]:
         flops = "not known" if self.flops is None else f"{self.flops:,} of {self.dense_flops:,}"
         return [
-            f"parameters that are not 0: {self.parameters:,} of {self.dense_parameters:,}; multiply-adds: {flops}",
-            f"ms: latency of a batch of {self.batch}, measured in turns, on {self.machine}",
+            f"nonzero parameters: {self.parameters:,} of {self.dense_parameters:,}; multiply-adds: {flops}",
+            f"ms: latency of a batch of {self.batch} on {self.machine}, with the files measured in turns",
             *(note for entry in self.entries if entry.network == "sparse" for note in self._shortfalls(entry)),
         ]
 
     def _shortfalls(self, entry: Entry) -> Iterator[str]:
-        """The files that gain nothing, and why."""
+        """Yield a note for each measure in which the file gains nothing, with the reason."""
         ratios = self._ratios(entry)
         if entry.zeros == 0 and entry.size == self.dense_of(entry).size:
             return
@@ -177,14 +177,14 @@ class Card:
                 if entry.format == "saved_model_packed"
                 else "a zero takes as many bytes as any other value until the file is zipped"
             )
-            yield f"{entry.format}: as large as dense, since {reason}"
+            yield f"{entry.format}: as large as the dense file, because {reason}"
         if (ratios["latency_of_dense"] or 0.0) > _GAIN:
-            yield f"{entry.format}: as slow as dense, since it multiplies by zeros like by any other value"
+            yield f"{entry.format}: as slow as the dense file, because it multiplies by zeros as by any other value"
 
 
 @contextmanager
 def filled(model: Any) -> Iterator[Any]:
-    """Context in which each kernel's zeros are replaced by random values of the same spread."""
+    """Replace each kernel's zeros with random values of the same spread, and restore them on exit."""
     rng = np.random.default_rng(0)
     before = []
     try:
@@ -202,7 +202,7 @@ def filled(model: Any) -> Iterator[Any]:
 
 
 def measure(runs: dict[Any, Callable[[], Any]]) -> dict[Any, tuple[float, tuple[float, float]]]:
-    """The latency of each function in ms: median, 10th and 90th percentile over rounds in which all of them run."""
+    """Measure each function's latency in ms: the median and the 10th and 90th percentiles over shared rounds."""
     order = np.random.default_rng(0)
     times: dict[Any, list[float]] = {key: [] for key in runs}
     keys = list(runs)
@@ -219,12 +219,12 @@ def measure(runs: dict[Any, Callable[[], Any]]) -> dict[Any, tuple[float, tuple[
 
 
 def size_of(paths: list[Path]) -> int:
-    """The total size in bytes of the given files, and of all files in the given folders."""
+    """Return the total size in bytes of the given files and of all files in the given folders."""
     return sum(file.stat().st_size for path in paths for file in _files(path))
 
 
 def zipped_size(paths: list[Path], archive: Path) -> int:
-    """The size in bytes of a zip archive of these files and folders, which is written to `archive`."""
+    """Write a zip archive of these files and folders to `archive`, and return its size in bytes."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
         for path in paths:
             for file in _files(path):
@@ -233,13 +233,13 @@ def zipped_size(paths: list[Path], archive: Path) -> int:
 
 
 def work(model: Any, dense: Any) -> dict[str, int | None]:
-    """Parameters and multiply-adds of a stripped model and of the dense one, as arguments of `Card`."""
+    """Count the parameters and multiply-adds of a stripped model and of the dense one, as arguments of `Card`."""
     kept, whole = _counted(model), _counted(dense)
     return {"parameters": kept[0], "dense_parameters": whole[1], "flops": kept[2], "dense_flops": whole[3]}
 
 
 def _counted(model: Any) -> tuple[int, int, int | None, int | None]:
-    """The number of nonzero parameters and of all; multiply-adds of the kept weights and of all."""
+    """Count nonzero parameters, all parameters, multiply-adds of kept weights, and all multiply-adds."""
     report, values = summary(model), [to_numpy(v) for _, v in weight_paths(model)]
     total = sum(value.size for value in values)
     zeros = sum(int(np.count_nonzero(value == 0)) for value in values if value.ndim > 1)
@@ -249,7 +249,7 @@ def _counted(model: Any) -> tuple[int, int, int | None, int | None]:
 
 
 def machine() -> str:
-    """A description of the machine on which latency is measured."""
+    """Return a description of the machine on which latency is measured."""
     return f"{platform.machine()} {platform.system()}"
 
 
@@ -258,5 +258,5 @@ def _files(path: Path) -> list[Path]:
 
 
 def family(format: str) -> str:
-    """The format of the dense network's file to compare with: for a packed SavedModel, a plain one."""
+    """Return the format of the dense network's file to compare with, which is the plain form of `format`."""
     return {"saved_model_packed": "saved_model", "litert_sparse": "litert", "litert_int8": "litert"}.get(format, format)

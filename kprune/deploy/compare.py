@@ -6,7 +6,7 @@ import numpy as np
 
 
 def difference(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """The largest difference relative to the largest output; infinite if non-float values differ."""
+    """Return the largest difference relative to the largest output, or infinity if non-float values differ."""
     worst = 0.0
     numbers = [e for e in expected if e.dtype.kind in "fV" and e.size]
     scale = max([float(np.nanmax(np.abs(e.astype(np.float64)), initial=0.0)) for e in numbers], default=0.0) or 1.0
@@ -26,7 +26,7 @@ def difference(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
 def check_outputs(
     what: str, actual: list[np.ndarray], expected: list[np.ndarray], tolerance: float, steady: bool, hint: str
 ) -> float:
-    """The difference; RuntimeError if it exceeds the tolerance although the model itself is deterministic."""
+    """Return the difference; raise RuntimeError if a deterministic model's difference exceeds the tolerance."""
     worst = difference(actual, expected)
     if steady and not worst <= tolerance:
         raise RuntimeError(

@@ -1,4 +1,4 @@
-"""Dead channels: which channels of a model can be removed, and how the remaining weights make up for them."""
+"""Find the channels that can be removed from a model, and the new weights that make up for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Read = Callable[[Any], np.ndarray]
 
 @dataclass(eq=False)
 class Plan:
-    """Which channels of a graph stay.
+    """A plan of which channels of a graph stay, and of the weights that change.
 
     Attributes:
         graph: the model's channels.
@@ -32,17 +32,17 @@ class Plan:
     new_biases: dict[int, np.ndarray] = field(default_factory=dict)
 
     def stays(self, atoms: np.ndarray) -> np.ndarray:
-        """Whether each of these atoms stays."""
+        """Return whether each of these atoms stays."""
         return self.living[self.graph.roots(atoms)]
 
     def cut(self, variable: Any, value: np.ndarray) -> np.ndarray:
-        """An array of a weight's shape, without the removed channels."""
+        """Return an array of a weight's shape without the removed channels."""
         for slot in self._slots()[id(variable)]:
             value = np.compress(self.stays(slot.atoms), value, axis=slot.axis)
         return value
 
     def new_value(self, variable: Any, read: Read) -> np.ndarray:
-        """The value of the smaller model's weight."""
+        """Return the weight's value in the smaller model."""
         return self.cut(variable, self.values.get(id(variable), read(variable)))
 
     def _slots(self) -> dict[int, list[Any]]:
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(eq=False)
 class _Reading:
-    """One product, with the constant inputs it has in all its calls.
+    """A product with the inputs that are constant in all of its calls.
 
     Attributes:
         mixer: the product.
@@ -73,13 +73,13 @@ class _Reading:
     sums: np.ndarray
 
     def needed(self) -> np.ndarray:
-        """Whether output j (columns) needs input i (rows), bool; what moves into the bias is not needed."""
+        """Return which inputs (rows) each output (column) needs; what moves into the bias is not needed."""
         folds = (self.value == 0) | (~np.isnan(self.value) & self.mixer.foldable & (not self.border))
         return self.used & ~folds[:, None]
 
 
 def plan(graph: ChannelGraph, read: Read, divisible_by: int = 1) -> Plan:
-    """What can be removed without changing what the model computes.
+    """Plan what can be removed without changing what the model computes.
 
     A channel lives if the model's outputs need it: it is found from them against the direction of the data.
 
@@ -121,7 +121,7 @@ def _readings(graph: ChannelGraph, read: Read) -> list[_Reading]:
 
 
 def _living(graph: ChannelGraph, readings: list[_Reading], divisor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each atom is needed, and whether it stays: it is needed, or fills up a layer.
+    """Return which atoms are needed, and which atoms stay because they are needed or fill up a layer.
 
     What fills up a layer needs its own inputs only if its value is read: then it is a constant that is not folded.
     """
@@ -140,7 +140,7 @@ def _living(graph: ChannelGraph, readings: list[_Reading], divisor: int) -> tupl
 
 
 def _spread(needed: np.ndarray, readings: list[_Reading]) -> None:
-    """Add what the needed atoms need."""
+    """Mark everything that the needed atoms depend on as needed, too."""
     edges = [reading.needed() for reading in readings]
     before = -1
     while before != (before := int(needed.sum())):
@@ -149,7 +149,7 @@ def _spread(needed: np.ndarray, readings: list[_Reading]) -> None:
 
 
 def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
-    """Atom of a constant channel -> an equal one that takes over its part wherever both are read."""
+    """Map the atom of each constant channel to be removed to that of a constant channel that replaces it."""
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, reading in enumerate(readings):
         for row, atom in enumerate(reading.rows):
@@ -171,7 +171,7 @@ def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
 
 
 def _fill_up(graph: ChannelGraph, living: np.ndarray, divisor: int, among: np.ndarray) -> None:
-    """Keep some of the atoms `among` where a layer would have none left, or not a multiple of the divisor."""
+    """Keep some atoms of `among` in each layer that would keep none, or a number not divisible by `divisor`."""
     layers = [graph.roots(size.atoms) for size in graph.sizes if size.own]
     changed = True
     while changed:
@@ -182,7 +182,7 @@ def _fill_up(graph: ChannelGraph, living: np.ndarray, divisor: int, among: np.nd
 
 
 def _fold(made: Plan, readings: list[_Reading], read: Read, merged: dict[int, int]) -> None:
-    """Move the constants of removed channels into the biases, or to the channel that replaces them."""
+    """Move the constants of removed channels into the biases or into the channels that replace them."""
     for reading in readings:
         mixer, living = reading.mixer, made.living[reading.rows]
         others = np.isin(reading.rows, list(merged))

@@ -1,4 +1,4 @@
-"""Export: plain files of a sparse model, each reopened and compared with it before it is put in place."""
+"""Export a sparse model to plain files, each reopened and compared with the model before it is put in place."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def export(
     overwrite: bool = False,
     verbose: int | str = "auto",
 ) -> Export:
-    """Write the stripped model in one or more formats, reopen each file, and check that it predicts the same.
+    """Write the stripped model in one or more formats, reopen each file, and check its predictions.
 
     Every file loads without kprune. The model itself stays as it is: masks, seeds and states included. Files appear
     under their names only once all have been checked; if anything fails, what was there stays. Beside them lies the
@@ -127,7 +127,7 @@ def _checked(format: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def targets(path: str | os.PathLike[str], format: str | Sequence[str] = DEFAULT) -> list[pathlib.Path]:
-    """All files that `export` writes for these arguments.
+    """Return all files that `export` writes for these arguments.
 
     >>> [file.name for file in targets("out/net", "keras")]
     ['net.keras', 'net.card.json', 'net.card.md']
@@ -194,7 +194,7 @@ def _export(
     if not steady:
         logging.warning(
             "kprune.export: the model's predictions differ between calls, even with the same seeds and states, so "
-            "the predictions of the exported files, which were loaded and run, could not be compared with them."
+            "the exported files were loaded and run, but their predictions could not be compared with the model's."
         )
     with _os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ def _export(
 
 
 def _bases(formats: Sequence[str] | dict[str, Any]) -> list[str]:
-    """The formats in which the dense network is written for comparison."""
+    """Return the formats in which the dense network is written for comparison."""
     return list(dict.fromkeys(cards.family(format) for format in formats))
 
 
@@ -293,7 +293,7 @@ def _accuracy(opened: Opened, x: Sample, labels: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def _os_errors(target: pathlib.Path) -> Iterator[None]:
-    """Context in which any library's error about writing a file becomes an OSError that names `target`."""
+    """Turn any library's error about writing a file in this context into an OSError that names `target`."""
     tf = sys.modules.get("tensorflow")
     numbers: dict[type[Exception], int] = {}
     if tf is not None:

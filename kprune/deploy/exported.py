@@ -1,4 +1,4 @@
-"""The result of an export: files, card, and how well they agree with the model."""
+"""The result of an export: the files, the card, and how closely the files agree with the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .card import Card
 
 @dataclass(frozen=True)
 class Export:
-    """The result of `kprune.export`; `print` shows the files, `.card` what they gain.
+    """The result of `kprune.export`; `print` shows the files, and `.card` shows what they gain.
 
     Attributes:
         files: format -> the file, or a SavedModel's folder.
@@ -48,16 +48,16 @@ class Export:
 
     @property
     def zipped_bytes(self) -> int:
-        """The SavedModel's size as a zip archive: zeros compress, so this is what a download costs."""
+        """The SavedModel's size in bytes as a zip archive, which is what a download takes."""
         return self.card.entry("saved_model").zipped
 
     def to_dict(self) -> dict[str, Any]:
-        """Files, difference and card as JSON-serializable values."""
+        """Return the files, the difference and the card as JSON-serializable values."""
         known = None if np.isnan(self.difference) else self.difference
         return {"files": {f: str(p) for f, p in self.files.items()}, "difference": known, "card": self.card.to_dict()}
 
     def to_markdown(self) -> str:
-        """The card as a Markdown table."""
+        """Return the card as a Markdown table."""
         return self.card.to_markdown()
 
     def _repr_html_(self) -> str:
@@ -65,7 +65,7 @@ class Export:
 
     def __str__(self) -> str:
         files = (f"{name} {path} ({self.card.entry(name).bytes:,} bytes)" for name, path in self.files.items())
-        return f"{', '.join(files)}; opened again, largest relative difference {self.difference:.1e}"
+        return f"{', '.join(files)}; largest relative difference after reopening: {self.difference:.1e}"
 
     def _file(self, format: str) -> pathlib.Path:
         if format not in self.files:

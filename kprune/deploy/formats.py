@@ -45,7 +45,7 @@ class Opened:
     size: int | None
 
     def lost(self, zeros: int, size: int) -> bool:
-        """Whether the file has fewer zeros than the model, given the model's zeros and entries.
+        """Return whether the file has fewer zeros than the model, given the model's zeros and entries.
 
         A converter may add constants, or merge equal ones, so it is the values that cannot be more.
         """
@@ -98,22 +98,22 @@ class Format:
                 ) from error
         if library_of(model).package is not keras and not self.tf_keras:
             raise ValueError(
-                f"Only Keras 3 models can be exported as {self.title}. For a tf_keras model, export a SavedModel, "
+                f"Only Keras 3 models can be exported with format={name!r}. For a tf_keras model, export a SavedModel, "
                 f"which tf2onnx and OpenVINO's ovc can read. Received: format={name!r}, model={model.name!r}"
             )
 
     def compared_on(self, batch: Sample) -> Sample:
-        """The inputs a file is compared on: for a quantized file, those its ranges were calibrated on."""
+        """Return the inputs to compare a file on; for a quantized file, these are the calibration examples."""
         return batch.representative.first(32) if self.quantized and batch.representative else batch
 
     def allowed(self, model: Any) -> float:
-        """The tolerance for this model."""
+        """Return the tolerance for this model."""
         layers = library_of(model).all_layers(model)
         short = any(getattr(layer, "compute_dtype", None) in ("float16", "bfloat16") for layer in layers)
         return max(self.tolerance, _TOLERANCE_16_BITS) if short and self.extra else self.tolerance
 
     def opened(self, path: Path, model: Any, batch: Sample) -> tuple[Opened, list[np.ndarray], int | None]:
-        """The file opened in its runtime, its outputs for a batch, and the peak memory of both in bytes."""
+        """Open the file in its runtime; return it, its outputs for a batch, and the peak memory in bytes."""
 
         def work() -> tuple[Opened, list[np.ndarray]]:
             found = self.open(path, model)
@@ -139,12 +139,12 @@ class Format:
         return self.write is litert.write_int8
 
     def files(self, path: Path) -> list[Path]:
-        """Everything at `path`: the file or folder, and any files beside it."""
+        """Return the file or folder at `path` and any files beside it."""
         return [path, *([path.with_suffix(self.beside)] if self.beside else [])]
 
 
 def count_zeros(values: list[np.ndarray]) -> tuple[int, int]:
-    """Zeros and entries of the tensors of rank 2 or more that may be kernels, not indices or shapes."""
+    """Count the zeros and entries of the tensors of rank 2 or more that may be kernels, not indices or shapes."""
     tensors = [
         value
         for value in values
@@ -154,7 +154,7 @@ def count_zeros(values: list[np.ndarray]) -> tuple[int, int]:
 
 
 def zeros_of(model: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> tuple[int, int]:
-    """Zeros and entries of a model's weights of rank 2 or more; 4-bit integers are dequantized first."""
+    """Count the zeros and entries of a model's weights of rank 2 or more, dequantizing 4-bit integers first."""
     weights = {id(v): (layer, v) for layer, v in library_of(model).owned_weights(model)}.values()
     # What `count_zeros` sees of a packed kernel are its entries that are not 0.
     values = [
@@ -166,7 +166,7 @@ def zeros_of(model: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> tuple[
 
 
 def is_packed(model: Any) -> bool:
-    """Whether a kernel of the model stores two 4-bit integers per byte."""
+    """Return whether any kernel of the model stores two 4-bit integers per byte."""
     return any(quantized.is_packed(layer, v) for layer, v in library_of(model).owned_weights(model))
 
 
@@ -199,7 +199,7 @@ def _open_openvino(file: Path, model: Any) -> Opened:
 
 
 def _kernels(constants: list[np.ndarray], model: Any) -> tuple[int, int] | tuple[None, None]:
-    """Zeros and entries of a converted file's constants, without biases to which converters give a higher rank."""
+    """Count the zeros and entries of a converted file's constants, except biases that the converter reshaped."""
     return _UNKNOWN if is_packed(model) else count_zeros([v for v in constants if sum(d > 1 for d in v.shape) > 1])
 
 
@@ -207,7 +207,7 @@ _LITERT = ("tensorflow", "ai_edge_litert")
 _ONNX = ("tensorflow", "tf2onnx", "onnx", "onnxruntime")
 _SPARSE = (
     "LiteRT's sparse kernels are known to give wrong results without an error in float16, and for Dense layers whose "
-    "number of inputs is not a multiple of 4: export format='litert', or keep such layers below sparsity 0.9."
+    "number of inputs is not a multiple of 4. Use format='litert', or keep the sparsity of these layers below 0.9."
 )
 _INT8 = "The quantization ranges come from `representative`, which must contain typical model inputs."
 
@@ -239,7 +239,7 @@ FORMATS: dict[str, Format] = {
         "the ONNX file", ".onnx", interchange.write_onnx, _open_onnx, needs=_ONNX, extra="onnx", tf_keras=False
     ),
     "openvino": Format(
-        "OpenVINO's file",
+        "the OpenVINO file",
         ".xml",
         interchange.write_openvino,
         _open_openvino,

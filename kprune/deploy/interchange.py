@@ -1,4 +1,4 @@
-"""ONNX and OpenVINO files, written by Keras's own export from a TensorFlow graph."""
+"""Write ONNX and OpenVINO files with Keras's own export from a TensorFlow graph, and run them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_onnx(model: Any, file: Path, batch: Sample) -> None:
 
 
 def write_openvino(model: Any, file: Path, batch: Sample) -> None:
-    """Write OpenVINO's two files, an `.xml` and a `.bin`, in the model's own precision."""
+    """Write OpenVINO's `.xml` and `.bin` files in the model's own precision."""
     _write(model, file, batch, "openvino")
 
 
@@ -73,7 +73,7 @@ def _write(model: Any, file: Path, batch: Sample, format: str) -> None:
 
 
 def _check_written(cause: str, file: Path) -> None:
-    """Raise OSError if this error, of C++ or of another process, says that the file could not be written."""
+    """Raise OSError if this error from C++ or another process says that the file could not be written."""
     if "iostream error" in cause or f"[Errno {errno.ENOSPC}]" in cause:
         full = shutil.disk_usage(file.parent).free < _FULL  # C++ does not say why
         number = errno.ENOSPC if full or "iostream" not in cause else errno.EIO
@@ -81,7 +81,7 @@ def _check_written(cause: str, file: Path) -> None:
 
 
 def onnx_runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
-    """A function of a batch that runs the file in ONNX Runtime, on one thread."""
+    """Return a function that runs the file on a batch in ONNX Runtime, on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -92,7 +92,7 @@ def onnx_runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
 
 
 def onnx_constants(file: Path) -> list[np.ndarray]:
-    """The constants in the file."""
+    """Return the constants in the file."""
     import onnx
 
     graph = onnx.load(str(file)).graph
@@ -100,7 +100,7 @@ def onnx_constants(file: Path) -> list[np.ndarray]:
 
 
 def openvino_runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
-    """A function of a batch that runs the file in OpenVINO, on one thread and in the file's own precision."""
+    """Return a function that runs the file on a batch in OpenVINO, on one thread and in its own precision."""
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
@@ -116,7 +116,7 @@ def openvino_runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
 
 
 def openvino_constants(file: Path) -> list[np.ndarray]:
-    """The constants in the file."""
+    """Return the constants in the file."""
     import openvino
 
     operations = openvino.Core().read_model(str(file)).get_ops()

@@ -1,4 +1,4 @@
-"""The `.keras` file of a stripped model: plain layers, without the optimizer's slots."""
+"""Write and load the `.keras` file of a stripped model, with plain layers and no optimizer slots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .sample import Sample
 
 
 def write(model: Any, file: Path, batch: Sample) -> None:
-    """Write the file."""
+    """Write the model to the file without the optimizer's slots."""
     # The optimizer's slots are twice the weights, and of use to nobody who does not go on with this very training.
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
@@ -23,14 +23,14 @@ def write(model: Any, file: Path, batch: Sample) -> None:
 
 
 def load(file: Path, model: Any) -> Any:
-    """The model in the file, in the Keras of `model`, with the seed states of `model`."""
+    """Load the model in the file with the same Keras as `model`, and give it the seed states of `model`."""
     library = library_of(model)
     try:
         loaded = library.package.models.load_model(str(file), compile=False)
     except TypeError as error:
         raise ValueError(
-            "Export: the .keras file of this model cannot be loaded, so nothing was written. Decorate your "
-            "own classes with @keras.saving.register_keras_serializable(), or export another format: "
+            "Export: the .keras file of this model cannot be loaded, so nothing was written. Decorate "
+            "custom classes with @keras.saving.register_keras_serializable(), or export with "
             'format="saved_model". '
             f"Cause: {' '.join(str(error).split())[:100]} ... Received: model={model.name!r}"
         ) from error

@@ -1,4 +1,4 @@
-"""The budget in multiply-adds that brings a network to a given latency, measured on this machine."""
+"""Find the budget in multiply-adds that brings a network to a given latency on this machine."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def latency_budget(
         raise ValueError('`groups` must be "channels" or "channels:N". Received: groups=None')
     if not config.data_free:
         raise ValueError(
-            "`criterion` must be one that needs neither data nor training, such as 'magnitude'. The budget holds for "
-            f"other criteria as well. Received: criterion={criterion!r:.200}"
+            "`criterion` must be one that needs neither data nor training, such as 'magnitude'. The budget can "
+            f"also be used with other criteria. Received: criterion={criterion!r:.200}"
         )
     least = _least(model, groups)
     with progress("latency", trials + 1, verbose, unit="trials") as bar:
@@ -89,7 +89,7 @@ def latency_budget(
         if smallest > fraction:
             raise ValueError(
                 f"The latency cannot be reached: the smallest network that pruning can leave, with {least:.4g} of the "
-                f"multiply-adds, takes {smallest:.2f} times as long as the dense network here. Raise the fraction. "
+                f"multiply-adds, takes {smallest:.2f} times as long as the dense network here. Raise `fraction`. "
                 f"Received: fraction={fraction}, model={model.name!r}"
             )
         low, high = least, 1.0
@@ -104,7 +104,7 @@ def latency_budget(
 
 
 def _least(model: Any, groups: str) -> float:
-    """The smallest fraction of the multiply-adds that can stay, rounded up."""
+    """Return the smallest fraction of the multiply-adds that can stay, rounded up."""
     with masked(model, keep=False):
         cut = ChannelCut(model, groups)
         costs = Costs(model, cut.groups, "flops")
@@ -113,7 +113,7 @@ def _least(model: Any, groups: str) -> float:
 
 
 def _small(model: Any, config: PruningConfig, flops: float, inputs: Any) -> Any:
-    """A copy of the model, pruned to this fraction of the multiply-adds and shrunk."""
+    """Return a copy of the model, pruned to this fraction of the multiply-adds and shrunk."""
     with library_of(model).plain(model) as plain:
         followed = functional(plain)
         copy = keras.models.clone_model(followed)
@@ -125,13 +125,13 @@ def _small(model: Any, config: PruningConfig, flops: float, inputs: Any) -> Any:
 
 
 def _ratio(model: Any, small: Any, inputs: Any) -> float:
-    """The latency of one network relative to that of the other, measured in turns."""
+    """Return the latency of the small network relative to that of the model, measured in turns."""
     found = measure({"dense": _compiled(model, inputs), "small": _compiled(small, inputs)})
     return found["small"][0] / found["dense"][0]
 
 
 def _compiled(model: Any, inputs: Any) -> Callable[[], Any]:
-    """A function that predicts one example by a compiled program and waits for the result."""
+    """Return a function that predicts one example with a compiled program and waits for the result."""
     arguments = tensors(sample(model, inputs).first(1))
     arguments = keras.tree.map_structure(keras.ops.convert_to_tensor, arguments)
     if keras.backend.backend() == "jax":

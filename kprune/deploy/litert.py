@@ -1,4 +1,4 @@
-"""LiteRT files: plain, with sparse kernels, or 8-bit integer; converted from the SavedModel by TensorFlow."""
+"""Write LiteRT files (plain, sparse or 8-bit) by converting the SavedModel with TensorFlow, and run them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIGNATURE = "serving_default"
 
 
 def write(model: Any, file: Path, batch: Sample) -> None:
-    """Write a file with dense float kernels; recurrent layers are unrolled instead of looping."""
+    """Write a file with dense float kernels, and with unrolled recurrent layers where necessary and possible."""
     _convert(model, file, batch, [])
 
 
@@ -83,7 +83,7 @@ _LOOPS = (
 
 
 def _source(model: Any, file: Path, batch: Sample) -> Path:
-    """The SavedModel to convert, with recurrent layers unrolled where necessary and possible."""
+    """Return the SavedModel to convert, with recurrent layers unrolled where necessary and possible."""
     shapes = [spec.shape for spec in keras.tree.flatten(list(batch.specs.values()))]
     open_batch = any(shape[0] is None for shape in shapes) and not any(None in shape[1:] for shape in shapes)
     loops = [layer for layer in library_of(model).all_layers(model) if is_a(layer, "RNN") and not layer.unroll]
@@ -102,7 +102,7 @@ def _source(model: Any, file: Path, batch: Sample) -> Path:
 
 
 def runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
-    """A function of a batch that runs the file, on one thread."""
+    """Return a function that runs the file on a batch, on one thread."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(file), num_threads=1)
@@ -117,7 +117,7 @@ def runner(file: Path) -> Callable[[Sample], list[np.ndarray]]:
 
 
 def zeros(file: Path) -> tuple[int, int]:
-    """Zeros and entries of the file's float or quantized constants that may be kernels."""
+    """Count the zeros and entries of the file's float or quantized constants that may be kernels."""
     from ai_edge_litert import schema_py_generated as schema
 
     kinds = {
@@ -143,14 +143,14 @@ def zeros(file: Path) -> tuple[int, int]:
 
 
 def _zero_point(tensor: Any) -> int:
-    """The integer that represents 0; the converter makes kernels symmetric, so all channels share it."""
+    """Return the integer that represents 0, which all channels share because kernels are symmetric."""
     quantization = tensor.Quantization()
     return int(quantization.ZeroPoint(0)) if quantization is not None and quantization.ZeroPointLength() else 0
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Context that discards what C++ writes to stderr: a page for each conversion."""
+    """Discard what C++ writes to stderr in this context, which is a page of text for each conversion."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:

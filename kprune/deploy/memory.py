@@ -1,4 +1,4 @@
-"""The peak memory of a piece of work."""
+"""Measure the peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SELF = Path("/proc/self")
 
 
 def peak_of(work: Callable[[], _Result]) -> tuple[_Result, int | None]:
-    """The result of `work()`, and how many bytes the process grew by at its peak while it ran.
+    """Return the result of `work()` and the number of bytes by which the process grew at its peak meanwhile.
 
     Memory that the process has and does not use is given back first, as far as the C library can. None for the bytes
     where the system does not count them by process and moment: Linux does.
@@ -24,7 +24,7 @@ def peak_of(work: Callable[[], _Result]) -> tuple[_Result, int | None]:
 
 
 def _reset() -> bool:
-    """Start a new peak measurement; False if the system does not support it."""
+    """Start a new peak measurement; return False if the system does not support it."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
         (_SELF / "clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""The packed SavedModel: one bit per weight plus the nonzero values, unpacked once on loading."""
+"""The packed SavedModel, which stores one bit per weight plus the nonzero values and is unpacked on loading."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def pack(source: Path, folder: Path) -> None:
 
 
 def gains(value: np.ndarray) -> bool:
-    """Whether packing a value saves bytes, including what TensorFlow needs to unpack it.
+    """Return whether packing a value saves bytes, counting what TensorFlow needs to unpack it.
 
     >>> gains(np.eye(128, dtype="float32")), gains(np.ones((128, 128), "float32")), gains(np.eye(8, dtype="float32"))
     (True, False, False)
@@ -90,7 +90,7 @@ def gains(value: np.ndarray) -> bool:
 
 
 def _bits_set(value: np.ndarray) -> np.ndarray:
-    """Which entries have a bit set: all but +0.0, so that -0.0 survives unpacking."""
+    """Return which entries have any bit set: all but +0.0, so that -0.0 survives packing."""
     return value.view(f"u{value.itemsize}") != 0
 
 

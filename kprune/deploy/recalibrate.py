@@ -1,4 +1,4 @@
-"""Recalibrate: re-estimate the statistics of batch normalization for a pruned network."""
+"""Re-estimate the statistics of batch normalization for a pruned network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .sample import unchanged
 
 
 def recalibrate(model: Any, data: Any, *, batches: int | None = None) -> None:
-    """Re-estimate the moving mean and variance of each batch normalization, which pruning has made outdated.
+    """Re-estimate the moving mean and variance of each batch normalization layer, which pruning has made outdated.
 
         moving mean = mean over the batches of a batch's mean,  moving variance = mean of its variance
 
@@ -72,7 +72,7 @@ def recalibrate(model: Any, data: Any, *, batches: int | None = None) -> None:
 
 
 class _Watched:
-    """A batch normalization whose calls are watched: sums of their statistics, and the weights of these."""
+    """A batch normalization layer whose calls are watched to sum up their weighted statistics."""
 
     def __init__(self, layer: Any):
         self.layer, self.examples = layer, 0
@@ -81,7 +81,7 @@ class _Watched:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Context in which each call adds up the statistics of its own batch, also for shared layers."""
+        """Add up the statistics of each call's own batch in this context, also for shared layers."""
         momentum, call = self.layer.momentum, self.layer.call
 
         signature = inspect.signature(call)
@@ -107,7 +107,7 @@ class _Watched:
             del self.layer.call
 
     def assign(self) -> bool:
-        """Assign the new statistics to the layer; False if no call was in training mode."""
+        """Assign the new statistics to the layer; return False if no call was in training mode."""
         for v, total in zip(_statistics(self.layer), self._sums, strict=True):
             if self._weight:
                 v.assign((total / self._weight).astype(to_numpy(v).dtype))
@@ -115,6 +115,6 @@ class _Watched:
 
 
 def _statistics(layer: Any) -> list[Any]:
-    """Moving mean and variance of a batch normalization; empty for other layers."""
+    """Return the moving mean and variance of a batch normalization layer, or [] for other layers."""
     found = [getattr(layer, name, None) for name in ("moving_mean", "moving_variance")]
     return [] if any(v is None for v in found) or not hasattr(layer, "momentum") else found

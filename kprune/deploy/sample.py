@@ -1,4 +1,4 @@
-"""Inputs for comparing exported files with their model, in the form each of them takes."""
+"""Inputs for comparing exported files with their model, in the form that each file takes."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ class Sample:
         return keras.tree.flatten(list(self.arguments.values()))
 
     def first(self, count: int) -> Sample:
-        """The first examples, or the whole batch if its size is fixed."""
+        """Return the first examples, or the whole batch if its size is fixed."""
         if any(spec.shape[0] is not None for spec in _leaves(self)):
             return self
         return Sample(keras.tree.map_structure(lambda array: array[:count], self.arguments), self.specs)
 
     def each(self) -> Iterator[Sample]:
-        """Each example as a batch of its own, or batches of the fixed size."""
+        """Yield each example as a separate batch, or batches of the fixed size."""
         size = next((spec.shape[0] for spec in _leaves(self) if spec.shape[0] is not None), 1)
         for start in range(0, len(self.arrays[0]) - size + 1, size):
             rows = slice(start, start + size)
             yield Sample(keras.tree.map_structure(lambda array, rows=rows: array[rows], self.arguments), self.specs)
 
     def with_fixed_batch(self) -> Sample:
-        """The same specs with the arrays' batch size."""
+        """Return the same sample with specs that fix the batch size to that of the arrays."""
         fixed = [(array.shape, spec.dtype, spec.name) for array, spec in zip(self.arrays, _leaves(self), strict=True)]
         return Sample(self.arguments, _pack(self.arguments, [Spec(*spec) for spec in fixed]))
 
 
 @dataclass(frozen=True)
 class Spec:
-    """An input of a file: an array of this shape (None for any size), dtype and name."""
+    """The shape (with None for any size), dtype and name of an input of a file."""
 
     shape: tuple[int | None, ...]
     dtype: str
@@ -67,7 +67,7 @@ class Spec:
 
 
 def sample(model: Any, inputs: Any = None) -> Sample:
-    """The user's batch, or two random examples (strings: two short texts).
+    """Prepare the user's batch, or two random examples (two short texts for string inputs).
 
     float64 and float16 arrays become what the model computes in, integers what its inputs declare, as in `predict`; a
     batch size that the model's inputs fix stays fixed.
@@ -93,7 +93,7 @@ def sample(model: Any, inputs: Any = None) -> Sample:
 
 
 def named(batch: Sample, names: list[str]) -> dict[str, np.ndarray]:
-    """A batch's arrays by the file's input names: those of the specs, else in the order of the names.
+    """Map the file's input names to a batch's arrays, by the specs' names or else in the order of the names.
 
     >>> batch = Sample({"": [np.zeros(1), np.ones(1)]}, {"": [Spec((None,), "float32", None)] * 2})
     >>> named(batch, ["inputs_1", "inputs"])
@@ -105,7 +105,7 @@ def named(batch: Sample, names: list[str]) -> dict[str, np.ndarray]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Input or output names in Keras's flattened order: by the number they end in, if any.
+    """Sort input or output names in Keras's flattened order, by the number at the end of each name, if any.
 
     >>> in_order(["output_10", "output_9"]), in_order(["two", "one"]), in_order(["Identity_1:0", "Identity:0"])
     (['output_9', 'output_10'], ['one', 'two'], ['Identity:0', 'Identity_1:0'])
@@ -120,7 +120,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def signature(call_sample: Sample, kind: type) -> tuple[inspect.Signature, list[Any]]:
-    """The parameters of a function that takes such a sample, with a spec of `kind` for each argument."""
+    """Return the signature of a function that takes this sample, and a spec of `kind` for each argument."""
     names = [name or "inputs" for name in call_sample.arguments]
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     specs = [
@@ -131,13 +131,13 @@ def signature(call_sample: Sample, kind: type) -> tuple[inspect.Signature, list[
 
 
 def predict(model: Any, batch: Sample) -> list[np.ndarray]:
-    """The model's prediction; the states of seeds and stateful layers are left as they were."""
+    """Return the model's predictions without changing the states of seeds and stateful layers."""
     with unchanged(model):
         return arrays(call_with(model, tensors(batch), training=False))
 
 
 def tensors(batch: Sample) -> dict[str, Any]:
-    """The arguments of a call; strings become TensorFlow tensors, as only that backend takes them."""
+    """Return the arguments of a call; strings become TensorFlow tensors because only that backend takes them."""
 
     def convert(array: np.ndarray) -> Any:
         if array.dtype.kind not in "OUS":
@@ -150,13 +150,13 @@ def tensors(batch: Sample) -> dict[str, Any]:
 
 
 def arrays(outputs: Any) -> list[np.ndarray]:
-    """The outputs of a call, as one list of NumPy arrays."""
+    """Return the outputs of a call as one list of NumPy arrays."""
     return [np.asarray(output) for output in keras.tree.flatten(outputs)]
 
 
 @contextmanager
 def unchanged(model: Any) -> Iterator[None]:
-    """Context after which the model's states are what they were: seeds, and whatever else a call may change."""
+    """Restore the model's seeds, and any other states that a call may change, on exit from this context."""
     states = [(v, to_numpy(v)) for v in _states(model)]
     try:
         yield
@@ -167,7 +167,7 @@ def unchanged(model: Any) -> Iterator[None]:
 
 @contextmanager
 def from_reset_states(model: Any) -> Iterator[None]:
-    """Context in which stateful recurrent layers start from reset states, as in their files; then restored."""
+    """Start stateful recurrent layers from reset states, as in their files, and restore the states on exit."""
     with unchanged(model):
         for state in _recurrent_states(model):
             state.assign(np.zeros(state.shape, to_numpy(state).dtype))
@@ -179,7 +179,7 @@ def _states(model: Any) -> list[Any]:
 
 
 def _recurrent_states(model: Any) -> list[Any]:
-    """States that neither Keras lists among a model's variables."""
+    """Return the states that neither Keras 3 nor tf_keras lists among a model's variables."""
     layers = library_of(model).all_layers(model)
     stateful = [layer for layer in layers if getattr(layer, "stateful", False) and getattr(layer, "states", None)]
     return [state for layer in stateful for state in keras.tree.flatten(layer.states) if state is not None]
@@ -202,7 +202,7 @@ def _array(leaf: Any) -> np.ndarray:
 
 
 def _as_declared(array: np.ndarray, declared: Any) -> tuple[np.ndarray, Spec]:
-    """The array as `predict` would cast it, and the spec of the file's input."""
+    """Return the array as `predict` would cast it, and the spec of the file's input."""
     dtype, shape = array.dtype.name, (None, *array.shape[1:])
     if declared is not None:
         dtype = declared.dtype if isinstance(declared.dtype, str) else declared.dtype.name

@@ -1,4 +1,4 @@
-"""The SavedModel of a stripped model: inference only, with each variable stored once."""
+"""Write the SavedModel of a stripped model for inference only, with each variable stored once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write(model: Any, folder: Path, batch: Sample) -> None:
 
 
 def written(model: Any, file: Path, batch: Sample) -> Path:
-    """The SavedModel that `file` is converted from, written once for all formats."""
+    """Return the SavedModel from which `file` is converted; write it once for all formats."""
     stem = file.name.partition(".")[0]
     own, folder = file.with_name(stem), file.with_name(f"traced-{stem}")
     if own.is_dir():
@@ -59,21 +59,21 @@ def written(model: Any, file: Path, batch: Sample) -> Path:
 
 
 def load(folder: Path) -> Any:
-    """The SavedModel as TensorFlow loads it."""
+    """Load the SavedModel with TensorFlow."""
     import tensorflow as tf
 
     return tf.saved_model.load(str(folder))
 
 
 def constants(batch: Sample) -> dict[str, Any]:
-    """The arguments of `serve`."""
+    """Return the arguments of `serve` as TensorFlow constants."""
     import tensorflow as tf
 
     return {name: keras.tree.map_structure(tf.constant, value) for name, value in tensors(batch).items()}
 
 
 def _traced(model: Any, batch: Sample) -> Any:
-    """Keras's export archive with its one endpoint, traced."""
+    """Return Keras's export archive with its only endpoint, which has been traced."""
     library = library_of(model).package
     archive = library.export.ExportArchive()
     if library_of(model).backend() != "tensorflow":

@@ -1,4 +1,4 @@
-"""Shrink: a smaller model that computes the same, without the channels that masks or zeros have removed."""
+"""Build a smaller model with the same outputs, without the channels that masks or zeros have removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIBRARIES = ("keras", "tf_keras")
 def shrink(
     model: Any, *, inputs: Any = None, divisible_by: int = 1, keep_masks: bool = True, tolerance: float = 1e-5
 ) -> Any:
-    """Build a smaller model that predicts the same, without the channels whose weights are all zero.
+    """Build a smaller model that makes the same predictions without the channels whose weights are all zero.
 
     A channel goes, with its bias, its normalization and all that reads it, where
 
@@ -85,7 +85,7 @@ def shrink(
 
 
 def _rebuilt(model: Any, graph: ChannelGraph, planned: Plan) -> Any:
-    """The model rebuilt from its config with the remaining numbers of channels."""
+    """Rebuild the model from its config with the remaining numbers of channels."""
     for size in graph.sizes:
         config = graph.configs[id(size.layer)]["config"]
         count = int(planned.stays(size.atoms).sum())
@@ -116,13 +116,13 @@ def _rebuilt(model: Any, graph: ChannelGraph, planned: Plan) -> Any:
 
 
 def _class(model: Any) -> Any:
-    """The class that reads the config of a Functional or Sequential model; Keras's own for custom classes."""
+    """Return Keras's own class, Sequential or Model, that reads the config of this model."""
     library = library_of(model).package
     return library.Sequential if hasattr(model, "add") else library.Model
 
 
 def _places(old: Any, new: Any, planned: Plan) -> list[tuple[Any, Any]]:
-    """Each weight of the old model with its counterpart in the new one; fills in biases that had to be added."""
+    """Pair each weight of the old model with its counterpart in the new one, and fill in biases that were added."""
     places: list[tuple[Any, Any]] = []
     for source, target in _pairs(old, new):
         given, wanted = list(source.weights), list(target.weights)
@@ -153,7 +153,7 @@ def _as(value: np.ndarray, variable: Any) -> np.ndarray:
 
 
 def _masked(made: Any, masks: dict[int, np.ndarray], places: list[tuple[Any, Any]], planned: Plan, read: Read) -> Any:
-    """The new model with the old model's masks for the remaining weights."""
+    """Return the new model with the old model's masks for the remaining weights."""
     # A weight that takes over constants is not zero where its mask said so.
     kept = {
         id(w): planned.cut(v, masks[id(v)]) | (planned.new_value(v, read) != 0) for v, w in places if id(v) in masks
@@ -178,7 +178,7 @@ def _path(variable: Any) -> str:
 
 
 def _random(model: Any) -> Callable[[tuple[int, ...], str], np.ndarray]:
-    """A function that makes inputs: normal values, or 0 and 1 for integers, which are valid for an embedding."""
+    """Return a function that makes inputs: normal values, or zeros and ones for integers and embeddings."""
     rng = np.random.default_rng(0)
     looked_up = any(type(layer).__name__ == "Embedding" for layer in _layers(model))
 
@@ -196,7 +196,7 @@ def _outputs(model: Any, arguments: dict[str, Any]) -> list[np.ndarray]:
 
 
 def _compare(expected: list[np.ndarray], actual: list[np.ndarray], tolerance: float) -> None:
-    """Raises RuntimeError unless the outputs agree, relative to the largest value of each."""
+    """Raise RuntimeError unless the outputs agree, relative to the largest value of each."""
     for number, (one, other) in enumerate(zip(expected, actual, strict=True)):
         scale = float(np.abs(one).max(initial=0.0)) or 1.0
         worst = float(np.abs(one - other).max(initial=0.0)) / scale
@@ -208,7 +208,7 @@ def _compare(expected: list[np.ndarray], actual: list[np.ndarray], tolerance: fl
 
 
 def _pairs(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
-    """Each layer that is not a model, with its rebuilt counterpart."""
+    """Yield each layer that is not a model, with its rebuilt counterpart."""
     for source in old.layers:
         target = new.get_layer(source.name)
         if hasattr(source, "layers") and not hasattr(source, "layer"):

@@ -1,1 +1,1 @@
-"""Everything that trains or evaluates a model more than once: searches, sweeps, scans."""
+"""Experiments that train or evaluate a model more than once, such as searches, sweeps and scans."""

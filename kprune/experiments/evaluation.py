@@ -13,7 +13,7 @@ from ..runtime.optimizers import all_variables, build
 
 @contextmanager
 def unchanged(model: Any, optimizer: bool = False) -> Iterator[None]:
-    """Context after which weights, masks, statistics, seeds and metrics are restored; `optimizer`: it, too."""
+    """Restore weights, masks, statistics, seeds and metrics on exit, and the optimizer if `optimizer` is True."""
     variables = [*model.variables, *(v for metric in getattr(model, "metrics", []) for v in metric.variables)]
     if optimizer and getattr(model, "optimizer", None) is not None:
         build(model.optimizer, model)
@@ -30,13 +30,13 @@ def unchanged(model: Any, optimizer: bool = False) -> Iterator[None]:
 
 @contextmanager
 def masked_meanwhile(model: Any) -> Iterator[None]:
-    """Context in which the model has masks; afterwards it is restored."""
+    """Give the model masks in this context, and restore the model on exit."""
     with masked(model, keep=False), unchanged(model):
         yield
 
 
 def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
-    """A function that returns the metric's name and current value."""
+    """Return a function that returns the metric's name and current value."""
     if callable(evaluate):
         return lambda: _by_function(model, evaluate)
     wrong = (

@@ -1,4 +1,4 @@
-"""find_ticket: a lottery that calls the user's own training once per level."""
+"""A lottery that calls the user's own training function once per level."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def find_ticket(
     verbose: Any = "auto",
     **config_fields: Any,
 ) -> Ticket:
-    """Train, prune a fraction of what is left, rewind, repeat: a lottery around the user's own training.
+    """Find a lottery ticket by repeatedly training, pruning a fraction of the remaining weights, and rewinding.
 
     Level 0 trains the model as it is. Before each later level the share `rate` of the surviving weights is pruned and
     the model rewound (arXiv:1803.03635, 1903.01611, 2003.02389). `train` makes its callbacks anew in each call, so
@@ -109,7 +109,7 @@ def find_ticket(
 
 
 def watch(lottery: Lottery, state: State) -> list[Any]:
-    """The callbacks that must be in each fit of the next level."""
+    """Return the callbacks that must be in each fit of the next level."""
     watching: list[Any] = [MaskingCallback() if state.results else _Taker(lottery, state)]
     if lottery.pruner.config.tracker() is not None:
         watching.insert(0, _Watching(lottery.pruner))  # first: the step that ends at the point is before it
@@ -117,7 +117,7 @@ def watch(lottery: Lottery, state: State) -> list[Any]:
 
 
 class _Taker(TakeSnapshot):
-    """Takes the snapshot of level 0, even if its training consists of several fits; counts from the first one."""
+    """A callback that takes the snapshot of level 0, counting from the first fit if there are several."""
 
     def __init__(self, lottery: Lottery, state: State):
         super().__init__()
@@ -143,7 +143,7 @@ class _Taker(TakeSnapshot):
 
 
 class _Watching(MaskingCallback):
-    """Lets the criterion's tracker watch the user's training."""
+    """A callback that lets the criterion's tracker watch the user's training."""
 
     def __init__(self, pruner: Pruner):
         super().__init__()
@@ -166,7 +166,7 @@ class _Watching(MaskingCallback):
 
 
 class _Seeded(Callback):
-    """Seeds the order of the data again when a fit begins.
+    """A callback that sets the seed of the data's order again when a fit begins.
 
     In a model's first fit, Keras's trainer for JAX has by then drawn an order from NumPy to look at a batch (checked
     with Keras 3.15.1), so later levels would be shuffled otherwise than level 0.
@@ -181,7 +181,7 @@ class _Seeded(Callback):
 
 
 def _numbers(result: Any) -> dict[str, Any]:
-    """What a training run returned, as numbers by name, or lists of them for metrics with several values."""
+    """Convert what a training run returned to numbers by name, or to lists for metrics with several values."""
     if result is None:
         return {}
     if hasattr(result, "history"):

@@ -1,4 +1,4 @@
-"""A fresh value for a weight, drawn from its layer's own initializer."""
+"""Draw a fresh value for a weight from its layer's own initializer."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from ..masks import library_of
 
 
 def _attributes(model: Any) -> Iterator[tuple[Any, str, Any]]:
-    """(layer, attribute without leading underscores, value) for all layers; attributes name a layer's weights."""
+    """Yield (layer, attribute name without leading underscores, value) for each attribute of each layer."""
     for layer in library_of(model).all_layers(model):
         for name, value in vars(layer).items():
             yield layer, name.lstrip("_"), value
 
 
 def owners(model: Any) -> dict[int, tuple[Any, str]]:
-    """id of a weight -> the layer that created it, and the layer's name for it."""
+    """Map the id of each weight to the layer that created it and the layer's name for it."""
     return {id(value): (layer, name) for layer, name, value in _attributes(model) if hasattr(value, "assign")}
 
 
 def statistics(model: Any) -> list[Any]:
-    """The moving means and variances of normalization layers that are trained."""
+    """Return the moving means and variances of trainable normalization layers."""
     found = {id(v): v for layer, name, v in _attributes(model) if name.startswith("moving_") and layer.trainable}
     return [v for v in found.values() if hasattr(v, "assign")]
 
 
 def draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[int]) -> np.ndarray:
-    """A fresh value for a weight from its layer's initializer, cloned with its own seed."""
+    """Draw a fresh value for a weight from a copy of its layer's initializer that has its own seed."""
     layer, name = owner or (None, "")
     # A separable layer's "pointwise_kernel" is drawn by its `pointwise_initializer`, a depthwise layer's "kernel" by
     # its `depthwise_initializer`.
@@ -39,7 +39,7 @@ def draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[int
     if not hasattr(initializer, "get_config") or not hasattr(initializer, "from_config"):
         raise ValueError(
             f"Cannot reinitialize {path}: its layer must have an initializer for this weight that can be rebuilt "
-            "with another seed, so it must define `get_config` and `from_config`. Received: "
+            "with another seed, so the initializer must define `get_config` and `from_config`. Received: "
             f"layer={getattr(layer, 'name', None)!r}, initializer={initializer!r}"
         )
     config = initializer.get_config()

@@ -1,4 +1,4 @@
-"""The network of a lottery comparison, and its training runs: levels of lotteries, and controls on their masks."""
+"""The network of a lottery comparison, and its training runs, which are levels of lotteries or controls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTROLS = ("reinitialize", "shuffle")
 
 
 class LotteryNetwork:
-    """One seed's network, trained in turn by all its lotteries and controls, so that it is compiled once.
+    """The network of one seed, which all lotteries and controls train in turn so that it is compiled only once.
 
     Args:
         model: a compiled Keras 3 model, or a tf_keras one that `kprune.mask` returned.
@@ -53,7 +53,7 @@ class LotteryNetwork:
         self.dense = {weight.path: np.ones(weight.shape, bool) for weight in masked_weights(model)}
 
     def draw(self, mode: str, lottery: Lottery) -> None:
-        """Run a lottery, from its first unfinished level on."""
+        """Run a lottery from its first unfinished level on."""
         folder = self.folder / mode
         restore(self.model, self.dense, self.begin)
         state = State.load(folder, lottery, self.model)

@@ -1,4 +1,4 @@
-"""Results of lotteries compared side by side: runs, a table, and figures against density."""
+"""The results of a comparison of lotteries, with the runs, a table, and figures of accuracy against density."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class LotteryRun:
-    """One training run: a level of a lottery, or of a control.
+    """One training run, which is a level of a lottery or of a control.
 
     Attributes:
         mode: one of `MODES`; "dense" at level 0.
@@ -62,13 +62,13 @@ class LotteryRun:
 
     @property
     def key(self) -> tuple[str, str, int, int]:
-        """What distinguishes this run from the others."""
+        """The fields that distinguish this run from the others."""
         return self.mode, self.masks_of, self.level, self.seed
 
 
 @dataclass(frozen=True)
 class LotteryRuns(RunsReport[LotteryRun]):
-    """The result of `kprune.lottery_runs.run_lotteries`; `print(report)` shows a table.
+    """The result of `kprune.run_lotteries`; `print(report)` shows a table.
 
     `plot` draws against density the accuracies after the last epoch and at the early stop, and the early stop: for each
     mode the mean over the seeds in a band from least to most. `plot_training` draws accuracy as training proceeds.
@@ -86,22 +86,22 @@ class LotteryRuns(RunsReport[LotteryRun]):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The levels, from 0."""
+        """The levels, starting from 0."""
         return tuple(sorted({cell.level for cell in self.cells}))
 
     @property
     def densities(self) -> tuple[float, ...]:
-        """The density of each level, descending."""
+        """The density of each level, in descending order."""
         found = {cell.level: cell.density for cell in self.cells}
         return tuple(found[level] for level in self.levels)
 
     def of(self, mode: str, level: int) -> tuple[LotteryRun, ...]:
-        """The runs of a mode at a level, one per seed; at level 0 those of the dense network."""
+        """Return the runs of a mode at a level, one per seed; at level 0, return those of the dense network."""
         name = mode if level else DENSE
         return tuple(cell for cell in self.cells if (cell.mode, cell.level) == (name, level))
 
     def margin(self, mode: str, level: int, over: str = DENSE) -> tuple[float, float]:
-        """How much more accurate a mode is than another (by default the dense network), seed by seed.
+        """Return the mean difference in accuracy between two modes, paired by seed, and its standard error.
 
         Args:
             mode, level: of the one.
@@ -130,7 +130,10 @@ class LotteryRuns(RunsReport[LotteryRun]):
             ValueError: the path ends in something else, or the runs do not hold their curves.
         """
         if not self.knows_curves:
-            raise ValueError("These runs were saved by a version of kprune that did not record training curves.")
+            raise ValueError(
+                "These runs were saved by a version of kprune that did not record training curves, so none can be "
+                "drawn. Repeat the runs with a new file to record their curves."
+            )
         return written(path, lambda: _training(self))
 
     def _draw(self) -> Figure:
@@ -155,7 +158,7 @@ class LotteryRuns(RunsReport[LotteryRun]):
         return all(run.curve is not None for run in self.cells)
 
     def _table(self, value: Callable[[LotteryRun], Any], digits: int) -> list[str]:
-        """One row per level and one column per mode: mean and half the range over the seeds."""
+        """Tabulate the mean and half the range over the seeds, with a row per level and a column per mode."""
         table = new_table()
         for column in ("level", "density", *self.modes):
             table.add_column(column, justify="right")
@@ -200,7 +203,7 @@ def _figure(report: LotteryRuns) -> Figure:
         axes.xaxis.set_major_formatter(percent())
         if name != "early_stop":
             axes.yaxis.set_major_formatter(percent())
-        axes.set_xlabel("density: weights left / weights")
+        axes.set_xlabel("density: kept weights / all weights")
         axes.set_ylabel(_PANELS[name])
         plain_axes(axes)
     figure.suptitle(f"lottery tickets: {runs_drawn(report)}", fontsize=11)

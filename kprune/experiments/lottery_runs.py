@@ -1,4 +1,4 @@
-"""Lotteries side by side: accuracy against density for several ways to rewind, and for controls."""
+"""Compare the accuracy of lotteries at each density for several ways to rewind and for controls."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def run_lotteries(
         step = point.in_batches(epochs, math.ceil(len(data.train[0]) / data.batch_size))
         if step == 0 and {INIT, "weights"} <= set(modes):
             raise ValueError(
-                f"`rewind_to` is the start of training; mode 'init' already covers it. Received: {modes=}, {rewind_to=}"
+                "`rewind_to` must not be the start of training if `modes` contains 'init' and 'weights', because both "
+                f"modes would do the same. Received: {modes=}, {rewind_to=}"
             )
 
     keys = [key for seed in seeds for key in _keys(modes, base, levels, seed)]
@@ -178,7 +179,7 @@ def run_lotteries(
 
 
 def _levels_beside(path: Path) -> Path:
-    """NAME-levels for NAME.csv, or a shorter unique name if that exceeds 255 bytes."""
+    """Return NAME-levels for NAME.csv, or a shorter unique name if that exceeds 255 bytes."""
     name = f"{path.stem}-levels"
     if len(os.fsencode(name)) > 255:
         name = f"{zlib.crc32(os.fsencode(path.stem)):08x}-{path.stem[-40:]}-levels"
@@ -186,7 +187,7 @@ def _levels_beside(path: Path) -> Path:
 
 
 def _check_modes(modes: Sequence[str]) -> str:
-    """The mode that trains the dense network and provides the controls' masks; ValueError for bad modes."""
+    """Check the modes, and return the one that trains the dense network and provides the controls' masks."""
     check_each_once("modes", modes)
     for mode in modes:
         check_rewind("mode", mode, MODES)
@@ -200,7 +201,7 @@ def _check_modes(modes: Sequence[str]) -> str:
 
 
 def _keys(modes: Sequence[str], base: str, levels: int, seed: int) -> list[tuple[str, str, int, int]]:
-    """The keys of a seed's runs, in order."""
+    """Return the keys of a seed's runs in order."""
     return [
         (DENSE, DENSE, 0, seed),
         *((mode, base if mode in CONTROLS else mode, level, seed) for mode in modes for level in range(1, levels + 1)),

@@ -1,4 +1,4 @@
-"""Shared by the tables of many training runs: the finished runs, the CSV file that stores them, and the checks."""
+"""Tables of many training runs, with the CSV files that store them and the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ..util.plotting import Drawable
 
 
 class Run(Protocol):
-    """A finished training run: a dataclass of strings, numbers and tuples of numbers."""
+    """A finished training run, which is a dataclass of strings, numbers and tuples of numbers."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def seed(self) -> int:
-        """The seed of its initial weights, among others."""
+        """The seed of the run's initial weights and of its other random choices."""
 
     @property
     def key(self) -> Hashable:
-        """What distinguishes this run from the other runs of its table."""
+        """The value that distinguishes this run from the other runs of its table."""
 
 
 AnyRun = TypeVar("AnyRun", bound=Run)
@@ -38,7 +38,7 @@ AnyRun = TypeVar("AnyRun", bound=Run)
 
 @dataclass(frozen=True)
 class RunsReport(Drawable, Generic[AnyRun]):
-    """Base of the reports on many training runs; `cells` are the runs."""
+    """The base class of the reports on many training runs, which are in `cells`."""
 
     cells: tuple[AnyRun, ...]
 
@@ -48,7 +48,7 @@ class RunsReport(Drawable, Generic[AnyRun]):
         return tuple(dict.fromkeys(cell.seed for cell in self.cells))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-serializable values."""
+        """Return all fields as JSON-serializable values."""
         return asdict(self)
 
 
@@ -131,7 +131,7 @@ class RunTable(Generic[AnyRun]):
             self._lock.release()
 
     def add(self, cell: AnyRun) -> None:
-        """Store a finished run, also in the file, which is replaced atomically.
+        """Store a finished run in the table and in its file, which is replaced atomically.
 
         Raises:
             ValueError: a number is one that no run has, such as an accuracy of 7.
@@ -164,7 +164,11 @@ class RunTable(Generic[AnyRun]):
                 for number, row in enumerate(reader, start=1):
                     cell = self._cell(number, row, received)
                     if cell.key in cells or number > _MOST_ROWS:
-                        odd = "it repeats an earlier run" if cell.key in cells else f"more than {_MOST_ROWS:,} runs"
+                        odd = (
+                            "it repeats an earlier run"
+                            if cell.key in cells
+                            else f"it exceeds the limit of {_MOST_ROWS:,} runs"
+                        )
                         raise ValueError(f"Row {number} of the file is damaged ({odd}); delete it. {received}")
                     cells[cell.key] = cell
         except (UnicodeDecodeError, csv.Error) as error:
@@ -204,7 +208,7 @@ class RunTable(Generic[AnyRun]):
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-    """The lines of a file; csv.Error at one that is longer than any table's, before it is read to its end."""
+    """Yield the lines of a file; raise csv.Error at an overlong line before reading it to its end."""
     while line := file.readline(_MOST_CHARACTERS + 1):
         if len(line) > _MOST_CHARACTERS:
             raise csv.Error(f"a line is longer than {_MOST_CHARACTERS:,} characters")
@@ -212,7 +216,7 @@ def _lines(file: TextIO) -> Iterator[str]:
 
 
 def _number(name: str, value: Any) -> Any:
-    """The value; ValueError if it is out of range for this column."""
+    """Return the value; raise ValueError if it is out of range for this column."""
     least, most = _RANGES.get(name, (0.0, math.inf))
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not (math.isfinite(number) and least <= number <= most):
@@ -238,7 +242,7 @@ def check_each_once(name: str, values: Sequence[Any]) -> None:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Raises ValueError unless the seeds are integers >= 0 without duplicates."""
+    """Raise ValueError unless the seeds are integers >= 0 without duplicates."""
     check_each_once("seeds", seeds)
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -246,13 +250,13 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def check_epochs(epochs: int) -> None:
-    """Raises ValueError unless `epochs` is an integer >= 1."""
+    """Raise ValueError unless `epochs` is an integer >= 1."""
     if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
         raise ValueError(f"`epochs` must be an integer >= 1. Received: epochs={epochs!r}")
 
 
 def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
-    """A fit's test accuracy after its last epoch, and its highest; ValueError if it has none."""
+    """Return a fit's last and highest test accuracy; raise ValueError if it has none."""
     if "val_accuracy" not in history:
         raise ValueError(f"`build` must compile the model with metrics=['accuracy']. Received: metrics={list(history)}")
     found = history["val_accuracy"]
@@ -262,7 +266,7 @@ def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
 
 
 def early_stop(history: dict[str, list[float]]) -> tuple[int, float]:
-    """The epoch of a fit with the lowest test loss, and the test accuracy there."""
+    """Return the epoch of a fit with the lowest test loss, and the test accuracy after it."""
     losses = np.nan_to_num(history["val_loss"], nan=np.inf)
     return int(np.argmin(losses)) + 1, round(float(history["val_accuracy"][np.argmin(losses)]), 6)
 
@@ -279,7 +283,7 @@ def band(
 
 
 def runs_drawn(report: Any) -> str:
-    """What was trained, for how long, and with how many seeds."""
+    """Describe what was trained, for how long, and with how many seeds."""
     seeds = len(report.seeds)
     drawn = "1 seed" if seeds == 1 else f"mean and range of {seeds} seeds"
     trained = " on ".join(str(report.settings[name]) for name in ("model", "dataset") if name in report.settings)

@@ -1,4 +1,4 @@
-"""The sparsest network that is nearly as good as the dense one: bisection over sparsities with several seeds."""
+"""Find the sparsest network that is nearly as good as the dense one, by bisection with several seeds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchRun:
-    """One finished training run: requested and reached sparsity, seed, value and duration in seconds."""
+    """One finished training run, with requested and reached sparsity, seed, value and duration in seconds."""
 
     sparsity: float
     seed: int
@@ -55,7 +55,7 @@ class SearchRun:
 
     @property
     def key(self) -> tuple[float, int]:
-        """What distinguishes this run from the others."""
+        """The fields that distinguish this run from the others."""
         return self.sparsity, self.seed
 
 
@@ -76,7 +76,7 @@ def search(
     verbose: Any = "auto",
     **config_fields: Any,
 ) -> SearchResult:
-    """Find the sparsest network whose value is within `within` of the dense one's.
+    """Find the sparsest network whose value is at most `within` below that of the dense network.
 
     Each trial begins from the same state, prunes by `GradualPruning` while `train` trains, and is evaluated; the dense
     network is trained alike. A sparsity is accepted if the mean over the seeds is at least the dense mean - `within`.
@@ -154,7 +154,7 @@ def search(
 
     callbacks(high)  # wrong arguments are known before the first training
     trainings = _Trainings(model, train, evaluate, callbacks, table)
-    with table, progress("search", len(seeds) * (steps + 5), verbose, unit="trainings") as bar:
+    with table, progress("search", len(seeds) * (steps + 5), verbose, unit="runs") as bar:
         trainings.bar = bar
         return _search(trainings, tuple(seeds), fresh, float(within), float(low), float(high), steps)
 
@@ -215,12 +215,12 @@ def _search(
 
 
 def _between(low: float, high: float, share: float = 0.5) -> float:
-    """The sparsity whose log density lies at this fraction of the way between those of two others."""
+    """Return the sparsity whose log density lies at this fraction of the way between those of `low` and `high`."""
     return round(1 - (1 - low) ** (1 - share) * (1 - high) ** share, 6)
 
 
 class _Trainings:
-    """The training runs of a search, each made once: from the same state, by sparsity and seed."""
+    """The training runs of a search, one per sparsity and seed, which all start from the same state."""
 
     def __init__(self, model: Any, train: Any, evaluate: Any, callbacks: Any, table: RunTable[SearchRun]):
         self.model, self.train, self.evaluate, self.callbacks, self.table = model, train, evaluate, callbacks, table
@@ -237,7 +237,7 @@ class _Trainings:
         return self.table.cells[sparsity, seed].value
 
     def network(self, sparsity: float, seed: int) -> Any:
-        """The network of this run; trained again if another one has been trained since."""
+        """Return the network of this run, trained again if another run has been made since."""
         if self._last != (sparsity, seed):
             self._run(sparsity, seed)
         return self._begin(seed)[0]
@@ -247,7 +247,7 @@ class _Trainings:
             restore(model, masks, start)
 
     def _begin(self, seed: int) -> tuple[Any, Masks, Snapshot]:
-        """The network of a seed, and its initial state."""
+        """Return the network of a seed and its initial state."""
         at = seed if self._is_function else 0
         if at not in self._begun:
             model = self.model(seed) if self._is_function else self.model

@@ -1,4 +1,4 @@
-"""The result of a search for the sparsest network: rows, a table and a figure."""
+"""The result of a search for the sparsest network, with rows, a table and a figure."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class SearchResult(Drawable):
 
     @property
     def rises(self) -> tuple[tuple[float, float], ...]:
-        """Neighbors where the sparser one is better, beyond the range of both their seeds: not monotone."""
+        """Neighboring sparsities where every value of the sparser network is better than all of the other's."""
         tried = [row for row in self.rows if row.sparsity and not row.anew]
         return tuple((a.sparsity, b.sparsity) for a, b in itertools.pairwise(tried) if min(b.values) > max(a.values))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields but the model as JSON-serializable values."""
+        """Return all fields except the model as JSON-serializable values."""
         names = ("sparsity", "value", "dense", "within", "metric")
         rows = [{**vars(row), "values": list(row.values), "value": row.value} for row in self.rows]
         return {**{name: getattr(self, name) for name in names}, "rows": rows, "rises": [list(r) for r in self.rises]}
@@ -83,14 +83,14 @@ class SearchResult(Drawable):
             table.add_column(column, justify="right")
         table.add_column("")
         for row in self.rows:
-            words = ("measured anew: " if row.anew else "") + ("holds" if row.accepted else "too far below")
+            words = ("measured again: " if row.anew else "") + ("accepted" if row.accepted else "too far below")
             words = "" if row.sparsity == 0 else words
             table.add_row(f"{row.sparsity:.6g}", _shown(row), f"{row.value - row.dense:+.4f}", words)
         return "\n".join([*table_lines(table), self.found, *said_of_rises(self)])
 
     @property
     def found(self) -> str:
-        """The answer in one line."""
+        """The result of the search in one line."""
         if not self.sparsity:
             return f"no sparse network had {self.metric} within {self.within:g} of the dense network's {self.dense:.4f}"
         return (
@@ -105,7 +105,7 @@ def _shown(row: SearchRow) -> str:
 
 
 def said_of_rises(found: SearchResult) -> list[str]:
-    """A note if a sparser network was better by more than the noise: one line or none."""
+    """Return a one-line note if a sparser network was better by more than the noise, or nothing."""
     if not found.rises:
         return []
     pairs = ", ".join(f"{a:.6g} to {b:.6g}" for a, b in found.rises)
@@ -121,11 +121,11 @@ def _figure(found: SearchResult) -> Figure:
     at = [row.sparsity for row in tried]
     low, high = ([limit(row.values) for row in tried] for limit in (min, max))
     axes.fill_between(at, low, high, color=KEPT, alpha=0.15, lw=0)
-    axes.plot(at, [row.value for row in tried], color=KEPT, marker="o", linewidth=1.8, label="while searching")
+    axes.plot(at, [row.value for row in tried], color=KEPT, marker="o", linewidth=1.8, label="during the search")
     for row in (row for row in found.rows if row.anew):
         color = KEPT if row.accepted else GONE
-        held = "held" if row.accepted else "did not hold"
-        axes.scatter([row.sparsity], [row.value], color=color, marker="D", zorder=3, label=f"measured anew: {held}")
+        held = "accepted" if row.accepted else "too far below"
+        axes.scatter([row.sparsity], [row.value], color=color, marker="D", zorder=3, label=f"measured again: {held}")
     axes.axhline(tried[0].dense - found.within, color=TEXT, linewidth=1, linestyle=":", label="dense - within")
     axes.set_xlabel("sparsity")
     axes.set_ylabel(found.metric)

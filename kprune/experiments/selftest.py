@@ -1,4 +1,4 @@
-"""Whether kprune keeps its promises on the devices of this machine, and what a masked step and an update cost there."""
+"""Check that kprune works on this machine's devices, and measure the cost of a masked step and an update."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _UPDATES, _SPARSITY, _HARDER = 50, 0.9, 0.95
 _ROUNDS, _STEPS = 5, 50
 _TITLES = {
     "zeros": "pruned weights are exactly 0 after each step",
-    "sparsity": f"{_SPARSITY} of the weights are pruned at the end",
-    "traces": f"{_UPDATES} mask updates trace nothing",
+    "sparsity": f"{_SPARSITY:.0%} of the weights are pruned at the end",
+    "traces": f"{_UPDATES} mask updates cause no retracing",
     "copies": "masks and weights are the same on all devices",
-    "selection": "masks that the device decides are NumPy's",
+    "selection": "masks computed on the device equal those computed by NumPy",
 }
 
 
 @dataclass(frozen=True)
 class SelfTest(Printed):
-    """What `kprune.selftest` found; `print(report)` shows a table.
+    """The result of `kprune.selftest`; `print(report)` shows a table.
 
     Attributes:
         checks: name of a promise -> whether it was kept.
@@ -63,11 +63,11 @@ class SelfTest(Printed):
 
     @property
     def passed(self) -> bool:
-        """Whether all promises were kept."""
+        """Whether all checks passed."""
         return all(self.checks.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields and `passed`, as JSON-serializable values."""
+        """Return all fields and `passed` as JSON-serializable values."""
         return {"passed": self.passed, **asdict(self)}
 
     def __str__(self) -> str:
@@ -80,15 +80,15 @@ class SelfTest(Printed):
             [
                 ", ".join(f"{name} {value}" for name, value in self.machine.items()),
                 *table_lines(table),
-                f"masked step: {self.step_ratio:.2f} of a dense one ({self.step_ms:.2f} ms)",
-                f"magnitude update of {self.weights:,} weights: {self.update_ms:.1f} ms, {self.partition_ratio:.2f} of "
-                "np.partition on the host",
+                f"masked step: {self.step_ratio:.2f} times the time of a dense step ({self.step_ms:.2f} ms)",
+                f"magnitude update of {self.weights:,} weights: {self.update_ms:.1f} ms, {self.partition_ratio:.2f} "
+                "times the time of np.partition on the host",
             ]
         )
 
 
 def selftest(strategy: str = "auto", library: Any = keras, verbose: Any = "auto") -> SelfTest:
-    """Train a small network under pruning on this machine's devices, check what kprune promises, and measure.
+    """Train and prune a small network on this machine's devices, check the results, and measure the cost.
 
     A convolutional network is pruned in 50 updates while it trains on random data; then two networks, one masked,
     train in turns. About a minute on two CPU cores.
@@ -123,7 +123,7 @@ def selftest(strategy: str = "auto", library: Any = keras, verbose: Any = "auto"
 
 
 class _Watching(Callback):
-    """Records what a fit violates: pruned entries that moved, and steps that were traced again."""
+    """A callback that records which pruned entries moved and how many traces there were after each step."""
 
     def __init__(self, count: Callable[[], int]):
         super().__init__()
@@ -174,7 +174,7 @@ def _promises(library: Any) -> tuple[dict[str, bool], dict[str, str]]:
         "zeros": f"{len(watching.traces)} steps" if not watching.moved else f"not 0: {sorted(set(watching.moved))}",
         "sparsity": f"{zeros:,} zeros of {size:,}",
         "traces": f"{retraced} traces after the second step",
-        "copies": f"they differ: {differ}" if differ else f"{n_copies} here" if n_copies > 1 else "there is one",
+        "copies": f"copies differ: {differ}" if differ else f"{n_copies} copies" if n_copies > 1 else "one copy",
     }
     if not on_host(weight.variable for weight in weights):
         if watching.moved:
@@ -195,7 +195,7 @@ def _wide(library: Any, masked: bool) -> Any:
 
 
 def _step(library: Any) -> tuple[float, float]:
-    """The time of a masked step relative to a dense one, and in milliseconds."""
+    """Return the time of a masked step relative to a dense one, and in milliseconds."""
     models = {masked: _wide(library, masked) for masked in (False, True)}
     weights = masked_weights(models[True])
     set_masks(models[True], {w.path: np.arange(w.size).reshape(w.shape) % 10 == 0 for w in weights})
@@ -212,14 +212,14 @@ def _step(library: Any) -> tuple[float, float]:
 
 
 class _Updating(Callback):
-    """What calls an update in a fit, in which the optimizers are known."""
+    """A callback that makes an update as part of a fit, in which the optimizers are known."""
 
     def update(self, pruner: Pruner, model: Any, sparsity: float) -> None:
         pruner.update(model, sparsity)
 
 
 def _update(library: Any) -> tuple[int, float, float]:
-    """The number of entries, the milliseconds of an update, and its time relative to `np.partition`."""
+    """Return the number of entries, the milliseconds of an update, and its time relative to `np.partition`."""
     model = _wide(library, True)
     weights, pruner = masked_weights(model), Pruner(PruningConfig("magnitude"))
     size = sum(weight.size for weight in weights)

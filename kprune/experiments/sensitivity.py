@@ -1,4 +1,4 @@
-"""The sensitivity scan: what the model loses when each weight is pruned alone."""
+"""The sensitivity scan, which measures what the model loses if only one weight is pruned."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Sensitivity(Drawable):
         return tuple(self.rows[0].values)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-serializable values; `values` in the order of `sparsities`."""
+        """Return all fields as JSON-serializable values, with `values` in the order of `sparsities`."""
         return {
             "metric": self.metric,
             "dense": self.dense,
@@ -83,7 +83,8 @@ class Sensitivity(Drawable):
         return "\n".join(
             [
                 *table_lines(table),
-                f"{self.metric} with that weight alone pruned to that sparsity; as it is: {self.dense:.4f}",
+                f"{self.metric} with only that weight pruned to that sparsity; the unchanged model has "
+                f"{self.dense:.4f}",
             ]
         )
 
@@ -98,7 +99,7 @@ def sensitivity(
     seed: int = 0,
     verbose: Any = "auto",
 ) -> Sensitivity:
-    """Find out which weights of a model can be pruned: prune each alone, evaluate, restore (arXiv:1506.02626).
+    """Prune one weight at a time to find out which weights of a model can be pruned (arXiv:1506.02626).
 
     values[s] = metric(model in which this weight has floor(s * size) zeros and all others are as they are)
 
@@ -160,7 +161,7 @@ def sensitivity(
 
 @contextmanager
 def _pruned(weight: MaskedWeight, mask: np.ndarray) -> Iterator[None]:
-    """Context in which the weight has this mask; unlike `set_masks`, leaves the optimizer's slots alone."""
+    """Give the weight this mask in this context; unlike `set_masks`, do not touch the optimizer's slots."""
     before = Values([weight.mask, weight.variable])
     weight.write(mask)
     try:
@@ -203,9 +204,9 @@ def _figure(report: Sensitivity) -> Figure:
         axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(len(sparsities)), [f"{sparsity:.6g}" for sparsity in sparsities])
     axes.set_yticks(range(len(rows)), short_paths([row.path for row in rows]), fontsize=8.5)
-    axes.set_xlabel("sparsity of this weight alone")
+    axes.set_xlabel("sparsity of this weight, with the others unchanged")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=report.metric).outline.set_visible(False)
-    figure.suptitle(f"{report.metric}; {report.dense:.4g} as it is", fontsize=11)
+    figure.suptitle(f"{report.metric}; the unchanged model has {report.dense:.4g}", fontsize=11)
     return figure

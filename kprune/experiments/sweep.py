@@ -1,4 +1,4 @@
-"""The sweep behind the plot of layer collapse: accuracy against compression for several criteria and seeds."""
+"""The sweep that shows layer collapse, with accuracy against compression for several criteria and seeds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SweepRun:
 
     @property
     def key(self) -> tuple[str, float, int]:
-        """What distinguishes this cell from the others."""
+        """The fields that distinguish this cell from the others."""
         return self.method, self.compression, self.seed
 
 
@@ -76,11 +76,11 @@ class Sweep(RunsReport[SweepRun]):
 
     @property
     def compressions(self) -> tuple[float, ...]:
-        """The compressions, ascending."""
+        """The compressions, in ascending order."""
         return tuple(sorted({cell.compression for cell in self.cells}))
 
     def of(self, method: str, compression: float) -> tuple[SweepRun, ...]:
-        """The cells of a method at a compression, one per seed; at compression 1 those of "dense"."""
+        """Return the cells of a method at a compression, one per seed; at compression 1, return those of "dense"."""
         name = DENSE if compression == 1 else method
         return tuple(cell for cell in self.cells if (cell.method, cell.compression) == (name, compression))
 
@@ -96,7 +96,7 @@ class Sweep(RunsReport[SweepRun]):
             table.add_row(method, *(_shown(self.of(method, compression)) for compression in self.compressions))
         note = (
             f"test accuracy after the last epoch, in percent, mean of {len(self.seeds)} "
-            f"seed{'s' * (len(self.seeds) != 1)}; chance is {100 * self.chance:.4g}; *: a layer with nothing left"
+            f"seed{'s' * (len(self.seeds) != 1)}; chance is {100 * self.chance:.4g}; * marks a collapsed layer"
         )
         return "\n".join([*table_lines(table), note])
 
@@ -207,7 +207,7 @@ def _train(
 
 
 def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence[int]) -> list[tuple[str, float, int]]:
-    """The keys of the cells in the order of the sweep, so that an interrupted sweep has whole seeds."""
+    """Return the keys of the cells in the sweep's order, in which an interrupted sweep leaves whole seeds."""
     check_each_once("methods", methods)
     check_each_once("compressions", compressions)
     check_seeds(seeds)
@@ -248,11 +248,11 @@ def _figure(report: Sweep) -> Figure:
             some = [i for i, column in enumerate(columns) if any(cell.collapsed for cell in column) == gone]
             axes.scatter([at[i] for i in some], [means[i] for i in some], color=line["color"], marker=marker)
     axes.axhline(report.chance, color=TEXT, linewidth=1, linestyle=":", label="chance")
-    axes.plot([], [], color=TEXT, linestyle="", marker="x", label="a layer with nothing left")
+    axes.plot([], [], color=TEXT, linestyle="", marker="x", label="collapsed layer")
     axes.set_xscale("log")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(percent())
-    axes.set_xlabel("compression: weights / weights left")
+    axes.set_xlabel("compression: all weights / kept weights")
     axes.set_ylabel("test accuracy after the last epoch")
     plain_axes(axes)
     figure.suptitle(f"pruned before training: {runs_drawn(report)}", fontsize=11)

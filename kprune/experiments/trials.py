@@ -1,4 +1,4 @@
-"""Trainings of one model from several starts, with several seeds, and the metric that each reaches."""
+"""Train one model from several starts with several seeds, and measure the metric that each run reaches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trials(Drawable):
-    """A metric after trainings from several starts; `print(trials)` shows a table, `plot` draws it.
+    """A metric after training runs from several starts; `print(trials)` shows a table, and `plot` draws it.
 
     Attributes:
         values: start -> the metric of each seed's training.
@@ -39,7 +39,7 @@ class Trials(Drawable):
     starts: str
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-serializable values; starts as strings."""
+        """Return all fields as JSON-serializable values, with the starts as strings."""
         return {**asdict(self), "values": {str(start): list(values) for start, values in self.values.items()}}
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Trials(Drawable):
             table.add_column(header, justify="right")
         for start, values in self.values.items():
             table.add_row(str(start), *(f"{value:.4f}" for value in (fmean(values), min(values), max(values))))
-        return "\n".join([*table_lines(table), f"mean, least and most of {len(self.seeds)} seeds"])
+        return "\n".join([*table_lines(table), f"mean, least and greatest value of {len(self.seeds)} seeds"])
 
     def _draw(self) -> Figure:
         figure, axes = new_axes(7, 4)
@@ -72,7 +72,7 @@ def trials(
     what: str,
     matches: Callable[[Any], Any] | None = None,
 ) -> Trials:
-    """Train from each start with each seed, and measure; afterwards the model is restored.
+    """Train from each start with each seed, measure the metric, and restore the model.
 
     Args:
         model: a built, compiled model of either Keras.
@@ -92,7 +92,7 @@ def trials(
         begin, dense = snapshot(model), {w.path: np.ones(w.shape, bool) for w in masked_weights(model)}
         if matches is not None:
             matches(model)
-        with progress("trials", len(starts) * len(seeds), verbose, unit="trainings") as bar:
+        with progress("trials", len(starts) * len(seeds), verbose, unit="runs") as bar:
             for name, start in starts.items():
                 for seed in seeds:
                     restore(model, dense, begin)

@@ -1,1 +1,1 @@
-"""What is left of a model: zeros, multiply-adds, saved files."""
+"""Reports on the sparsity and the multiply-adds of models and saved files."""

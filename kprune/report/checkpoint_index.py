@@ -1,4 +1,4 @@
-"""Check a checkpoint's index before TensorFlow reads it: a hand-made one could kill the whole process.
+"""Check a checkpoint's index before TensorFlow reads it, because a crafted index could crash the process.
 
 TensorFlow takes the shapes in an index for valid, and aborts where they are not. The index is a table of LevelDB's:
 blocks of sorted entries, each key behind what it shares with the one before, and a last block that says where the
@@ -60,7 +60,7 @@ def _lies_within(extents: tuple[tuple[int, int], ...], sizes: list[int]) -> bool
 
 
 def _entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a table, in order."""
+    """Yield the keys and values of a table in order."""
     if len(data) < _FOOTER or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
         raise ValueError("its index file is not a checkpoint index")
     position = len(data) - _FOOTER
@@ -110,7 +110,7 @@ def _block(data: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _number(data: bytes, position: int) -> tuple[int, int]:
-    """A LevelDB varint, seven bits per byte, and the position after it."""
+    """Read a LevelDB varint, seven bits per byte; return it and the position after it."""
     found = 0
     for i, byte in enumerate(data[position : position + 10]):
         found |= (byte & 127) << (7 * i)

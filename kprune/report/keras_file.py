@@ -1,4 +1,4 @@
-"""The description in a `.keras` file, read with size checks before any library loads the file."""
+"""Read the description in a `.keras` file, with size checks, before any library loads the file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Description(NamedTuple):
 
 
 def describe(path: str | os.PathLike[str]) -> Description:
-    """Read the description in a `.keras` file; runs and imports nothing from it.
+    """Read the description in a `.keras` file without running or importing anything from it.
 
     The sizes of all that is in it are looked at before it is read: the file may not unpack to more than 20 times its
     size (or 32 MiB), its config to no more than 8 MiB.
@@ -101,7 +101,7 @@ def describe(path: str | os.PathLike[str]) -> Description:
 
 
 class _Unfit(ValueError):
-    """The file is intact but does not hold a model."""
+    """An error for a file that is intact but does not contain a valid model."""
 
 
 def _parsed(name: str, text: bytes) -> Any:
@@ -130,7 +130,7 @@ def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
 
 
 def _check_packing(file: IO[bytes], members: list[zipfile.ZipInfo], size: int) -> None:
-    """Reject members that unpack to more than they declare: `zipfile` would allocate memory for all of it."""
+    """Reject members that unpack to more than they declare, because `zipfile` would allocate memory for all of it."""
     if sum(member.compress_size for member in members) > size:
         raise _Unfit("the compressed sizes of its members add up to more than the file contains")
     for member in members:
@@ -144,7 +144,7 @@ def _check_packing(file: IO[bytes], members: list[zipfile.ZipInfo], size: int) -
 
 
 def _pieces(file: IO[bytes], member: zipfile.ZipInfo) -> Iterator[bytes]:
-    """The bytes of a member as stored in the file, after its header."""
+    """Yield the bytes of a member as stored in the file, after its header."""
     file.seek(member.header_offset)
     name, extra = struct.unpack("<HH", file.read(30)[26:])
     file.seek(name + extra, os.SEEK_CUR)
@@ -155,7 +155,7 @@ def _pieces(file: IO[bytes], member: zipfile.ZipInfo) -> Iterator[bytes]:
 
 
 def _checked_weights(data: bytes, limit: int) -> int:
-    """The memory the arrays take when loaded; ValueError if one is in another file or is not numeric."""
+    """Return the memory that the loaded arrays take; raise ValueError if one is external or not numeric."""
     total = entries = 0
 
     def check(path: str, item: Any) -> None:
@@ -193,7 +193,7 @@ def _checked_array(item: h5py.Dataset) -> int:
 
 
 def _check_attributes(item: Any) -> None:
-    """Allow only a string or a few numbers: many strings could each be as long as the file."""
+    """Allow only a string or a few numbers, because many strings could each be as long as the file."""
     for name in item.attrs:
         attribute = item.attrs.get_id(name)
         if math.prod(attribute.shape) > (1 if attribute.dtype.hasobject else _MOST_NUMBERS):

@@ -1,4 +1,4 @@
-"""The TensorFlow operations that a tf_keras `.keras` file may use: they compute, and touch nothing else.
+"""The TensorFlow operations that a tf_keras `.keras` file may use, which compute without side effects.
 
 A functional tf_keras model that calls TensorFlow (`tf.concat(...)`, `x + y`) is saved with the operations' public
 names, and loading it calls them with the file's arguments. No safe mode of Keras's asks which they are: `io.write_file`
@@ -97,7 +97,7 @@ _NAMES = {f"{space}.{name}".lstrip(".") for space, names in _PURE.items() for na
 
 
 def is_pure(symbol: Any) -> bool:
-    """Whether this is the public name, as tf_keras writes it, of an operation that only computes.
+    """Return whether this is the public name, as tf_keras writes it, of an operation that only computes.
 
     >>> is_pure("math.add"), is_pure("compat.v1.transpose"), is_pure("io.write_file")
     (True, True, False)
@@ -106,7 +106,7 @@ def is_pure(symbol: Any) -> bool:
 
 
 def is_operation(thing: Any) -> bool:
-    """Whether this function is such an operation, under any name; never imports TensorFlow.
+    """Return, without importing TensorFlow, whether this function is an operation that only computes.
 
     >>> import tensorflow as tf
     >>> is_operation(tf.nn.relu6), is_operation(tf.io.write_file)

@@ -1,4 +1,4 @@
-"""A picture of what is left of each weight."""
+"""Draw a figure of the kept entries of each weight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def plot_sparsity(model_or_summary: Any, path: str | os.PathLike[str] | None = None) -> Figure:
-    """Draw what is left of each weight: a bar of its kept entries over one of its size, on a log scale.
+    """Draw the kept entries of each weight as a bar over a bar of the weight's size, on a log scale.
 
     The label of a bar is the weight's density in percent; a weight of which nothing is left is marked in red.
 
@@ -84,6 +84,6 @@ def _draw(summary: Summary) -> Figure:
 
 
 def _per_cent(row: Row) -> str:
-    """Percentage text: never "0 %" if something is left, never "100 %" if something is gone."""
+    """Format the density in percent, never as "0 %" if any entry is kept or "100 %" if any entry is pruned."""
     digits = next((d for d in range(1, 6) if 0 < round(100 * row.density, d) < 100), 1)
     return "100 %" if not row.zeros else f"{100 * row.density:.{digits}f} %"

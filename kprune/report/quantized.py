@@ -1,4 +1,4 @@
-"""Quantized kernels of Keras 3: which entries are 0 as the layer reads them."""
+"""Find which entries of Keras 3's quantized kernels are 0 as the layer reads them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALES = ("kernel_scale", "kernel_zero")
 
 
 def kept(layer: Any, v: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> np.ndarray:
-    """Which entries of a weight are nonzero after dequantization; bool, in the dequantized shape.
+    """Return which entries of a weight are nonzero after dequantization, as bool in the dequantized shape.
 
     `read` takes a variable and gives its value, in the model or in a file.
 
@@ -43,13 +43,13 @@ def kept(layer: Any, v: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> np
 
 
 def is_packed(layer: Any, v: Any) -> bool:
-    """Whether a weight is the integer kernel of a layer that packs its kernel."""
+    """Return whether a weight is the integer kernel of a layer that packs its kernel."""
     modes = _PACKED.get(type(layer), ())
     return bool(modes) and v.name == "kernel" and layer.quantization_mode in modes and holds_integers(v)
 
 
 def _kept_of_einsum(layer: Any, value: np.ndarray, read: Callable[[Any], np.ndarray]) -> np.ndarray:
-    """Like `kept`. Keras 3.13 packs the kernel as it is, 3.15 as a matrix of (inputs, outputs)."""
+    """Do what `kept` does for EinsumDense, whose kernel Keras 3.13 packs as is and 3.15 as (inputs, outputs)."""
     shape = tuple(int(d) for d in layer.kernel.shape)  # Keras unpacks it
     _, labels, output = einsum_labels(layer)
     inputs = math.prod(n for label, n in zip(labels, shape, strict=True) if label not in output)
@@ -62,12 +62,12 @@ def _kept_of_einsum(layer: Any, value: np.ndarray, read: Callable[[Any], np.ndar
 
 
 def _unpacked(value: np.ndarray, whole: tuple[int, ...], dtype: str) -> np.ndarray:
-    """The 4-bit integers of a kernel of the shape `whole`: Keras 3.13 packs along inputs, 3.15 along outputs."""
+    """Unpack the 4-bit integers of a kernel of shape `whole`; Keras 3.13 packs along inputs, 3.15 along outputs."""
     shorter = [axis for axis, length in enumerate(whole) if value.shape[axis] < length]
     axis = shorter[0] if shorter else whole.index(1)  # one integer is packed into one byte
     return to_numpy(keras.quantizers.unpack_int4(value, whole[axis], axis=axis, dtype=dtype))
 
 
 def holds_integers(v: Any) -> bool:
-    """Whether a weight is quantized to bytes."""
+    """Return whether a weight is quantized and stored as bytes."""
     return keras.backend.standardize_dtype(v.dtype) in ("int8", "uint8")

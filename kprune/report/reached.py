@@ -1,4 +1,4 @@
-"""A one-line summary of the sparsity a fit has reached."""
+"""A one-line summary of the sparsity that a fit has reached."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .summary import percentage, size_of
 
 
 def reached(model: Any) -> str:
-    """The sparsity of a model's masked weights and of all its parameters, and what is not masked.
+    """Describe the sparsity of a model's masked weights and of all its parameters, and what is not masked.
 
     >>> import keras, kprune
     >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4), keras.layers.Dense(1)])

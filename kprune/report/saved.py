@@ -1,4 +1,4 @@
-"""Saved models: load or report on a `.keras` file of either Keras, or report on a SavedModel folder."""
+"""Load or report on a `.keras` file of Keras 3 or tf_keras, or report on a SavedModel folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BESIDE = 2**24
 
 
 def read(path: str | os.PathLike[str]) -> Summary:
-    """Report what is left of a saved model; runs and changes nothing, so files from any source are safe.
+    """Report the sparsity of a saved model, running and changing nothing, so that untrusted files are safe.
 
     Args:
         path: a `.keras` file of Keras 3 or tf_keras, masked or plain, or the folder of any SavedModel.
@@ -99,7 +99,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         )
     if file.suffix != ".keras" or not file.is_file():  # by other endings, Keras reads other formats
         raise ValueError(
-            "Expected a .keras file (or, for a report, a SavedModel: a folder that contains saved_model.pb). "
+            "The path must be a .keras file or, for a report, a SavedModel folder, which contains saved_model.pb. "
             f"Received: path={os.fspath(path)!r}"
         )
     try:
@@ -144,7 +144,7 @@ def _check_model(model: Any, kind: type) -> Any:
 
 
 def _check_masks(model: Any) -> Any:
-    """Raise if a layer's masks would wait forever, because its config states another number of weights."""
+    """Raise ValueError if a layer's masks would wait forever because its config gives a wrong number of weights."""
     for layer in all_layers(model):
         if "_pending_masks" in vars(layer):
             expected = vars(layer)["_pending_masks"].expected
@@ -156,7 +156,7 @@ def _check_masks(model: Any) -> Any:
 
 
 def _refusal(what: str, error: Exception, path: str | os.PathLike[str]) -> str:
-    """The error in one line, without the whole config that Keras repeats in its messages."""
+    """Return the error in one line, without the config that Keras repeats in its messages."""
     words = re.sub(r"\x1b\[[01]m", "", str(error))  # which Keras puts around some of its messages
     words = printable(" ".join(words.split())) or type(error).__name__
     words = re.split(r"\.? (?:Full object config|config=|Exception encountered)", words)[0].rstrip(".")
@@ -171,7 +171,7 @@ def _of_saved_model(folder: Path) -> Summary:
     chosen = dict.fromkeys(kernels or tensors)
     other = sum(math.prod(shape) for path, shape in variables.shapes.items() if path not in chosen)
     rows = tuple(_row(path, variables.value(path)) for path in chosen)
-    return Summary(rows, False, other, None, "a SavedModel holds variables, not layers")
+    return Summary(rows, False, other, None, "a SavedModel contains variables, not layers")
 
 
 def _row(path: str, value: np.ndarray) -> Row:

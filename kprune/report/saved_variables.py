@@ -1,4 +1,4 @@
-"""The variables of a SavedModel, read from its checkpoint; loads and runs nothing.
+"""Read the variables of a SavedModel from its checkpoint, without loading or running anything.
 
 `tf.saved_model.load` runs what a file holds as initializers, so it is no way to look into a file.
 """
@@ -30,7 +30,7 @@ NONE: Mapping[str, tuple[int, tuple[int, ...]]] = MappingProxyType({})
 
 
 class SavedVariables:
-    """A SavedModel's variables, by the weights' paths if kprune exported it, else by their names.
+    """A SavedModel's variables, listed by the weights' paths if kprune exported it, or else by their names.
 
     Attributes:
         shapes: path -> shape, in the model's order; variables of strings are left out.
@@ -71,7 +71,7 @@ class SavedVariables:
             self.shapes[path] = shape
 
     def value(self, path: str) -> np.ndarray:
-        """The variable's value; unpacked if `kprune.export` packed it."""
+        """Return the variable's value, unpacked if `kprune.export` packed it."""
         if path not in self._packed:
             return self._reader.get_tensor(self._keys[path])
         bits, values, shape = self._packed[path]
@@ -87,7 +87,7 @@ class SavedVariables:
         return value.reshape(shape)
 
     def _names(self, shapes: Iterable[str]) -> dict[str, str]:
-        """Checkpoint key -> variable name; only the model's variables, where TensorFlow says which."""
+        """Map checkpoint keys to variable names, for the model's variables only if TensorFlow lists them."""
         # Not in TensorFlow's public interface, but what its files have been made of since 2.0.
         from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
@@ -111,7 +111,7 @@ class SavedVariables:
 def write_paths(
     folder: Path, weights: Iterable[tuple[str, np.ndarray]], packed: Mapping[str, tuple[int, tuple[int, ...]]] = NONE
 ) -> None:
-    """Record each weight's path in the model, in a SavedModel just exported from it.
+    """Record in a newly exported SavedModel the path that each weight has in the model.
 
     Args:
         folder: the SavedModel's.
@@ -152,7 +152,7 @@ def _read_paths(folder: Path) -> dict[str, str]:
 def _read_packed(
     folder: Path, shapes: Mapping[str, list[int]], dtypes: Mapping[str, Any]
 ) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """path -> keys of a packed kernel's bits and values, and its shape; no larger than its bits allow."""
+    """Map the path of each packed kernel to the keys of its bits and values and to its shape, after checking them."""
     packed = _read_json(folder).get("packed", {})
     found, taken = {}, set()
     for path, entry in packed.items() if isinstance(packed, dict) else [("", None)]:

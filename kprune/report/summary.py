@@ -1,4 +1,4 @@
-"""The report: what is left of each weight, and what that saves."""
+"""The report on the kept entries of each weight and on the multiply-adds that this saves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from . import quantized
 
 @dataclass(frozen=True)
 class Row:
-    """What is left of one weight.
+    """The kept entries and the multiply-adds of one weight.
 
     Attributes:
         path: its unique name in the model, as in `kprune.masked_weights`.
@@ -62,18 +62,18 @@ class Row:
 
     @property
     def collapsed(self) -> bool:
-        """Whether no entry is left."""
+        """Whether every entry is pruned."""
         return 0 < self.size == self.zeros
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-serializable values."""
+        """Return all fields as JSON-serializable values."""
         extra = {"sparsity": self.sparsity, "density": self.density, "collapsed": self.collapsed}
         return {**asdict(self), "shape": list(self.shape), **extra}
 
 
 @dataclass(frozen=True)
 class Summary(Printed):
-    """The result of `kprune.summary`. Totals are over the rows; `print(summary)` shows a table.
+    """The result of `kprune.summary`, with totals over the rows; `print(summary)` shows a table.
 
     Attributes:
         rows: one `Row` per weight, in model order.
@@ -122,7 +122,7 @@ class Summary(Printed):
 
     @property
     def compression(self) -> float:
-        """1 / density; infinite if nothing is left."""
+        """The compression ratio, 1 / density; infinite if nothing is kept."""
         return self.size / (self.size - self.zeros) if self.size > self.zeros else float("inf") if self.size else 1.0
 
     @property
@@ -136,7 +136,7 @@ class Summary(Printed):
         return _sum_known(row.effective_flops for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Rows and totals as JSON-serializable values; an infinite compression is None."""
+        """Return the rows and totals as JSON-serializable values; an infinite compression becomes None."""
         totals = ("size", "zeros", "sparsity", "sparsity_of_all", "density", "flops", "effective_flops")
         return {
             "rows": [row.to_dict() for row in self.rows],
@@ -165,11 +165,11 @@ class Summary(Printed):
             table.add_row(row.path, row.layer, shape, *numbers, "COLLAPSED" if row.collapsed else dead)
         lines = [
             *table_lines(table),
-            f"zeros of the {'masks' if self.masked else 'weights themselves (no masks)'}"
-            f"{', and of quantized kernels themselves' if self.quantized else ''}; "
-            "mult-adds: multiply-adds for one example",
+            f"zeros are counted in the {'masks' if self.masked else 'weights themselves (no masks)'}"
+            f"{' and in the quantized kernels themselves' if self.quantized else ''}; "
+            "mult-adds are multiply-adds for one example",
             f"other parameters: {self.other_size:,}, with {_count(self.other_flops)} mult-adds; "
-            f"of all {self.size + self.other_size:,} parameters {percentage(self.zeros, self.size + self.other_size)} "
+            f"{percentage(self.zeros, self.size + self.other_size)} of all {self.size + self.other_size:,} parameters "
             "are pruned",
         ]
         if self.followers:
@@ -181,8 +181,9 @@ class Summary(Printed):
 
 
 def summary(model: Any) -> Summary:
-    """Count what is left of each masked weight of a model, and of kernels that were quantized (which keep their zeros,
-    not their masks); in a model without masks, of each kernel.
+    """Count the kept entries of each masked or quantized weight of a model, or of each kernel if there are no masks.
+
+    Kernels that were quantized keep their zeros, not their masks.
 
     sparsity = zeros / size; density = 1 - sparsity; compression = 1 / density.
     flops = uses x size and effective_flops = uses x kept entries, where `uses` is how often an entry is multiplied for
@@ -252,14 +253,14 @@ def summary(model: Any) -> Summary:
 
 
 def weight_paths(model: Any) -> list[tuple[str, Any]]:
-    """(path, variable) for each weight of a built model, once, with its path in `summary`."""
+    """List each weight of a built model once as (path, variable), with its path in `summary`."""
     library = library_of(model)
     owned = {id(v): v for _, v in library.owned_weights(model)}
     return [(library.weight_path(v), v) for v in owned.values()]
 
 
 def is_default(library: Library, layer: Any, v: Any) -> bool:
-    """Whether `kprune.mask` would mask a weight by its name and shape, even if it is frozen."""
+    """Return whether `kprune.mask` would mask a weight by its name and shape, even if it is frozen."""
     # Whether a weight trains says nothing about its zeros.
     if library.weight_name(layer, v) not in DEFAULT_WEIGHTS:
         return False
@@ -283,7 +284,7 @@ def _row(path: str, layer: Any, variable: Any, kept: np.ndarray, uses: int | Non
 
 
 def size_of(v: Any) -> int:
-    """The number of entries of a variable."""
+    """Return the number of entries of a variable."""
     return math.prod(int(d) for d in v.shape)
 
 
@@ -301,7 +302,7 @@ def _cells(size: int, zeros: int, flops: int | None, left: int | None) -> list[s
 
 
 def percentage(zeros: int, size: int) -> str:
-    """The sparsity as text, rounded down, so that "100.00%" never appears if something is left."""
+    """Format the sparsity, rounded down so that "100.00%" never appears if any entry is kept."""
     return f"{10_000 * zeros // size / 100 if size else 0.0:.2f}%"
 
 

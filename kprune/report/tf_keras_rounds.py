@@ -1,4 +1,4 @@
-"""Stop loading a tf_keras model whose nodes wait for each other, for which tf_keras would loop forever."""
+"""Reject a tf_keras model whose nodes wait for each other, because loading it would never end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Rounds(list[Any]):
 
 @contextmanager
 def rounds_that_end() -> Iterator[None]:
-    """Context in which tf_keras raises ValueError instead of looping over a network's layers forever.
+    """Make tf_keras raise ValueError in this context instead of looping over a network's layers forever.
 
     Each round calls one more layer of a network that can be put together, so there are no more rounds than nodes.
     tf_keras has no public place that sees a round: what is replaced here, and nowhere else, is

@@ -1,4 +1,4 @@
-"""Which names in a `.keras` file's config.json may be loaded, decided before any of it is run.
+"""Decide which names in a `.keras` file's config.json may be loaded, before any of it is run.
 
 Keras builds a model by looking up names that the file holds and calling what it finds. tf_keras imports any module
 for that, takes any exported function for a layer and calls it with the file's arguments, and hands any symbol of
@@ -87,11 +87,11 @@ _DTYPE = re.compile(r"(bool|string|u?int(4|8|16|32|64)|b?float(16|32|64)|float8_
 
 
 class _Refused(Exception):
-    """Why a name may not be loaded, as a phrase that follows the name."""
+    """An error that says why a name may not be loaded."""
 
 
 def check_config(config: Any, library: Any) -> None:
-    """Reject a config.json that names anything but parts of a model; imports and calls nothing it names.
+    """Reject a config.json that names anything but parts of a model, without importing or calling what it names.
 
     Args:
         config: what JSON made of the file's config.json.
@@ -141,7 +141,7 @@ def _last_keys(place: Any) -> list[str]:
 
 
 def _entries(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The objects that Keras would create from a dict, without nested ones."""
+    """Yield the objects that Keras would create from a dict, without nested ones."""
     if "class_name" in node:
         yield node
     if isinstance(node.get(SPEC), dict):  # a masked layer's config holds the class that it is without masks
@@ -204,7 +204,7 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
 
 
 def _has_tensor(node: Any) -> bool:
-    """Whether a functional model's inbound node takes a layer's output, in either Keras's notation.
+    """Return whether a functional model's inbound node takes a layer's output, in the notation of either Keras.
 
     Only where they look for one: what they take for a constant may hold what looks like one elsewhere.
     """
@@ -221,7 +221,7 @@ def _has_keras_tensor(value: Any) -> bool:
 
 
 def _has_listed_tensor(value: Any) -> bool:
-    """In tf_keras: [layer, node, tensor] or [layer, node, tensor, arguments]; constants differ in the name."""
+    """Return whether a value contains a tensor as tf_keras writes it: [layer, node, tensor], perhaps with arguments."""
     if isinstance(value, list) and len(value) in (3, 4) and isinstance(value[0], str):
         return value[0] != "_CONSTANT_VALUE" or _has_listed_tensor(value[3:])
     within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -229,7 +229,7 @@ def _has_listed_tensor(value: Any) -> bool:
 
 
 def _lookup(name: str, module: str | None, is_function: bool, library: Any) -> list[Any]:
-    """Everything Keras might find under this name, wherever it looks; imports nothing."""
+    """Return everything that Keras might find under this name, wherever it looks, without importing anything."""
     homes: list[Any] = []
     if module is None or (module == "builtins" and is_function):
         homes = [
@@ -247,7 +247,7 @@ def _lookup(name: str, module: str | None, is_function: bool, library: Any) -> l
 
 
 def _public(home: Any, paths: tuple[str, ...]) -> Iterator[Any]:
-    """The objects behind these dotted names, where this version of the library has them."""
+    """Yield the objects with these dotted names, except those that this version of the library lacks."""
     for path in paths:
         thing = home
         for word in path.split("."):
@@ -257,7 +257,7 @@ def _public(home: Any, paths: tuple[str, ...]) -> Iterator[Any]:
 
 
 def _functions(library: Any) -> list[Any]:
-    """The library's activation, loss and metric functions, and Keras 3's tensor operations."""
+    """Return the library's activation, loss and metric functions, and Keras 3's tensor operations."""
     spaces = _public(library, ("activations", "losses", "metrics", "initializers", "ops"))
     tools = {"get", "serialize", "deserialize"}
     return [f for space in spaces for name, f in vars(space).items() if inspect.isroutine(f) and name not in tools]
@@ -275,7 +275,7 @@ def _is_part(thing: Any, parts: tuple[type, ...], own: bool) -> bool:
 
 
 def _check_arguments(thing: type, config: Any, shown: str) -> None:
-    """Check the arguments in which a layer names an operation to run or another file to read, or asks for too much."""
+    """Reject arguments in which a layer names a forbidden operation, reads another file, or asks for too much."""
     names, config = {base.__name__ for base in thing.__mro__}, config if isinstance(config, dict) else {}
     if "TFOpLambda" in names and not is_pure(config.get("function")):
         raise _Refused(f"{shown} runs {config.get('function')!r}, which is not a pure operation")

@@ -1,4 +1,4 @@
-"""A limit on new variables and symbolic tensors: a config of a few bytes can ask for any number."""
+"""Limit new variables and symbolic tensors, because a config of a few bytes can ask for any number of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBERS = ("num_or_size_splits", "num_partitions", "rep")
 
 @contextmanager
 def variables_within(limit: int, library: Any) -> Iterator[None]:
-    """Context in which creating more than `limit` bytes of variables raises ValueError before allocating.
+    """Provide a context in which creating over `limit` bytes of variables raises ValueError before allocation.
 
     So does, in Keras 3, creating more than 131,072 symbolic tensors; in tf_keras, splitting one into more than 65,536,
     or unrolling more than 4,096 time steps.
@@ -85,7 +85,7 @@ def _tf_keras(spend: Any) -> Iterator[None]:
 
 
 def _check_parts(layer: Any, inputs: list[Any], arguments: dict[str, Any]) -> None:
-    """ValueError if the layer makes a part of its graph for each of too many time steps or pieces of its input."""
+    """Raise ValueError if the layer repeats part of its graph for too many time steps or pieces of its input."""
     shape = tuple(getattr(inputs[0], "shape", ())) if inputs else ()
     if getattr(layer, "unroll", False) and len(shape) > 2:
         steps = shape[0 if getattr(layer, "time_major", False) else 1] or 1

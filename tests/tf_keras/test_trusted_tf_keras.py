@@ -101,7 +101,7 @@ def test_two_files_in_one(mark, plain, tmp_path, monkeypatch):
     file = tmp_path / "model.h5"
     file.write_bytes(legacy.read_bytes() + plain.read_bytes())
     mark.unlink()
-    with pytest.raises(ValueError, match=r"^Expected a \.keras file"):
+    with pytest.raises(ValueError, match=r"^The path must be a \.keras file"):
         saved.load(file)
     assert not mark.exists()
     tf_keras.models.load_model(file, compile=False)

@@ -13,7 +13,7 @@ from . import common
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune advise`: one paragraph for each target.
+    """Run `kprune advise`, which prints one paragraph for each target.
 
     Args:
         values: the flags of the command, as attributes.
@@ -34,16 +34,16 @@ def run(values: Any, arguments: list[str]) -> None:
 
 ADVISE = Command(
     "advise",
-    "Say what pruning would gain where a network will run, and which pattern pays off there.",
+    "Estimate what a network would gain from pruning on each target, and which pattern to use there.",
     "MODEL",
     "kprune advise model.keras --target=litert-cpu",
     (
         Option("target", None, f"one or more of {', '.join(TARGETS)} [all]", list, common.each(TARGETS)),
-        Option("sparsity", 0.9, "fraction of zeros", float, common.SPARSITY),
+        Option("sparsity", 0.9, "fraction of weights to prune", float, common.SPARSITY),
         Option("json", False, "print JSON instead of text", bool),
         *common.LOGGING,
     ),
-    "MODEL is a .keras file of Keras 3 or tf_keras, trained or not. Nothing is run or measured; kprune export "
-    "measures.",
+    "MODEL is a .keras file of Keras 3 or tf_keras, trained or not.\nNothing is run or measured; to measure "
+    "the gain, use kprune export.",
     run,
 )

@@ -1,4 +1,4 @@
-"""Shared by several commands: the flags for training, and the network and data they select."""
+"""The training flags that several commands share, and the network and data that these flags select."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .. import own
 from ..options import Option
 
 _RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.05}
-_DECAYS = "cosine (to 0), step (to 1/10 at 1/2, 1/100 at 3/4), none"
+_DECAYS = "cosine (to 0), step (x 0.1 at 1/2 and at 3/4 of training), none"
 
 Check = tuple[Callable[[Any], bool], str | Callable[[Any], str]]
 
 
 def at_least(least: int) -> Check:
-    """Flag check: the value must not be below a number."""
+    """Return a flag check that requires a value of at least `least`."""
     return lambda value: value >= least, f"must be at least {least}"
 
 
 def each(words: Iterable[str]) -> Check:
-    """Flag check: the list must contain one or more of these words, without duplicates."""
+    """Return a flag check that requires a list of one or more of these words, without duplicates."""
     known = tuple(words)
 
     def says(value: list[str]) -> str:
@@ -43,7 +43,7 @@ def each(words: Iterable[str]) -> Check:
 
 
 def _fraction(says: str) -> Callable[[Any], str]:
-    """The error text for a fraction or a list of fractions; converts a value given in percent."""
+    """Return a function that writes the error text for fractions, and converts a value given in percent."""
 
     def message(value: Any) -> str:
         try:
@@ -58,7 +58,7 @@ def _fraction(says: str) -> Callable[[Any], str]:
 
 
 def numbers(convert: Callable[[str], float], test: Callable[[float], bool], message: Any) -> Check:
-    """Flag check: the list must contain numbers, without duplicates."""
+    """Return a flag check that requires a list of numbers, without duplicates."""
 
     def right(value: list[str]) -> bool:
         try:
@@ -71,7 +71,7 @@ def numbers(convert: Callable[[str], float], test: Callable[[float], bool], mess
 
 
 def criteria(*given: str) -> tuple[str, ...]:
-    """The names of the criteria that need nothing beyond what is given ("data", or "training" to watch)."""
+    """Return the names of the criteria that need nothing but what is given ("data", "training" or both)."""
 
     def needs(name: str) -> set[str]:
         criterion = CRITERIA.get(name)
@@ -99,7 +99,7 @@ def _is_pattern(name: str) -> bool:
 PATTERN = Option(
     "pattern",
     "unstructured",
-    "pattern of the zeros: unstructured, channel, 2:4, 4x4 ...",
+    "pattern of the zeros, such as unstructured, channel, 2:4 or 4x4",
     str,
     (_is_pattern, f"must be one of {', '.join(PATTERNS)}, an n:m pattern such as 1:4, or tiles such as 4x4"),
     "NAME",
@@ -119,7 +119,7 @@ LOGGING = (
 
 
 def _dataset(kinds: tuple[str, ...], says: str) -> Check:
-    """Flag check: the dataset must be of one of these kinds; the error text lists them."""
+    """Return a flag check that requires a dataset of one of these kinds; the error text lists them."""
 
     def test(value: str) -> bool:
         try:
@@ -139,28 +139,31 @@ ANY_DATA = _dataset(
 )
 ARRAYS = _dataset((*(n for n in data.NAMES if n != "imagenet"), *_OF_FILES), "or the path to an .npz or .csv file")
 DATA = (
-    Option("dataset", "digits", "dataset: a name, or data of your own; see below", str, ANY_DATA, "DATA"),
-    Option("target", None, "for a .csv: the column that holds the classes", str, word="COLUMN"),
-    Option("batch_size", 64, "examples per step", int, at_least(1)),
-    Option("data_dir", None, "for imagenet: folder with train/CLASS/* and val/CLASS/*"),
+    Option("dataset", "digits", "name of a dataset, or your own data; see below", str, ANY_DATA, "DATA"),
+    Option("target", None, "for a .csv file: the column that contains the classes", str, word="COLUMN"),
+    Option("batch_size", 64, "number of examples per training step", int, at_least(1)),
+    Option("data_dir", None, "for imagenet: folder that contains train/CLASS/* and val/CLASS/*"),
     Option("image_size", None, "for folders of images: height and width in pixels", int, at_least(1)),
 )
-LIBRARY = Option("library", "keras", "keras (Keras 3) or tf_keras (Keras 2, tfmot's wrappers)", ("keras", "tf_keras"))
+LIBRARY = Option(
+    "library", "keras", "keras (Keras 3) or tf_keras (Keras 2 with tfmot's wrappers)", ("keras", "tf_keras")
+)
 OWN_DATA_NOTES = (
-    "          file.npz: x_train, y_train, x_test, y_test (class ids; uint8 is divided by 255)\n"
-    "          file.csv: numbers, and --target=COLUMN; a fifth is the test part"
+    "          file.npz: x_train, y_train, x_test and y_test (y: integer class ids; uint8 inputs are divided by 255)\n"
+    "          file.csv: numeric columns and a --target column of classes; a fifth of the rows is used for testing"
 )
 DATA_NOTES = (
     f"Data:     {', '.join(data.NAMES)}\n"
-    "          (digits needs no download; imagenet is any folder of images), or your own:\n"
+    "          (digits needs no download; imagenet can be any folder of images), or your own:\n"
     f"{OWN_DATA_NOTES}\n"
-    "          a folder of images: train/CLASS/* and val/CLASS/*, or CLASS/*, of which a fifth is the test part"
+    "          a folder of images: train/CLASS/* and val/CLASS/*, or CLASS/*, of which a fifth is used for testing"
 )
 MODEL_NOTES = (
     f"Models:   {', '.join(tuple(models.MODELS)[:9])},\n          {', '.join(tuple(models.MODELS)[9:])},\n          "
-    "or your own: a .keras file, whose weights each training starts from; or module:function, called with\n          "
-    "whichever of input_shape, classes, seed and width it takes. A model that is already compiled, with\n          "
-    "metrics=['accuracy'], is trained as is; any other is compiled for classification, as the flags say."
+    "or your own: a .keras file, from whose weights each training run starts; or module:function, which is\n          "
+    "called with those of input_shape, classes, seed, width and library that it takes. A model that is already\n"
+    "          compiled with metrics=['accuracy'] is trained as is; any other model is compiled for classification\n"
+    "          with the optimizer that the flags select."
 )
 NETWORK_NOTES = f"{MODEL_NOTES}\n{DATA_NOTES}"
 
@@ -168,23 +171,23 @@ NETWORK_NOTES = f"{MODEL_NOTES}\n{DATA_NOTES}"
 def training_options(
     model: str, width: float, epochs: int, rate: float | None = None, scope: str | None = "global"
 ) -> tuple[Option, ...]:
-    """The training flags, with these defaults; None means the optimizer's own rate, or the pattern's own scope."""
+    """Return the training flags with these defaults; None means the optimizer's own rate or the pattern's own scope."""
     usual = "" if rate else " [0.001; for sgd 0.05]"
     return (
-        Option("model", model, "network: a name, a .keras file or module:function; see below", str, MODEL, "MODEL"),
-        Option("width", width, "multiplier for the network's channels and units", float, POSITIVE),
+        Option("model", model, "name of a model, a .keras file or module:function; see below", str, MODEL, "MODEL"),
+        Option("width", width, "multiplier for the number of channels and units", float, POSITIVE),
         *DATA,
-        Option("epochs", epochs, "passes over the training data", int, at_least(1)),
+        Option("epochs", epochs, "number of passes over the training data", int, at_least(1)),
         Option("optimizer", "adam", "adam, adamw, or sgd (with momentum 0.9)", tuple(_RATES)),
         Option("learning_rate", rate, f"learning rate{usual}", float, POSITIVE),
-        Option("decay", "cosine", f"how the learning rate decays: {_DECAYS}", ("cosine", "step", "none")),
+        Option("decay", "cosine", f"learning rate decay: {_DECAYS}", ("cosine", "step", "none")),
         Option("rounds", None, "rounds of scoring and pruning [the method's default: 100 or 1]", int, at_least(1)),
-        Option("scope", scope, f"how the layers share the sparsity: {', '.join(SCOPES)}", tuple(SCOPES)),
+        Option("scope", scope, f"how the sparsity is split among layers: {', '.join(SCOPES)}", tuple(SCOPES)),
     )
 
 
 def load_data(values: Any, seed: int) -> data.Dataset:
-    """The dataset selected by the flags."""
+    """Load the dataset selected by the flags."""
     size = None if values.image_size is None else (values.image_size, values.image_size)
     return data.load(
         values.dataset,
@@ -206,7 +209,7 @@ def new_network(
     model: str | None = None,
     **optimizer: Any,
 ) -> Any:
-    """The network selected by the flags, compiled; wrapped by tfmot if it is a tf_keras model that will be masked.
+    """Build and compile the network selected by the flags; wrap a tf_keras model with tfmot if it will be masked.
 
     `model` stands for the flag of that name where a command has none. Further arguments are the optimizer's, beside
     those that the flags name.
@@ -244,14 +247,14 @@ def compile_for_classes(network: Any, library: Any, optimizer: Any = "sgd", from
 
 
 def count_steps(values: Any, dataset: data.Dataset) -> int:
-    """The optimizer steps of the training."""
+    """Return the number of optimizer steps in the training."""
     if isinstance(dataset.train, tuple):
         return values.epochs * math.ceil(len(dataset.train[0]) / dataset.batch_size)
     return values.epochs * len(dataset.train)  # type: ignore[arg-type]  # a tf.data.Dataset of files knows its length
 
 
 def learning_rate(values: Any) -> float:
-    """The learning rate before it decays."""
+    """Return the learning rate before it decays."""
     return _RATES[values.optimizer] if values.learning_rate is None else values.learning_rate
 
 

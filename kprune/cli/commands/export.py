@@ -20,7 +20,7 @@ EXAMPLES = 128
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune export`: convert a `.keras` file to other formats, and print the card.
+    """Run `kprune export`, which converts a `.keras` file to other formats and prints the card.
 
     Args:
         values: the flags of the command, as attributes.
@@ -53,7 +53,7 @@ def run(values: Any, arguments: list[str]) -> None:
 
 
 def _representative(values: Any, dataset: data.Dataset | None) -> np.ndarray | None:
-    """Examples for the formats that need them: from the file, or the first ones of the dataset."""
+    """Return examples for the formats that need them, from the file or from the start of the dataset."""
     quantized = [name for name in values.format if FORMATS[name].quantized]
     if values.representative is not None:
         if not quantized:
@@ -64,14 +64,15 @@ def _representative(values: Any, dataset: data.Dataset | None) -> np.ndarray | N
         return _examples(values.representative)
     if quantized and dataset is None:
         raise ValueError(
-            f"--format={quantized[0]} needs example inputs to set its quantization ranges: add --representative, an "
-            ".npy or .npz file with about 100 examples, or --dataset. Received: representative=None, dataset=None"
+            f"--format={quantized[0]} needs example inputs to set its quantization ranges: add "
+            "--representative with an .npy or .npz file of about 100 examples, or add --dataset. "
+            "Received: representative=None, dataset=None"
         )
     return dataset.train[0][:EXAMPLES] if quantized and dataset is not None else None  # type: ignore[index]
 
 
 def _examples(path: str) -> np.ndarray:
-    """The only numeric array in a .npy or .npz file."""
+    """Load the only numeric array in a .npy or .npz file."""
     try:
         read = np.load(path, allow_pickle=False)
         if not isinstance(read, np.ndarray):
@@ -83,7 +84,7 @@ def _examples(path: str) -> np.ndarray:
             raise ValueError(f"it contains an array of dtype {read.dtype} and shape {read.shape}")
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(
-            f"The file must contain a single numeric array with one example per row: {str(error).rstrip('.')}. "
+            f"The file must contain a single numeric array with one example per row. Cause: {str(error).rstrip('.')}. "
             f"Received: representative={path!r}"
         ) from error
     return read
@@ -91,28 +92,33 @@ def _examples(path: str) -> np.ndarray:
 
 EXPORT = Command(
     "export",
-    "Export a saved model for deployment, check it, and report what is gained.",
+    "Export a saved model for deployment, check the files, and compare them with the dense model.",
     "MODEL",
     "kprune export out/model.keras --format=saved_model,saved_model_packed --out=served/model",
     (
         Option("format", "saved_model", "one or more of the formats below", list, common.each(FORMATS)),
-        Option("out", None, "the SavedModel's folder; other files add an extension [MODEL without .keras]"),
+        Option(
+            "out", None, "folder for the SavedModel; other formats add an extension to its name [MODEL without .keras]"
+        ),
         Option(
             "dataset",
             None,
-            "data to test each file's accuracy, and for litert_int8's ranges",
+            "data to test each file's accuracy and to set litert_int8's ranges",
             str,
             common.ARRAYS,
             "DATA",
         ),
-        Option("target", None, "for a .csv: the column that holds the classes", str, word="COLUMN"),
-        Option("representative", None, "inputs for litert_int8's ranges: a .npy or .npz of about 100"),
+        Option("target", None, "for a .csv file: the column that contains the classes", str, word="COLUMN"),
+        Option(
+            "representative", None, ".npy or .npz file with about 100 inputs to set litert_int8's ranges", word="NPY"
+        ),
         Option("shrink", False, "first remove the channels whose weights are all 0", bool),
         Option("overwrite", False, "replace existing files", bool),
         *common.LOGGING,
     ),
-    f"Formats: {', '.join(FORMATS)}.\nDATA is a name, an .npz file or a .csv file, as for kprune train.\nMODEL is a "
-    ".keras file of Keras 3 or tf_keras, masked or plain. A model saved on a TPU runtime\nwithout TensorFlow can be "
-    "exported on any machine that has it.",
+    f"Formats: {', '.join(FORMATS)}.\n"
+    "DATA is the name of a dataset, an .npz file or a .csv file, as for kprune train.\n"
+    "MODEL is a .keras file of Keras 3 or tf_keras, masked or plain. A model saved on a TPU runtime\n"
+    "without TensorFlow can be exported on any machine that has TensorFlow.",
     run,
 )

@@ -1,4 +1,4 @@
-"""`kprune inspect`: report what is left of a saved model."""
+"""`kprune inspect`: report the sparsity of a saved model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import common
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune inspect`: print the report on a saved model.
+    """Run `kprune inspect`, which prints the report on a saved model.
 
     Args:
         values: the flags of the command, as attributes.
@@ -34,7 +34,7 @@ def run(values: Any, arguments: list[str]) -> None:
 
 INSPECT = Command(
     "inspect",
-    "Show what is left of a saved model, weight by weight.",
+    "Show the sparsity of each weight in a saved model.",
     "MODEL",
     "kprune inspect out/model.keras",
     (

@@ -1,4 +1,4 @@
-"""`kprune lottery`: lottery tickets, ways to rewind, and controls."""
+"""`kprune lottery`: compare lottery tickets, ways to rewind, and controls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SETTINGS = ("model", "width", "optimizer", "weight_decay", "decay")
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune lottery`: accuracy against density and during training, as a CSV file, figures and a table.
+    """Run `kprune lottery`, which writes accuracy by density and by epoch to a CSV file, figures and a table.
 
     Args:
         values: the flags of the command, as attributes.
@@ -76,7 +76,10 @@ def _is_point(word: str) -> bool:
     return True
 
 
-_POINT = (_is_point, 'must be "init", a share such as 0.1, "epoch:2", or a number of steps such as 100')
+_POINT = (
+    _is_point,
+    'must be "init", a fraction of the training such as 0.1, "epoch:2", or a number of steps such as 100',
+)
 _RENAMED = ", ".join(f'"{then}" is now called "{now}"' for then, now in RENAMED.items())
 _MODES = (common.each(MODES)[0], f"must be one or more of {', '.join(MODES)}, without duplicates ({_RENAMED})")
 _CRITERIA = common.criteria("data", "training")
@@ -97,29 +100,42 @@ def _training_options() -> tuple[Option, ...]:
 
 LOTTERY = Command(
     "lottery",
-    "Find lottery tickets level by level; compare ways to rewind, and controls.",
+    "Find lottery tickets level by level, and compare rewinding modes and controls.",
     "",
     "kprune lottery --model=lenet-300-100 --dataset=digits --modes=init,reinitialize,shuffle --out_dir=out",
     (
-        Option("modes", "init,weights,reinitialize,shuffle", "what to compare: see below", list, _MODES),
-        Option("levels", 8, "how many times to prune", int, common.at_least(1)),
-        Option("rate", 0.4, "fraction of what is left that is pruned each time", float, common.FRACTION),
-        Option("rewind_to", "epoch:1", "a share of the training (0.1), an epoch, or a step", str, _POINT, "POINT"),
+        Option("modes", "init,weights,reinitialize,shuffle", "modes to compare, described below", list, _MODES),
+        Option("levels", 8, "number of times to prune", int, common.at_least(1)),
+        Option("rate", 0.4, "fraction of the remaining weights to prune each time", float, common.FRACTION),
+        Option(
+            "rewind_to",
+            "epoch:1",
+            "point to rewind to: a fraction of the training (0.1), an epoch, or a step",
+            str,
+            _POINT,
+            "POINT",
+        ),
         Option("criterion", "magnitude", "criterion to prune by, listed below", _CRITERIA),
-        Option("seeds", 3, "training runs of each, with seeds from 0", int, common.at_least(1)),
+        Option("seeds", 3, "number of training runs per mode and level, with seeds 0, 1, ...", int, common.at_least(1)),
         *_training_options(),
         Option("weight_decay", None, f"{_DECAY} [0; for adamw 0.004]", float, common.at_least(0)),
         common.LIBRARY,
-        Option("out_dir", "out", "folder for lottery.csv, which a second run continues, and lottery-levels/"),
-        Option("plot", None, "file for the figure; NAME-training beside it [OUT_DIR/lottery.png]", str, common.FIGURE),
+        Option("out_dir", "out", "folder for lottery.csv and lottery-levels/, from which a second run resumes"),
+        Option(
+            "plot",
+            None,
+            "file for the figure; NAME-training is written beside it [OUT_DIR/lottery.png]",
+            str,
+            common.FIGURE,
+        ),
         *common.LOGGING,
     ),
     "Modes:    init           rewind everything to the start\n"
     "          weights        rewind everything to --rewind_to\n"
-    "          learning_rate  rewind the learning rate alone, weights stay as trained\n"
-    "          none           rewind nothing: continue at the last learning rate, for as long as weights\n"
-    "          reinitialize   control: the masks of init (or of weights, without init), with fresh weights\n"
-    "          shuffle        control: those masks shuffled within each weight, with the ticket's weights\n"
+    "          learning_rate  rewind only the learning rate; the weights stay as trained\n"
+    "          none           rewind nothing; continue at the last learning rate for as many epochs as mode weights\n"
+    "          reinitialize   control: fresh weights with the masks of init (or of weights, if --modes lacks init)\n"
+    "          shuffle        control: the same masks, shuffled within each weight, with the ticket's weights\n"
     f"Criteria: {', '.join(_CRITERIA)}\n"
     f"{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}, or your own:\n{common.OWN_DATA_NOTES}",
     run,

@@ -1,4 +1,4 @@
-"""`kprune search`: the sparsest network that is nearly as good as the dense one."""
+"""`kprune search`: find the sparsest network that is nearly as good as the dense one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SETTINGS = ("width", "data_dir", "image_size", "target", "batch_size", "epochs"
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune search`: run the search; write a CSV file, a figure, a table and the network found.
+    """Run `kprune search`, which writes a CSV file, a figure, a table and the network found.
 
     Args:
         values: the flags of the command, as attributes.
@@ -90,22 +90,24 @@ SEARCH = Command(
     "MODEL",
     "kprune search lenet-300-100 --dataset=digits --within=0.01 --out_dir=out",
     (
-        Option("within", 0.01, "accuracy that it may lose: 0.01 is one percentage point", float, common.SPARSITY),
-        Option("low", 0.5, "sparsity to search from", float, common.FRACTION),
-        Option("high", 0.99, "sparsity to search to", float, common.FRACTION),
-        Option("steps", 6, "how many sparsities to try between them", int, common.at_least(0)),
-        Option("seeds", 3, "training runs of each, with seeds from 0", int, common.at_least(1)),
+        Option(
+            "within", 0.01, "largest accuracy loss to accept (0.01 is one percentage point)", float, common.SPARSITY
+        ),
+        Option("low", 0.5, "lowest sparsity to try", float, common.FRACTION),
+        Option("high", 0.99, "highest sparsity to try", float, common.FRACTION),
+        Option("steps", 6, "number of sparsities to try between --low and --high", int, common.at_least(0)),
+        Option("seeds", 3, "number of training runs per sparsity, with seeds 0, 1, ...", int, common.at_least(1)),
         Option("criterion", "magnitude", "criterion to prune by, listed below", _CRITERIA),
         *_training_options(),
         common.PATTERN,
         common.LIBRARY,
-        Option("out_dir", "out", "folder for search.csv, which a second run continues, and sparsest.keras"),
+        Option("out_dir", "out", "folder for search.csv, from which a second run resumes, and for sparsest.keras"),
         Option("plot", None, "file for the figure [OUT_DIR/search.png]", str, common.FIGURE),
         *common.LOGGING,
     ),
-    "Each training run starts from scratch, prunes gradually until 0.7 of its steps, and is tested. The network found\n"
-    "is trained and tested again on fresh seeds, as is the dense one. The report says where accuracy rises with\n"
-    "sparsity.\n"
+    "Each training run starts from scratch, prunes gradually during the first 70% of its steps, and ends with a test.\n"
+    "The network found and the dense network are then trained and tested again with fresh seeds. The report says\n"
+    "where accuracy rises with sparsity.\n"
     f"Criteria: {', '.join(_CRITERIA)}\n"
     f"{common.NETWORK_NOTES.replace('Models:  ', 'MODEL:   ', 1)}",
     run,

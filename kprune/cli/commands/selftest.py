@@ -1,4 +1,4 @@
-"""`kprune selftest`: whether kprune keeps its promises on this machine's devices."""
+"""`kprune selftest`: check that kprune works as promised on this machine's devices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from . import common
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune selftest`: a table, or JSON; RuntimeError if a promise is broken.
+    """Run `kprune selftest`, which prints a table or JSON; raise RuntimeError if a check fails.
 
     Args:
         values: the flags of the command, as attributes.
@@ -39,24 +39,27 @@ def run(values: Any, arguments: list[str]) -> None:
     if not report.passed:
         broken = ", ".join(name for name, kept in report.checks.items() if not kept)
         raise RuntimeError(
-            f"the self-test failed on this machine: {broken}. Report this failure with the output of --json"
+            f"the self-test failed on this machine: {broken}. Please report this failure with the output of --json"
         )
 
 
 SELFTEST = Command(
     "selftest",
-    "Train a small network on this machine's devices and check what kprune promises; a minute.",
+    "Train a small network on this machine's devices to check that kprune works there (about a minute).",
     "",
     "kprune selftest --strategy=tpu --out=selftest.json",
     (
         common.LIBRARY,
         Option(
-            "strategy", "auto", "devices: all TPU cores, GPUs (mirrored) or workers; or the first (none)", STRATEGIES
+            "strategy",
+            "auto",
+            "devices to use: all TPU cores, GPUs (mirrored) or workers, or only the first device (none)",
+            STRATEGIES,
         ),
-        Option("json", False, "print JSON in place of a table", bool),
-        Option("out", None, "file that takes the JSON, too"),
+        Option("json", False, "print JSON instead of a table", bool),
+        Option("out", None, "file to which the JSON is also written"),
         *common.LOGGING,
     ),
-    "The backend is KERAS_BACKEND's. Exit status 1 if a promise is broken.",
+    "The environment variable KERAS_BACKEND selects the backend. The exit status is 1 if any check fails.",
     run,
 )

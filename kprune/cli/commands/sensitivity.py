@@ -17,7 +17,7 @@ from . import common
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune sensitivity`: scan a saved model on the test part of a dataset.
+    """Run `kprune sensitivity`, which scans a saved model on the test part of a dataset.
 
     Args:
         values: the flags of the command, as attributes.
@@ -73,16 +73,16 @@ def _write(report: Sensitivity, path: str) -> None:
 
 SENSITIVITY = Command(
     "sensitivity",
-    "Prune each weight of a saved model alone, and test which ones can be spared.",
+    "Prune the weights of a saved model one at a time, and measure how much accuracy each one costs.",
     "MODEL",
     "kprune sensitivity out/model.keras --dataset=digits --plot=out/sensitivity.png",
     (
         *common.DATA,
         Option("sparsities", "0.5,0.8,0.9,0.95,0.99", "sparsities to prune each weight to", list, common.SPARSITIES),
         Option("criterion", "magnitude", "criterion to prune by, listed below", common.criteria()),
-        Option("seed", 0, "seed for the criterion random", int, common.at_least(0)),
+        Option("seed", 0, "seed for the random criterion", int, common.at_least(0)),
         Option("json", False, "print JSON instead of the table", bool),
-        Option("csv", None, "file for the table, as CSV"),
+        Option("csv", None, "file for the table in CSV format"),
         Option("plot", None, "file for a heat map: .png, .svg or .pdf", str, common.FIGURE),
         *common.LOGGING,
     ),

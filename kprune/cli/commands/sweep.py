@@ -1,4 +1,4 @@
-"""`kprune sweep`: a plot of layer collapse."""
+"""`kprune sweep`: plot layer collapse."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SETTINGS = ("model", "width", "data_dir", "image_size", "optimizer", "decay", "
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune sweep`: accuracy against compression for several criteria, as a CSV file, a figure and a table.
+    """Run `kprune sweep`, which writes accuracy by criterion and compression to a CSV file, a figure and a table.
 
     Args:
         values: the flags of the command, as attributes.
@@ -73,12 +73,18 @@ SWEEP = Command(
     "",
     "kprune sweep --model=vgg-11 --width=0.25 --dataset=digits --out_dir=out",
     (
-        Option("methods", ",".join(METHODS), "criteria, listed below", list, common.each(_CRITERIA)),
-        Option("compressions", _COMPRESSIONS, "weights / weights left", list, _AT_LEAST_1),
-        Option("seeds", 3, "training runs of each, with seeds from 0", int, common.at_least(1)),
+        Option("methods", ",".join(METHODS), "criteria to compare, listed below", list, common.each(_CRITERIA)),
+        Option("compressions", _COMPRESSIONS, "compression ratios (weights / kept weights)", list, _AT_LEAST_1),
+        Option(
+            "seeds",
+            3,
+            "number of training runs per criterion and compression, with seeds 0, 1, ...",
+            int,
+            common.at_least(1),
+        ),
         *common.training_options("vgg-11", 0.25, 10, 0.01),
         common.LIBRARY,
-        Option("out_dir", "out", "folder for collapse.csv, which a second run continues, and collapse.png"),
+        Option("out_dir", "out", "folder for collapse.csv, from which a second run resumes, and for collapse.png"),
         *common.LOGGING,
     ),
     f"Criteria: {', '.join(_CRITERIA)}\n{common.NETWORK_NOTES}",

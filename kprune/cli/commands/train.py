@@ -28,7 +28,7 @@ METHODS = ("dense", "gradual", *common.criteria("data"))
 
 
 def run(values: Any, arguments: list[str]) -> None:
-    """`kprune train`: build a network, train and prune it, report, export.
+    """Run `kprune train`, which builds, trains and prunes a network, reports on it, and exports it.
 
     Args:
         values: the flags of the command, as attributes.
@@ -64,11 +64,13 @@ def _check_target(target: Path, values: Any) -> None:
     folder = target.parent
     try:
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file, not a folder. {given}")
+            raise ValueError(f"--export_dir must be a folder, but {folder} is a file. {given}")
         existing = [] if values.overwrite else [file for file in targets(target) if file.exists()]
         if existing:
             verb = "exists" if len(existing) == 1 else "exist"
-            raise ValueError(f"{', '.join(map(str, existing))} {verb}; add --overwrite. {given}")
+            raise ValueError(
+                f"{', '.join(map(str, existing))} already {verb}. To replace existing files, add --overwrite. {given}"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -78,7 +80,7 @@ def _check_target(target: Path, values: Any) -> None:
 
 @contextmanager
 def _kept(network: Any, target: Path | None) -> Iterator[None]:
-    """Context in which the trained network is saved with its masks if anything fails; the error says where."""
+    """Save the trained network with its masks if anything fails in this context; the error says where."""
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -90,13 +92,13 @@ def _kept(network: Any, target: Path | None) -> Iterator[None]:
                 network.save(str(file))
             except OSError:
                 continue
-            message = f"{str(error) or type(error).__name__} The trained network was saved, with its masks: {file}"
+            message = f"{str(error) or type(error).__name__} The trained network was saved with its masks to {file}"
             raise RuntimeError(message) from error
         raise
 
 
 def _train(values: Any, dataset: Dataset) -> tuple[Any, list[float]]:
-    """The trained network, and its test accuracy after each epoch."""
+    """Train the network; return it and its test accuracy after each epoch."""
     network = common.new_network(values, dataset, values.seed, values.method != "dense", values.library)
     steps = common.count_steps(values, dataset)
     how = "dense" if values.method == "dense" else f"{values.method} to sparsity {values.sparsity:.6g}"
@@ -134,19 +136,19 @@ _WITHOUT = ", ".join(common.criteria())
 
 TRAIN = Command(
     "train",
-    "Train a sparse network, report what is left of it, and export it.",
+    "Train a sparse network, report its sparsity, and export it.",
     "",
     "kprune train --model=vgg-11 --dataset=digits --method=synflow --sparsity=0.9 --export_dir=out",
     (
-        Option("method", "synflow", "how to prune: see below", METHODS),
-        Option("sparsity", 0.9, "fraction of zeros to prune to", float, common.SPARSITY),
+        Option("method", "synflow", "pruning method, described below", METHODS),
+        Option("sparsity", 0.9, "fraction of weights to prune", float, common.SPARSITY),
         *common.training_options("conv-4", 1.0, 15, scope=None),
         common.PATTERN,
         common.LIBRARY,
         Option(
             "strategy",
             "auto",
-            "devices: all TPU cores, GPUs (mirrored) or workers; or only the first (none)",
+            "devices to use: all TPU cores, GPUs (mirrored) or workers, or only the first device (none)",
             STRATEGIES,
         ),
         Option(
@@ -156,13 +158,16 @@ TRAIN = Command(
             int,
             common.at_least(0),
         ),
-        Option("export_dir", None, "folder for the trained model, as SavedModel and .keras [not exported]"),
+        Option(
+            "export_dir", None, "folder for the trained model, saved as a SavedModel and a .keras file [not exported]"
+        ),
         Option("overwrite", False, "replace an existing model", bool),
-        Option("plot", None, "file for a figure of what is left: .png, .svg or .pdf", str, common.FIGURE),
+        Option("plot", None, "file for a figure of each weight's sparsity: .png, .svg or .pdf", str, common.FIGURE),
         *common.LOGGING,
     ),
-    "Methods:  dense      prune nothing\n          gradual    prune the smallest weights during training, step by "
-    "step, until 3/4 of the steps\n          or the criterion to prune by before training:\n          without data: "
-    f"{_WITHOUT}\n          with the loss on 10 training examples of each class: {_WITH_DATA}\n{common.NETWORK_NOTES}",
+    "Methods:  dense      prune nothing\n          gradual    prune the smallest weights step by step during the first "
+    "3/4 of the training steps\n          or a criterion by which to prune before training:\n          criteria that "
+    f"need no data: {_WITHOUT}\n          criteria that use the loss on 10 training examples of each class: "
+    f"{_WITH_DATA}\n{common.NETWORK_NOTES}",
     run,
 )
