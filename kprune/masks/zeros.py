@@ -1,4 +1,4 @@
-"""Pruned entries that are no longer 0, and how they are reported on the next call of kprune."""
+"""Pruned entries that are no longer 0, and how they are reported in the next call to kprune."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CAUSE = (
 
 
 def changes(model: Any) -> int:
-    """How often the masks of a model have been set."""
+    """Return how often the masks of a model have been set."""
     return _CHANGES.get(model, 0)
 
 
@@ -29,7 +29,7 @@ def note_change(model: Any) -> None:
 
 
 def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
-    """The fraction of pruned entries; RuntimeError, naming the weights, if one that should be 0 is not."""
+    """Return the fraction of pruned entries; raise RuntimeError, naming weights, if one that should be 0 is not."""
     counts = pruned_entries([(weight.variable, weight.mask) for weight in weights])
     found = zip(weights, counts, strict=True)
     wrong = [weight for weight, (_, moved) in found if moved and weight.store == "zero"]
@@ -54,7 +54,7 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
 
 
 def moved_paths(weights: list[MaskedWeight]) -> list[str]:
-    """Paths of the weights with a pruned entry that should be 0 and is not."""
+    """Return the paths of the weights with a pruned entry that should be 0 but is not."""
     zero = [weight for weight in weights if weight.store == "zero"]
     counts = pruned_entries([(weight.variable, weight.mask) for weight in zero])
     return [weight.path for weight, (_, moved) in zip(zero, counts, strict=True) if moved]

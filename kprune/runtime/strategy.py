@@ -1,4 +1,4 @@
-"""What training runs on: TPU cores, GPUs, several machines, or a single device."""
+"""Selection of what training runs on: TPU cores, GPUs, several machines, or a single device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WORKERS = {
 
 
 def auto_strategy(strategy: str = "auto", library: Any = keras, verbose: bool = True) -> Any:
-    """The strategy for this machine; build, compile and fit the model within its `scope()`.
+    """Return the strategy for this machine; build, compile and fit the model within its `scope()`.
 
     Args:
         strategy: "tpu": all TPU cores. "mirrored": all GPUs, or all CPU devices where there are none. "multiworker":
