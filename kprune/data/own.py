@@ -33,7 +33,7 @@ def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in _ARRAYS if name not in file]
             if missing:
-                raise ValueError(f"it lacks {', '.join(missing)} (found: {', '.join(file) or 'no arrays'})")
+                raise ValueError(f"it is missing {', '.join(missing)} (found: {', '.join(file) or 'no arrays'})")
             arrays = {name: file[name] for name in _ARRAYS}
         x_train, x_test = (_inputs(name, arrays[name]) for name in ("x_train", "x_test"))
         y_train, y_test = (_class_ids(name, arrays[name]) for name in ("y_train", "y_test"))
@@ -68,7 +68,7 @@ def _class_ids(name: str, y: np.ndarray) -> np.ndarray:
         y = y[:, 0]
     if y.ndim != 1 or y.dtype.kind not in "fiub" or (y != np.floor(y)).any() or (y < 0).any() or (y > 1e6).any():
         raise ValueError(
-            f"{name} must contain one class id per example, an integer >= 0, but it has dtype {y.dtype} and shape "
+            f"{name} must contain one class id per example (an integer >= 0), but it has dtype {y.dtype} and shape "
             f"{y.shape} (convert one-hot rows with y.argmax(axis=1))"
         )
     return y.astype(np.int32)

@@ -114,7 +114,7 @@ def adopt(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_
     empty = [path for path, kept in masks.items() if kept.size and not kept.any()]
     if empty:
         logging.warning(
-            "kprune.adopt: all entries of %s are 0, so their masks keep no entry, and these weights will never "
+            "kprune.adopt: all entries of %s are 0, so their masks keep no entries, and these weights will never "
             "train. If they are 0 only because their layers were initialized to 0, exclude them with `filters`.",
             ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),
         )
@@ -229,7 +229,7 @@ def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
     for path, new in masks.items():
         if path not in by_path:
             raise ValueError(
-                "No masked weight has this path. Masked weights: "
+                "No masked weight of the model has this path. Its masked weights are: "
                 f"{', '.join(by_path) or 'none (call kprune.mask first)'}."
                 f" Received: path={path!r}"
             )
@@ -307,8 +307,8 @@ def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tup
             )
     if filters is not None and not isinstance(filters, str | list | tuple) and not callable(filters):
         raise ValueError(
-            "`filters` must be a regular expression, a sequence of them, or a function of a layer. Received: "
-            f"filters={filters!r}"
+            "`filters` must be a regular expression, a sequence of regular expressions, or a function of a layer. "
+            f"Received: filters={filters!r}"
         )
     if not callable(filters):
         for expression in [filters] if isinstance(filters, str) else filters or ():

@@ -55,7 +55,7 @@ def weight_names(model: Any) -> set[str]:
 def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Behind) -> MaskReport:
     if keras.backend.backend() not in BACKENDS:
         raise ValueError(
-            f"Masks require one of the Keras backends {', '.join(BACKENDS)}; on other backends, layers would train "
+            f"Masks require the Keras backend {' or '.join(BACKENDS)}, because on other backends layers would train "
             "without their masks. Set KERAS_BACKEND before importing keras. Received: "
             f"backend={keras.backend.backend()!r}"
         )
@@ -287,5 +287,5 @@ def unfit(layer: Any, v: Any) -> str:
     if layer.quantization_mode is not None or "float" not in v.dtype:
         return f"the layer is quantized ({layer.quantization_mode or v.dtype})"
     if len(v.shape) < 2:
-        return f"it has rank {len(v.shape)}; masks are for kernels"
+        return f"its rank is {len(v.shape)}, and only weights of rank 2 or higher can be masked"
     return ""

@@ -58,7 +58,7 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, Pending]:
     >>> plain_layer({"units": 3, "kprune": {"class_name": "Dense", "masked": [2], "weights": 2}})
     Traceback (most recent call last):
     ...
-    ValueError: The config of a masked layer must name weights that the layer has. Received: masked=[2], weights=2
+    ValueError: The config of a masked layer must list valid positions of its weights. Received: masked=[2], weights=2
     """
     config = dict(config)
     spec = config.pop(SPEC, None)
@@ -78,7 +78,7 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, Pending]:
         and all(i in masked for i in followers)
     ):
         raise ValueError(
-            f"The config of a masked layer must name weights that the layer has. "
+            f"The config of a masked layer must list valid positions of its weights. "
             f"Received: masked={masked!r:.80}, weights={weights!r:.80}"
             + (f", followers={followers!r:.80}" if followers else "")
         )

@@ -102,8 +102,9 @@ class MaskStore(keras.Operation):
         kernels, own = ([key for key in some if not key.startswith(_FOLLOWER)] for some in (stored, self._keys()))
         if sorted(kernels) != sorted(own):
             raise ValueError(
-                f"The file contains masks for {len(kernels)} weights of a layer, but this model masks {len(own)}: "
-                f"call kprune.mask with the same `filters` and `weights` before loading. Received: masks={stored}"
+                f"For one layer, the file contains {len(kernels)} masks, but this model has {len(own)}: before "
+                "loading, call kprune.mask with the `filters` and `weights` of the saved model. Received: "
+                f"masks={stored}"
             )
         read = {key: mask for key, mask in zip(self._keys(), self.masks, strict=True) if key in stored}
         sizes = [int(np.prod(mask.shape)) for mask in read.values()]
@@ -113,7 +114,7 @@ class MaskStore(keras.Operation):
         self.settle()
         if _CARRIED in keys:
             for carrier in self._carriers():
-                carrier.load(read_bytes(store, _CARRIED, "state of the callbacks").tobytes())
+                carrier.load(read_bytes(store, _CARRIED, "callback state").tobytes())
 
     def settle(self) -> None:
         """Set the pruned entries of the weights to 0, unless values stay behind the masks.

@@ -28,7 +28,7 @@ def check_chunks(dataset: h5py.Dataset) -> None:
     plan = dataset.id.get_create_plist()
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     if not set(filters) <= _FILTERS or filters.count(_DEFLATE) > 1:
-        raise ValueError(f"the array {dataset.name!r:.80} is compressed with a filter other than gzip")
+        raise ValueError(f"the array {dataset.name!r:.80} is compressed by something other than a single gzip filter")
     if _DEFLATE not in filters:
         return
     if (count := dataset.id.get_num_chunks()) > _MOST_CHUNKS:
@@ -94,7 +94,7 @@ def _check(found: Any, name: str, most: int, size: int | None) -> None:
     if dtype != "uint8" or len(shape) != 1 or shape[0] > most or shape[0] != (size or shape[0]) or chunk > max(most, 1):
         expected = f"at most {most:,}" if size is None else f"{size:,}"
         raise ValueError(
-            f"The file is damaged, or belongs to another model: its {name} must contain {expected} bytes. Received: "
+            f"The file is damaged or belongs to another model: its {name} must contain {expected} bytes. Received: "
             f"shape={shape}, dtype={dtype}, chunk={chunk}"
         )
 

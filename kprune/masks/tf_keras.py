@@ -209,7 +209,8 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
     moved = [weight.path for weight in weights if weight.moved().size]
     if moved:
         logging.warning(
-            "kprune: pruned entries of %s were no longer 0. Likely cause, unless you set these weights yourself: %s",
+            "kprune: pruned entries of %s were no longer 0. Unless you set these weights yourself, the likely cause is "
+            "that %s",
             ", ".join(moved[:4]),
             CAUSE,
         )

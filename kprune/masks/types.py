@@ -171,7 +171,7 @@ def skip_reason(
         return (
             "the filter function returned False"
             if callable(filters)
-            else f"its path matches none of filters={filters!r}"
+            else f"its path does not match filters={filters!r}"
         )
     if unfit:
         return unfit

@@ -40,7 +40,8 @@ def mask_for_pruning(model: Any, store: str | None = None) -> bool:
     report = mask(model, store=store)
     if not report.masked:
         raise ValueError(
-            f"The model has no weight that can be masked: {report.skipped}. Received: model={model.name!r}"
+            f"The model has no weights that can be masked, for these reasons: {report.skipped}. "
+            f"Received: model={model.name!r}"
         )
     return True
 

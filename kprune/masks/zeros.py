@@ -42,11 +42,11 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
         )
     if moved:
         raise RuntimeError(
-            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. Likely cause: {CAUSE} Other possible "
-            "causes: a layer reads another layer's kernel, a constraint makes zeros nonzero, weights were loaded or "
-            "assigned during training, or an optimizer updates weights without a gradient. If your train_step "
-            "maintains a moving average (EMA) of a network, mask only the network that is trained, not its average, "
-            "with kprune.mask(network). To set pruned entries to 0 again, call "
+            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. The likely cause is that {CAUSE} Other "
+            "possible causes are that a layer reads another layer's kernel, a constraint makes zeros nonzero, weights "
+            "were loaded or assigned during training, or an optimizer updates weights without a gradient. If your "
+            "train_step maintains a moving average (EMA) of a network, mask only the network that is trained, not its "
+            "average, with kprune.mask(network). To set pruned entries to 0 again, call "
             f"`model.set_weights(model.get_weights())`. Found: optimizer={type(optimizer).__name__}"
         )
     size = sum(weight.size for weight in weights)
@@ -66,8 +66,8 @@ def warn_of_zeros(weights: list[MaskedWeight]) -> None:
     if sparse:
         logging.warning(
             "kprune.mask: %d weights (first: %s) contain many exact zeros, as pruned weights do. Their new masks "
-            "keep all entries, so the zeros will train. To keep them pruned, call kprune.adopt, which turns zeros "
-            "into masks, or call kprune.mask before loading the weights.",
+            "keep all entries, so training will change these zeros. To keep them pruned, call kprune.adopt, which "
+            "turns zeros into masks, or call kprune.mask before loading the weights.",
             len(sparse),
             sparse[0],
         )

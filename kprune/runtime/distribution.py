@@ -191,7 +191,7 @@ def warn_of_keras_fit() -> None:
     `fit` fails before it asks any callback (checked with Keras 3.15.1; tests/tf_distribute/test_multi_worker.py).
     """
     if workers() > 1 and keras.backend.backend() == "tensorflow" and "tf_keras" not in sys.modules:
-        logging.log_first_n(logging.WARNING, "kprune: %s Workers in TF_CONFIG: %d", 1, KERAS_FIT_FAILS, workers())
+        logging.log_first_n(logging.WARNING, "kprune: %s TF_CONFIG lists %d workers.", 1, KERAS_FIT_FAILS, workers())
 
 
 def strategy_scope(model: Any) -> AbstractContextManager[Any]:

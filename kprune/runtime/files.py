@@ -110,7 +110,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
         }
     except _UNREADABLE as error:
         raise ValueError(
-            f"Not a kprune file, or a truncated or damaged one: {error!s:.300}. Received: file={name!r}"
+            f"This is not a kprune file, or it is truncated or damaged: {error!s:.300}. Received: file={name!r}"
         ) from error
     return arrays, about
 
@@ -216,7 +216,7 @@ def _vector(raw: bytes) -> np.ndarray:
     # Not NumPy's own reader: it evaluates the header as Python, and allocates what the header says.
     header = _HEADER.match(raw)
     if not header:
-        raise ValueError("one of its members is not an array that kprune writes")
+        raise ValueError("one of its members is not an array as kprune writes it")
     array = np.frombuffer(raw, header[1].decode().lstrip("|"), offset=header.end())
     if array.size != int(header[2] or 1):
         raise ValueError("one of its members does not have the size it declares")

@@ -94,9 +94,9 @@ class StandIn(keras.optimizers.Optimizer):
     def _check_stepping(self) -> None:
         if not self._parts.stepping:
             raise RuntimeError(
-                "model.optimizer stands in for the compiled optimizer in the fit of a kprune callback, and can be used "
-                "there alone. If that fit was interrupted, call model.compile(...), or fit or train_on_batch, which "
-                f"restore the compiled optimizer. Received: optimizer={self.name!r}"
+                "model.optimizer replaces the compiled optimizer during the fit of a kprune callback, and cannot be "
+                "used outside that fit. If the fit was interrupted, call model.compile(...), or restore the compiled "
+                f"optimizer by calling fit or train_on_batch. Received: optimizer={self.name!r}"
             )
 
     def _stepped(self, variable: Any) -> list[Any]:
@@ -229,8 +229,8 @@ class ThresholdOptimizer(StandIn):
         super().__init__(own, variables, held, start=start, decay=decay)
         if _leaf(own) is not own:
             raise ValueError(
-                "a loss scale would scale only a part of the gradients of thresholds (dtype policy 'mixed_bfloat16' "
-                "needs none)"
+                "a loss scale would scale only part of each threshold's gradient (the dtype policy 'mixed_bfloat16' "
+                "needs no loss scale)"
             )
 
     def _make(self, weight: Any) -> list[Any]:
@@ -259,10 +259,13 @@ class ThresholdOptimizer(StandIn):
 
 def _made_anew(own: Any) -> Any:
     if type(own).__name__ == "MultiOptimizer":
-        raise ValueError("a MultiOptimizer chooses its optimizers by the weights, for which others stand in")
+        raise ValueError(
+            "a MultiOptimizer chooses an optimizer for each weight, but other parameters are trained in place of the "
+            "weights"
+        )
     inner = type(own).from_config(own.get_config())  # which changes what it is given
     if inner.get_config() != own.get_config():
-        raise ValueError(f"{type(own).__name__}.from_config(config) makes an optimizer with another config")
+        raise ValueError(f"{type(own).__name__}.from_config(config) returns an optimizer with a different config")
     return inner
 
 

@@ -55,7 +55,7 @@ def check_fields(of: str, config: Any, known: Iterable[str], needed: Iterable[st
     >>> check_fields("Linear", {"end": 3}, ("begin_step", "end_step"))
     Traceback (most recent call last):
     ...
-    ValueError: Linear has no field 'end'. Its fields: begin_step, end_step. Received: end=3
+    ValueError: Linear has no field 'end'. Its fields are begin_step, end_step. Received: end=3
     """
     known = list(known)
     if not isinstance(config, Mapping):
@@ -63,7 +63,7 @@ def check_fields(of: str, config: Any, known: Iterable[str], needed: Iterable[st
     for name, value in config.items():
         if name not in known:
             raise ValueError(
-                f"{of} has no field {name!r}. Its fields: {', '.join(known)}. Received: {name}={value!r:.100}"
+                f"{of} has no field {name!r}. Its fields are {', '.join(known)}. Received: {name}={value!r:.100}"
             )
     for name in needed:
         if name not in config:

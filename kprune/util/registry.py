@@ -115,7 +115,7 @@ class Registry:
         name, plain = self.name_of(entry), _unwrapped(entry)
         if self._entries.get(name) is not plain and not self._of_a_family(name):
             raise ValueError(
-                f"A custom {self.kind} can be saved only if it is registered: decorate it with the "
+                f"A custom {self.kind} can be saved only if it is registered: decorate it with "
                 f"`register('name')` from its registry. Received: {self.kind}={entry!r:.200}"
             )
         if not isinstance(entry, functools.partial):
