@@ -1,4 +1,4 @@
-"""Named datasets, for the command line and the examples."""
+"""Datasets for the command line and the examples, loaded by name."""
 
 import gzip
 import math

@@ -16,7 +16,7 @@ GRADIENTS = ("masked", "straight_through")
 
 @dataclass(frozen=True)
 class Behind:
-    """How a masked layer reads and stores a weight w under a mask m.
+    """The way in which a masked layer reads and stores a weight w under a mask m.
 
     It reads where(m, w, 0) in any case.
 

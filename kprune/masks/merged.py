@@ -1,4 +1,4 @@
-"""LoRA and quantization, by which Keras changes the kernels of built layers, in masked layers.
+"""Support in masked layers for LoRA and quantization, by which Keras changes the kernels of built layers.
 
 `layer.enable_lora(rank)` freezes the kernel W and makes the layer read W + s A B, of which every entry trains. A masked
 layer reads where(mask, W + s A B, 0): in its call, and wherever its `kernel` is read or saved.

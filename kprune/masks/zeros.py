@@ -24,7 +24,7 @@ def changes(model: Any) -> int:
 
 
 def note_change(model: Any) -> None:
-    """Count that the masks of a model were set."""
+    """Count one more setting of a model's masks."""
     _CHANGES[model] = changes(model) + 1
 
 

@@ -1,4 +1,4 @@
-"""A delay of Ctrl-C until steps that belong together are complete."""
+"""Delayed handling of Ctrl-C until steps that belong together are complete."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ PIECE = 1 << 20  # entries that a thread looks at before it takes others
 
 @dataclass(frozen=True)
 class Counted:
-    """The facts that a scope may ask for about scores on a device, instead of the array itself.
+    """Facts about scores on a device, which a scope may ask for instead of the array itself.
 
     Attributes:
         shape: the weight's.
