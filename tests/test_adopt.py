@@ -48,7 +48,7 @@ def test_what_cannot_be_meant_is_said(caplog):
     model = mlp()
     model.layers[-1].kernel.assign(np.zeros((12, 3)))
     kprune.adopt(model)
-    assert "logits/kernel are 0, so their masks keep no entry" in caplog.text
+    assert "logits/kernel are 0, so their masks keep no entries" in caplog.text
     kprune.adopt(mlp())
     assert "found no zeros in the 3 weights" in caplog.text
     with pytest.raises(ValueError, match="Received: weights="):

@@ -148,7 +148,7 @@ def test_a_callback_refuses_what_it_cannot_prune_before_anything_changes(name):
     callback = CALLBACK_ROWS[name].make(0.5)
     model = keras.Sequential([keras.Input((8,)), layers.Activation("relu")])
     model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match=f"no weight that can be masked.*Received: model='{model.name}'$"):
+    with pytest.raises(ValueError, match=f"no weights that can be masked.*Received: model='{model.name}'$"):
         model.fit(np.ones((8, 8)), np.ones((8, 8)), verbose=0, callbacks=[callback])
     model = mlp()
     model.compile(keras.optimizers.Muon(0.01), "mse")

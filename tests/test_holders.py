@@ -171,7 +171,8 @@ def test_a_step_of_ones_own_that_was_compiled_before_is_named_by_the_next_call(c
     before = model.get_weights()
     with pytest.raises(
         RuntimeError,
-        match=r"no longer 0. Likely cause: a function compiled before .* before the function is first traced",
+        match=r"no longer 0. The likely cause is that a function compiled before .* before the function is first "
+        "traced",
     ):
         CALLS[call](model)
     for one, other in zip(model.get_weights(), before, strict=True):

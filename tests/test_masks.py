@@ -113,7 +113,7 @@ def test_nothing_to_mask_is_a_report_and_pruning_it_an_error():
     model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization()])
     report = kprune.mask(model)
     assert report.masked == () and "'gamma' is not among weights" in " ".join(report.skipped.values())
-    with pytest.raises(ValueError, match=r"no weight that can be masked.*Received: model="):
+    with pytest.raises(ValueError, match=r"no weights that can be masked.*Received: model="):
         kprune.prune(model, "magnitude", 0.5)
 
 

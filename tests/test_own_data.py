@@ -40,7 +40,7 @@ def test_what_is_not_uint8_is_taken_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"y_test": None}, r"it lacks y_test \(found: x_train, y_train, x_test\)"),
+        ({"y_test": None}, r"it is missing y_test \(found: x_train, y_train, x_test\)"),
         ({"x_train": np.zeros((0, 4, 3)), "y_train": np.zeros(0)}, "x_train has no examples"),
         ({"y_train": np.eye(6)}, r"must contain one class id per example.* dtype float64 and shape \(6, 6\).*argmax"),
         ({"y_train": np.full(6, -1)}, "y_train must contain one class id per example"),

@@ -497,7 +497,7 @@ def test_models_that_cannot_be_pruned():
         kprune.prune(keras.Sequential([layers.Dense(3)]), "magnitude", 0.5)
     for model in (keras.Sequential([keras.Input((4,)), layers.Activation("relu")]), mlp(trainable=False)):
         before = snapshot(model)
-        with pytest.raises(ValueError, match=f"no weight that can be masked.*Received: model='{model.name}'$"):
+        with pytest.raises(ValueError, match=f"no weights that can be masked.*Received: model='{model.name}'$"):
             kprune.prune(model, "magnitude", 0.5)
         assert_unchanged(model, before)
     for thing in (None, "model", np.ones(3)):

@@ -353,7 +353,7 @@ def test_a_model_that_cannot_tell_its_metric():
 
 def test_a_model_with_nothing_to_prune():
     model = keras.Sequential([keras.Input((8,)), layers.Activation("relu")])
-    with pytest.raises(ValueError, match="no weight that can be masked"):
+    with pytest.raises(ValueError, match="no weights that can be masked"):
         kprune.sensitivity(model, lambda model: 0.5)
 
 

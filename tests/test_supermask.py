@@ -491,7 +491,7 @@ NOT_ANEW = {
         r"Register classes.*Received: optimizer='sgd'$",
     ),
     "a lambda": (lambda: keras.optimizers.SGD(lambda: 0.1), r"Register classes.*Received: optimizer='sgd'$"),
-    "another config": (lambda: Forgets(0.1), r"another config\. Register.*Received: optimizer='forgets'$"),
+    "another config": (lambda: Forgets(0.1), r"a different config\. Register.*Received: optimizer='forgets'$"),
     "a map": (mapped, r"a MultiOptimizer chooses.*Received: optimizer="),
 }
 

@@ -147,7 +147,7 @@ def test_other_archives_are_refused():
     deflated[40] ^= 255
     deflated[42] ^= 255
     for content in (foreign(zipfile.ZIP_STORED, ("about.json", "{}"), ("sha256", "x")), bytes(deflated)):
-        with pytest.raises(ValueError, match=r"Not a kprune file.*Received: file='here'"):
+        with pytest.raises(ValueError, match=r"This is not a kprune file.*Received: file='here'"):
             files.unpack(content, "here")
 
 

@@ -1,4 +1,4 @@
-"""Data: named datasets, samples of them, and batches that can be rewound."""
+"""Named datasets, samples of them, and batches that can be rewound."""
 
 from .batches import (
     Batch,

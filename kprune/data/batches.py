@@ -22,13 +22,13 @@ MOST_BATCHES, MOST_BYTES = 10_000, 2**32
 
 
 def check_batches(batches: int | None) -> None:
-    """Raises ValueError unless `batches` is a number of batches or None."""
+    """Raise ValueError unless `batches` is an integer >= 1 or None."""
     if batches is not None and (not isinstance(batches, int) or isinstance(batches, bool) or batches < 1):
         raise ValueError(f"`batches` must be an integer >= 1, or None for all. Received: batches={batches!r}")
 
 
 def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
-    """The first batches of any kind of data, as NumPy arrays.
+    """Return the first batches of any kind of data, as NumPy arrays.
 
     Args:
         data: a tuple of arrays `(x,)`, `(x, y)` or `(x, y, sample_weight)`, cut into batches of 256 in their order;
@@ -72,7 +72,7 @@ def take_batches(data: Any, batches: int | None = 1) -> list[Batch]:
 
 
 def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple[Any, Any]:
-    """The same number of examples per class, drawn without replacement: the recommended data for SNIP and GraSP.
+    """Draw the same number of examples per class, without replacement: the recommended data for SNIP and GraSP.
 
     Args:
         x: array, or structure of arrays, whose first axis is the example.
@@ -104,7 +104,7 @@ def balanced_sample(x: Any, y: Any, per_class: int = 10, seed: int = 0) -> tuple
 
 
 def examples(batch: Batch) -> Iterator[Batch]:
-    """Each example of a batch, as a batch of one."""
+    """Yield each example of a batch as a batch of one."""
     for i in range(len(keras.tree.flatten(batch[0])[0])):
         yield tuple(  # type: ignore[misc]
             part if part is None else keras.tree.map_structure(lambda array, i=i: array[i : i + 1], part)
@@ -113,7 +113,7 @@ def examples(batch: Batch) -> Iterator[Batch]:
 
 
 def _finite(data: Any) -> Iterator[Any]:
-    """All batches of data that yields batches; ValueError if it never ends."""
+    """Yield all batches of data that yields batches; raise ValueError if it never ends."""
     endless = "`data` never ends: pass `batches`, the number of batches to use. Received: batches=None"
     if hasattr(data, "cardinality") and int(data.cardinality()) == -1:  # of a tf.data.Dataset: infinite
         raise ValueError(endless)
@@ -155,7 +155,7 @@ def _arrays(structure: Any) -> Any:
 
 
 def _lengths(arrays: Any) -> int:
-    """The number of examples in these arrays; ValueError if the numbers differ or there are no arrays."""
+    """Return the number of examples in these arrays; raise ValueError if they differ or there are no arrays."""
     lengths = {shape[0] for shape in _shapes(arrays)}
     if len(lengths) != 1:
         raise ValueError(f"`x` and `y` must have the same number of examples. Received: lengths={sorted(lengths)}")
@@ -163,7 +163,7 @@ def _lengths(arrays: Any) -> int:
 
 
 def _shapes(arrays: Any) -> list[tuple[int, ...]]:
-    """The shape of each array; ValueError if one is a scalar, or the first structure has none."""
+    """Return the shape of each array; raise ValueError if one is a scalar or the first structure has no arrays."""
     shapes = [np.shape(array) for array in _leaves(arrays)]
     if not _leaves(arrays[0]) or not all(shapes):
         raise ValueError(

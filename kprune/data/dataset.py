@@ -44,7 +44,7 @@ class Dataset:
     batch_size: int
 
     def fit_kwargs(self) -> dict[str, Any]:
-        """The data arguments of `model.fit`: train on `train`, validate on `test`.
+        """Return the data arguments of `model.fit`, to train on `train` and validate on `test`.
 
         Returns:
             `model.fit(**data.fit_kwargs(), epochs=2)` does the right thing for arrays and for batches. Of several
@@ -56,7 +56,7 @@ class Dataset:
         return {**inputs, **shuffle, "validation_data": (test["x"], test["y"]) if "y" in test else test["x"]}
 
     def evaluate_kwargs(self) -> dict[str, Any]:
-        """The data arguments of `model.evaluate` on `test`.
+        """Return the data arguments of `model.evaluate` for `test`.
 
         Returns:
             `model.evaluate(**data.evaluate_kwargs())` does the right thing for arrays and for batches.
@@ -64,7 +64,7 @@ class Dataset:
         return self._inputs(self.test)
 
     def divisible(self) -> "Dataset":
-        """The dataset without the last few examples that cannot be divided among `keras.distribution`'s devices.
+        """Return the dataset without the last few examples that `keras.distribution`'s devices cannot share evenly.
 
         JAX divides each batch evenly among them, the last of an epoch, too. Without a distribution, and on TensorFlow,
         which can divide unevenly, it is the dataset itself.
@@ -107,7 +107,7 @@ class Dataset:
         return replace(self, train=cut(*self.train), test=cut(*self.test))
 
     def sample(self, per_class: int = 10, seed: int = 0) -> Arrays:
-        """A class-balanced sample of the training examples, for criteria that need data.
+        """Return a class-balanced sample of the training examples, for criteria that need data.
 
         Args:
             per_class: Examples of each class; all of those of a class that has fewer.

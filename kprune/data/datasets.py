@@ -1,4 +1,4 @@
-"""Named datasets, for the command line and the examples."""
+"""Datasets for the command line and the examples, loaded by name."""
 
 import gzip
 import math
@@ -51,7 +51,7 @@ def load(
     batch_size: int = 64,
     seed: int = 0,
 ) -> Dataset:
-    """Load a dataset by name, or one of your own.
+    """Load a dataset by name, or your own dataset from a file or folder.
 
     `"digits"` comes with scikit-learn (1437 training and 360 test images of 8x8 pixels, always the same
     split). `"mnist"`, `"fashion_mnist"`, `"cifar10"` and `"cifar100"` come through `keras.datasets`, which
@@ -117,7 +117,7 @@ _WORDS = {"imagenet": "'imagenet'", "folder": "'imagenet' and folders of images"
 
 
 def kind_of(name: str) -> str:
-    """One of `NAMES`, or ".npz", ".csv" or "folder" for the user's own data; reads nothing yet.
+    """Return one of `NAMES`, or ".npz", ".csv" or "folder" for the user's own data, without reading the data.
 
     Raises:
         ValueError: it is none of them.
@@ -201,7 +201,7 @@ def _explain(name: str, paths: list[Path], cached: set[Path], error: Exception) 
 
 
 def _is_damaged_idx(path: Path) -> bool:
-    """Whether a gzipped idx file ends early: 4 bytes of type and rank, the sizes, then one byte per item."""
+    """Whether a gzipped idx file is damaged: it must have 4 bytes of type and rank, the sizes, and a byte per item."""
     try:
         content = gzip.decompress(path.read_bytes())
         rank = content[3]

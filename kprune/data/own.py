@@ -18,7 +18,7 @@ _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 def scaled(images: np.ndarray, maximum: int) -> np.ndarray:
-    """Images from 0 to `maximum` as float32 in [0, 1], with channels last."""
+    """Convert images with values from 0 to `maximum` to float32 in [0, 1], with channels last."""
     if images.ndim == 3:
         images = images[..., np.newaxis]
     elif keras.config.image_data_format() == "channels_first":
@@ -27,13 +27,13 @@ def scaled(images: np.ndarray, maximum: int) -> np.ndarray:
 
 
 def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
-    """The dataset in an .npz file, in the format described in `kprune.data.load`."""
+    """Load a dataset from an .npz file in the format described in `kprune.data.load`."""
     received = f"Received: name={os.fspath(path)!r}"
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in _ARRAYS if name not in file]
             if missing:
-                raise ValueError(f"it lacks {', '.join(missing)} (found: {', '.join(file) or 'no arrays'})")
+                raise ValueError(f"it is missing {', '.join(missing)} (found: {', '.join(file) or 'no arrays'})")
             arrays = {name: file[name] for name in _ARRAYS}
         x_train, x_test = (_inputs(name, arrays[name]) for name in ("x_train", "x_test"))
         y_train, y_test = (_class_ids(name, arrays[name]) for name in ("y_train", "y_test"))
@@ -68,14 +68,14 @@ def _class_ids(name: str, y: np.ndarray) -> np.ndarray:
         y = y[:, 0]
     if y.ndim != 1 or y.dtype.kind not in "fiub" or (y != np.floor(y)).any() or (y < 0).any() or (y > 1e6).any():
         raise ValueError(
-            f"{name} must contain one class id per example, an integer >= 0, but it has dtype {y.dtype} and shape "
+            f"{name} must contain one class id per example (an integer >= 0), but it has dtype {y.dtype} and shape "
             f"{y.shape} (convert one-hot rows with y.argmax(axis=1))"
         )
     return y.astype(np.int32)
 
 
 def from_csv(path: str | os.PathLike, target: str | None, batch_size: int) -> Dataset:
-    """The dataset in a .csv file, in the format described in `kprune.data.load`."""
+    """Load a dataset from a .csv file in the format described in `kprune.data.load`."""
     received = f"Received: name={os.fspath(path)!r}"
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -125,7 +125,7 @@ def _number(word: str, column: str, line: int, received: str) -> float:
 
 
 def _classes(words: list[str], target: str, received: str) -> tuple[np.ndarray, int]:
-    """Class ids, in the order of the values, and the number of classes."""
+    """Return the class ids, in the order of the sorted values, and the number of classes."""
     values: list[Any]
     try:
         values = [float(word) for word in words]
@@ -145,7 +145,7 @@ def _classes(words: list[str], target: str, received: str) -> tuple[np.ndarray, 
 
 
 def _a_fifth(y: np.ndarray) -> np.ndarray:
-    """Whether each example is held out for testing: a fifth of each class, the same each time."""
+    """Return a bool array that selects the same fifth of each class every time, to be held out for testing."""
     test, draw = np.zeros(len(y), bool), np.random.default_rng(0)
     for label in np.unique(y):
         members = draw.permutation(np.flatnonzero(y == label))
@@ -160,7 +160,7 @@ def from_folder(
     batch_size: int,
     seed: int,
 ) -> Dataset:
-    """The images in a folder, laid out as in `kprune.data.load`; named after the folder if no name is given."""
+    """Load images from a folder laid out as in `kprune.data.load`, named after the folder if no name is given."""
     if directory is None:
         raise ValueError(
             f"{name!r} needs `directory`, a folder that contains train/ and val/. Received: directory=None"

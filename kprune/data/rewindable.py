@@ -70,7 +70,7 @@ class RewindableBatches(keras.utils.PyDataset):
         return math.ceil(self.size / self.batch_size)
 
     def on_epoch_begin(self) -> None:
-        """Called by Keras before the batches of an epoch, which start at the optimizer's current step."""
+        """Start an epoch at the optimizer's current step; Keras calls this before the batches of the epoch."""
         # Not in __getitem__: in the JAX trainer the optimizer cannot be read while an epoch runs.
         self._begin, self._next = batches_taken(self.model.optimizer), 0
 
@@ -84,7 +84,7 @@ class RewindableBatches(keras.utils.PyDataset):
         return self.after(self._begin + index)
 
     def after(self, taken: int) -> Any:
-        """The batch that follows after this many optimizer steps, as (x, y)."""
+        """Return the batch that follows after this many batches, as (x, y)."""
         turn, place = divmod(taken, len(self))
         order = np.random.default_rng([self.seed, turn]).permutation(self.size)
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
@@ -92,7 +92,7 @@ class RewindableBatches(keras.utils.PyDataset):
         return keras.tree.map_structure(lambda array: array[chosen], self.arrays)
 
     def to_tf_data(self) -> Any:
-        """Endless batches from the model's current position, for one `fit` of a tf_keras model.
+        """Return endless batches from the model's current position, for one `fit` of a tf_keras model.
 
         tf_keras does not tell its data when an epoch begins. So the dataset begins at the step where the optimizer is
         when this is called, as suits each level of `kprune.find_ticket`; a rewind inside that `fit` (`LotteryTicket`),

@@ -1,4 +1,4 @@
-"""Masks: which weights of a model are masked, and the one way to read and change them."""
+"""The masks of a model's weights, and the only way to read and change them."""
 
 from .api import (
     DEFAULT_WEIGHTS,

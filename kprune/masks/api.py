@@ -1,4 +1,4 @@
-"""Masks: which weights of a model are masked, and the one way to read and change them."""
+"""The masks of a model's weights, and the only way to read and change them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def mask(
     store: str | None = None,
     gradient: str | None = None,
 ) -> MaskReport:
-    """Give the weights of a built model masks, initially all True: its predictions do not change.
+    """Add masks to the weights of a built model; they keep all entries at first, so predictions do not change.
 
     A Keras 3 model is masked in place. A tf_keras model comes back as `report.model`, a clone under tfmot's
     `PruneLowMagnitude` wrappers that shares its layers, to be compiled again. Layers that you have wrapped with tfmot
@@ -83,7 +83,7 @@ def mask(
 
 
 def adopt(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_WEIGHTS) -> MaskReport:
-    """Turn a model's zeros into masks, whatever pruned it, so that they stay zero in further training.
+    """Turn the zeros of a model, whatever pruned it, into masks, so that they stay zero in further training.
 
     mask <- mask and (w != 0), for each weight that `kprune.mask` would mask. The model predicts exactly as before. A
     weight without a value left is taken as it is, and a warning names it: it cannot train.
@@ -114,7 +114,7 @@ def adopt(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_
     empty = [path for path, kept in masks.items() if kept.size and not kept.any()]
     if empty:
         logging.warning(
-            "kprune.adopt: all entries of %s are 0, so their masks keep no entry, and these weights will never "
+            "kprune.adopt: all entries of %s are 0, so their masks keep no entries, and these weights will never "
             "train. If they are 0 only because their layers were initialized to 0, exclude them with `filters`.",
             ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),
         )
@@ -127,7 +127,7 @@ def adopt(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_
 def _masked(
     model: Any, filters: Filters, weights: Sequence[str], store: str | None = None, gradient: str | None = None
 ) -> tuple[MaskReport, list[MaskedWeight]]:
-    """Mask a model; returns `mask`'s report, and the weights that had no mask before."""
+    """Mask a model, and return the report of `mask` and the weights that had no mask before."""
     library = library_of(model)
     check_built(model)
     before = masked_weights(model)
@@ -139,7 +139,7 @@ def _masked(
 
 
 def masked_weights(model: Any) -> list[MaskedWeight]:
-    """The masked weights of a model, in model order; empty if it has none.
+    """Return the masked weights of a model in model order; the list is empty if it has none.
 
     >>> import keras, kprune
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -153,7 +153,7 @@ def masked_weights(model: Any) -> list[MaskedWeight]:
 
 
 def followers(model: Any) -> list[MaskedWeight]:
-    """The biases, gammas and betas that are masked along with their channels; empty if no channels are pruned.
+    """Return the biases, gammas and betas masked along with their channels; [] if no channels are pruned.
 
     They are no part of any sparsity, and `kprune.masked_weights` does not list them.
 
@@ -167,18 +167,18 @@ def followers(model: Any) -> list[MaskedWeight]:
 
 
 def mask_followers(model: Any, variables: list[Any]) -> None:
-    """Give these weights masks that follow the kernels' masks: see kprune/masks/following.py."""
+    """Give these weights masks that follow the kernels' masks (see kprune/masks/following.py)."""
     library_of(model).mask_followers(model, variables)
     set_masks(model, {})
 
 
 def current_masks(model: Any) -> Masks:
-    """path -> bool array of the weight's shape, True = kept; in model order."""
+    """Map the path of each masked weight, in model order, to a bool array of the weight's shape (True = kept)."""
     return {weight.path: weight.kept() for weight in masked_weights(model)}
 
 
 def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
-    """Change masks; pruned weights become exactly 0, and the optimizer's slots are reset where masks changed.
+    """Change masks, set pruned weights to exactly 0, and reset the optimizer's slots where masks changed.
 
     w <- where(mask, w, 0); each optimizer slot of w (momentum, averages, accumulated gradients) takes its initial
     value wherever the new mask is False or differs from the old one. That goes for every optimizer of this process that
@@ -222,14 +222,14 @@ def set_masks(model: Any, masks: Masks, optimizer: Any = None) -> None:
 
 
 def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
-    """The model's masked weights by path; ValueError if they cannot take these masks."""
+    """Return the model's masked weights by path, or raise ValueError if they cannot take these masks."""
     if not isinstance(masks, Mapping):
         raise ValueError(f"`masks` must be a dict that maps paths to bool arrays. Received: masks={masks!r:.200}")
     by_path = {weight.path: weight for weight in masked_weights(model)}
     for path, new in masks.items():
         if path not in by_path:
             raise ValueError(
-                "No masked weight has this path. Masked weights: "
+                "No masked weight of the model has this path. Its masked weights are: "
                 f"{', '.join(by_path) or 'none (call kprune.mask first)'}."
                 f" Received: path={path!r}"
             )
@@ -242,7 +242,7 @@ def check_masks(model: Any, masks: Masks) -> dict[str, MaskedWeight]:
 
 
 def strip(model: Any) -> Any:
-    """Return the plain model: every pruned weight stored as 0, no kprune or tfmot classes left.
+    """Return the plain model, with pruned weights stored as 0 and without any kprune or tfmot classes.
 
     A Keras 3 model is stripped in place and returned; of a tf_keras model a clone without wrappers is returned.
     Predictions are those of the masked model, bit for bit.
@@ -271,14 +271,14 @@ def strip(model: Any) -> Any:
 
 @contextmanager
 def plain(model: Any) -> Iterator[Any]:
-    """Context in which the model is stripped; afterwards it is masked again as before."""
+    """Strip the model for the duration of a `with` block, then mask it again as before."""
     check_leaks(model, masked_weights(model))
     with library_of(model).plain(model) as stripped:
         yield stripped
 
 
 def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
-    """Outside a fit: RuntimeError if training, not the user, gave pruned entries values.
+    """Raise RuntimeError if training, not the user, gave pruned entries values (for use outside a fit).
 
     tf_keras does not say who did, so there it is a warning.
     """
@@ -286,12 +286,12 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
 
 
 def moved_weights(model: Any) -> list[str]:
-    """Paths of the masked weights with a pruned entry that should be 0 but is not."""
+    """Return the paths of the masked weights with a pruned entry that should be 0 but is not."""
     return moved_paths(masked_weights(model))
 
 
 def _told_apart(found: list[MaskedWeight]) -> list[MaskedWeight]:
-    """The weights with unique paths."""
+    """Return the weights with their paths made unique."""
     paths = unique_paths([weight.path for weight in found])
     return [replace(weight, path=path) for weight, path in zip(found, paths, strict=True)]
 
@@ -307,8 +307,8 @@ def _checked(present: set[str], filters: Filters, weights: Sequence[str]) -> tup
             )
     if filters is not None and not isinstance(filters, str | list | tuple) and not callable(filters):
         raise ValueError(
-            "`filters` must be a regular expression, a sequence of them, or a function of a layer. Received: "
-            f"filters={filters!r}"
+            "`filters` must be a regular expression, a sequence of regular expressions, or a function of a layer. "
+            f"Received: filters={filters!r}"
         )
     if not callable(filters):
         for expression in [filters] if isinstance(filters, str) else filters or ():

@@ -1,4 +1,4 @@
-"""What happens to the values of pruned entries: they become 0, or stay behind the mask."""
+"""What happens to the values of pruned entries, which either become 0 or stay behind the mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GRADIENTS = ("masked", "straight_through")
 
 @dataclass(frozen=True)
 class Behind:
-    """How a masked layer reads and stores a weight w under a mask m.
+    """The way in which a masked layer reads and stores a weight w under a mask m.
 
     It reads where(m, w, 0) in any case.
 
@@ -31,7 +31,7 @@ class Behind:
 
     @classmethod
     def of(cls, store: str | None, gradient: str | None, known: Behind | None) -> Behind:
-        """The user's choice, for a model whose existing masks are `known`; ValueError if they conflict."""
+        """Return the user's choice, or raise ValueError if it conflicts with `known`, that of the existing masks."""
         if store is not None:
             check_choice("store", store, STORES)
         if gradient is not None:
@@ -57,7 +57,7 @@ class Behind:
         return self.store == "latent"
 
     def read(self, weight: Any, mask: Any) -> Any:
-        """What the layer computes with: where(mask, weight, 0), a tensor of the weight's shape."""
+        """Return the value that the layer computes with: where(mask, weight, 0), a tensor of the weight's shape."""
         if self.gradient == "masked":
             return _kept(mask.value, weight)
         # Exactly 0 where pruned, but with the gradient of the weight.

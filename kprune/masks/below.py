@@ -1,4 +1,4 @@
-"""What a Keras 3 layer contains: its sublayers, and the states they carry from call to call."""
+"""The sublayers of a Keras 3 layer, and the states that they carry from call to call."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import keras
 
 
 def sublayers(layer: Any) -> list[Any]:
-    """The direct sublayers of a Keras 3 layer or model, in order."""
+    """Return the direct sublayers of a Keras 3 layer or model, in order."""
     return list(layer._flatten_layers(include_self=False, recursive=False))
 
 
 def all_layers(layer: Any) -> list[Any]:
-    """The layer and all layers below it, each once, parents first."""
+    """Return the layer and all layers below it, each once and with parents first."""
     found: dict[int, Any] = {}
 
     def visit(current: Any) -> None:
@@ -28,6 +28,6 @@ def all_layers(layer: Any) -> list[Any]:
 
 
 def states(layer: Any) -> Iterator[Any]:
-    """The batch-to-batch states of stateful RNN layers, which Keras does not list among a layer's variables."""
+    """Yield the batch-to-batch states of stateful RNN layers, which Keras does not list among their variables."""
     for one in all_layers(layer):
         yield from (v for v in keras.tree.flatten(getattr(one, "states", None)) if isinstance(v, keras.Variable))

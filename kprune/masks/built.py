@@ -1,4 +1,4 @@
-"""Whether a model is built: only existing weights can be masked."""
+"""A check that a model is built, because only existing weights can be masked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .below import all_layers
 
 
 def check_built(model: Any) -> None:
-    """Raises ValueError, naming the layers, if the model has no weights, or neither it nor its layers are built.
+    """Raise ValueError, naming the unbuilt layers, if there are any and the model is not built or has no weights.
 
     A Keras 3 model that was only told its input shape is called on a symbolic input of that shape: Keras on TensorFlow
     has made no weights by then. Layers that a built model has never called are warned of.
@@ -44,7 +44,7 @@ def _build(model: Any) -> None:
 
 
 def _unbuilt(model: Any) -> list[str]:
-    """The innermost layers of a Keras 3 model that would create weights in their first call."""
+    """Return the names of the innermost layers of a Keras 3 model that would create weights in their first call."""
     own_build = [layer for layer in all_layers(model) if type(layer).build is not keras.layers.Layer.build]
     return [
         layer.name for layer in own_build if not layer.built and not (isinstance(layer, keras.Model) and layer.weights)

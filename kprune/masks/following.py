@@ -1,4 +1,4 @@
-"""Followers: parameters that are pruned only along with a channel: its bias, gamma and beta.
+"""Followers, the parameters that are pruned only along with a channel: its bias, gamma and beta.
 
 A follower has a mask as a kernel has; it is in no budget and not among `kprune.masked_weights`. What its mask is
 follows from those of the kernels, by a rule that the model's graph gives (kprune/channels/followers.py, which registers
@@ -21,13 +21,13 @@ _RULES: list[Rule] = []
 
 
 def follow_by(rule: Rule) -> Rule:
-    """Register the rule: a function of a masked model that returns id of a follower -> bool array, True = kept."""
+    """Register a rule, which maps a masked model to a dict from a follower's id to its bool mask (True = kept)."""
     _RULES.append(rule)
     return rule
 
 
 def follow(model: Any, followers: list[MaskedWeight], optimizers: list[Any]) -> None:
-    """Mask the followers to match the kernels' masks; a returning channel's gamma starts at 1, all else at 0.
+    """Mask the followers to match the kernels' masks; in a returning channel, gamma starts at 1, the others at 0.
 
     Where values stay behind the masks, they return with their channel.
     """

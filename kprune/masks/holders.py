@@ -1,4 +1,4 @@
-"""Other objects that hold a weight: live objects unknown to its layer, and what they have compiled.
+"""Live objects that hold a weight but are unknown to its layer, and what they have compiled.
 
 A layer does not know the models that it is part of, nor the optimizers that train it, and both may have been made
 before kprune was imported; nothing public in Keras is told when a model takes a layer in. The garbage collector knows
@@ -21,7 +21,7 @@ _COMPILED: weakref.WeakKeyDictionary[type, list[Any]] = weakref.WeakKeyDictionar
 
 
 def live(*kinds: type) -> list[Any]:
-    """All live instances of these classes and of classes derived from them."""
+    """Return all live instances of these classes and their subclasses."""
     known = {id(kind) for one in kinds for kind in _derived(one)}
     objects = gc.get_objects()
     return list(compress(objects, map(known.__contains__, map(id, map(type, objects)))))
@@ -35,8 +35,11 @@ def _derived(kind: type) -> Iterator[type]:
 
 
 def renew(model: Any, below: list[Any]) -> None:
-    """Drop what a model has compiled: its train, test and predict functions, also in the middle of a fit, and what its
-    methods, or those of the layers below it, that are a `tf.function` (`call`, `train_step` ...) have traced."""
+    """Drop what a model has compiled, even in the middle of a fit.
+
+    That is its train, test and predict functions, and what its methods, or those of the layers below it, that are a
+    `tf.function` (`call`, `train_step` ...) have traced.
+    """
     forget_traces(below)
     for kind in ("train", "test", "predict"):
         if getattr(model, f"{kind}_function", None) is not None:
@@ -44,7 +47,7 @@ def renew(model: Any, below: list[Any]) -> None:
 
 
 def forget_traces(layers: list[Any]) -> None:
-    """Drop what methods of these layers and models that are a `tf.function` (`call`, `train_step` ...) have traced."""
+    """Drop the traces of the layers' and models' methods that are a `tf.function` (`call`, `train_step` ...)."""
     if sys.modules.get("tensorflow") is not None:
         for layer in layers:
             for method in _compiled_methods(type(layer)):

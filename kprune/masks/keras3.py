@@ -1,4 +1,4 @@
-"""kprune's interface to Keras 3 (see libraries.py): layers are masked in place."""
+"""kprune's interface to Keras 3 (see libraries.py), which masks layers in place."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def weight_names(model: Any) -> set[str]:
 def mask_model(model: Any, filters: Filters, weights: Sequence[str], behind: Behind) -> MaskReport:
     if keras.backend.backend() not in BACKENDS:
         raise ValueError(
-            f"Masks require one of the Keras backends {', '.join(BACKENDS)}; on other backends, layers would train "
+            f"Masks require the Keras backend {' or '.join(BACKENDS)}, because on other backends layers would train "
             "without their masks. Set KERAS_BACKEND before importing keras. Received: "
             f"backend={keras.backend.backend()!r}"
         )
@@ -107,7 +107,7 @@ def _attach_too(model: Any, variables: list[Any], mark: str, value: bool) -> Non
 
 
 def narrow(model: Any, variables: list[Any]) -> None:
-    """Remove the masks of all weights but these."""
+    """Remove the masks of all weights except `variables`."""
     wanted = {id(v) for v in variables}
     kept, masked = [one for one in _kept(model) if id(one[0].variable) in wanted], _masked(model)
     detach(model)
@@ -116,7 +116,7 @@ def narrow(model: Any, variables: list[Any]) -> None:
 
 
 def _kept(model: Any) -> list[tuple[MaskedWeight, np.ndarray, Behind]]:
-    """All masked weights, the values of the masks, and how pruned entries are stored."""
+    """Return all masked weights, the values of their masks, and how their pruned entries are stored."""
     return [(weight, weight.kept(), weight.layer.mask_store.behind) for weight in _find(model)]
 
 
@@ -162,13 +162,13 @@ def strip_model(model: Any) -> Any:
 
 
 def pull(model: Any, kind: type[Pull] = Pull) -> None:
-    """Give each masked weight a pull of strength 0: see pulls.py."""
+    """Give each masked weight a pull of strength 0 (see pulls.py)."""
     attach_pulls(model, find_masked(model), kind)
     renew_functions(model, _masked(model))
 
 
 def unpull(model: Any) -> None:
-    """Take all pulls away again, if there are any."""
+    """Remove all pulls, if there are any."""
     if release_pulls(model):
         renew_functions(model, _masked(model))
 
@@ -228,7 +228,7 @@ def seed_states(layer: Any) -> list[Any]:
 
 
 def _owned(model: Any) -> list[tuple[Any, Any]]:
-    """(layer, weight) for each weight once, with the layer whose mask store would hold its mask."""
+    """Return (layer, weight) once per weight, with the layer whose mask store would hold the weight's mask."""
     found: dict[int, tuple[Any, Any]] = {}
     for layer in all_layers(model):
         for v in own_weights(layer):
@@ -275,7 +275,7 @@ def weight_name(layer: Any, v: Any) -> str:
 
 
 def is_depthwise(layer: Any, v: Any) -> bool:
-    """Whether a kernel belongs to a depthwise layer, or to a convolution with one group per channel, as in ConvNeXt."""
+    """Whether a kernel belongs to a depthwise layer or to a convolution with one group per channel, as in ConvNeXt."""
     if isinstance(layer, DEPTHWISE):
         return True
     grouped = getattr(layer, "groups", 1) > 1 and getattr(layer, "kernel", None) is v
@@ -283,9 +283,9 @@ def is_depthwise(layer: Any, v: Any) -> bool:
 
 
 def unfit(layer: Any, v: Any) -> str:
-    """Why a weight of this kind cannot be masked, or ""."""
+    """Return why a weight of this kind cannot be masked, or "" if it can be."""
     if layer.quantization_mode is not None or "float" not in v.dtype:
         return f"the layer is quantized ({layer.quantization_mode or v.dtype})"
     if len(v.shape) < 2:
-        return f"it has rank {len(v.shape)}; masks are for kernels"
+        return f"its rank is {len(v.shape)}, and only weights of rank 2 or higher can be masked"
     return ""

@@ -1,4 +1,4 @@
-"""Layouts: any layer's weight as (..., in, out), so that patterns need not know about layers."""
+"""Layouts that present any layer's weight as (..., in, out), so that patterns need not know about layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a weight's axes map to (..., in, out): the axes summed over, and the outputs.
+    """The mapping of a weight's axes to (..., in, out): the axes that are summed over, and the output axes.
 
     Attributes:
         given: the weight's own shape.
@@ -38,16 +38,16 @@ class Layout:
     shape: tuple[int, ...]
 
     def canonical(self, array: np.ndarray) -> np.ndarray:
-        """An array of the weight's shape as (..., in, out)."""
+        """Rearrange an array of the weight's shape as (..., in, out)."""
         return array.transpose(self.axes).reshape(self.shape)
 
     def original(self, array: np.ndarray) -> np.ndarray:
-        """An array of (..., in, out) as the weight's shape."""
+        """Rearrange an array of shape (..., in, out) to the weight's shape."""
         return array.reshape([self.given[axis] for axis in self.axes]).transpose(np.argsort(self.axes))
 
 
 def layout_of(weight: MaskedWeight) -> Layout:
-    """The layout of a masked weight of either Keras: see `layout_in`.
+    """Return the layout of a masked weight of Keras 3 or tf_keras (see `layout_in`).
 
     >>> import keras, kprune
     >>> x = keras.Input((5, 16))
@@ -63,7 +63,7 @@ def layout_of(weight: MaskedWeight) -> Layout:
 
 
 def layout_in(layer: Any, variable: Any) -> Layout:
-    """The layout of a variable in the layer that uses it.
+    """Return the layout of a variable in the layer that uses it.
 
     - dense, recurrent and convolution kernels (h, w, in, out): as they are;
     - transposed convolution (h, w, out, in): (h, w, in, out);
@@ -91,14 +91,14 @@ def layout_in(layer: Any, variable: Any) -> Layout:
 
 
 def einsum_labels(layer: Any) -> tuple[str, str, str]:
-    """The labels of an EinsumDense layer's input, kernel and output: "...x,xy->...y" -> ("...x", "xy", "...y")."""
+    """Split the equation of an EinsumDense layer: "...x,xy->...y" becomes ("...x", "xy", "...y")."""
     left, _, output = layer.equation.replace(" ", "").partition("->")
     given, _, kernel = left.partition(",")
     return given, kernel, output
 
 
 def label_axis(labels: str, label: str) -> int:
-    """The axis of a tensor that an einsum label stands for, counted from the end after an ellipsis.
+    """Return the tensor axis of an einsum label, counted from the end if the label follows an ellipsis.
 
     >>> label_axis("ab...", "b"), label_axis("...xy", "y")
     (1, -1)

@@ -1,4 +1,4 @@
-"""What loading weights does to optimizers: pruned weights get no momentum.
+"""Optimizer resets when weights are loaded, so that pruned weights get no momentum.
 
 Keras saves a compiled optimizer with the model, also one of a model without masks. What its slots then hold for pruned
 entries would move them, although their gradient is 0. Keras reads the parts of a model in the order of the names of
@@ -25,7 +25,7 @@ _last: tuple[Any, list[Any]] = (lambda: None, [])  # the last file, as a weak re
 
 
 def forget_loaded(variables: list[Any], file: Any) -> None:
-    """Reset what optimizers hold for pruned entries: now, and after each loading of an optimizer.
+    """Reset the optimizer slots of pruned entries, both now and whenever an optimizer is loaded.
 
     Args:
         variables: the masked weights of one layer, whose masks were just loaded.
@@ -52,7 +52,7 @@ def _reset(optimizer: Any, variables: list[Any]) -> None:
 
 
 def _live_optimizers(file: Any) -> list[Any]:
-    """The live optimizers with slots, searched for once per file."""
+    """Return the live optimizers with slots, searching for them once per file."""
     global _last
     known, found = _last
     if file is None or known() is not file:

@@ -1,4 +1,4 @@
-"""Masked Keras 3 layers: any built layer, masked in place.
+"""Masked Keras 3 layers, made in place from any built layer.
 
 A layer that owns a masked weight becomes an instance of a subclass of its own class, of the same name: its `call` runs
 the parent's inside a `keras.StatelessScope` in which each masked weight w reads `where(mask, w, 0)`. The gradient at a
@@ -44,7 +44,7 @@ class MaskedRegularizer(keras.regularizers.Regularizer):
 
 @keras.saving.register_keras_serializable("kprune")
 class Masked:
-    """The second base class of every masked layer, besides its own; created by `kprune.mask`, never directly."""
+    """The base class that `kprune.mask` adds to every masked layer; it is never instantiated directly."""
 
     mask_store: MaskStore | None = None
 
@@ -88,12 +88,12 @@ _CLASSES: weakref.WeakValueDictionary[tuple[type, str], type] = weakref.WeakValu
 
 
 def masked_class(cls: type) -> type:
-    """The masked subclass of a Keras layer class, created once, with the name under which Keras saves weights."""
+    """Return the masked subclass of a Keras layer class, created once and under the name of that class."""
     return _named_class(cls, cls.__name__)
 
 
 def _masked_class_of_0_1_0(cls: type) -> type:
-    """The class under the name that version 0.1.0 used, so that weights in its .keras files are found."""
+    """Return the class under the name that version 0.1.0 used, so that weights in its .keras files are found."""
     return _named_class(cls, f"Masked{cls.__name__}")
 
 
@@ -105,12 +105,12 @@ def _named_class(cls: type, name: str) -> type:
 
 
 def _plain(masked: type) -> type:
-    """The class from which a masked class was made."""
+    """Return the class from which a masked class was made."""
     return masked.__mro__[2]
 
 
 def plain_type(layer: Any) -> type:
-    """The layer's class, or the plain class if it is masked."""
+    """Return the layer's class, or the plain class if the layer is masked."""
     return _plain(type(layer)) if isinstance(layer, Masked) else type(layer)
 
 
@@ -139,7 +139,7 @@ def _make_masked_class(cls: type, class_name: str) -> type:
 
 
 def _mask_of(layer: Any, name: str) -> Any:
-    """The mask of the layer's weight of this name, or None."""
+    """Return the mask of the layer's weight with this name, or None."""
     store = layer.mask_store
     found = [] if store is None else [m for v, m in zip(store.masked, store.masks, strict=True) if v.name == name]
     return found[0] if found else None
@@ -147,7 +147,7 @@ def _mask_of(layer: Any, name: str) -> Any:
 
 @contextmanager
 def _masked_scope(layer: Any, store: MaskStore) -> Iterator[None]:
-    """Context in which the layer reads its masked weights through the masks; updates of the call are kept."""
+    """Let the layer read its weights through their masks in a `with` block, and keep the updates of the call."""
     masks = {id(v): mask for v, mask in zip(store.masked, store.masks, strict=True)}
     scope = keras.StatelessScope(collect_losses=True)
     values = []
@@ -172,7 +172,7 @@ def is_masked(layer: Any) -> bool:
 
 
 def own_weights(layer: Any) -> list[Any]:
-    """The weights a mask of this layer can hold: its own, and for an RNN layer those of its cells.
+    """Return the weights that this layer can mask: its own and, for an RNN layer, those of its cells.
 
     A cell is called once per time step inside the RNN layer's loop, where masking would be repeated at each step.
     """
@@ -183,7 +183,7 @@ def own_weights(layer: Any) -> list[Any]:
 
 
 def _masks_below(layer: Any) -> dict[int, Any]:
-    """id of a weight -> its mask, in the layer and below; a tied weight has one."""
+    """Map the id of each masked weight of the layer and below to its mask; a tied weight has one mask."""
     stores = [sub.mask_store for sub in all_layers(layer) if is_masked(sub)]
     return {id(v): mask for store in stores for v, mask in zip(store.masked, store.masks, strict=True)}
 
@@ -197,7 +197,7 @@ def attach(layer: Any, variables: list[Any], behind: Behind, initial: dict[int, 
     visited: dict[int, bool] = {}
 
     def visit(current: Any) -> bool:
-        """Whether anything at or below `current` is masked."""
+        """Mask the wanted weights at and below `current`, and return whether anything there is masked."""
         if id(current) in visited:
             return visited[id(current)]
         visited[id(current)] = False
@@ -263,7 +263,7 @@ def _remove_store(layer: Any) -> None:
 
 
 def _unmask(layer: Any) -> None:
-    """Remove the masks of one layer; its weights become the values it reads."""
+    """Remove the masks of one layer, and set its weights to the values that it reads."""
     layer.mask_store.enforce()
     merge(layer, layer.mask_store.masked)
     _remove_store(layer)
@@ -271,7 +271,7 @@ def _unmask(layer: Any) -> None:
 
 
 def detach(layer: Any) -> None:
-    """Undo `attach` for the layer and all below it: classes, stores and regularizers become as before.
+    """Undo `attach` for the layer and all layers below it: restore their classes, stores and regularizers.
 
     The weights keep the values that they have stored.
     """
@@ -294,7 +294,7 @@ def _plain_class(layer: Any) -> Iterator[None]:
 
 @contextmanager
 def unlocked(layer: Any) -> Iterator[None]:
-    """Context in which a built layer accepts new state; Keras does the same for LoRA and quantization."""
+    """Let a built layer accept new state in a `with` block, as Keras does for LoRA and quantization."""
     locked = layer._tracker.locked
     layer._tracker.unlock()
     try:
@@ -314,7 +314,7 @@ def _behind(layer: Any) -> Behind:
 
 
 def _mask_once_built(layer: Any, pending: Pending, named: Callable[[type], type]) -> None:
-    """Mask the weights at these positions of `layer.weights` once the layer has that many weights."""
+    """Mask the weights at `pending.positions` once the layer has `pending.expected` weights."""
     layer.__class__ = named(type(layer))
     source = source_of(pending.source)
     if source is not None and len(source.weights) == pending.expected:  # read now: a build may be inside of a graph
@@ -333,8 +333,11 @@ def _mask_once_built(layer: Any, pending: Pending, named: Callable[[type], type]
 
 
 def attach_pending(layer: Any) -> None:
-    """Mask what a loaded config says, once all weights exist: after `build`, or after the first call of a layer
-    without a `build` of its own, whose sublayers are built by it."""
+    """Mask the weights that a loaded config names, once all weights of the layer exist.
+
+    That is after `build`, or after the first call of a layer without a `build` of its own, whose sublayers are built by
+    that call.
+    """
     if "_pending_masks" not in vars(layer):
         return
     pending: Pending = vars(layer)["_pending_masks"]

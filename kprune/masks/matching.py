@@ -1,4 +1,4 @@
-"""Assign one model's arrays to another's weights: by path, or by order if the names differ."""
+"""Assign one model's arrays to another model's weights by path, or by order if the names differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> Arrays:
-    """path of my weight -> array of theirs: by path, or by order where names differ ("dense", "dense_1").
+    """Map each path of `mine` to its array in `theirs`, by path or, if names differ ("dense", "dense_1"), by order.
 
     Raises:
         ValueError: they are no dict of arrays, there are more or fewer of them, or one has another shape or kind of
@@ -56,7 +56,7 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
 
 
 def check_numbers(name: str, arrays: Any) -> None:
-    """Raises ValueError unless the argument `name` is a dict of names and numeric NumPy arrays.
+    """Raise ValueError unless the argument `name` is a dict that maps names to numeric NumPy arrays.
 
     >>> check_numbers("masks", {"dense/kernel": np.ones((4, 3), bool)})
     """
@@ -69,18 +69,18 @@ def check_numbers(name: str, arrays: Any) -> None:
 
 
 def _family(dtype: Any) -> str:
-    """The family of a dtype; arrays fit variables of the same family: "float", "int", "bool" ..."""
+    """Return the family of a dtype ("float", "int", "bool" ...); arrays fit variables of the same family."""
     name = getattr(dtype, "name", str(dtype))
     return "float" if "float" in name else re.sub(r"^u|\d", "", name)
 
 
 def _kind(path: str) -> str:
-    """The weight's own name in its layer, without the suffix that Keras appends to make names unique."""
+    """Return a weight's name within its layer, without the suffix that Keras appends to make names unique."""
     return re.sub(r"(_\d+)?(:\d+)?$", "", path.rsplit("/", 1)[-1])
 
 
 def mask_distance(one: Masks, other: Masks) -> float:
-    """The fraction of entries that differ: the normalized Hamming distance of two masks (arXiv:1909.11957).
+    """Return the fraction of entries that differ, the normalized Hamming distance of two masks (arXiv:1909.11957).
 
     distance = number of entries kept by one mask alone / number of entries, over all weights
 

@@ -1,4 +1,4 @@
-"""What Keras does to the kernels of built layers, for masked layers: LoRA and quantization.
+"""Support in masked layers for LoRA and quantization, by which Keras changes the kernels of built layers.
 
 `layer.enable_lora(rank)` freezes the kernel W and makes the layer read W + s A B, of which every entry trains. A masked
 layer reads where(mask, W + s A B, 0): in its call, and wherever its `kernel` is read or saved.
@@ -22,7 +22,7 @@ READ_MERGED = ("kernel", "embeddings")  # the properties of Keras's layers that 
 
 
 def merged_properties(cls: type, mask_of: Callable[[Any, str], Any]) -> dict[str, property]:
-    """The properties through which a masked subclass of `cls` reads its merged weight, masked.
+    """Return the properties through which a masked subclass of `cls` reads its merged weights under their masks.
 
     Args:
         cls: the plain class.
@@ -42,7 +42,7 @@ def merged_properties(cls: type, mask_of: Callable[[Any, str], Any]) -> dict[str
 
 
 def factors(layer: Any) -> list[Any]:
-    """A layer's LoRA factors B; when they are 0, the layer reads its kernel alone."""
+    """Return a layer's LoRA factors B; when they are 0, the layer reads only its kernel."""
     if not getattr(layer, "lora_enabled", False):
         return []
     return [v for v in layer.weights if v.name.startswith("lora_") and v.name.endswith("_b")]
@@ -59,7 +59,7 @@ def merge(layer: Any, variables: list[Any]) -> None:
 
 
 def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None]) -> Callable[..., None]:
-    """The `quantize` of a masked layer: quantizes what the layer reads, and removes its masks.
+    """Return the `quantize` of a masked layer, which quantizes what the layer reads and removes its masks.
 
     Args:
         layer: the masked layer. Keras gives each layer a `quantize` of its own when it is made.
@@ -75,11 +75,11 @@ def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None])
             if name not in KEEP_ZEROS:
                 raise ValueError(
                     f"A masked layer can be quantized only to {' or '.join(KEEP_ZEROS)}, which keep its zeros. For "
-                    "other modes, call kprune.strip(model) first. GPTQ moves rounding errors into later columns, "
-                    f"including into zeros; kprune.summary counts the zeros that are left. Received: mode={name!r}"
+                    "other modes, call kprune.strip(model) first. GPTQ then adds rounding errors to later columns, "
+                    f"including their zeros; kprune.summary counts the zeros that remain. Received: mode={name!r}"
                 )
             unmask()
-            logging.info("kprune: %s was quantized: its zeros were kept, but its masks were removed.", layer.path)
+            logging.info("kprune: %s was quantized. Its zeros were kept, but its masks were removed.", layer.path)
         original(mode, *args, **kwargs)
 
     original = layer.quantize

@@ -1,4 +1,4 @@
-"""A model's optimizers: those it holds, and those that train it.
+"""The optimizers that a model holds, and the optimizers that train it.
 
 A snapshot keeps what the model holds (`held_optimizers`): the compiled one and its attributes, which are the same in
 every process that makes the model. Where masks change, every live optimizer that has slots of a weight has to forget
@@ -23,7 +23,7 @@ _IN_FIT: weakref.WeakKeyDictionary[Any, weakref.WeakSet[Any]] = weakref.WeakKeyD
 
 
 def held_optimizers(model: Any, optimizer: Any = None) -> list[Any]:
-    """All optimizers that may hold slots of a model's weights, each once.
+    """Return all optimizers that may hold slots of a model's weights, each once.
 
     Args:
         model: of either Keras.
@@ -51,7 +51,7 @@ def held_optimizers(model: Any, optimizer: Any = None) -> list[Any]:
 
 
 def trainers(model: Any, variables: Iterable[Any], besides: Any = None) -> list[Any]:
-    """The live optimizers of the model's library that train one of these variables, and `besides` if given."""
+    """Return the live optimizers of the model's library that train these variables, and `besides` if given."""
     candidates = _IN_FIT[model] if fits(model) else _live_optimizers(model)
     variables = list(variables)
     found = [optimizer for optimizer in candidates if trains(optimizer, variables)]
@@ -59,12 +59,12 @@ def trainers(model: Any, variables: Iterable[Any], besides: Any = None) -> list[
 
 
 def begin_fit(model: Any) -> None:
-    """Look for optimizers now, and not again until `end_fit`, because masks may change often in a fit."""
+    """Find the live optimizers now and reuse them until `end_fit`, because masks may change often in a fit."""
     _IN_FIT[model] = weakref.WeakSet(_live_optimizers(model))
 
 
 def fits(model: Any) -> bool:
-    """Whether a callback asks, between `begin_fit` and `end_fit`, which nobody calls for a fit that Ctrl-C ended."""
+    """Whether a callback calls this between `begin_fit` and `end_fit`; after Ctrl-C, nothing calls `end_fit`."""
     return model in _IN_FIT and _in_callback()
 
 
@@ -79,7 +79,7 @@ def _in_callback() -> bool:
 
 
 def end_fit(model: Any) -> None:
-    """Search all live optimizers again from now on."""
+    """Return to searching all live optimizers at each mask change."""
     _IN_FIT.pop(model, None)
 
 
@@ -89,7 +89,7 @@ def _live_optimizers(model: Any) -> list[Any]:
 
 
 def check_is_optimizer(name: str, value: Any) -> None:
-    """Raises ValueError unless the argument `name` is None or an optimizer of either Keras.
+    """Raise ValueError unless the argument `name` is None or an optimizer of Keras 3 or tf_keras.
 
     >>> check_is_optimizer("optimizer", None)
     """
@@ -98,7 +98,7 @@ def check_is_optimizer(name: str, value: Any) -> None:
 
 
 def check_like_optimizer(optimizer: Any) -> None:
-    """Raises ValueError unless `optimizer` is None, an optimizer of either Keras, or one that looks like one.
+    """Raise ValueError unless `optimizer` is None, a Keras 3 or tf_keras optimizer, or an object that resembles one.
 
     >>> check_like_optimizer(keras.optimizers.SGD())
     """

@@ -1,4 +1,4 @@
-"""Pulls: a term of the loss that draws masked weights to targets or down slopes, which may move while a model trains.
+"""Pulls, loss terms that draw masked weights toward targets or down slopes that may change during training.
 
 Keras on JAX takes into a compiled step what layers track, and all other values as constants. So targets are layer
 state, as masks are (see store.py).
@@ -21,7 +21,7 @@ _HELD = "_kprune_pull"  # the attribute of a weight that is pulled
 
 
 class Pull(keras.regularizers.Regularizer):
-    """strength / 2 * sum of (w - target)^2, plus what else regularizes the weight.
+    """The loss term strength / 2 * sum((w - target)^2), plus the weight's own regularizer.
 
     Attributes:
         target: keras.Variable of the weight's shape and dtype.
@@ -47,14 +47,14 @@ class Pull(keras.regularizers.Regularizer):
 
 
 class Slope(Pull):
-    """strength * sum of w * target, plus what else regularizes the weight: a term whose gradient is known."""
+    """The loss term strength * sum(w * target), whose gradient is known, plus the weight's own regularizer."""
 
     def _term(self, weight: Any) -> Any:
         return self.strength.value * ops.sum(weight * self.target.value)
 
 
 def attach(model: Any, weights: Sequence[MaskedWeight], kind: type[Pull] = Pull) -> None:
-    """Give these weights pulls of strength 0; what the model has compiled must be renewed then."""
+    """Give these weights pulls of strength 0, after which the model's compiled functions must be renewed."""
     release(model)
     with strategy_scope(model):
         for number, weight in enumerate(weights):
@@ -69,7 +69,7 @@ def attach(model: Any, weights: Sequence[MaskedWeight], kind: type[Pull] = Pull)
 
 
 def pull_of(weight: MaskedWeight) -> Pull:
-    """The pull of a weight that has one."""
+    """Return the pull of a weight that has one."""
     pull: Pull = getattr(weight.variable, _HELD)
     return pull
 
@@ -80,7 +80,7 @@ def is_pulled(model: Any) -> bool:
 
 
 def release(model: Any) -> bool:
-    """Take all pulls away again; returns whether there were any: what is compiled must be renewed then."""
+    """Remove all pulls, and return whether there were any; if so, compiled functions must be renewed."""
     pulled = [v for v in model.weights if hasattr(v, _HELD)]
     for v in pulled:
         pull = getattr(v, _HELD)

@@ -1,4 +1,4 @@
-"""The masks in a masked layer's config, validated: a file may be damaged or hand-made."""
+"""Validation of the masks in a masked layer's config, which may come from a damaged or hand-made file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _saved: weakref.WeakKeyDictionary[type, set[int]] = weakref.WeakKeyDictionary() 
 
 
 def spec_of(positions: list[int], weights: int, followers: list[int], behind: Behind) -> dict[str, Any]:
-    """The part of the config that describes a layer's masks, besides its plain class."""
+    """Return the part of the config that describes a layer's masks; its plain class is described separately."""
     known: dict[str, Any] = {"masked": positions, "weights": weights, "format": FORMAT}
     if followers:
         known["followers"] = followers
@@ -28,7 +28,7 @@ def spec_of(positions: list[int], weights: int, followers: list[int], behind: Be
 
 @dataclass
 class Pending:
-    """Masks to give a layer once all of its weights exist.
+    """Masks to add to a layer once all of its weights exist.
 
     Attributes:
         positions: of the masked weights among `layer.weights`.
@@ -50,7 +50,7 @@ class Pending:
 
 
 def plain_layer(config: dict[str, Any]) -> tuple[Any, Pending]:
-    """The layer without masks, and the masks to give it.
+    """Return the layer without masks, and the masks to add to it.
 
     Raises:
         ValueError: the config does not say so, or what it says cannot be.
@@ -58,7 +58,7 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, Pending]:
     >>> plain_layer({"units": 3, "kprune": {"class_name": "Dense", "masked": [2], "weights": 2}})
     Traceback (most recent call last):
     ...
-    ValueError: The config of a masked layer must name weights that the layer has. Received: masked=[2], weights=2
+    ValueError: The config of a masked layer must list valid positions of its weights. Received: masked=[2], weights=2
     """
     config = dict(config)
     spec = config.pop(SPEC, None)
@@ -78,7 +78,7 @@ def plain_layer(config: dict[str, Any]) -> tuple[Any, Pending]:
         and all(i in masked for i in followers)
     ):
         raise ValueError(
-            f"The config of a masked layer must name weights that the layer has. "
+            f"The config of a masked layer must list valid positions of its weights. "
             f"Received: masked={masked!r:.80}, weights={weights!r:.80}"
             + (f", followers={followers!r:.80}" if followers else "")
         )

@@ -1,4 +1,4 @@
-"""Storage for the masks of a Keras 3 layer: layer state that does not count among its weights.
+"""Storage for the masks of a Keras 3 layer, as layer state that does not count among its weights.
 
 Keras keeps the states of seed generators in `layer.variables` and not in `layer.weights`; a mask goes the same way. So
 `get_weights`, parameter counts, weight files and TensorBoard see the dense model, while trainers, distributions and
@@ -34,14 +34,14 @@ _without_masks: weakref.ref[Any] | None = None  # the last file that was said to
 
 
 class MaskState(keras.random.SeedGenerator):
-    """What Keras treats as a seed generator, and so as layer state: its `state` is a mask."""
+    """A mask kept as the `state` of a seed generator, so that Keras treats it as layer state."""
 
     def __init__(self, mask: Any):  # not the seed generator's own, which makes a variable
         self.name, self.state, self._initial_seed = mask.name, mask, None
 
 
 class MaskStore(keras.Operation):
-    """The bool masks of one layer, which Keras saves with it; an operation, so that the layer stays a leaf.
+    """The bool masks of one layer, in a Keras operation that is saved with the layer and leaves it a leaf.
 
     On disk a mask is bit-packed: `ceil(size / 8)` bytes, uint8, C order; those of followers (see following.py) under
     names of their own, so that a model without them reads the others.
@@ -102,8 +102,9 @@ class MaskStore(keras.Operation):
         kernels, own = ([key for key in some if not key.startswith(_FOLLOWER)] for some in (stored, self._keys()))
         if sorted(kernels) != sorted(own):
             raise ValueError(
-                f"The file contains masks for {len(kernels)} weights of a layer, but this model masks {len(own)}: "
-                f"call kprune.mask with the same `filters` and `weights` before loading. Received: masks={stored}"
+                f"For one layer, the file contains {len(kernels)} masks, but this model has {len(own)}: before "
+                "loading, call kprune.mask with the `filters` and `weights` of the saved model. Received: "
+                f"masks={stored}"
             )
         read = {key: mask for key, mask in zip(self._keys(), self.masks, strict=True) if key in stored}
         sizes = [int(np.prod(mask.shape)) for mask in read.values()]
@@ -113,7 +114,7 @@ class MaskStore(keras.Operation):
         self.settle()
         if _CARRIED in keys:
             for carrier in self._carriers():
-                carrier.load(read_bytes(store, _CARRIED, "state of the callbacks").tobytes())
+                carrier.load(read_bytes(store, _CARRIED, "callback state").tobytes())
 
     def settle(self) -> None:
         """Set the pruned entries of the weights to 0, unless values stay behind the masks.
@@ -138,7 +139,7 @@ class MaskStore(keras.Operation):
 
 
 def beside(weight: Any, name: str, initializer: Any, dtype: str, scalar: bool = False) -> Any:
-    """A new variable that belongs to a weight: a scalar, or of its shape and laid out as it is; not trained."""
+    """Create a non-trainable variable for a weight, either a scalar or with the weight's shape and layout."""
     # By its path, too, as paths must be unique. Keras's distribution would lay it out by that.
     with ExitStack() as scopes:
         for part in weight.path.split("/")[:-1]:
@@ -154,19 +155,19 @@ def beside(weight: Any, name: str, initializer: Any, dtype: str, scalar: bool = 
 
 
 def token_of(layer: Any) -> str:
-    """A token by which a clone of the layer in this process can find it (see `source_of`)."""
+    """Return a token by which a clone of the layer in this process can find the layer (see `source_of`)."""
     token = f"{_PROCESS}-{id(layer)}"
     _SOURCES[token] = layer
     return token
 
 
 def source_of(token: str | None) -> Any:
-    """The layer that a token belongs to; None if it is gone or lives in another process."""
+    """Return the layer that a token belongs to, or None if it is gone or lives in another process."""
     return _SOURCES.get(token) if isinstance(token, str) else None
 
 
 def check_names(store: Any) -> None:
-    """Raises ValueError for weight files of version 0.1.0, which used other names for masked layers."""
+    """Raise ValueError for weight files of version 0.1.0, which used other names for masked layers."""
     file = getattr(store, "h5_file", None)
     if not list(store.keys()) and file is not None and _named_as_0_1_0(file):
         raise ValueError(
@@ -177,7 +178,7 @@ def check_names(store: Any) -> None:
 
 
 def _warn_of_no_masks(file: Any) -> None:
-    """Warn once per file, although each layer's store reads from it."""
+    """Warn that a file contains no masks, once per file although each layer's store reads from it."""
     global _without_masks
     if file is None or _without_masks is None or _without_masks() is not file:
         _without_masks = None if file is None else weakref.ref(file)

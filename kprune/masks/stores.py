@@ -20,7 +20,7 @@ _MOST_CHUNKS = 2**17
 
 
 def check_chunks(dataset: h5py.Dataset) -> None:
-    """Reject chunks that unpack to more than a chunk's size: HDF5 would allocate memory for all of it.
+    """Reject chunks that unpack to more than the chunk size, because HDF5 would allocate memory for all of it.
 
     Raises:
         ValueError: there are such, or they are packed in another way than by gzip, once.
@@ -28,7 +28,7 @@ def check_chunks(dataset: h5py.Dataset) -> None:
     plan = dataset.id.get_create_plist()
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     if not set(filters) <= _FILTERS or filters.count(_DEFLATE) > 1:
-        raise ValueError(f"the array {dataset.name!r:.80} is compressed with a filter other than gzip")
+        raise ValueError(f"the array {dataset.name!r:.80} is compressed by something other than a single gzip filter")
     if _DEFLATE not in filters:
         return
     if (count := dataset.id.get_num_chunks()) > _MOST_CHUNKS:
@@ -47,7 +47,7 @@ def check_chunks(dataset: h5py.Dataset) -> None:
 
 
 def unpacks_beyond(pieces: Iterable[bytes], window: int, most: int) -> bool:
-    """Whether zlib-compressed data unpacks to more than `most` bytes; needs no memory beyond the pieces.
+    """Whether zlib-compressed data unpacks to more than `most` bytes, without keeping what is unpacked.
 
     >>> packed = zlib.compress(bytes(10**6))
     >>> unpacks_beyond([packed], zlib.MAX_WBITS, 10**6), unpacks_beyond([packed], zlib.MAX_WBITS, 10**6 - 1)
@@ -62,7 +62,7 @@ def unpacks_beyond(pieces: Iterable[bytes], window: int, most: int) -> bool:
 
 
 def read_bytes(store: Any, key: str, name: str, size: int | None = None) -> np.ndarray:
-    """The uint8 vector stored under a key (in the store that `load_own_variables` is given).
+    """Return the uint8 vector stored under a key (in the store passed to `load_own_variables`).
 
     HDF5 compresses, fills and chunks, so that a file of a few kB can ask for any amount of memory. Here it cannot ask
     for more than it should.
@@ -94,13 +94,13 @@ def _check(found: Any, name: str, most: int, size: int | None) -> None:
     if dtype != "uint8" or len(shape) != 1 or shape[0] > most or shape[0] != (size or shape[0]) or chunk > max(most, 1):
         expected = f"at most {most:,}" if size is None else f"{size:,}"
         raise ValueError(
-            f"The file is damaged, or belongs to another model: its {name} must contain {expected} bytes. Received: "
+            f"The file is damaged or belongs to another model: its {name} must contain {expected} bytes. Received: "
             f"shape={shape}, dtype={dtype}, chunk={chunk}"
         )
 
 
 def _datasets(store: Any, key: str) -> Iterator[h5py.Dataset]:
-    """The HDF5 datasets that the store reads for a key; none for other kinds of store.
+    """Yield the HDF5 datasets that the store reads for a key; other kinds of store have none.
 
     It reads them whole, and has no public way to look at one first: `_h5_entry_group`, and where it is spread over
     several files `_switch_h5_file`, are used here and nowhere else (checked with Keras 3.13.2 and 3.15.1;

@@ -1,4 +1,4 @@
-"""kprune's interface to tf_keras (see libraries.py): masks are tfmot's wrappers, under kprune's control.
+"""kprune's interface to tf_keras (see libraries.py), which uses tfmot's wrappers as masks under kprune's control.
 
 tf_keras has no public walk over all that it counts as a model's layers: `_flatten_layers` is used here and in
 wrappers.py only (checked with tf_keras 2.21).
@@ -53,7 +53,7 @@ _NOT_RULED = -1.0
 
 
 class CarriedState(tf.train.experimental.PythonState):
-    """The states of a fit's callbacks in TensorFlow checkpoints of its model; see callbacks/_carrier.py."""
+    """The states of a fit's callbacks, saved in TensorFlow checkpoints of its model (see callbacks/_carrier.py)."""
 
     def __init__(self, carrier: Any):
         self.carrier = carrier
@@ -209,7 +209,8 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
     moved = [weight.path for weight in weights if weight.moved().size]
     if moved:
         logging.warning(
-            "kprune: pruned entries of %s were no longer 0. Likely cause, unless you set these weights yourself: %s",
+            "kprune: pruned entries of %s were no longer 0. Unless you set these weights yourself, the likely cause is "
+            "that %s",
             ", ".join(moved[:4]),
             CAUSE,
         )
@@ -266,7 +267,7 @@ def plain_variables(model: Any) -> list[Any]:
 
 
 def _adopt(model: Any) -> None:
-    """Take charge of tfmot's wrappers: masks change only by `set_masks`, and pruned weights are 0 after each step."""
+    """Take over tfmot's wrappers, so that only `set_masks` changes masks and pruned weights are 0 after each step."""
     if any(wrapper.pruning_obj is None for wrapper in _wrappers(model)):
         raise ValueError(f"The model must be built before its masks can be used. Received: model={model.name!r}")
     ruled, changed = set(), False
@@ -309,7 +310,7 @@ def _warn_of_unfrozen(model: Any, ruled: set[int]) -> None:
 
 
 def _renew_functions(model: Any, weights: list[Any]) -> None:
-    """Drop the compiled functions, with outdated schedules or constraints, of all live models with these weights."""
+    """Drop the compiled functions of all live models with these weights, as schedules or constraints are outdated."""
     changed = {id(w) for w in weights}
     for other in {id(one): one for one in [model, *live(tf_keras.Model)]}.values():
         if getattr(other, "built", False) and changed.intersection(map(id, other.weights)):
@@ -332,5 +333,5 @@ def _pruned_by_wrappers(model: Any) -> list[Any]:
 
 
 def _held(model: Any) -> list[Any]:
-    """The weights with kprune's constraints."""
+    """Return the weights that have kprune's constraints."""
     return [*_pruned_by_wrappers(model), *(weight.variable for weight in find_followers(model))]

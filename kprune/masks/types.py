@@ -1,4 +1,4 @@
-"""Types shared by the masks of Keras 3 and tf_keras: masked weights, reports, filters, paths."""
+"""Types shared by the masks of Keras 3 and tf_keras: masked weights, reports, filters and paths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KNOWN_WEIGHTS = (*DEFAULT_WEIGHTS, "depthwise_kernel", "embeddings")
 
 @dataclass(frozen=True, eq=False)
 class MaskedWeight:
-    """One masked weight of a model; what `kprune.masked_weights(model)` lists.
+    """One masked weight of a model, as listed by `kprune.masked_weights(model)`.
 
     Attributes:
         path: its unique name in the model, e.g. "conv1/kernel".
@@ -63,40 +63,40 @@ class MaskedWeight:
         return any(w is self.variable for w in self.layer.trainable_weights)
 
     def value(self) -> np.ndarray:
-        """The weight's stored value, an array of its own dtype."""
+        """Return the weight's stored value, an array of the weight's dtype."""
         return to_numpy(self.variable)
 
     def read(self) -> np.ndarray:
-        """What the layer computes with: where(kept, value, 0)."""
+        """Return the value that the layer computes with: where(kept, value, 0)."""
         value = self.value()
         return np.where(self.kept(), value, np.zeros((), value.dtype))
 
     def moved(self) -> np.ndarray:
-        """The pruned entries that should be 0 but are not; none where values stay behind the mask."""
+        """Return the pruned entries that should be 0 but are not; there are none where values stay behind the mask."""
         pruned = self.value()[~self.kept()]
         return pruned[pruned != 0] if self.store == "zero" else pruned[:0]
 
     def kept(self) -> np.ndarray:
-        """The mask as a bool array, True = kept."""
+        """Return the mask as a bool array (True = kept)."""
         return to_numpy(self.mask).astype(bool)
 
     def seen(self) -> np.ndarray:
-        """Like `value`, but to be read at once and not modified: see `as_numpy`."""
+        """Return the same values as `value`, to be read at once and not modified (see `as_numpy`)."""
         return as_numpy(self.variable)
 
     def seen_mask(self) -> np.ndarray:
-        """Like `kept`, but to be read at once and not modified."""
+        """Return the same values as `kept`, to be read at once and not modified."""
         return as_numpy(self.mask).astype(bool, copy=False)
 
     def kept_along(self, axis: int) -> np.ndarray:
-        """Whether any entry is kept at each index of an axis; nothing else leaves an accelerator."""
+        """Return whether any entry is kept at each index of an axis; only this result is copied from an accelerator."""
         others = tuple(other for other in range(len(self.shape)) if other != axis % len(self.shape))
         if isinstance(self.mask, keras.Variable) and not on_host([self.mask]):
             return to_numpy(keras.ops.any(keras.ops.convert_to_tensor(self.mask), axis=others))
         return np.asarray(self.seen_mask().any(axis=others))
 
     def write(self, kept: np.ndarray, slots: list[tuple[Any, float]] | None = None, donate: bool = False) -> None:
-        """Set the weight's mask (bool, True = kept); zero what it prunes and reset the optimizer slots there.
+        """Set the weight's mask (bool, True = kept), zero the pruned entries, and reset their optimizer slots.
 
         Where values stay behind the mask, weight and slots stay as they are.
 
@@ -133,7 +133,7 @@ class MaskReport(Printed):
 
 
 def is_tf_keras(model: Any) -> bool:
-    """Whether the model or layer belongs to tf_keras (Keras 2); never imports it."""
+    """Whether the model or layer belongs to tf_keras (Keras 2), which this function never imports."""
     tf_keras = sys.modules.get("tf_keras")
     return tf_keras is not None and isinstance(model, tf_keras.layers.Layer)
 
@@ -144,7 +144,7 @@ def is_a(layer: Any, *names: str) -> bool:
 
 
 def unique_paths(paths: Iterable[str]) -> list[str]:
-    """The paths with "_2", "_3" ... appended to repeated ones (layers of the same name in nested models)."""
+    """Return the paths with "_2", "_3" ... appended to repeated ones (layers of the same name in nested models)."""
     seen: Counter[str] = Counter()
     unique = []
     for path in paths:
@@ -164,14 +164,14 @@ def matches(filters: Filters, layer: Any, path: str) -> bool:
 def skip_reason(
     name: str, weight: Any, path: str, layer: Any, filters: Filters, weights: Sequence[str], unfit: str = ""
 ) -> str:
-    """Why a weight should not be masked, or "" if it should; `unfit` is the reason that its kind gives."""
+    """Return why a weight should not be masked, or "" if it should be; `unfit` is a reason specific to its kind."""
     if name not in weights:
         return f"{name!r} is not among weights={tuple(weights)}"
     if not matches(filters, layer, path):
         return (
             "the filter function returned False"
             if callable(filters)
-            else f"its path matches none of filters={filters!r}"
+            else f"its path does not match filters={filters!r}"
         )
     if unfit:
         return unfit
@@ -179,7 +179,7 @@ def skip_reason(
 
 
 def finish_report(model: Any, masked: list[str], skipped: dict[str, str]) -> MaskReport:
-    """The report, with a warning when nothing could be masked."""
+    """Return the report, and log a warning if nothing could be masked."""
     if not masked:
         logging.warning("kprune.mask: no weight of %r can be masked; see the report for the reasons.", model.name)
     return MaskReport(model, tuple(masked), skipped)

@@ -1,4 +1,4 @@
-"""Mask a model in order to change it, and restore it if that fails."""
+"""Mask a model in order to change it, and restore it if the change fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .optimizers import check_like_optimizer, trainers
 
 
 def mask_for_pruning(model: Any, store: str | None = None) -> bool:
-    """Mask a Keras 3 model in place (True), or adopt one wrapped by tfmot; ValueError if neither is possible.
+    """Make sure that a model has masks, and return whether they are new; raise ValueError if that is impossible.
 
     Args:
         model: a built model of either Keras.
@@ -40,13 +40,14 @@ def mask_for_pruning(model: Any, store: str | None = None) -> bool:
     report = mask(model, store=store)
     if not report.masked:
         raise ValueError(
-            f"The model has no weight that can be masked: {report.skipped}. Received: model={model.name!r}"
+            f"The model has no weights that can be masked, for these reasons: {report.skipped}. "
+            f"Received: model={model.name!r}"
         )
     return True
 
 
 class Undo:
-    """The state of a model before it is changed, to be restored if needed; the model is masked from then on.
+    """The state of a model before it is changed, to be restored if needed; creating it also masks the model.
 
     Args:
         model: a built model of either Keras.
@@ -70,7 +71,7 @@ class Undo:
         self.fresh = mask_for_pruning(model, store)
 
     def hold(self) -> None:
-        """Add the state of the optimizers that train the model, and of everything created since.
+        """Add the state of the optimizers that train the model, and of everything created since `__init__`.
 
         They are looked for here, not when the model is masked: that comes once per callback, and changes none of them.
         """
@@ -105,7 +106,7 @@ class Undo:
 
 @contextmanager
 def masked(model: Any, optimizer: Any = None, keep: bool = True) -> Iterator[None]:
-    """Context in which the model has masks; an exception restores it bit for bit, unmasked if it was.
+    """Mask the model in a `with` block; an exception restores it bit for bit, without masks if it had none.
 
     Args:
         model, optimizer: as in `Undo`.

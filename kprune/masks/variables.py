@@ -41,7 +41,7 @@ def release(variable: Any) -> None:
 
 
 def mask_of(variable: Any) -> Any:
-    """The mask of a protected variable, or None."""
+    """Return the mask of a protected variable, or None."""
     return getattr(variable, _MASK, None)
 
 
@@ -56,7 +56,7 @@ def note_given(variable: Any) -> None:
 
 
 def has_value(variable: Any) -> bool:
-    """Whether a variable is initialized; one created in a symbolic call is, once that call is over."""
+    """Whether a variable is initialized; a variable created in a symbolic call is not until that call is over."""
     return variable._value is not None
 
 

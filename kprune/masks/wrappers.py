@@ -25,7 +25,7 @@ _NEVER = 2**62
 
 
 class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
-    """tfmot's wrapper without its effect on predictions or losses; under tfmot's name, so both load it.
+    """tfmot's wrapper without its effect on predictions or losses; saved models load with or without kprune.
 
     The layer computes with where(mask, w, 0). It keeps its own dtype policy and activity regularizer, takes part in
     Keras's masking of time steps, and a MultiHeadAttention can be read back from a file.
@@ -45,7 +45,7 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
             super().build(input_shape)
 
     def _too_early(self) -> bool:
-        """Whether the layer is an uncalled MultiHeadAttention: tfmot needs weights that its first call creates."""
+        """Whether the layer is a MultiHeadAttention whose first call has yet to create the weights that tfmot needs."""
         dense = getattr(self.layer, "_output_dense", None)
         return hasattr(self.layer, "_build_from_signature") and not getattr(dense, "built", False)
 
@@ -89,7 +89,7 @@ tf_keras.utils.get_custom_objects().setdefault("PruneLowMagnitude", PruneLowMagn
 
 
 class MaskConstraint:
-    """w -> where(mask, c(w), 0), where c is the weight's previous constraint."""
+    """A constraint that maps w to where(mask, c(w), 0), where c is the weight's previous constraint."""
 
     def __init__(self, mask: Any, constraint: Any):
         self.mask, self.constraint = mask, constraint
@@ -100,7 +100,7 @@ class MaskConstraint:
 
 
 class FollowerConstraint(MaskConstraint):
-    """The constraint of a weight pruned only with its channel; its mask is derived, not saved in files."""
+    """The constraint of a weight pruned only with its channel; its mask is derived and not saved in files."""
 
 
 def constrain(w: Any, constraint: Any) -> None:
@@ -111,7 +111,7 @@ def constrain(w: Any, constraint: Any) -> None:
 
 
 def never() -> Any:
-    """A tfmot schedule that prunes nothing."""
+    """Return a tfmot schedule that prunes nothing."""
     return tfmot.sparsity.keras.ConstantSparsity(0.0, begin_step=_NEVER)
 
 
@@ -121,18 +121,18 @@ def is_never(schedule: Any) -> bool:
 
 
 def weight_path(w: Any, layer: Any = None) -> str:
-    """The weight's path, the same whether it was created before or after wrapping, or by loading a file."""
+    """Return the weight's path, the same whether it was created before or after wrapping or by loading a file."""
     path = re.sub(r"(^|/)prune_low_magnitude_", r"\1", str(w.name).partition(":")[0])
     return path if layer is None or layer.name in path.split("/") else f"{layer.name}/{path}"
 
 
 def own_name(w: Any) -> str:
-    """The weight's name in its layer."""
+    """Return the weight's name in its layer."""
     return weight_path(w).rpartition("/")[2]
 
 
 def layers_held(model: Any, reachable: bool) -> list[tuple[Any, bool]]:
-    """The layers of the (nested) models, not those inside a layer, and whether cloning reaches them."""
+    """Return the layers of the (nested) models, but none inside other layers, and whether cloning reaches each."""
     if not isinstance(model, tf_keras.Model):
         return [(model, reachable)]
     found: dict[int, tuple[Any, bool]] = {}
@@ -144,7 +144,7 @@ def layers_held(model: Any, reachable: bool) -> list[tuple[Any, bool]]:
 
 
 def prunable_weights(layer: Any) -> list[Any]:
-    """The weights of a layer that tfmot can prune."""
+    """Return the weights of a layer that tfmot can prune."""
     if prune_registry.PruneRegistry.supports(layer):
         prune_registry.PruneRegistry.make_prunable(layer)
     return list(layer.get_prunable_weights()) if hasattr(layer, "get_prunable_weights") else []

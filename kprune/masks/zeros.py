@@ -1,4 +1,4 @@
-"""Pruned entries that are no longer 0, and how they are reported on the next call of kprune."""
+"""Pruned entries that are no longer 0, and how they are reported in the next call to kprune."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ CAUSE = (
 
 
 def changes(model: Any) -> int:
-    """How often the masks of a model have been set."""
+    """Return how often the masks of a model have been set."""
     return _CHANGES.get(model, 0)
 
 
 def note_change(model: Any) -> None:
-    """Count that the masks of a model were set."""
+    """Count one more setting of a model's masks."""
     _CHANGES[model] = changes(model) + 1
 
 
 def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
-    """The fraction of pruned entries; RuntimeError, naming the weights, if one that should be 0 is not."""
+    """Return the fraction of pruned entries; raise RuntimeError, naming weights, if one that should be 0 is not."""
     counts = pruned_entries([(weight.variable, weight.mask) for weight in weights])
     found = zip(weights, counts, strict=True)
     wrong = [weight for weight, (_, moved) in found if moved and weight.store == "zero"]
@@ -42,11 +42,11 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
         )
     if moved:
         raise RuntimeError(
-            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. Likely cause: {CAUSE} Other possible "
-            "causes: a layer reads another layer's kernel, a constraint makes zeros nonzero, weights were loaded or "
-            "assigned during training, or an optimizer updates weights without a gradient. If your train_step "
-            "maintains a moving average (EMA) of a network, mask only the network that is trained, not its average, "
-            "with kprune.mask(network). To set pruned entries to 0 again, call "
+            f"Pruned entries of {', '.join(moved[:4])} are no longer 0. The likely cause is that {CAUSE} Other "
+            "possible causes are that a layer reads another layer's kernel, a constraint makes zeros nonzero, weights "
+            "were loaded or assigned during training, or an optimizer updates weights without a gradient. If your "
+            "train_step maintains a moving average (EMA) of a network, mask only the network that is trained, not its "
+            "average, with kprune.mask(network). To set pruned entries to 0 again, call "
             f"`model.set_weights(model.get_weights())`. Found: optimizer={type(optimizer).__name__}"
         )
     size = sum(weight.size for weight in weights)
@@ -54,7 +54,7 @@ def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
 
 
 def moved_paths(weights: list[MaskedWeight]) -> list[str]:
-    """Paths of the weights with a pruned entry that should be 0 and is not."""
+    """Return the paths of the weights with a pruned entry that should be 0 but is not."""
     zero = [weight for weight in weights if weight.store == "zero"]
     counts = pruned_entries([(weight.variable, weight.mask) for weight in zero])
     return [weight.path for weight, (_, moved) in zip(zero, counts, strict=True) if moved]
@@ -66,8 +66,8 @@ def warn_of_zeros(weights: list[MaskedWeight]) -> None:
     if sparse:
         logging.warning(
             "kprune.mask: %d weights (first: %s) contain many exact zeros, as pruned weights do. Their new masks "
-            "keep all entries, so the zeros will train. To keep them pruned, call kprune.adopt, which turns zeros "
-            "into masks, or call kprune.mask before loading the weights.",
+            "keep all entries, so training will change these zeros. To keep them pruned, call kprune.adopt, which "
+            "turns zeros into masks, or call kprune.mask before loading the weights.",
             len(sparse),
             sparse[0],
         )

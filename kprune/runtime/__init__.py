@@ -1,1 +1,1 @@
-"""Devices, processes, optimizer slots and files: what training runs on."""
+"""The devices, processes, optimizer slots and files that training uses."""

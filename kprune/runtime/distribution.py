@@ -1,4 +1,4 @@
-"""Models trained by several devices or processes together: what each of them reads, writes and receives.
+"""What each device or process reads, writes and receives when several of them train a model together.
 
 Under `tf.distribute` each replica has a copy of each variable. Under `keras.distribution` on JAX a variable lies on all
 devices, whole or in parts, and every process runs the same program on its own part of each batch. The masks are
@@ -29,7 +29,7 @@ KERAS_FIT_FAILS = (
 
 
 def is_chief() -> bool:
-    """Whether this process is the one that writes files, among all that train a model together.
+    """Whether this process is the one that writes files when several processes train a model together.
 
     Under a `tf.distribute` strategy that is what the strategy says; outside of its scope, what the cluster of the
     environment variable TF_CONFIG says: the task "chief", or without one, worker 0. With Keras on JAX, process 0.
@@ -51,7 +51,7 @@ def is_chief() -> bool:
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """A copy on the host of a variable (of either Keras) or of a backend tensor.
+    """Copy a variable (of Keras 3 or tf_keras) or a backend tensor to the host.
 
     Where parts of it lie in other processes, all processes have to call this, in the same order.
     """
@@ -69,7 +69,7 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """Like `to_numpy`, but to be read at once: host memory is not copied, so do not modify or keep it.
+    """Return what `to_numpy` does, but without copying host memory: read it at once, and do not modify or keep it.
 
     While it is held, neither backend writes into that memory: a step that would have done so copies it first.
     """
@@ -84,7 +84,7 @@ def as_numpy(value: Any) -> np.ndarray:
 
 
 def copies(variable: Any) -> list[np.ndarray]:
-    """What each device of this process holds of a variable of either Keras: the whole one, or its own part.
+    """Return what each device of this process holds of a Keras 3 or tf_keras variable: all of it, or a part.
 
     >>> copies(keras.Variable([1.0, 2.0]))
     [array([1., 2.], dtype=float32)]
@@ -97,7 +97,7 @@ def copies(variable: Any) -> list[np.ndarray]:
 
 
 def on_host(variables: Iterable[Any]) -> bool:
-    """Whether all of these variables, of either Keras, are in host memory rather than on accelerators.
+    """Whether all of these Keras 3 or tf_keras variables are in host memory rather than on accelerators.
 
     >>> on_host([keras.Variable([1.0])])
     True
@@ -114,7 +114,7 @@ def on_host(variables: Iterable[Any]) -> bool:
 
 
 def device_layout(variable: Any) -> Any:
-    """The multi-device layout of a Keras 3 variable for `keras.Variable(layout=)`; None on one device.
+    """Return the multi-device layout of a Keras 3 variable for `keras.Variable(layout=)`, or None on one device.
 
     It has no public name (checked with Keras 3.15.1, whose optimizers ask for it so to lay out their slots, too;
     tests/jax_distribution/test_callbacks_on_devices.py). The value itself does not say it while a model is traced.
@@ -123,13 +123,13 @@ def device_layout(variable: Any) -> Any:
 
 
 def whole_layout(variable: Any) -> Any:
-    """The layout of a scalar that each device with a part of a Keras 3 variable holds; None on one device."""
+    """Return a layout that puts a scalar on every device with a part of a Keras 3 variable, or None on one device."""
     layout = device_layout(variable)
     return None if layout is None else keras.distribution.TensorLayout((), layout.device_mesh)
 
 
 def from_chief(data: bytes | None) -> bytes | None:
-    """The chief's value, in every process; all of them must call this."""
+    """Return the chief's value in every process; all processes must call this function."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -145,7 +145,7 @@ def from_chief(data: bytes | None) -> bytes | None:
 
 
 def replicas() -> int:
-    """The number of devices JAX divides each batch among; batch sizes must be multiples of it.
+    """Return the number of devices that JAX divides each batch among; batch sizes must be multiples of it.
 
     >>> replicas()
     1
@@ -158,7 +158,7 @@ def replicas() -> int:
 
 
 def local_rows(batch_size: int) -> slice:
-    """The rows of a global batch that this process feeds to its devices.
+    """Return the rows of a global batch that this process feeds to its devices.
 
     Raises:
         ValueError: the devices cannot share so many rows evenly.
@@ -176,7 +176,7 @@ def local_rows(batch_size: int) -> slice:
 
 @contextmanager
 def undistributed() -> Iterator[None]:
-    """Context in which Keras does not lay out layer outputs, which may fail for one example or device."""
+    """Keep Keras from laying out layer outputs in a `with` block, as that may fail for one example or device."""
     distribution = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:
@@ -186,16 +186,16 @@ def undistributed() -> Iterator[None]:
 
 
 def warn_of_keras_fit() -> None:
-    """Log a warning, once, where Keras 3's own `fit` fails: on the workers of a TensorFlow cluster.
+    """Log a warning, once, if Keras 3's own `fit` would fail because this is a worker of a TensorFlow cluster.
 
     `fit` fails before it asks any callback (checked with Keras 3.15.1; tests/tf_distribute/test_multi_worker.py).
     """
     if workers() > 1 and keras.backend.backend() == "tensorflow" and "tf_keras" not in sys.modules:
-        logging.log_first_n(logging.WARNING, "kprune: %s Workers in TF_CONFIG: %d", 1, KERAS_FIT_FAILS, workers())
+        logging.log_first_n(logging.WARNING, "kprune: %s TF_CONFIG lists %d workers.", 1, KERAS_FIT_FAILS, workers())
 
 
 def strategy_scope(model: Any) -> AbstractContextManager[Any]:
-    """The `tf.distribute` scope that the model was made in, so that new variables are of the same kind.
+    """Return the `tf.distribute` scope that the model was made in, so that new variables are of the same kind.
 
     Nothing where there is none, or where its scope has been entered.
     """
@@ -206,7 +206,7 @@ def strategy_scope(model: Any) -> AbstractContextManager[Any]:
 
 
 def outside_strategies(function: Callable[[], Result]) -> Result:
-    """The function's result, called where no `tf.distribute` strategy is active.
+    """Call a function where no `tf.distribute` strategy is active, and return its result.
 
     Its variables lie on one device then, its losses are not divided by the number of replicas, and it waits for no
     other process.
@@ -219,17 +219,17 @@ def outside_strategies(function: Callable[[], Result]) -> Result:
 
 
 def workers() -> int:
-    """How many processes train together according to TF_CONFIG; 0 without it."""
+    """Return how many processes train together according to TF_CONFIG, or 0 without it."""
     return sum(len(_cluster()[0].get(kind, [])) for kind in ("chief", "worker"))
 
 
 def _cluster() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The cluster and this process's task in TF_CONFIG; empty without it."""
+    """Return the cluster and this process's task from TF_CONFIG; both are empty without it."""
     config = json.loads(os.environ.get("TF_CONFIG") or "{}")
     return config.get("cluster", {}), config.get("task", {})
 
 
 def _strategy() -> Any:
-    """The active `tf.distribute` strategy, or None."""
+    """Return the active `tf.distribute` strategy, or None."""
     tf = sys.modules.get("tensorflow")
     return tf.distribute.get_strategy() if tf is not None and tf.distribute.has_strategy() else None

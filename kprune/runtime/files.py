@@ -1,4 +1,4 @@
-"""Files of arrays: npz without pickle, with a checksum, written atomically."""
+"""Array files in npz format without pickle, with a checksum, written atomically."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Unpack what `pack` was given; ValueError, naming the file, if it is truncated, damaged, or of another kind.
+    """Unpack the result of `pack`; raise ValueError, naming the file, if it is truncated, damaged or of another kind.
 
     Sizes are compared before anything is read. `pack` compresses nothing, so no file takes more memory than a few
     times its own size: what is compressed, or larger than the file, is refused.
@@ -110,14 +110,14 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
         }
     except _UNREADABLE as error:
         raise ValueError(
-            f"Not a kprune file, or a truncated or damaged one: {error!s:.300}. Received: file={name!r}"
+            f"This is not a kprune file, or it is truncated or damaged: {error!s:.300}. Received: file={name!r}"
         ) from error
     return arrays, about
 
 
 @contextmanager
 def understanding(name: str) -> Iterator[None]:
-    """Context in which anything missing or malformed in an intact file becomes a ValueError that names it."""
+    """Turn errors about missing or malformed contents of an intact file into a ValueError that names the file."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
@@ -128,12 +128,12 @@ def understanding(name: str) -> Iterator[None]:
 
 
 def joined(**parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Merge several dicts into one, prefixing each name with its dict's name and a slash; see `split`."""
+    """Merge several dicts into one, prefixing each name with its dict's name and a slash (see `split`)."""
     return {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
 
 
 def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, np.ndarray]]:
-    """Split a dict that `joined` merged; ValueError if it is not a dict, or has other parts.
+    """Split a dict that `joined` merged, or raise ValueError if it is not a dict or has other parts.
 
     >>> split(joined(a={"x": np.array(1)}), "a", "b")
     {'a': {'x': array(1)}, 'b': {}}
@@ -151,7 +151,7 @@ def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, 
 
 
 def read(path: str | os.PathLike[str]) -> bytes | None:
-    """The bytes of a file, None if there is none; in distributed training, those that the chief finds.
+    """Return the bytes of a file, or None if there is none; in distributed training, the chief reads it.
 
     Raises:
         OSError: as `contents`.
@@ -160,7 +160,7 @@ def read(path: str | os.PathLike[str]) -> bytes | None:
 
 
 def contents(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a file.
+    """Return the bytes of a file.
 
     Raises:
         OSError: there is none, it is a pipe or a device, or it cannot be read, for lack of memory, too.
@@ -173,7 +173,7 @@ def contents(path: str | os.PathLike[str]) -> bytes:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise OSError if a pipe or a device is there, which may never end.
+    """Raise OSError if the path is a pipe or a device, from which reading may never end.
 
     >>> check_regular(os.devnull)
     Traceback (most recent call last):
@@ -185,7 +185,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def write(path: str | os.PathLike[str], fill: bytes | Callable[[str], object]) -> None:
-    """`write_whole`, by the chief only when several processes train together."""
+    """Call `write_whole`, but only in the chief when several processes train together."""
     if is_chief():
         write_whole(path, fill)
 
@@ -198,7 +198,7 @@ def _checksum(description: bytes, stored: Mapping[str, np.ndarray]) -> str:
 
 
 def _members(data: bytes) -> dict[str, np.ndarray]:
-    """name -> uint8 vector (the checksum: one str) for each member of an npz that `pack` wrote."""
+    """Map the name of each member of an npz that `pack` wrote to a uint8 vector (for the checksum, one str)."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         for member in members:
@@ -216,7 +216,7 @@ def _vector(raw: bytes) -> np.ndarray:
     # Not NumPy's own reader: it evaluates the header as Python, and allocates what the header says.
     header = _HEADER.match(raw)
     if not header:
-        raise ValueError("one of its members is not an array that kprune writes")
+        raise ValueError("one of its members is not an array as kprune writes it")
     array = np.frombuffer(raw, header[1].decode().lstrip("|"), offset=header.end())
     if array.size != int(header[2] or 1):
         raise ValueError("one of its members does not have the size it declares")

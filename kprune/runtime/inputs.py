@@ -1,4 +1,4 @@
-"""Make inputs of the right shape for a model of either Keras, from what the model knows about itself."""
+"""Make inputs of the right shape for a Keras 3 or tf_keras model, from what the model knows about itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 
 
 def input_like(model: Any, make: Callable[[tuple[int, ...], str], Any], batch: int = 1) -> dict[str, Any]:
-    """The keyword arguments of a call: `make(shape, dtype)` for each input, in the model's own structure.
+    """Return the keyword arguments of a call: `make(shape, dtype)` for each input, in the model's own structure.
 
     Args:
         model: a built model; Functional, Sequential or subclassed.
@@ -42,7 +42,7 @@ def input_like(model: Any, make: Callable[[tuple[int, ...], str], Any], batch: i
 
 
 def check_inputs(inputs: Any) -> None:
-    """Raises ValueError unless the user's `inputs` are arrays with one example per row, in any structure.
+    """Raise ValueError unless the user's `inputs` are arrays with one example per row, in any structure.
 
     >>> import numpy as np
     >>> check_inputs({"a": np.ones((4, 2)), "b": [np.ones(4)]})

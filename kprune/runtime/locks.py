@@ -1,4 +1,4 @@
-"""Locks: only one process at a time may own a file that a whole run writes to (a table, a state, a backup)."""
+"""Locks that let only one process at a time own a file written throughout a run (a table, a state, a backup)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Lock:
         self._own = self.path.parent / self.path.name
 
     def acquire(self) -> None:
-        """Take ownership of the path; does nothing if this lock has it already."""
+        """Take ownership of the path, or do nothing if this lock already has it."""
         if not is_chief():
             return
         self._own = self.path.parent.resolve() / self.path.name
@@ -59,7 +59,7 @@ class Lock:
             _held[self._own] = file if pid == os.getpid() else _lock(self._own), self, os.getpid()
 
     def release(self) -> None:
-        """Give up ownership; does nothing if this lock does not have it."""
+        """Give up ownership, or do nothing if this lock does not have it."""
         with _guard:
             file, lock, pid = _held.get(self._own, (None, None, None))
             if lock is not self or pid != os.getpid():

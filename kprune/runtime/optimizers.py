@@ -16,7 +16,7 @@ DENSE_UPDATES = ("Muon",)
 
 
 def inner_optimizers(optimizer: Any) -> list[Any]:
-    """The optimizers that hold the slots: those inside a loss scale's, stand-in or MultiOptimizer, else itself."""
+    """Return the optimizers that hold the slots, found inside loss scales, stand-ins and MultiOptimizers."""
     if isinstance(optimizer, StandIn):
         return inner_optimizers(optimizer.inner())
     if hasattr(optimizer, "inner_optimizer"):
@@ -27,19 +27,19 @@ def inner_optimizers(optimizer: Any) -> list[Any]:
 
 
 def iterations(optimizer: Any) -> int:
-    """The number of steps an optimizer has taken: `optimizer.iterations`."""
+    """Return the number of steps that an optimizer has taken (`optimizer.iterations`)."""
     count = optimizer.iterations
     # A variable, on several replicas perhaps; where Keras 3 accumulates gradients a tensor, which on JAX is an array.
     return int(count.numpy() if hasattr(count, "numpy") else count)
 
 
 def batches_per_step(optimizer: Any) -> int:
-    """The number of batches per optimizer step: above 1 if it accumulates gradients."""
+    """Return the number of batches per optimizer step, which is above 1 if it accumulates gradients."""
     return getattr(inner_optimizers(optimizer)[0], "gradient_accumulation_steps", None) or 1
 
 
 def batches_taken(optimizer: Any) -> int:
-    """The number of batches that the optimizer has received, including those of an incomplete step.
+    """Return the number of batches that the optimizer has received, including those of an incomplete step.
 
     An epoch need not end with a step where gradients are accumulated, so this tells where in the data a model is.
     """
@@ -50,14 +50,14 @@ def batches_taken(optimizer: Any) -> int:
 
 
 def has_acted(optimizer: Any) -> tuple[float, ...]:
-    """Numbers that change with each call of the optimizer: batch count, and loss scale, which moves on skips."""
+    """Return the batch count and any loss scale, one of which changes with each call of the optimizer."""
     optimizer = optimizer.inner() if isinstance(optimizer, StandIn) else optimizer
     scales = [getattr(optimizer, name, None) for name in ("dynamic_scale", "loss_scale")]
     return (batches_taken(optimizer), *(float(to_numpy(scale)) for scale in scales if hasattr(scale, "numpy")))
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raises ValueError, naming the optimizer, if its updates move pruned weights."""
+    """Raise ValueError, naming the optimizer, if its updates move pruned weights."""
     for inner in inner_optimizers(optimizer):
         if type(inner).__name__ in DENSE_UPDATES:
             raise ValueError(
@@ -68,7 +68,7 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def slots(optimizer: Any, variable: Any) -> list[tuple[Any, float]]:
-    """The optimizer's slots of `variable` with the same shape, each with its initial value.
+    """Return the optimizer's slots of `variable` with the same shape, each with its initial value.
 
     That value is 0, but for the accumulators of Adagrad and Ftrl, which start at `initial_accumulator_value`.
     """
@@ -91,12 +91,12 @@ def trains(optimizer: Any, variables: list[Any]) -> bool:
 
 
 def trained(optimizer: Any) -> list[Any]:
-    """The variables that a Keras 3 optimizer was built with; none before it is built."""
+    """Return the variables that a Keras 3 optimizer was built with; the list is empty before it is built."""
     return list(getattr(optimizer, "_trainable_variables", []))
 
 
 def _slots(optimizer: Any, variable: Any) -> Iterator[tuple[Any, float]]:
-    """(slot, its initial value) of one weight.
+    """Yield (slot, initial value) for each slot of one weight.
 
     Keras and tf_keras optimizers keep a list per kind of slot, in the order of the variables that they were built
     with; legacy tf_keras ones answer `get_slot`. Slots of another shape (Adafactor's row and column means) hold no
@@ -139,7 +139,7 @@ def build(optimizer: Any, model: Any) -> None:
 
 
 def all_variables(optimizer: Any) -> list[Any]:
-    """All state of an optimizer, each once: iterations, learning rate, slots, averages, loss scale."""
+    """Return all state of an optimizer, each once: iterations, learning rate, slots, averages and loss scale."""
     if hasattr(optimizer, "get_slot_names"):  # a legacy one, of which `variables` is a method
         return list(optimizer.weights)
     found = list(optimizer.variables)
@@ -154,7 +154,7 @@ def all_variables(optimizer: Any) -> list[Any]:
 
 
 def initial_value(optimizer: Any, variable: Any) -> float:
-    """The initial value of an optimizer's variable: 0, except for accumulators and a loss scale."""
+    """Return the initial value of an optimizer's variable, which is 0 except for accumulators and a loss scale."""
     if variable is getattr(optimizer, "dynamic_scale", None):
         return float(optimizer.initial_scale)
     for inner in inner_optimizers(optimizer):

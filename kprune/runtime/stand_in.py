@@ -1,4 +1,4 @@
-"""Optimizers that stand in for a model's own for one fit: they train something else in the place of its weights."""
+"""Optimizers that replace a model's own during one fit, and train other parameters in place of its weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLOPES: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a `StandIn` holds, in an object that Keras does not look into when it saves the optimizer."""
+    """The contents of a `StandIn`, in an object that Keras does not look into when it saves the optimizer."""
 
     own: Any
     inner: Any
@@ -32,7 +32,7 @@ class _Parts:
 
 
 class StandIn(keras.optimizers.Optimizer):
-    """Takes a model's optimizer's place in a fit, and trains parameters of its own in the place of some weights.
+    """An optimizer that replaces a model's own in a fit, and trains parameters in place of some weights.
 
     A new optimizer of the same class and config steps these parameters, and variables that have none as ever. In saved
     files it stands for the model's own optimizer, whose state does not change. It steps inside `stepping` only.
@@ -59,32 +59,32 @@ class StandIn(keras.optimizers.Optimizer):
         self.built = True
 
     def _make(self, weight: Any) -> list[Any]:
-        """The parameters of a weight; the first one has its shape."""
+        """Return the parameters of a weight; the first one has the weight's shape."""
         raise NotImplementedError
 
     def _gradients(self, gradient: Any, value: Any, parameters: list[Any]) -> list[Any]:
-        """Of the parameters, by that of the weight; all are tensors."""
+        """Return the gradients of the parameters, given the gradient of the weight; all are tensors."""
         raise NotImplementedError
 
     def _value(self, parameters: list[Any]) -> Any:
-        """What the weight becomes with these parameters, a tensor; None if it is left as it is."""
+        """Return the weight's value for these parameters (a tensor), or None if the weight is left unchanged."""
         raise NotImplementedError
 
     def inner(self) -> Any:
-        """The optimizer that steps the parameters."""
+        """Return the optimizer that updates the parameters."""
         return self._parts.inner
 
     def own(self) -> Any:
-        """The model's own optimizer."""
+        """Return the model's own optimizer."""
         return self._parts.own
 
     def parameters(self, weight: Any) -> list[Any]:
-        """The parameters that train in the place of a weight: `keras.Variable`s."""
+        """Return the parameters (`keras.Variable`s) that are trained in place of a weight."""
         return self._parts.held[id(weight)]
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Context in which gradients are applied; they are anything but a weight's step, so others must not be."""
+        """Allow gradients to be applied in a `with` block; applying them elsewhere raises an error."""
         self._parts.stepping.append(True)
         try:
             yield
@@ -94,9 +94,9 @@ class StandIn(keras.optimizers.Optimizer):
     def _check_stepping(self) -> None:
         if not self._parts.stepping:
             raise RuntimeError(
-                "model.optimizer stands in for the compiled optimizer in the fit of a kprune callback, and can be used "
-                "there alone. If that fit was interrupted, call model.compile(...), or fit or train_on_batch, which "
-                f"restore the compiled optimizer. Received: optimizer={self.name!r}"
+                "model.optimizer replaces the compiled optimizer during the fit of a kprune callback, and cannot be "
+                "used outside that fit. If the fit was interrupted, call model.compile(...), or restore the compiled "
+                f"optimizer by calling fit or train_on_batch. Received: optimizer={self.name!r}"
             )
 
     def _stepped(self, variable: Any) -> list[Any]:
@@ -113,7 +113,7 @@ class StandIn(keras.optimizers.Optimizer):
         return self._gradients(ops.convert_to_tensor(gradient), ops.convert_to_tensor(value), tensors)
 
     def build(self, variables: Any) -> None:
-        """Nothing is left to build."""
+        """Do nothing, because everything is already built."""
 
     @property
     def variables(self) -> list[Any]:
@@ -130,7 +130,7 @@ class StandIn(keras.optimizers.Optimizer):
         self._write(given)
 
     def _write(self, variables: Iterable[Any]) -> None:
-        """Give the weights the values that follow from their parameters."""
+        """Set the weights to the values that follow from their parameters."""
         for v in variables:
             held = self._parts.held.get(id(v))
             value = None if held is None else self._value(list(map(ops.convert_to_tensor, held)))
@@ -187,7 +187,7 @@ class StandIn(keras.optimizers.Optimizer):
 
 
 class ScoreOptimizer(StandIn):
-    """Trains a score of each weight entry; weights that have scores are never assigned.
+    """A stand-in that trains a score for each weight entry; weights that have scores are never assigned.
 
     A masked layer reads where(mask, w, 0), and its weight gets the gradient g by what is read, for pruned entries, too.
     The score s of each entry, 0 at first, has the gradient g * w * slope(s).
@@ -211,7 +211,7 @@ class ScoreOptimizer(StandIn):
 
 
 class ThresholdOptimizer(StandIn):
-    """Trains a latent weight v and one number s in the place of a weight w = sign(v) * max(|v| - sigmoid(s), 0).
+    """A stand-in that trains a latent weight v and a number s in place of w = sign(v) * max(|v| - sigmoid(s), 0).
 
     With the loss's gradient g by w, only entries of |v| > sigmoid(s) have one: v has g there, and s
 
@@ -229,8 +229,8 @@ class ThresholdOptimizer(StandIn):
         super().__init__(own, variables, held, start=start, decay=decay)
         if _leaf(own) is not own:
             raise ValueError(
-                "a loss scale would scale only a part of the gradients of thresholds (dtype policy 'mixed_bfloat16' "
-                "needs none)"
+                "a loss scale would scale only part of each threshold's gradient (the dtype policy 'mixed_bfloat16' "
+                "needs no loss scale)"
             )
 
     def _make(self, weight: Any) -> list[Any]:
@@ -259,10 +259,13 @@ class ThresholdOptimizer(StandIn):
 
 def _made_anew(own: Any) -> Any:
     if type(own).__name__ == "MultiOptimizer":
-        raise ValueError("a MultiOptimizer chooses its optimizers by the weights, for which others stand in")
+        raise ValueError(
+            "a MultiOptimizer chooses an optimizer for each weight, but other parameters are trained in place of the "
+            "weights"
+        )
     inner = type(own).from_config(own.get_config())  # which changes what it is given
     if inner.get_config() != own.get_config():
-        raise ValueError(f"{type(own).__name__}.from_config(config) makes an optimizer with another config")
+        raise ValueError(f"{type(own).__name__}.from_config(config) returns an optimizer with a different config")
     return inner
 
 
@@ -273,7 +276,7 @@ def _leaf(optimizer: Any) -> Any:
 
 
 def _exclude_from_weight_decay(own: Any, inner: Any, excluded: list[Any]) -> None:
-    """Exclude parameters from the new optimizer's decay, as what they stand in for is from the own one's.
+    """Exclude parameters from weight decay if the model's own optimizer excludes the weights they stand in for.
 
     What is excluded has no public name (checked with Keras 3.13.2 and 3.15.1; tests/test_supermask.py), and is not in
     an optimizer's config.
@@ -283,7 +286,7 @@ def _exclude_from_weight_decay(own: Any, inner: Any, excluded: list[Any]) -> Non
 
 
 def _beside(weight: Any, name: str, scalar: bool = False) -> Any:
-    """A parameter of a weight, or one number: beside it, as paths must be unique, and laid out as it is."""
+    """Create a parameter of a weight, or a scalar, whose unique path is beside the weight's, with the same layout."""
     with ExitStack() as scopes:
         for part in weight.path.split("/")[:-1]:
             scopes.enter_context(keras.name_scope(part))

@@ -1,4 +1,4 @@
-"""What training runs on: TPU cores, GPUs, several machines, or a single device."""
+"""Selection of what training runs on: TPU cores, GPUs, several machines, or a single device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WORKERS = {
 
 
 def auto_strategy(strategy: str = "auto", library: Any = keras, verbose: bool = True) -> Any:
-    """The strategy for this machine; build, compile and fit the model within its `scope()`.
+    """Return the strategy for this machine; build, compile and fit the model within its `scope()`.
 
     Args:
         strategy: "tpu": all TPU cores. "mirrored": all GPUs, or all CPU devices where there are none. "multiworker":
@@ -85,7 +85,7 @@ def _of_jax(kind: str) -> tuple[str, Any, str]:
     if platform != "tpu" and (kind == "tpu" or (kind == "auto" and _has_tpu())):
         version = metadata.version("jax")
         raise ValueError(
-            f"JAX found no TPU. On a machine with a TPU: pip install 'jax[tpu]=={version}', leave JAX_PLATFORMS "
+            f"JAX found no TPU. On a machine with a TPU, run `pip install 'jax[tpu]=={version}'`, leave JAX_PLATFORMS "
             f"unset, and restart Python. Strategy 'none' trains without a TPU. Received: strategy={kind!r}, "
             f"jax={version}, platform={platform}, {_installed('libtpu')}"
         )
@@ -115,9 +115,9 @@ def _of_tensorflow(kind: str) -> tuple[str, Any, str]:
 def _tpu_of_tensorflow(kind: str) -> tuple[str, Any, str]:
     found, libtpu = _version("tensorflow-tpu"), _version("libtpu")
     remedy = (
-        "TensorFlow found no TPU. On a machine with a TPU: pip uninstall -y tensorflow tensorflow-cpu; pip install "
-        f'--no-deps tensorflow-tpu=={_TENSORFLOW_TPU} "libtpu<{".".join(map(str, _LIBTPU))}", and restart Python; '
-        f"or use Keras 3 on JAX. Strategy 'none' trains without a TPU. Received: strategy={kind!r}, "
+        "TensorFlow found no TPU. On a machine with a TPU, run `pip uninstall -y tensorflow tensorflow-cpu; pip "
+        f'install --no-deps tensorflow-tpu=={_TENSORFLOW_TPU} "libtpu<{".".join(map(str, _LIBTPU))}"` and restart '
+        f"Python, or use Keras 3 on JAX. Strategy 'none' trains without a TPU. Received: strategy={kind!r}, "
         f"{', '.join(map(_installed, ('tensorflow', 'tensorflow-tpu', 'libtpu')))}"
     )
     # Asked before TensorFlow is imported, as a wrong libtpu ends the process.
@@ -148,8 +148,8 @@ def _has_tpu() -> bool:
 
 def _no_workers(backend: str) -> ValueError:
     return ValueError(
-        f"To find each other, workers require {_WORKERS[backend]} in their environment, set before Python starts. "
-        "None was found. Received: strategy='multiworker'"
+        f"The environment does not describe any workers: on each of them, set {_WORKERS[backend]} before starting "
+        "Python. Received: strategy='multiworker'"
     )
 
 

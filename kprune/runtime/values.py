@@ -1,4 +1,4 @@
-"""The values of variables at one moment, to restore later."""
+"""The values of variables at one moment, to be restored later."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 
 
 class Values:
-    """The current values of variables of either Keras.
+    """The values of Keras 3 or tf_keras variables at the time when they were added.
 
     They are kept as tensors where they lie. TensorFlow copies them only if the variable changes.
 
@@ -26,13 +26,13 @@ class Values:
         self.add(variables)
 
     def add(self, variables: Iterable[Any]) -> None:
-        """Keep the values of these variables, too; for variables already kept, the earlier values stay."""
+        """Record the values of these variables, too; variables that are already recorded keep their earlier values."""
         for v in variables:
             if id(v) not in self._held:
                 self._held[id(v)] = v, _tensor(v)
 
     def put_back(self) -> None:
-        """Restore these values of the variables."""
+        """Restore the recorded values of the variables."""
         for v, value in self._held.values():
             v.assign(value)
 

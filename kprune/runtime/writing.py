@@ -16,7 +16,7 @@ LARGE = 1 << 20
 
 
 def put(variable: Any, value: np.ndarray) -> None:
-    """Assign a host array to a variable of either Keras, on the device that holds its current value.
+    """Assign a host array to a Keras 3 or tf_keras variable, on the device that holds its current value.
 
     What a compiled step returns is committed to its device, and JAX compiles the step anew for arrays that are not.
 
@@ -35,7 +35,7 @@ def put(variable: Any, value: np.ndarray) -> None:
 
 
 def keep_where(kept: np.ndarray, variables: list[tuple[Any, float]], donate: bool = False) -> None:
-    """variable <- where(kept, variable, initial) for each (variable, initial), all with the shape of `kept`.
+    """Set each variable to where(kept, variable, initial); all variables must have the shape of `kept`.
 
     TensorFlow does so by an operation on the variable's device, JAX by a program that is compiled once per shape, or,
     of small arrays in the host's memory, through NumPy. What is not kept may be NaN.
@@ -66,7 +66,7 @@ def keep_where(kept: np.ndarray, variables: list[tuple[Any, float]], donate: boo
 
 
 def pruned_entries(pairs: list[tuple[Any, Any]]) -> list[tuple[int, bool]]:
-    """(number of pruned entries, whether any of them is not exactly 0) for each (variable, mask).
+    """Return (number of pruned entries, whether any of them is not exactly 0) for each (variable, mask).
 
     In the host's memory NumPy counts, without copies; elsewhere one program does, and only the numbers come back.
 

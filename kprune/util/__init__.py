@@ -1,1 +1,1 @@
-"""What any Python package needs: registries, tables, threads, ranking, plots; nothing from Keras."""
+"""General utilities without Keras: registries, tables, threads, ranking and plots."""

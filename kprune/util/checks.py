@@ -1,4 +1,4 @@
-"""Argument checks shared by many functions; each raises a ValueError with what is expected and what was given."""
+"""Argument checks shared by many functions, with errors that state what is expected and what was received."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
-    """Raises ValueError unless the argument `name` is an integer >= `least`; a bool is not.
+    """Raise ValueError unless the argument `name` is an integer >= `least`; a bool is not accepted.
 
     >>> check_integer("rounds", 0, 1)
     Traceback (most recent call last):
@@ -24,7 +24,7 @@ def check_integer(name: str, value: Any, least: int) -> None:
 
 
 def check_number(name: str, value: Any, says: str, holds: Any) -> None:
-    """Raises ValueError unless the argument `name` is a finite number for which `holds(value)` is true.
+    """Raise ValueError unless the argument `name` is a finite number for which `holds(value)` is true.
 
     >>> check_number("rate", 1.5, "above 0 and below 1", lambda rate: 0 < rate < 1)
     Traceback (most recent call last):
@@ -37,7 +37,7 @@ def check_number(name: str, value: Any, says: str, holds: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raises ValueError unless the value is one of these strings.
+    """Raise ValueError unless the value is one of these strings.
 
     >>> check_choice("store", "disk", ("zero", "latent"))
     Traceback (most recent call last):
@@ -50,12 +50,12 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def check_fields(of: str, config: Any, known: Iterable[str], needed: Iterable[str] = ()) -> None:
-    """Raises ValueError unless a config is a dict with known fields only, and with all required ones.
+    """Raise ValueError unless a config is a dict with only known fields and all required ones.
 
     >>> check_fields("Linear", {"end": 3}, ("begin_step", "end_step"))
     Traceback (most recent call last):
     ...
-    ValueError: Linear has no field 'end'. Its fields: begin_step, end_step. Received: end=3
+    ValueError: Linear has no field 'end'. Its fields are begin_step, end_step. Received: end=3
     """
     known = list(known)
     if not isinstance(config, Mapping):
@@ -63,7 +63,7 @@ def check_fields(of: str, config: Any, known: Iterable[str], needed: Iterable[st
     for name, value in config.items():
         if name not in known:
             raise ValueError(
-                f"{of} has no field {name!r}. Its fields: {', '.join(known)}. Received: {name}={value!r:.100}"
+                f"{of} has no field {name!r}. Its fields are {', '.join(known)}. Received: {name}={value!r:.100}"
             )
     for name in needed:
         if name not in config:
@@ -71,7 +71,7 @@ def check_fields(of: str, config: Any, known: Iterable[str], needed: Iterable[st
 
 
 def check_function(name: str, value: Any, of: str) -> None:
-    """Raises ValueError unless the argument `name` is callable; `of` says with what.
+    """Raise ValueError unless the argument `name` is callable; `of` names the arguments that it takes.
 
     >>> check_function("train", None, "a model and a seed")
     Traceback (most recent call last):
@@ -83,7 +83,7 @@ def check_function(name: str, value: Any, of: str) -> None:
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raises ValueError unless the argument `name` is True or False.
+    """Raise ValueError unless the argument `name` is True or False.
 
     >>> check_flag("first", False)
     """
@@ -92,7 +92,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_arrays(name: str, value: Any) -> None:
-    """Raises ValueError unless the argument `name` is a dict of names and arrays.
+    """Raise ValueError unless the argument `name` is a dict that maps names to arrays.
 
     >>> check_arrays("initial", {"dense/kernel": [[0.0]]})
     """
@@ -101,7 +101,7 @@ def check_arrays(name: str, value: Any) -> None:
 
 
 def check_strings(name: str, value: Any) -> tuple[str, ...]:
-    """The argument `name`, one str or several, as a tuple; ValueError if it is neither.
+    """Return the argument `name`, one str or several, as a tuple, or raise ValueError if it is neither.
 
     >>> check_strings("weights", "kernel")
     ('kernel',)
@@ -113,7 +113,7 @@ def check_strings(name: str, value: Any) -> tuple[str, ...]:
 
 
 def check_path(name: str, path: Any) -> None:
-    """Raises ValueError unless the argument `name` can be the path of a file or folder.
+    """Raise ValueError unless the argument `name` can be the path of a file or folder.
 
     >>> check_path("folder", "out/lottery")
     """
@@ -124,7 +124,7 @@ def check_path(name: str, path: Any) -> None:
 
 
 def check_npz(name: str, path: Any) -> None:
-    """Raises ValueError unless the argument `name` is the path of an .npz file.
+    """Raise ValueError unless the argument `name` is the path of an .npz file.
 
     >>> check_npz("path", "ticket.npz")
     """
@@ -134,7 +134,7 @@ def check_npz(name: str, path: Any) -> None:
 
 
 def check_expression(expression: Any, name: str = "expression") -> None:
-    """Raises ValueError unless the argument `name` is a valid regular expression, as a str.
+    """Raise ValueError unless the argument `name` is a str that is a valid regular expression.
 
     >>> check_expression("conv|dense")
     """
@@ -150,7 +150,7 @@ def check_expression(expression: Any, name: str = "expression") -> None:
 
 
 def received_with(reason: str, received: str) -> str:
-    """The text of another error, ending in a single `Received:` that also names these values.
+    """Return the text of another error, ending in a single `Received:` that also names these values.
 
     >>> received_with("its checksum is wrong", "file='a.npz'")
     "its checksum is wrong. Received: file='a.npz'"
@@ -161,7 +161,7 @@ def received_with(reason: str, received: str) -> str:
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
-    """A suffix for errors that list known words: "; did you mean 'vgg-11'?", or "." if none is similar.
+    """Return an ending for errors that list known words: "; did you mean 'vgg-11'?", or "." if none is similar.
 
     >>> did_you_mean("vgg11", ["vgg-11", "lenet-5"]), did_you_mean("xyz", ["vgg-11"])
     ("; did you mean 'vgg-11'?", '.')

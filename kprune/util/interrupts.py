@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps that belong together, not in their midst."""
+"""Delayed handling of Ctrl-C until steps that belong together are complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Context that Ctrl-C interrupts at its end only; a second Ctrl-C does so at once.
+    """Delay Ctrl-C until the end of a `with` block; a second Ctrl-C interrupts the block at once.
 
     Other threads than the main one are never interrupted, and what handles the signal instead of Python stays.
 

@@ -1,4 +1,4 @@
-"""Figures drawn with matplotlib objects: no pyplot, so no display and no global state."""
+"""Figures drawn with matplotlib objects rather than pyplot, so that no display or global state is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILE_TYPES = (".png", ".svg", ".pdf")
 
 
 def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> Figure:
-    """The figure drawn by `make`, written to `path` atomically if given; ValueError first for other endings."""
+    """Draw a figure with `make` and write it to `path`, if given; check the ending of `path` before drawing."""
     if path is not None:
         check_path("path", path)
         if os.path.splitext(path)[1].lower() not in FILE_TYPES:
@@ -34,7 +34,7 @@ def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> 
 
 
 def new_axes(width: float, height: float, dpi: int = 144) -> tuple[Figure, Any]:
-    """A figure of this size in inches and its axes; imports matplotlib when first called."""
+    """Create a figure of this size in inches and its axes; matplotlib is imported by the first call."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
@@ -42,7 +42,7 @@ def new_axes(width: float, height: float, dpi: int = 144) -> tuple[Figure, Any]:
 
 
 class Drawable(Printed):
-    """A report with a figure; subclasses draw it in `_draw`."""
+    """A report with a figure, which subclasses draw in `_draw`."""
 
     def _draw(self) -> Figure:
         raise NotImplementedError
@@ -76,14 +76,14 @@ def plain_axes(axes: Any) -> None:
 
 
 def percent() -> Any:
-    """A tick formatter for fractions in plain percent; matplotlib's own writes 0.001 as 0%."""
+    """Return a tick formatter for fractions in plain percent; matplotlib's own writes 0.001 as 0%."""
     from matplotlib.ticker import FuncFormatter
 
     return FuncFormatter(lambda value, _: f"{100 * value:.3g}%")
 
 
 def line_of(name: str, known: Sequence[str]) -> dict[str, str]:
-    """The color and style of a named line, by its position among all known names, so the same in every figure.
+    """Return the color and style of a named line by its position in `known`, which makes figures consistent.
 
     >>> line_of("snip", ["random", "snip"])
     {'color': '#d9730d', 'linestyle': '-'}
@@ -93,7 +93,7 @@ def line_of(name: str, known: Sequence[str]) -> dict[str, str]:
 
 
 def short_paths(paths: list[str]) -> list[str]:
-    """The paths without their common folders, long ones shortened in the middle.
+    """Return the paths without their common folders, with long ones shortened in the middle.
 
     >>> short_paths(["net/conv1/kernel", "net/conv2/kernel"])
     ['conv1/kernel', 'conv2/kernel']

@@ -1,4 +1,4 @@
-"""Progress on the screen, controlled by Keras's argument `verbose`."""
+"""Progress bars, controlled by Keras's argument `verbose`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 def check_verbose(verbose: Any) -> None:
-    """Raises ValueError unless `verbose` is 0 (silent), 1 or "auto" (a progress bar), or 2 (one line at the end).
+    """Raise ValueError unless `verbose` is 0 (silent), 1 or "auto" (a progress bar), or 2 (one line at the end).
 
     >>> check_verbose("auto")
     """
@@ -23,7 +23,7 @@ def check_verbose(verbose: Any) -> None:
 def progress(
     what: str, total: int, verbose: Any, *, unit: str = "it", done: int = 0, delay: float = 0
 ) -> Iterator[Any]:
-    """A progress bar to `update()` if `verbose` is 1 or "auto"; if it is 2, one line is printed at the end.
+    """Yield a progress bar, shown if `verbose` is 1 or "auto"; if it is 2, print one line at the end.
 
     Args:
         what: what goes on.

@@ -1,4 +1,4 @@
-"""Ranks and shares: the n-th highest value, and how many entries a sparsity leaves, in exact integers."""
+"""The n-th highest value of arrays, and the exact number of entries that a sparsity leaves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PIECE = 1 << 20  # entries that a thread looks at before it takes others
 
 @dataclass(frozen=True)
 class Counted:
-    """What a scope may ask about scores that are on a device, instead of the array itself.
+    """Facts about scores on a device, which a scope may ask for instead of the array itself.
 
     Attributes:
         shape: the weight's.
@@ -37,7 +37,7 @@ class Counted:
 
 
 def zeros_for(size: int, sparsity: float) -> int:
-    """The exact number of zeros: floor(sparsity * size), never more than requested.
+    """Return the exact number of zeros: floor(sparsity * size), never more than requested.
 
     The product is rounded to 6 decimals first, so that 0.57 of 100 is 57 and not 56 (0.57 * 100 is 56.999... in
     binary).
@@ -49,7 +49,7 @@ def zeros_for(size: int, sparsity: float) -> int:
 
 
 def alive(score: np.ndarray | Counted) -> int:
-    """The number of entries that are not pruned yet, i.e. whose score is above -inf.
+    """Return the number of entries that are not pruned yet, i.e., whose score is above -inf.
 
     >>> alive(np.array([1.0, -np.inf]))
     1
@@ -58,7 +58,7 @@ def alive(score: np.ndarray | Counted) -> int:
 
 
 def in_proportion(scores: dict[str, np.ndarray], sparsity: float, densities: dict[str, float]) -> dict[str, int]:
-    """Densities in the given proportions, with exactly the number of entries that the sparsity leaves.
+    """Return how many entries each weight keeps: densities in proportion, with the total that the sparsity leaves.
 
     n_keep[p] = min(alive[p], round(c * densities[p] * size[p])), with the c at which they add up to
     N - floor(sparsity * N), N = number of entries of all weights, alive = entries above -inf; ties in rounding go to
@@ -93,7 +93,7 @@ def in_proportion(scores: dict[str, np.ndarray], sparsity: float, densities: dic
 
 
 def scaled(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray:
-    """min(caps, c * amounts), with the c at which they add up to the budget, before rounding.
+    """Return min(caps, c * amounts), with the c for which they add up to the budget, before rounding.
 
     Args:
         budget: what they add up to, from 0 to sum(caps).
@@ -110,7 +110,7 @@ def scaled(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray:
 
 
 def _apportion(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray:
-    """min(caps, round(c * amounts)), with the c at which they add up to the budget.
+    """Return min(caps, round(c * amounts)), with the c for which they add up to the budget.
 
     Unlike the method of largest remainders, this rounding is monotone: a smaller budget never gives anyone more.
     """
@@ -136,7 +136,7 @@ def _apportion(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray
 
 
 def nth_highest(vectors: list[np.ndarray], n: int, of: np.ufunc = np.positive) -> tuple[float, list[tuple[int, int]]]:
-    """The n-th highest value of all vectors together, and how many entries of each exceed it; exact.
+    """Return the exact n-th highest value of all vectors together, and how many entries of each exceed or equal it.
 
     A sample brackets the value, so that only what lies inside the bracket has to be copied and partitioned: several
     times faster than partitioning everything, which matters in SynFlow's hundred rounds over millions of weights.
@@ -182,7 +182,7 @@ def nth_highest(vectors: list[np.ndarray], n: int, of: np.ufunc = np.positive) -
 
 
 def blocks_of(vector: np.ndarray, of: np.ufunc) -> Iterator[tuple[slice, np.ndarray]]:
-    """(where, `of` the entries there) in cache-sized blocks; each array is valid until the next one.
+    """Yield (slice, `of` applied to its entries) in cache-sized blocks; each array is valid until the next one.
 
     >>> [(at.start, values.tolist()) for at, values in blocks_of(np.array([-1.0, 2.0]), np.absolute)]
     [(0, [1.0, 2.0])]
@@ -194,7 +194,7 @@ def blocks_of(vector: np.ndarray, of: np.ufunc) -> Iterator[tuple[slice, np.ndar
 
 
 def _bracket(vectors: list[np.ndarray], n: int, size: int, of: np.ufunc) -> tuple[float, float]:
-    """Two values that almost surely enclose the n-th highest: a sample's, four standard errors apart."""
+    """Return two values that almost surely enclose the n-th highest: a sample's, four standard errors to each side."""
     draw = np.random.default_rng(0)
     # Drawn, not strided: scores differ by channel, and a stride that shares a factor with the last axis sees few.
     sample = [v if size <= SAMPLE else v[draw.integers(v.size, size=1 + SAMPLE * v.size // size)] for v in vectors]

@@ -1,4 +1,4 @@
-"""Registries: the only place where a string becomes a criterion, a scope, a pattern or a schedule."""
+"""Registries, the only place where a string becomes a criterion, a scope, a pattern or a schedule."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Registry:
         self._makers: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str, **traits: Any) -> Callable[[Entry], Entry]:
-        """Decorator: make a function available under `name`, with `traits` as its attributes (see `trait`).
+        """Return a decorator that makes a function available under `name`, with `traits` as attributes (see `trait`).
 
         A function that is defined again, as when the cell of a notebook runs again, takes its own place. Raises
         ValueError if the name is none, or taken by another function.
@@ -59,7 +59,7 @@ class Registry:
         return add
 
     def family(self, expression: str, shown: str) -> Callable[[Entry], Entry]:
-        r"""Decorator: let names that match the regular expression stand for what the function makes of their numbers.
+        r"""Return a decorator for functions that make an entry from the numbers in a name that matches the expression.
 
         >>> shapes = Registry("shape")
         >>> @shapes.family(r"(\d+)x(\d+)", "hxw")
@@ -75,7 +75,7 @@ class Registry:
         return add
 
     def maker(self, make: Callable[..., Entry]) -> Callable[..., Entry]:
-        """Decorator: make what the function returns serializable, by the function's name and arguments.
+        """Make what the decorated function returns serializable by the function's name and arguments.
 
         >>> shapes = Registry("shape")
         >>> @shapes.maker
@@ -97,7 +97,7 @@ class Registry:
         return made
 
     def serialize(self, entry: str | Callable[..., Any]) -> str | dict[str, Any]:
-        """An entry as JSON: its name, or a name and options; `deserialize` reverses it.
+        """Return an entry as JSON, either its name or a name and options; `deserialize` reverses it.
 
         Args:
             entry: a name, what is registered here, a `functools.partial` of it, or what one of this registry's makers
@@ -115,7 +115,7 @@ class Registry:
         name, plain = self.name_of(entry), _unwrapped(entry)
         if self._entries.get(name) is not plain and not self._of_a_family(name):
             raise ValueError(
-                f"A custom {self.kind} can be saved only if it is registered: decorate it with the "
+                f"A custom {self.kind} can be saved only if it is registered: decorate it with "
                 f"`register('name')` from its registry. Received: {self.kind}={entry!r:.200}"
             )
         if not isinstance(entry, functools.partial):
@@ -135,7 +135,7 @@ class Registry:
         return option
 
     def deserialize(self, config: str | dict[str, Any]) -> Callable[..., Any]:
-        """The entry that `serialize` described; ValueError if there is none."""
+        """Return the entry that `serialize` described, or raise ValueError if there is none."""
         if isinstance(config, str):
             return self.get(config)
         if (
@@ -159,7 +159,7 @@ class Registry:
         return any(re.fullmatch(expression, name) for expression, _ in self._families.values())
 
     def get(self, entry: str | Callable[..., Any]) -> Callable[..., Any]:
-        """The callable registered under a name; a callable is returned as is. Raises ValueError otherwise."""
+        """Return the callable registered under a name, or a callable as it is; raise ValueError for anything else."""
         if callable(entry):
             return entry
         if not isinstance(entry, str):
@@ -175,7 +175,7 @@ class Registry:
         return self._entries[entry]
 
     def name_of(self, entry: Any) -> str:
-        """The name of an entry in messages: its registered name, else the function's own, else the kind."""
+        """Return the name of an entry for messages: its registered name, else the function's own, else the kind."""
         plain = _unwrapped(entry)
         names = [name for name, registered in self._entries.items() if registered is plain]
         return entry if isinstance(entry, str) else names[0] if names else getattr(plain, "__name__", self.kind)
@@ -185,7 +185,7 @@ class Registry:
 
 
 def trait(entry: Callable[..., Any], name: str, default: Any) -> Any:
-    """A trait of a registered function, or of a `functools.partial` of it; `default` if it has none.
+    """Return a trait of a registered function, or of a `functools.partial` of it; `default` if it has none.
 
     >>> import functools
     >>> def draft(context, steps=1): ...
@@ -197,7 +197,7 @@ def trait(entry: Callable[..., Any], name: str, default: Any) -> Any:
 
 
 def own_trait(entry: Callable[..., Any], name: str) -> Any:
-    """A trait by which a function's work is done without calling it, or called with less; None if it has none.
+    """Return a trait that lets callers skip or simplify the call of a function, or None if it has none.
 
     `functools.wraps` copies all traits to a function that may do something else, so that one has none.
 
@@ -220,6 +220,6 @@ def _unwrapped(entry: Any) -> Any:
 
 
 def _home(entry: Callable[..., Any]) -> tuple[Any, Any]:
-    """Identifies a function that is defined again, such as in a notebook: by its qualified name, if it has one."""
+    """Return a key that identifies a function by its qualified name, if any, even when it is defined again."""
     name = getattr(entry, "__qualname__", "<")
     return getattr(entry, "__module__", None), id(entry) if "<" in name else name

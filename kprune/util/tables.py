@@ -15,7 +15,7 @@ _LINES = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
 def printable(text: str) -> str:
-    """Text in which all that a terminal would obey is escaped as Python does it; lines stay lines.
+    """Escape unprintable characters, which a terminal might obey, as Python does; line breaks stay.
 
     >>> print(printable("dense" + chr(27) + "[31m") == "dense" + chr(92) + "x1b[31m")
     True
@@ -24,7 +24,7 @@ def printable(text: str) -> str:
 
 
 class _Plain(Table):
-    """A table whose cells are of one line each: names of layers come from files."""
+    """A table with single-line cells, because names of layers come from files and may contain line breaks."""
 
     def add_row(self, *cells: Any, **settings: Any) -> None:
         super().add_row(*(_one_line(cell) if isinstance(cell, str) else cell for cell in cells), **settings)
@@ -35,7 +35,7 @@ def _one_line(cell: str) -> str:
 
 
 class Printed:
-    """A report whose str is a plain-text table; notebooks show it, too.
+    """A report whose str is a plain-text table, which notebooks show, too.
 
     >>> class Report(Printed):
     ...     def __str__(self): return "method  accuracy <= 1"
@@ -48,12 +48,12 @@ class Printed:
 
 
 def new_table(**settings: Any) -> Table:
-    """An empty `rich.table.Table` in kprune's style; `settings` are passed to rich."""
+    """Return an empty `rich.table.Table` in kprune's style; `settings` are passed to rich."""
     return _Plain(box=_LINES, pad_edge=False, **settings)
 
 
 def table_lines(table: Table) -> list[str]:
-    """The lines of a table, as wide as needed whatever the terminal, as logs and files have no width.
+    """Return the lines of a table, as wide as needed on any terminal, because logs and files have no width.
 
     >>> table = new_table()
     >>> table.add_column("method"); table.add_column("accuracy", justify="right")

@@ -1,4 +1,4 @@
-"""Work on large arrays in parallel: NumPy releases the interpreter lock while it processes one."""
+"""Parallel work on large arrays, during which NumPy releases the interpreter lock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL = 1 << 17
 
 
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], entries: int = SMALL) -> list[Result]:
-    """`[function(item) for item in items]` on as many threads as there are cores; the first exception is raised.
+    """Return `[function(item) for item in items]`, run on one thread per core; the first exception is raised.
 
     Args:
         function, items: the work.

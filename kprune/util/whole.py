@@ -1,4 +1,4 @@
-"""Atomic files: whole or not there at all, whatever kills the process that writes them."""
+"""Atomic files, which are complete or absent even if the process that writes them is killed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .temporary import temporary_beside
 
 
 def write_whole(path: str | os.PathLike[str], fill: bytes | Callable[[str], object]) -> None:
-    """Write a file atomically: under a temporary name beside it, synced, then renamed.
+    """Write a file atomically: write a temporary file beside it, sync that file, then rename it.
 
     A link stays one: what it points to is written. What is no file but a pipe or a terminal is written as it is.
 
