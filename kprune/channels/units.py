@@ -13,7 +13,7 @@ from .graph import OTHER_AXIS, ChannelGraph, Mixer, Shape, Size, Tensor
 
 
 def recurrent(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """RNN units: a column of each gate, a row of the recurrent kernel; never constant, as their state evolves."""
+    """Apply the rule for RNN units: a column of each gate and a row of the recurrent kernel, never constant."""
     if layer.return_state or layer.stateful or len(inputs) != 1:
         return "its state is used outside the layer"
     cell = layer.cell
@@ -46,7 +46,7 @@ def recurrent(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shap
 
 
 def attention(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """Attention heads: removed where the output projection ignores them. The layer's inputs and outputs stay whole.
+    """Apply the rule for attention heads, removed if the output projection ignores them; inputs and outputs stay whole.
 
     Where several heads of the query share one of the key and the value, they go with it or stay with it.
     """

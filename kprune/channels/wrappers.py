@@ -1,4 +1,4 @@
-"""Rules for layers that wrap another one: at each time step, or forward and backward in time."""
+"""Rules for layers that wrap another layer and run it at each time step, or forward and backward in time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Rule = Callable[[ChannelGraph, Any, list[Tensor], Shape], Tensor | str]
 
 
 def time_distributed(rules: dict[str, Rule]) -> Rule:
-    """The rule for a layer that runs another layer, one with a rule of its own, at each time step."""
+    """Return the rule for a layer that runs another layer, which has its own rule, at each time step."""
 
     def rule(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
         inner, [given] = layer.layer, inputs
@@ -51,7 +51,7 @@ def time_distributed(rules: dict[str, Rule]) -> Rule:
 
 
 def bidirectional(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """A unit of the forward layer stays or goes with that of the backward layer, as they may share one config."""
+    """Tie each unit of the forward layer to that of the backward layer, because the layers may share one config."""
     forward, backward = layer.forward_layer, layer.backward_layer
     if plain_type(forward) is not plain_type(backward) or not hasattr(forward, "cell"):
         return "its two layers are of different kinds"
