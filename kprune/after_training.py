@@ -193,7 +193,7 @@ def _blocks(living: np.ndarray, block: int, sparsity: float) -> tuple[list[int],
 
 
 def _groups(shape: tuple[int, ...], n: int, m: int) -> tuple[list[int], Choose]:
-    """Return the starts of the groups of m inputs (at each position of a convolution), and a function that keeps n."""
+    """Return the starts of the groups of m inputs, for each position of a kernel, and a function that keeps n of m."""
     *positions, inputs, _ = shape
     pattern = n_of_m(n, m)
 

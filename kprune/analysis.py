@@ -211,7 +211,7 @@ def instability(
     prepare: Callable[[Any], Any] | None = None,
     verbose: Any = "auto",
 ) -> LinearPath:
-    """Train two copies from one point on data in different orders, and evaluate the path between (arXiv:1912.05671).
+    """Train two copies from one point on differently ordered data, and evaluate the line between (arXiv:1912.05671).
 
     Networks whose error hardly rises on the line between the copies are stable: from that point on the order of the
     data does not decide where training ends. Winning tickets are found where the rewind point is stable. Afterwards
@@ -258,7 +258,7 @@ def instability(
     with unchanged(model, optimizer=True):
         begin = snapshot(model) if at is None else at
         try:
-            with progress("instability", len(seeds), verbose, unit="trainings") as bar:
+            with progress("instability", len(seeds), verbose, unit="runs") as bar:
                 for seed in seeds:
                     rewind(model, begin)
                     train(model, seed)
@@ -278,7 +278,7 @@ def _check_points(points: int) -> None:
 
 
 def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arrays:
-    """Map each (masked) weight's path to its array; raise ValueError if the arrays belong to another model."""
+    """Map the path of each weight (or masked weight) to its array; raise ValueError if they belong to another model."""
     mine = {weight.path: weight for weight in masked_weights(model)} if masks else model_weights(model)
     try:
         return matched(mine, arrays, "model")

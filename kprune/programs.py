@@ -176,7 +176,7 @@ def _original(mask: Any, layout: Layout) -> Any:
 
 
 def _highest(holds: Callable[[Any], Any], start: Any, bits: int = 32) -> Any:
-    """Return the highest number of `bits` bits that satisfies a condition that 0 satisfies, from the top bit down."""
+    """Find the highest number of `bits` bits that satisfies a condition, from the top bit down; 0 must satisfy it."""
 
     def next_bit(i: Any, number: Any) -> Any:
         trial = ops.bitwise_or(number, ops.left_shift(ops.ones((), "int32"), ops.cast(bits - 1 - i, "int32")))

@@ -172,7 +172,7 @@ def _warn_of_collapse(empty: list[str], of: int) -> bool:
     if empty:
         logging.warning(
             "kprune: %d of %d weights were pruned completely (%s): unless a skip connection bypasses them, no signal "
-            "gets through. Set a floor: scope=kprune.scopes.with_floor('global', 0.01).",
+            "gets through. Set a floor with scope=kprune.scopes.with_floor('global', 0.01).",
             len(empty),
             of,
             ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),

@@ -129,7 +129,7 @@ class ChannelGroups:
     def cut(
         self, scores: dict[str, np.ndarray], masks: Masks, paths: list[str], zeros: int, divisible_by: int = 1
     ) -> Masks:
-        """Return the masks without the groups with the lowest scores; of equal scores, the first groups go.
+        """Return the masks without the groups with the lowest scores; among ties, the earlier group is removed.
 
         As many groups go as leave at most `zeros` zeros in the weights of these paths; while less than a group is too
         much, none goes, so that a model that is pruned again to the same sparsity stays as it is. A layer keeps a
@@ -198,7 +198,7 @@ class ChannelGroups:
     def _ranked(
         self, scores: dict[str, np.ndarray], masks: Masks, paths: list[str], divisible_by: int
     ) -> tuple[np.ndarray, np.ndarray, Callable[[int], np.ndarray]]:
-        """Return each group's entries left, the removable groups in order, and a function that removes n of them."""
+        """Return each group's remaining entries, the removable groups in order, and a function to remove n of them."""
         means, counts = self.pooled(scores, masks)
         within = np.array([self._makers[number] <= {*paths} for number in range(self.n)])
         candidates = np.flatnonzero(within & (counts > 0))

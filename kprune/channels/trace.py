@@ -139,9 +139,9 @@ def _unknown(layer: Any, inputs: list[Tensor], others: list[Any]) -> str:
     kind, home = plain_type(layer).__name__, plain_type(layer).__module__.split(".")
     is_layer = hasattr(layer, "weights")
     if home[0] not in ("keras", "tf_keras") or kind not in RULES or not (is_layer or kind in _OPERATIONS):
-        return f"no rule describes a {kind}"
+        return f"there is no pruning rule for {kind}"
     if is_layer and kind in _OPERATIONS and "ops" in home:
-        return f"no rule describes a {kind}"
+        return f"there is no pruning rule for {kind}"
     numbers = kind in ("Add", "Subtract", "Multiply") and len(inputs) == 1 and not is_layer
     if not inputs or (others and not (numbers and all(type(other) in (int, float) for other in others))):
         return "it is called with arguments that are not tensors"

@@ -22,7 +22,7 @@ def time_distributed(rules: dict[str, Rule]) -> Rule:
         inner, [given] = layer.layer, inputs
         kind, home = plain_type(inner).__name__, plain_type(inner).__module__.split(".")[0]
         if kind not in rules or home not in ("keras", "tf_keras") or hasattr(inner, "cell"):
-            return f"no rule describes a {kind} at each time step"
+            return f"there is no pruning rule for {kind} at each time step"
         if shape is None or given.shape is None:
             return "its shape is not known"
         if given.atoms is not None and given.axis == 1:
@@ -58,7 +58,7 @@ def bidirectional(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: 
     if layer.merge_mode is None or shape is None or forward.cell.units != backward.cell.units:
         return "the outputs of its two layers are not merged"
     if plain_type(forward).__name__ not in ("SimpleRNN", "LSTM", "GRU"):
-        return f"no rule describes a {plain_type(forward).__name__} in two directions"
+        return f"there is no pruning rule for {plain_type(forward).__name__} in two directions"
     entry = graph.configs[id(layer)]["config"]
     parts: list[Tensor] = []
     for inner, key in ((forward, "layer"), (backward, "backward_layer")):

@@ -113,7 +113,7 @@ def signed_gradient(context: Context, training: bool = False) -> Scores:
 
 @CRITERIA.register("grasp", needs=("data", "loss"))
 def grasp(context: Context, training: bool = False, temperature: float = 200.0) -> Scores:
-    """Gradient signal preservation: score = w * (H g) / |sum of w * (H g)|, a signed score (arXiv:2002.07376).
+    """Gradient signal preservation: score = w * (H g) / |sum of w * (H g)|, which is signed (arXiv:2002.07376).
 
     g is the gradient of the loss, summed over the batches, and H its Hessian, both at logits divided by the
     temperature; the Hessian-gradient product is exact. The highest scores are kept: removing a weight of low score

@@ -30,7 +30,7 @@ class Tracker:
         """Note an optimizer step, or n steps if `steps_per_execution` is n."""
 
     def ready(self) -> bool:
-        """Whether the tracker has seen enough of the training for pruning."""
+        """Return whether the tracker has seen enough of the training for pruning."""
         return True
 
     def get_state(self) -> dict[str, np.ndarray]:
