@@ -1,4 +1,4 @@
-"""The program `kprune`: the start of `kprune.cli.main`, and the quick way to its help.
+"""The entry point of the `kprune` command, which runs `kprune.cli.main` and shows its help quickly.
 
 It lies beside the package because importing anything of `kprune` imports Keras, and with it the backend.
 """
@@ -18,7 +18,7 @@ TRAIN = {"train", "search", "sweep", "lottery"}
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Withholds what TensorFlow's C++ writes to stderr, which no setting silences; shows it on an error."""
+    """Hold back what TensorFlow's C++ code writes to stderr, which no setting silences; show it only on an error."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as kept:
@@ -35,7 +35,7 @@ def _quiet() -> Iterator[None]:
 
 
 def main() -> int:
-    """Run the command line with this process's arguments; returns the exit status of `kprune.cli.main.main`."""
+    """Run the command line with this process's arguments and return the exit status of `kprune.cli.main.main`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow reads it when it is imported
     words = sys.argv[1:]
     if words[:1] == ["--version"]:

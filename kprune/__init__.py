@@ -1,4 +1,4 @@
-"""Train sparse Keras models: callbacks, masks, criteria, schedules, strip and export.
+"""Tools for training sparse Keras models: callbacks, masks, criteria, schedules, stripping and export.
 
 >>> import keras, kprune
 >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)])

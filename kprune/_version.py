@@ -1,3 +1,3 @@
-"""The version, in a file that setup.cfg can read without importing Keras."""
+"""The package version, in a file that setup.cfg can read without importing Keras."""
 
 __version__ = "0.2.0.dev0"

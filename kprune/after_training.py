@@ -115,7 +115,7 @@ def prune_after_training(
 def compensated(
     weights: np.ndarray, hessian: np.ndarray, alive: np.ndarray, choose: Choose, edges: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The pruned weights and the mask, with the kept weights moved so that outputs change least: SparseGPT's solver.
+    """Return the pruned weights and their mask; kept weights move so that outputs change least (SparseGPT's solver).
 
     Args:
         weights: float64 array (inputs, outputs).
@@ -154,7 +154,7 @@ def compensated(
 
 
 def _groups_of(pattern: Any, sparsity: float | dict[str, float]) -> tuple[int, int] | None:
-    """(n, m) of an n:m pattern, None for "unstructured"; ValueError for others, or if the sparsity does not fit."""
+    """Return (n, m) for n:m and None for "unstructured"; raise ValueError for other patterns or a wrong sparsity."""
     found = PATTERNS.get(pattern)
     groups: tuple[int, int] | None = trait(found, "n_of_m", None)
     if groups is None and found is not unstructured:
@@ -173,7 +173,7 @@ def _groups_of(pattern: Any, sparsity: float | dict[str, float]) -> tuple[int, i
 
 
 def _blocks(living: np.ndarray, block: int, sparsity: float) -> tuple[list[int], Choose]:
-    """The starts of the blocks of inputs, and a function that picks the zeros of each so that the total fits.
+    """Return the starts of the blocks of inputs, and a function that picks each block's zeros to reach the total.
 
     Fewer where later blocks have so many pruned already that all together would come out sparser.
     """
@@ -193,7 +193,7 @@ def _blocks(living: np.ndarray, block: int, sparsity: float) -> tuple[list[int],
 
 
 def _groups(shape: tuple[int, ...], n: int, m: int) -> tuple[list[int], Choose]:
-    """The starts of the groups of m inputs, at each position of a convolution, and a function that keeps n of each."""
+    """Return the starts of the groups of m inputs, for each position of a kernel, and a function that keeps n of m."""
     *positions, inputs, _ = shape
     pattern = n_of_m(n, m)
 
@@ -206,7 +206,7 @@ def _groups(shape: tuple[int, ...], n: int, m: int) -> tuple[list[int], Choose]:
 
 
 def _in_order(model: Any, weights: list[MaskedWeight], batch: Batch) -> list[MaskedWeight]:
-    """The weights in the order their layers are called; ValueError if the inputs of one are unknown."""
+    """Return the weights in the order their layers are called; raise ValueError if a weight's inputs are unknown."""
     calls = calls_of(_context(model), {"": batch[0]})
     for weight in weights:
         next(features(calls, weight))
@@ -215,7 +215,7 @@ def _in_order(model: Any, weights: list[MaskedWeight], batch: Batch) -> list[Mas
 
 
 def _hessian(model: Any, weight: MaskedWeight, data: list[Batch]) -> np.ndarray:
-    """X^T X for a weight's inputs X over all batches, float64; ValueError if it is not finite."""
+    """Return X^T X in float64 for a weight's inputs X over all batches; raise ValueError if it is not finite."""
     context, total = _context(model), np.zeros(())
     for x, _, _ in data:
         for inputs in features(calls_of(context, {"": x}), weight):
@@ -223,8 +223,8 @@ def _hessian(model: Any, weight: MaskedWeight, data: list[Batch]) -> np.ndarray:
             total = total + wide.T @ wide
     if not np.isfinite(total).all():
         raise ValueError(
-            f"The inputs of {weight.path} contain infinite or NaN values: check the data, and the weights of the "
-            f"layers before it. Received: model={model.name!r}"
+            f"The inputs of {weight.path} contain infinite or NaN values: check the data and the weights of the "
+            f"preceding layers. Received: model={model.name!r}"
         )
     return total
 

@@ -28,7 +28,7 @@ _MOST_POINTS = 10**6
 
 
 def supermask(model: Any, ticket: Ticket, evaluate: Any) -> float:
-    """The metric of a ticket's masks applied to its initial weights, without training (arXiv:1905.01067).
+    """Evaluate a ticket's masks applied to its initial weights, without training (arXiv:1905.01067).
 
     Afterwards weights, masks, statistics, seeds, metrics and optimizer are bit for bit what they were, also when the
     evaluation raises.
@@ -56,7 +56,7 @@ def supermask(model: Any, ticket: Ticket, evaluate: Any) -> float:
     (0.0, 2.0)
     """
     if not isinstance(ticket, Ticket):
-        raise ValueError(f"Expected a kprune.Ticket. Received: ticket={type(ticket)}")
+        raise ValueError(f"`ticket` must be a kprune.Ticket. Received: ticket={type(ticket)}")
     measure = measure_by(model, evaluate)
     with masked_meanwhile(model):
         _put(model, _matched(model, ticket.weights, "ticket"), _matched(model, ticket.masks, "ticket", masks=True))
@@ -90,7 +90,7 @@ class LinearPath(Drawable):
         return barrier([-value for value in self.values])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything above as JSON-serializable values."""
+        """Return the metric, places, values, `rise` and `fall` as JSON-serializable values."""
         lists = {"places": list(self.places), "values": list(self.values)}
         return {"metric": self.metric, **lists, "rise": self.rise, "fall": self.fall}
 
@@ -103,7 +103,7 @@ class LinearPath(Drawable):
             table.add_column(header, justify="right")
         for place, value in zip(self.places, self.values, strict=True):
             table.add_row(f"{place:.4g}", f"{value:.4f}")
-        ends = f"from the line between the ends: at most {self.rise:.4f} above, {self.fall:.4f} below"
+        ends = f"largest deviation from the line between the ends: {self.rise:.4f} above, {self.fall:.4f} below"
         return "\n".join([*table_lines(table), ends])
 
 
@@ -211,7 +211,7 @@ def instability(
     prepare: Callable[[Any], Any] | None = None,
     verbose: Any = "auto",
 ) -> LinearPath:
-    """Train two copies from one point on data in different orders, and evaluate between them (arXiv:1912.05671).
+    """Train two copies from one point on differently ordered data, and evaluate the line between (arXiv:1912.05671).
 
     Networks whose error hardly rises on the line between the copies are stable: from that point on the order of the
     data does not decide where training ends. Winning tickets are found where the rewind point is stable. Afterwards
@@ -252,13 +252,13 @@ def instability(
     if not isinstance(seeds, Sequence) or len(seeds) != 2 or seeds[0] == seeds[1]:
         raise ValueError(f"`seeds` must be two different integers. Received: seeds={seeds!r}")
     if at is not None and not isinstance(at, Snapshot):
-        raise ValueError(f"`at` must be a kprune.Snapshot (which includes the optimizer). Received: at={type(at)}")
+        raise ValueError(f"`at` must be a kprune.Snapshot, which includes the optimizer. Received: at={type(at)}")
     measure_by(model, evaluate)
     masks, ends = current_masks(model), []
     with unchanged(model, optimizer=True):
         begin = snapshot(model) if at is None else at
         try:
-            with progress("instability", len(seeds), verbose, unit="trainings") as bar:
+            with progress("instability", len(seeds), verbose, unit="runs") as bar:
                 for seed in seeds:
                     rewind(model, begin)
                     train(model, seed)
@@ -278,7 +278,7 @@ def _check_points(points: int) -> None:
 
 
 def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arrays:
-    """path of the model's weights (or masked weights) -> array; ValueError if they belong to another model."""
+    """Map the path of each weight (or masked weight) to its array; raise ValueError if they belong to another model."""
     mine = {weight.path: weight for weight in masked_weights(model)} if masks else model_weights(model)
     try:
         return matched(mine, arrays, "model")
@@ -287,14 +287,14 @@ def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arra
 
 
 def _between(one: np.ndarray, other: np.ndarray, place: float) -> np.ndarray:
-    """(1 - place) * one + place * other, in their own dtype; integers, such as seeds, stay those of `one`."""
+    """Return (1 - place) * one + place * other in their own dtype; integers, such as seeds, are taken from `one`."""
     if not keras.backend.is_float_dtype(one.dtype.name):
         return one
     return ((1 - place) * one.astype(np.float64) + place * other.astype(np.float64)).astype(one.dtype)
 
 
 def _put(model: Any, weights: Arrays, masks: Masks | None = None) -> None:
-    """Assign weights, and masks if given, to a model; unlike `set_masks`, leaves the optimizer alone."""
+    """Assign weights, and masks if given, to a model; unlike `set_masks`, do not touch the optimizer."""
     variables = model_weights(model)
     for path, value in weights.items():
         variables[path].assign(value)
@@ -306,11 +306,11 @@ def _figure(path: LinearPath) -> Figure:
     figure, axes = new_axes(7, 4)
     axes.plot(path.places, path.values, color=KEPT, marker="o", linewidth=1.8, label=path.metric)
     ends = [path.values[0], path.values[-1]]
-    axes.plot([0, 1], ends, color=LINES[0], linestyle="--", linewidth=1, label="the line between the ends")
-    axes.set_xlabel("place on the line from the one network (0) to the other (1)")
+    axes.plot([0, 1], ends, color=LINES[0], linestyle="--", linewidth=1, label="straight line between the ends")
+    axes.set_xlabel("position on the line from the first network (0) to the second (1)")
     axes.set_ylabel(path.metric)
     plain_axes(axes)
-    figure.suptitle(f"at most {path.rise:.4g} above, {path.fall:.4g} below the line between the ends", fontsize=11)
+    figure.suptitle(f"at most {path.rise:.4g} above and {path.fall:.4g} below the line between the ends", fontsize=11)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8.5)
     return figure
 

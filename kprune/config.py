@@ -1,4 +1,4 @@
-"""How to prune: score, share the budget, cut; in one round or many."""
+"""The pruning configuration: how to score weights, share the sparsity and cut masks, in one round or many."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .util.threads import side_by_side
 
 @dataclass(frozen=True)
 class PruningConfig:
-    """How to prune: criterion, scope, pattern, rounds and seed; accepted by every callback and `kprune.prune`.
+    """Settings for pruning, such as criterion, scope and pattern, accepted by every callback and `kprune.prune`.
 
     Args:
         criterion: a name from `kprune.criteria.CRITERIA` ("magnitude", "random", "synflow" ...) or a function of a
@@ -97,7 +97,7 @@ class PruningConfig:
 
     @classmethod
     def of(cls, criterion: str | Callable[..., Any] | PruningConfig, **given: Any) -> PruningConfig:
-        """The user's config if given in place of a criterion, else a config of the criterion and the other fields."""
+        """Return the criterion if it is already a config, else a config made of the criterion and the other fields."""
         if isinstance(criterion, numbers.Real):
             raise ValueError(
                 "`criterion` must be a name, a function or a PruningConfig; the sparsity is the next argument. "
@@ -108,7 +108,7 @@ class PruningConfig:
             return cls(criterion, **given)
         if given:
             raise ValueError(
-                "With a PruningConfig, no further fields can be passed: change the config with "
+                "A PruningConfig cannot be combined with separate fields: change the config with "
                 "dataclasses.replace(config, ...). Received: "
                 f"{', '.join((f'{name}={value!r:.100}' for name, value in given.items()))}"
             )
@@ -125,7 +125,7 @@ class PruningConfig:
         return self.groups is not None or PATTERNS.get(self.pattern) is channel
 
     def get_config(self) -> dict[str, Any]:
-        """The fields as JSON-serializable values; ValueError for a custom function that is not registered."""
+        """Return the fields as JSON-serializable values; raise ValueError for an unregistered custom function."""
         return {
             "criterion": CRITERIA.serialize(self.criterion),
             "scope": SCOPES.serialize(self.scope),
@@ -138,7 +138,7 @@ class PruningConfig:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PruningConfig:
-        """The config that `get_config` described; ValueError if it has unknown fields."""
+        """Return the config that `get_config` described; raise ValueError if it has unknown fields."""
         check_fields("PruningConfig", config, _FIELDS)
         registries = {"criterion": CRITERIA, "scope": SCOPES, "pattern": PATTERNS}
         made = {name: registry.deserialize(config[name]) for name, registry in registries.items() if name in config}
@@ -157,7 +157,7 @@ class PruningConfig:
         compiled: Compiled | None = None,
         verbose: Any = 0,
     ) -> Masks:
-        """The masks to which the model would be pruned; the model is not changed.
+        """Return the masks to which the model would be pruned, without changing the model.
 
         Args:
             model: a masked model of either Keras.
@@ -187,21 +187,21 @@ class PruningConfig:
         return not trait(score, "needs", ()) and trait(score, "tracker", None) is None
 
     def take(self, data: Any, batches: int | None = 1) -> list[Batch]:
-        """The batches of data that the criterion uses; ValueError if it needs data and gets none."""
+        """Return the batches of data that the criterion uses; raise ValueError if it needs data and there is none."""
         check_batches(batches)
         needs = trait(CRITERIA.get(self.criterion), "needs", ())
         if data is None and "data" in needs:
-            needed = "the loss: pass data=(x, y)" if "loss" in needs else "data: pass data=(x,)"
+            needed = "data to compute the loss: pass data=(x, y)" if "loss" in needs else "data: pass data=(x,)"
             raise ValueError(f"The criterion {self.name!r} needs {needed}. Received: data=None")
         return [] if data is None else take_batches(data, batches)
 
     def tracker(self) -> Tracker | None:
-        """A new tracker, if the criterion needs one."""
+        """Return a new tracker, or None if the criterion does not need one."""
         cls = trait(CRITERIA.get(self.criterion), "tracker", None)
         return None if cls is None else cls()
 
     def _tracker(self, trackers: Any) -> Tracker | None:
-        """The tracker the criterion needs, from those given; ValueError if it needs one and there is none."""
+        """Return the given tracker that the criterion needs, if any; raise ValueError if it is missing."""
         cls = trait(CRITERIA.get(self.criterion), "tracker", None)
         if cls is None:
             return None
@@ -210,7 +210,7 @@ class PruningConfig:
         if found is None:
             raise ValueError(
                 f"The criterion {self.name!r} needs a tracker, {cls.__name__}, that records training. Callbacks such "
-                f"as GradualPruning run the tracker automatically; without one, run the tracker yourself during "
+                f"as GradualPruning run the tracker automatically; otherwise, run the tracker yourself during "
                 f"training and pass it in `trackers`. Received: trackers={trackers!r:.200}"
             )
         return found
@@ -239,7 +239,7 @@ class PruningConfig:
             return {path: mask.copy() for path, mask in current.items()}  # nothing is asked for, and nothing is known
         context = Context(model, weights, current, self.seed, data, tracker, compiled.of(model))
         revives = trait(CRITERIA.get(self.criterion), "revives", False)
-        goal = "its sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
+        goal = "the given sparsities" if isinstance(sparsity, dict) else f"{sparsity:.2%} sparsity"
         with progress(f"{self.name} to {goal}", self.rounds, verbose, unit="rounds", delay=1) as bar:
             looped = self._loop(context, groups, bar.update)
             if looped is not None:
@@ -266,14 +266,14 @@ class PruningConfig:
         return context.masks
 
     def _together(self, groups: list[tuple[list[str], float]], weights: list[MaskedWeight]) -> bool:
-        """Whether all weights are cut at one score, so that only the total number of kept entries matters."""
+        """Return whether all weights are cut at one score, so that only the total number of kept entries matters."""
         plain = SCOPES.get(self.scope) is global_scope and PATTERNS.get(self.pattern) is unstructured
         return plain and self.groups is None and len(groups[0][0]) == len(weights)
 
     def _loop(
         self, context: Context, groups: list[tuple[list[str], float]], advance: Callable[[int], Any]
     ) -> Masks | None:
-        """The masks after all rounds if the criterion can run them in one loop on a device, else None."""
+        """Return the masks after all rounds if the criterion can run them in one loop on a device, else None."""
         loop = own_trait(CRITERIA.get(self.criterion), "loop")
         if loop is None or not self._together(groups, context.weights):
             return None
@@ -283,7 +283,7 @@ class PruningConfig:
         return loop(context, n_keep, advance)
 
     def _cut(self, context: Context, groups: list[tuple[list[str], float]], masks: Masks) -> Masks:
-        """The masks of one round; they keep nothing that `masks` does not."""
+        """Return the masks of one round, which keep only entries that `masks` keeps."""
         scope, pattern = SCOPES.get(self.scope), PATTERNS.get(self.pattern)
         plain = self.groups is None and pattern is unstructured and own_trait(scope, "counts")
         entrywise = own_trait(CRITERIA.get(self.criterion), "entrywise") if plain else None
@@ -309,7 +309,7 @@ class PruningConfig:
                 if np.isfinite(weight.seen()).all():
                     cause = "although its weights are finite: check the data, the loss and the criterion"
                 else:
-                    cause = "because its weights are: training may have diverged"
+                    cause = "because its weights are as well: training may have diverged"
                 raise ValueError(
                     f"The scores of {weight.path} are infinite or NaN, {cause}. Received: criterion={self.name!r}"
                 )
@@ -338,7 +338,7 @@ _FIELDS = [one.name for one in fields(PruningConfig)]
 
 
 def _checked(weights: list[MaskedWeight], within: Masks) -> Masks:
-    """The user's `within` masks; ValueError unless there is one of the right shape for each weight."""
+    """Return the user's `within` masks; raise ValueError unless each weight has a mask of its own shape."""
     shapes = {path: np.shape(mask) for path, mask in within.items()} if isinstance(within, dict) else None
     expected = {weight.path: weight.shape for weight in weights}
     if shapes != expected or any(np.asarray(mask).dtype != np.bool_ for mask in within.values()):

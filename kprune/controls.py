@@ -26,7 +26,7 @@ from .util.checks import received_with
 
 @CRITERIA.maker
 def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]:
-    """A criterion that keeps what another would prune first: score = -(its score) (arXiv:2009.08576).
+    """Return a criterion that keeps what another one would prune first: score = -(its score) (arXiv:2009.08576).
 
     Args:
         criterion: a name from `kprune.criteria.CRITERIA`, or a function of a `kprune.criteria.Context`.
@@ -46,7 +46,7 @@ def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]
     [[1.0, 0.0], [0.0, 2.0]]
     """
     if not isinstance(criterion, str) and not callable(criterion):
-        raise ValueError(f"Expected a name or a function. Received: criterion={criterion!r}")
+        raise ValueError(f"`criterion` must be a name or a function. Received: criterion={criterion!r}")
     score = CRITERIA.get(criterion)
     plain = score
     while isinstance(plain, functools.partial):  # which shows nothing of its function's traits
@@ -61,7 +61,7 @@ def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]
 
 
 def shuffled(masks: Masks, seed: int = 0) -> Masks:
-    """Each mask's entries in random order: every weight keeps as many entries, but different ones (arXiv:2009.08576).
+    """Shuffle each mask, so that every weight keeps as many entries as before but at random places (arXiv:2009.08576).
 
     The shape of the zeros is lost: shuffled 2:4, block or channel masks have none. The control of a pattern is
     `kprune.prune(model, "random", sparsity, pattern=...)`.
@@ -90,7 +90,7 @@ def shuffled(masks: Masks, seed: int = 0) -> Masks:
 def shuffle_masks(
     model: Any, seed: int = 0, values: dict[str, np.ndarray] | None = None, optimizer: Any = None
 ) -> Masks:
-    """Shuffle each mask of a model within its own weight, as `shuffled` does, and start from the given values.
+    """Shuffle each mask of a model, as `shuffled` does, and set the weights to the given values, if any.
 
     w <- where(shuffled mask, values, 0). What was pruned has lost its value: without `values`, an entry that the new
     mask keeps and the old one did not starts from 0, so most of a sparse weight does. To compare the masks and not
@@ -147,7 +147,7 @@ def reinitialize(
     constant: bool = False,
     entries: str = "kept",
 ) -> None:
-    """Redraw the weights from each layer's own initializer; the masks stay (arXiv:1803.03635, 2009.08576).
+    """Redraw the weights from each layer's own initializer and keep the masks (arXiv:1803.03635, 2009.08576).
 
     w <- where(mask, fresh draw, 0); with entries="pruned" the other way round: w <- where(mask, w, fresh draw), and
     the masks are lifted, as what is pruned is 0. So a dense network begins with the ticket's values, and all others
@@ -227,7 +227,7 @@ def reinitialize(
 
 
 def matched_epochs(model: Any, epochs: int) -> int:
-    """How many epochs of the pruned network cost as much as `epochs` of the dense one (arXiv:1810.05270).
+    """Return how many epochs of the pruned network cost as much as `epochs` of the dense network (arXiv:1810.05270).
 
     B = floor(epochs * multiply-adds of the dense network / multiply-adds that the masks leave), for one example
 
@@ -293,7 +293,7 @@ def _masked(model: Any) -> list[Any]:
 
 
 def _signs(model: Any, signs: Mapping[str, np.ndarray]) -> Arrays:
-    """path -> array for each masked weight, from a dict of the masked weights or of all weights of the model."""
+    """Map each masked weight's path to its array, taken from a dict of the masked weights or of all weights."""
     masked = {weight.path: weight for weight in _masked(model)}
     wrong = "`signs` must contain an array for every masked weight, as ticket.weights does."
     if not isinstance(signs, Mapping):

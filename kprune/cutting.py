@@ -1,4 +1,4 @@
-"""A round's cut: turn the scores of all weights into masks, by a scope and a pattern."""
+"""The cut of one pruning round, which turns the scores of all weights into masks by a scope and a pattern."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def shares_by_counts(
     counts: Callable[[list[str], int], list[tuple[int, int]]],
     blocks: dict[str, int] | None = None,
 ) -> dict[str, int]:
-    """path -> number of entries to keep, for a scope that only counts scores.
+    """Map each path to the number of entries to keep, for a scope that only counts scores.
 
     Args:
         scope: one with the trait `counts`.
@@ -49,7 +49,7 @@ def shares_by_counts(
 
 
 def cut_by_counts(scope: Scope, scores: Scores, groups: Groups, masks: Masks, of: np.ufunc = np.positive) -> Masks:
-    """The masks of single entries, for a scope with the trait `counts`; copies no scores.
+    """Return masks of single entries for a scope with the trait `counts`, without copying scores.
 
     Args:
         scope, groups: as of `shares_by_counts`.
@@ -75,7 +75,7 @@ def cut_by_counts(scope: Scope, scores: Scores, groups: Groups, masks: Masks, of
 def cut_by_pattern(
     scope: Scope, pattern: Pattern, layouts: dict[str, Layout], scores: Scores, groups: Groups, masks: Masks
 ) -> Masks:
-    """The masks for any scope and pattern, including custom ones; arguments as for `cut_by_counts`.
+    """Return masks for any scope and pattern, including custom ones; the arguments are as for `cut_by_counts`.
 
     Raises:
         ValueError: scope or pattern returned something else than they should.
@@ -105,7 +105,7 @@ def cut_by_pattern(
 def _shares(
     scope: Scope, pattern: Pattern, survivors: Scores, layouts: dict[str, Layout], sparsity: float
 ) -> dict[str, int]:
-    """path -> number of entries to keep for the weights of a group."""
+    """Map each path to the number of entries to keep, for the weights of one group."""
     blocks = trait(pattern, "blocks", None)
     if blocks is None:
         return shares_of(scope, survivors, sparsity)
@@ -119,7 +119,7 @@ def _shares(
 
 
 def _less_than_a_block(shares: dict[str, int], left: dict[str, int], blocks: dict[str, int]) -> bool:
-    """Whether fewer entries are to go than the fullest block has; nothing is pruned then.
+    """Return whether fewer entries must go than the fullest block has, in which case nothing is pruned.
 
     Blocks rarely come out even, so some entries stay that were to go. Were they taken in the next update, then a fit
     that is resumed, where the same update comes once more, would end with other masks.

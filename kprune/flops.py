@@ -1,4 +1,4 @@
-"""How often each kernel entry is used per example, from which multiply-adds are counted.
+"""Counts of how often each kernel entry is used per example, from which multiply-adds are computed.
 
 The model runs once on one example, symbolically: no value is computed, no state changes. While it runs, each layer
 that owns a kernel notes the shapes of what goes in and comes out, so that shared, nested and subclassed layers are
@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 
 
 def kernel_uses(model: Any) -> tuple[dict[int, int | None], str]:
-    """id of a weight -> how often each of its entries is multiplied per example; None if unknown.
+    """Map each weight's id to how often each of its entries is multiplied per example, or to None if unknown.
 
     dense: the positions of the output; convolution: its pixels; transposed convolution: pixels of the input;
     recurrent: time steps (and pixels); EinsumDense: the product of the sizes of the input's dimensions that the kernel
@@ -104,7 +104,7 @@ def _positions(layer: Any, shape: Shape) -> int:
 
 @contextmanager
 def _recording(model: Any, owned: list[tuple[Any, Any, Rule]], uses: dict[int, int | None]) -> Iterator[None]:
-    """Context in which each call of these layers adds to `uses`."""
+    """Make each call of these layers add to `uses` while the context is active."""
     patched: list[tuple[Any, str, Any]] = []
     strings = any(x.dtype == "string" for x in getattr(model, "inputs", None) or ())
 
@@ -152,13 +152,13 @@ _ABSENT = object()
 
 
 def _first_shape(structure: Any, strings: bool) -> Shape:
-    """The shape of the first tensor. Text that is split into words has no batch size; it is 1."""
+    """Return the shape of the first tensor; text that is split into words has no batch size, so use 1."""
     shape = tuple(keras.tree.flatten(structure)[0].shape)
     return (1, *shape[1:]) if strings and shape and shape[0] is None else shape
 
 
 class _Run(keras.layers.Layer):
-    """Keras 3's public way to run a function on shapes only, in a scope that changes no variables.
+    """A layer that runs a function on shapes only and changes no variables, using only the public API of Keras 3.
 
     A layer, because the outermost layer of a call drops the losses of its last call: here that is not the model.
     """
@@ -189,6 +189,6 @@ def _run_once(model: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The cause of an error on one line, without the lines that Keras wraps around it in bold."""
+    """Return the cause of an error, which Keras prints in bold between other lines, on a single line."""
     message = str(error).rpartition("\x1b[1m")[2].partition("\x1b[0m")[0].rpartition("Error encountered:")[2]
     return message.strip().partition("\n")[0] or type(error).__name__

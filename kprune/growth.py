@@ -1,4 +1,4 @@
-"""Masks that may grow: drop-and-grow moves weights at constant density, splicing lets them return."""
+"""Masks that may grow: drop-and-grow moves weights at constant density, and splicing lets pruned weights return."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ METHODS.register("rigl", anneals=True)(gradient)
 
 
 class GradientMomentum(ArrayTracker):
-    """Running means of the loss's gradients, for the method "snfs": M <- 0.9 M + 0.1 dL/dw, from 0.
+    """Running means of the loss gradients, for the method "snfs": M <- 0.9 M + 0.1 dL/dw, starting from 0.
 
     An estimate of the momentum of arXiv:1907.04840: of gradients on these data, taken when `after_step` is called, not
     of those of all training batches, which no callback sees. A pruned weight has the gradient that it would have if it
@@ -62,7 +62,7 @@ class GradientMomentum(ArrayTracker):
         self._data, self._compiled = PruningConfig(gradient).take(data, batches), Compiled()
 
     def after_step(self, model: Any) -> None:
-        """Take a gradient of the model as it is, and note it."""
+        """Compute the gradients of the model in its current state and add them to the running means."""
         weights = masked_weights(model)
         arrays = self.of(weights) if self.arrays else {weight.path: np.zeros(weight.shape) for weight in weights}
         masks = {weight.path: weight.kept() for weight in weights}
@@ -75,13 +75,13 @@ class GradientMomentum(ArrayTracker):
         ]
 
     def forget_programs(self) -> None:
-        """Let go of what was compiled for a fit, which cannot be pickled."""
+        """Drop the programs that were compiled for a fit, which cannot be pickled."""
         self._compiled = Compiled()
 
 
 @METHODS.register("snfs", anneals=True, tracker=GradientMomentum)
 def snfs(context: Context) -> Scores:
-    """Sparse momentum: score = |M|, `GradientMomentum`'s running mean of gradients (arXiv:1907.04840)."""
+    """Sparse momentum: score = |M|, the running mean of gradients from `GradientMomentum` (arXiv:1907.04840)."""
     return {path: np.abs(momentum) for path, momentum in context.tracker.of(context.weights).items()}
 
 
@@ -98,7 +98,7 @@ def drop_and_grow(
     trackers: Any = None,
     compiled: Compiled | None = None,
 ) -> Masks:
-    """The masks of an update: each weight drops its smallest entries and grows as many others.
+    """Return the masks of an update in which each weight drops its smallest entries and grows others.
 
     Of the k entries that a weight keeps, floor(share * k) of the smallest magnitude are dropped, more where `n_keep` is
     below what is left; then entries are grown until it keeps n_keep: those with the highest scores of the method among
@@ -160,7 +160,7 @@ def drop_and_grow(
 
 
 def share_at(method: Callable[..., Any], share: float, progress: float) -> float:
-    """The fraction to drop at a progress from 0 to 1: half a cosine down to 0 for methods that anneal it.
+    """Return the fraction to drop at a progress from 0 to 1; methods that anneal it follow half a cosine down to 0.
 
     >>> round(share_at(METHODS.get("rigl"), 0.3, 0.5), 6), share_at(METHODS.get("set"), 0.3, 0.5)
     (0.15, 0.3)
@@ -173,7 +173,7 @@ def share_at(method: Callable[..., Any], share: float, progress: float) -> float
 def splice(
     config: PruningConfig, model: Any, sparsity: float | dict[str, float] | None, margin: float, **options: Any
 ) -> Masks:
-    """The masks a config gives a model whose pruned weights may return (arXiv:1608.04493).
+    """Return the masks that a config gives a model whose pruned weights may return (arXiv:1608.04493).
 
     score = the criterion's, raised by the margin where the entry is kept now (s * margin if s > 0, else s / margin). So
     there are two thresholds, in the ratio of the margin: below the lower one a kept entry goes, above the higher one a
@@ -216,12 +216,12 @@ def splice(
 
 
 def open_masks(weights: list[MaskedWeight]) -> Masks:
-    """What the masks of a growing method may keep: all entries of trainable weights; only the kept ones of others."""
+    """Return masks of what a growing method may keep: all entries of trainable weights, the kept entries of others."""
     return {weight.path: weight.kept() | weight.trainable for weight in weights}
 
 
 def _cut(model: Any, criterion: Any, n_keep: dict[str, int], pattern: Any, seed: int = 0, **options: Any) -> Masks:
-    """The masks of the highest scores, with the given numbers of entries."""
+    """Return masks that keep the highest scores, with the given number of entries for each weight."""
     config = PruningConfig(criterion, scope=lambda scores, sparsity: n_keep, pattern=pattern, rounds=1, seed=seed)
     return config.masks(model, 0.0, **options)
 

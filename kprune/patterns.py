@@ -1,4 +1,4 @@
-"""Patterns: where zeros may lie. A pattern turns the scores of one weight and a count into its mask.
+"""Patterns, which define where zeros may lie: each turns the scores of one weight and a count into a mask.
 
 A pattern sees every weight as (..., in, out), whatever its layer: see `kprune.masks.layout`. The traits in which one
 differs from the plain case:
@@ -31,7 +31,7 @@ Blocks = Callable[[tuple[int, ...]], np.ndarray]
 
 @dataclass(frozen=True)
 class Tiles:
-    """Blocks that are tiles of h inputs x w outputs, at each position of a convolution; numbered in C order.
+    """Tiles of h inputs x w outputs, at each position of a convolution, numbered in C order.
 
     Attributes:
         h: their height; None for all inputs at all positions together.
@@ -47,14 +47,14 @@ class Tiles:
     w: int
 
     def grid(self, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], tuple[int, int]]:
-        """A weight's shape as (positions, inputs, outputs), and the height and width of a whole tile in it."""
+        """Return a weight's shape as (positions, inputs, outputs), and the height and width of a full tile."""
         *positions, rows, columns = shape if len(shape) > 1 else (*shape, 1)
         if self.h is None:
             positions, rows = [], math.prod(positions) * rows
         return (math.prod(positions), rows, columns), (max(min(self.h or rows, rows), 1), max(min(self.w, columns), 1))
 
     def __call__(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The number of each entry's tile."""
+        """Return the number of the tile that each entry belongs to."""
         (positions, rows, columns), (h, w) = self.grid(shape)
         tall, wide = -(-rows // h), -(-columns // w)
         tile = (np.arange(rows) // h)[:, None] * wide + np.arange(columns) // w
@@ -145,7 +145,7 @@ def n_of_m(n: int, m: int) -> Pattern:
 
 @PATTERNS.register("fan_in")
 def fan_in(score: np.ndarray, n_keep: int) -> np.ndarray:
-    """Keep the same number of inputs for each output: its highest scores (arXiv:2306.11695, 2305.02299).
+    """Keep the same number of inputs for each output, by its highest scores (arXiv:2306.11695, 2305.02299).
 
     The best input of each output ranks above all second ones, these above all third ones, and so on; of one rank the
     higher score goes first. The `n_keep` highest in that order are kept, so that the numbers of two outputs differ by
@@ -244,7 +244,7 @@ def channel(score: np.ndarray, n_keep: int) -> np.ndarray:
 
 
 def pooled(score: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, int]:
-    """The scores by which a scope ranks blocks, and the number of entries in the fullest block.
+    """Return the scores by which a scope ranks blocks, and the number of entries in the fullest block.
 
     Each score is the mean of its block over what is not pruned yet; pruned entries stay -inf.
 
@@ -281,7 +281,7 @@ def _measured(score: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray
 
 
 def _winners(score: np.ndarray, n: int, m: int) -> np.ndarray:
-    """The n highest of each group of m along the input axis, without pruned entries."""
+    """Return which entries are among the n highest of their group of m along the input axis, except pruned ones."""
     *positions, rows, columns = score.shape if score.ndim > 1 else (*score.shape, 1)
     n_groups = -(-rows // m)
     padded = np.full((*positions, n_groups * m, columns), -np.inf, np.result_type(score, np.float32))
@@ -294,7 +294,7 @@ def _winners(score: np.ndarray, n: int, m: int) -> np.ndarray:
 
 
 def _named(pattern: Pattern, name: str, factory: Callable[..., Any], **traits: Any) -> Pattern:
-    """The pattern with a name for messages, and its factory's documentation and traits."""
+    """Give a pattern its name for messages, its traits, and the docstring of its factory."""
     pattern.__name__, pattern.__doc__ = name, factory.__doc__
     for trait_name, value in traits.items():
         setattr(pattern, trait_name, value)

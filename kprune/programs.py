@@ -1,4 +1,4 @@
-"""Selection inside compiled programs of either backend: what keeps the highest scores, under which pattern.
+"""Selection of the highest scores inside compiled programs of either backend, for several patterns.
 
 The order of floats is that of their bits, those below zero flipped: a cut is found bit by bit, in 32 counts, and equal
 scores are put in order only where they straddle it. Everything has a static shape, and the numbers to keep are tensors.
@@ -23,7 +23,7 @@ LOWEST = -(2**31)  # the key of what is pruned; that of -infinity is above it
 
 @dataclass(frozen=True)
 class Ranked:
-    """What is kept or pruned as a whole, in C order: the single entries of a weight, or its blocks.
+    """The parts of a weight that are kept or pruned as a whole, in C order: its single entries or its blocks.
 
     Attributes:
         scores: float tensor.
@@ -37,7 +37,7 @@ class Ranked:
 
     @property
     def keys(self) -> Any:
-        """An int32 in the order of the scores, of either sign; -0.0 equals 0.0, what is pruned ranks below all."""
+        """Signed int32 keys in the order of the scores; -0.0 equals 0.0, and pruned entries rank below all others."""
         wide = ops.cast(self.scores, "float32")
         raw = _bits(ops.where(wide == 0, ops.zeros((), "float32"), wide))
         flipped = ops.bitwise_xor(raw, np.int32(2**31 - 1))
@@ -45,7 +45,7 @@ class Ranked:
 
 
 def ranked_tiles(score: Any, mask: Any, layout: Layout, tiles: Tiles) -> Ranked:
-    """The blocks of a weight, by their means over what is not pruned yet: see `kprune.patterns.block`.
+    """Return the blocks of a weight, ranked by the means of their unpruned entries (see `kprune.patterns.block`).
 
     The means are float32, where those of NumPy's path are float64: of two that are closer than that tells apart,
     either may rank first.
@@ -57,7 +57,7 @@ def ranked_tiles(score: Any, mask: Any, layout: Layout, tiles: Tiles) -> Ranked:
 
 
 def kept_tiles(kept: Any, layout: Layout, tiles: Tiles) -> Any:
-    """A bool tensor of the weight's shape, from one of its blocks."""
+    """Expand a bool tensor with one entry per block to the shape of the weight."""
     (positions, rows, columns), (h, w) = tiles.grid(layout.shape)
     tall, wide = kept.shape[1:]
     full = ops.broadcast_to(ops.reshape(kept, (positions, tall, 1, wide, 1)), (positions, tall, h, wide, w))
@@ -65,7 +65,7 @@ def kept_tiles(kept: Any, layout: Layout, tiles: Tiles) -> Any:
 
 
 def _tiled(tensor: Any, layout: Layout, tiles: Tiles) -> Any:
-    """A weight's tensor as (positions, rows of tiles, height, columns of tiles, width), filled up with zeros."""
+    """Reshape a weight's tensor to (positions, rows of tiles, height, columns of tiles, width), padded with zeros."""
     (positions, rows, columns), (h, w) = tiles.grid(layout.shape)
     tall, wide = -(-rows // h), -(-columns // w)
     matrix = ops.reshape(_canonical(tensor, layout), (positions, rows, columns))
@@ -74,7 +74,7 @@ def _tiled(tensor: Any, layout: Layout, tiles: Tiles) -> Any:
 
 
 def cut_of_all(ranked: list[Ranked], n: Any) -> tuple[Any, Any]:
-    """The numbers of entries of each that are above the n-th highest of all, and that equal it."""
+    """Count the entries of each weight that are above the n-th highest score of all weights, and those equal to it."""
     keys = [one.keys for one in ranked]
 
     def counts(compare: Callable[[Any], Any]) -> list[Any]:
@@ -86,7 +86,7 @@ def cut_of_all(ranked: list[Ranked], n: Any) -> tuple[Any, Any]:
 
 
 def keep_highest_of_each(keys: list[Any], entries: list[Any], n_keep: Any) -> list[Any]:
-    """Masks that keep the highest of keys[i] until n_keep[i] entries are; ties go to the lowest index.
+    """Return masks that keep the highest of keys[i] until n_keep[i] entries are kept; ties go to the lowest index.
 
     Args:
         keys: int32 tensors.
@@ -126,7 +126,7 @@ def keep_highest_of_each(keys: list[Any], entries: list[Any], n_keep: Any) -> li
 
 
 def keep_winners_first(keys: list[Any], layouts: list[Layout], n_keep: Any, n: int, m: int) -> list[Any]:
-    """`kprune.patterns.n_of_m`: the n highest of each group rank above all others."""
+    """Return masks as `kprune.patterns.n_of_m` does: the n highest of each group rank above all others."""
     keys = [ops.reshape(_canonical(key, layout), layout.shape) for key, layout in zip(keys, layouts, strict=True)]
     won = [_winners(key, n, m) for key in keys]
     pruned, single = np.int32(LOWEST), [1] * len(keys)
@@ -143,7 +143,7 @@ def keep_winners_first(keys: list[Any], layouts: list[Layout], n_keep: Any, n: i
 
 
 def _winners(key: Any, n: int, m: int) -> Any:
-    """Which entries are among the n highest of their group of m along the input axis; ties go to the first."""
+    """Return which entries are among the n highest of their group of m on the input axis; ties go to the first."""
     *positions, rows, columns = key.shape if len(key.shape) > 1 else (*key.shape, 1)
     n_groups = -(-rows // m)
     padding = [(0, 0)] * len(positions) + [(0, n_groups * m - rows), (0, 0)]
@@ -162,7 +162,7 @@ def _winners(key: Any, n: int, m: int) -> Any:
 
 
 def number(flags: Any, entries: Any = 1) -> Any:
-    """How many entries the True ones stand for, int32."""
+    """Return how many entries the True flags stand for, as int32."""
     return ops.sum(ops.cast(flags, "int32") * entries)
 
 
@@ -176,7 +176,7 @@ def _original(mask: Any, layout: Layout) -> Any:
 
 
 def _highest(holds: Callable[[Any], Any], start: Any, bits: int = 32) -> Any:
-    """The highest number of this many bits for which the condition holds, from the top bit down; true for 0."""
+    """Find the highest number of `bits` bits that satisfies a condition, from the top bit down; 0 must satisfy it."""
 
     def next_bit(i: Any, number: Any) -> Any:
         trial = ops.bitwise_or(number, ops.left_shift(ops.ones((), "int32"), ops.cast(bits - 1 - i, "int32")))
@@ -186,7 +186,7 @@ def _highest(holds: Callable[[Any], Any], start: Any, bits: int = 32) -> Any:
 
 
 def _signed(number: Any) -> Any:
-    """An unsigned number, in the bits of an int32, as the signed number of the same rank."""
+    """Convert an unsigned number, stored in the bits of an int32, to the signed number of the same rank."""
     return ops.bitwise_xor(number, np.int32(LOWEST))
 
 

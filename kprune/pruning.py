@@ -1,4 +1,4 @@
-"""Prune a model outside `fit`, and the pruner that callbacks use inside it."""
+"""Pruning of a model outside `fit`, and the pruner that callbacks use inside it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def prune(
     verbose: Any = "auto",
     **config_fields: Any,
 ) -> Masks:
-    """Prune a model to a sparsity: set its masks; pruned weights become exactly 0.
+    """Prune a model to a sparsity by setting its masks; pruned weights become exactly 0.
 
     Round r = 1 .. rounds prunes the survivors of the round before to density (1 - sparsity) ** (r / rounds). A weight
     that is pruned does not return: on a model that is sparser than asked already, nothing happens.
@@ -83,7 +83,7 @@ def prune(
 
 
 def check_reachable(model: Any, config: PruningConfig) -> None:
-    """Raises ValueError if the config has a budget that the masked model cannot meet."""
+    """Raise ValueError if the config has a budget that the masked model cannot meet."""
     if config.budget is not None:
         ChannelCut(model, config.groups, config.budget).check()
 
@@ -105,26 +105,26 @@ class Pruner:
         self._compiled, self._warned = Compiled(), False
 
     def forget(self) -> None:
-        """Forget what an earlier training run has shown."""
+        """Forget everything that was recorded or compiled in an earlier training run."""
         self.tracker, self._compiled, self._warned = None, Compiled(), False
 
     def end(self) -> None:
-        """Training has ended: drop what was compiled for it."""
+        """Note that training has ended, and drop the programs that were compiled for it."""
         self._compiled = Compiled()
 
     def begin(self, model: Any) -> None:
-        """Training begins from the current weights."""
+        """Note that training begins from the current weights."""
         check_reachable(model, self.config)
         self.tracker = self.config.tracker()
         self.resume(model)
 
     def resume(self, model: Any) -> None:
-        """Training continues from weights that something else may have set."""
+        """Note that training continues from weights that other code may have set."""
         if self.tracker is not None:
             self.tracker.begin(model)
 
     def after_step(self, model: Any) -> None:
-        """A training step was taken."""
+        """Note that a training step was taken."""
         if self.tracker is not None:
             self.tracker.after_step(model)
 
@@ -134,7 +134,7 @@ class Pruner:
         return self.tracker is not None and type(self.tracker).after_step is not Tracker.after_step
 
     def masks(self, model: Any, sparsity: float | dict[str, float] | None, **options: Any) -> Masks:
-        """Like `PruningConfig.masks`, with one warning per fit about weights that are pruned completely."""
+        """Return the masks of `PruningConfig.masks`, and warn once per fit about weights that are pruned completely."""
         options = {"data": self.data, "batches": None, "trackers": self.tracker, "compiled": self._compiled, **options}
         if self.margin is None:
             masks = self.config.masks(model, sparsity, **options)
@@ -152,7 +152,7 @@ class Pruner:
             self._warned = self._warned or _warn_of_collapse([path for path, n in kept.items() if n == 0], len(kept))
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """The tracker's state, for a backup."""
+        """Return the tracker's state for a backup."""
         return {} if self.tracker is None else self.tracker.get_state()
 
     def set_state(self, model: Any, state: dict[str, np.ndarray]) -> None:
@@ -168,11 +168,11 @@ def _emptied(masks: Masks) -> list[str]:
 
 
 def _warn_of_collapse(empty: list[str], of: int) -> bool:
-    """Warn if weights were pruned completely; returns whether any were."""
+    """Warn if any weights were pruned completely, and return whether any were."""
     if empty:
         logging.warning(
             "kprune: %d of %d weights were pruned completely (%s): unless a skip connection bypasses them, no signal "
-            "gets through. Set a floor: scope=kprune.scopes.with_floor('global', 0.01).",
+            "gets through. Set a floor with scope=kprune.scopes.with_floor('global', 0.01).",
             len(empty),
             of,
             ", ".join(empty[:4]) + (" ..." if len(empty) > 4 else ""),

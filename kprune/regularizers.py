@@ -19,7 +19,7 @@ from .util.checks import check_expression, check_number, check_strings
 
 @keras.saving.register_keras_serializable("kprune")
 class GroupLasso(keras.regularizers.Regularizer):
-    """Group lasso: strength * sum over the units of sqrt(n) * ||w||_2 of the n weights that lead to each.
+    """Group lasso: strength * sum over the units of sqrt(n) * ||w||_2, where w is the n weights that lead to a unit.
 
     It drives all weights of a unit to zero together, which `pattern="channel"` then prunes (arXiv:1608.03665). A unit
     that is exactly 0 has gradient 0.
@@ -94,7 +94,7 @@ def regularize(
     filters: Filters = None,
     weights: Sequence[str] = DEFAULT_WEIGHTS,
 ) -> tuple[str, ...]:
-    """Give weights of a built model a regularizer, masked or not; it takes effect from the next step on.
+    """Give weights of a built model, masked or not, a regularizer that takes effect from the next step on.
 
     What was compiled is traced anew, nothing is compiled again by hand. A layer with the attribute for it, such as
     `kernel_regularizer`, saves it with its config.
@@ -160,7 +160,7 @@ def regularize(
 
 
 def _output_axes(layer: Any, v: Any) -> tuple[int, ...]:
-    """The axes of a weight's own shape that are outputs in its layout."""
+    """Return the axes of a weight's own shape that are outputs in its layout."""
     layout, count = layout_in(layer, v), 1
     while math.prod(layout.given[axis] for axis in layout.axes[-count:]) < layout.shape[-1]:
         count += 1
@@ -168,7 +168,7 @@ def _output_axes(layer: Any, v: Any) -> tuple[int, ...]:
 
 
 def _under_mask(layer: Any, v: Any, regularizer: Any) -> Any:
-    """The regularizer of what a layer reads of a weight, which for a masked weight is the masked value."""
+    """Return the regularizer for the value that a layer reads, which for a masked weight is the masked value."""
     if regularizer is not None and is_masked(layer):
         store = layer.mask_store
         for weight, mask in zip(store.masked, store.masks, strict=True):

@@ -1,4 +1,4 @@
-"""Selection: masks that keep the highest scores of several weights together, on the host or in JAX programs."""
+"""Selection of the highest scores among several weights together, on the host or in JAX programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def keep_highest(
     of: np.ufunc = np.positive,
     names: Sequence[str] = (),
 ) -> list[np.ndarray]:
-    """Masks that keep exactly `n_keep` entries, the highest of all scores; ties go to the earlier (C order).
+    """Return masks that keep exactly the `n_keep` highest of all scores; ties go to the earlier entry (C order).
 
     Args:
         scores: float arrays, finite where `within` is True.
@@ -56,7 +56,7 @@ def keep_highest(
 
 
 def warn_of_ties(names: Sequence[str], counts: Sequence[tuple[int, int]], n_keep: int) -> None:
-    """Warn if the order of the weights, rather than their scores, decides on more than 1 % of what they keep together.
+    """Warn if the order of the weights, rather than their scores, decides more than 1% of the entries they keep.
 
     Once for weights of these names.
 
@@ -71,10 +71,10 @@ def warn_of_ties(names: Sequence[str], counts: Sequence[tuple[int, int]], n_keep
         return
     _TOLD.add(tuple(names))
     logging.warning(
-        "kprune: %d entries score exactly the same at the cut, and only %d of them can stay: by their order alone, "
-        "those of %s come before those of %s. Weights stored in bfloat16 or float16 have few values (dtype policy "
-        "'mixed_bfloat16' keeps them in float32), and scores of 0 are all alike. scope='erk' or 'uniform' gives each "
-        "weight its own share.",
+        "kprune: %d entries have exactly the same score at the cut, and only %d of them can be kept. Their order "
+        "breaks the tie: entries of %s are kept before entries of %s. Ties occur among scores of 0 and among weights "
+        "stored in bfloat16 or float16, which have few distinct values (dtype policy 'mixed_bfloat16' stores weights "
+        "in float32). To give each weight its own share, use scope='erk' or scope='uniform'.",
         total,
         left,
         next(iter(tied)),
@@ -83,7 +83,7 @@ def warn_of_ties(names: Sequence[str], counts: Sequence[tuple[int, int]], n_keep
 
 
 def _highest(scores: list[np.ndarray], n_keep: int, of: np.ufunc) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
-    """The masks, and (entries above the cut, entries that equal it) of each."""
+    """Return the masks and, for each of them, (entries above the cut, entries equal to it)."""
     cut, counts = nth_highest([score.reshape(-1) for score in scores], n_keep, of)
     ties, limits = n_keep - sum(above for above, _ in counts), []
     for _, equal in counts:
@@ -107,7 +107,7 @@ def _highest(scores: list[np.ndarray], n_keep: int, of: np.ufunc) -> tuple[list[
 
 
 def keep_highest_jax(scores: list[Any], within: list[Any], n_keep: Any) -> list[Any]:
-    """`keep_highest` inside a JAX program, for an accelerator: 32 counts for float32 scores, 64 for float64.
+    """Do what `keep_highest` does inside a JAX program on an accelerator: 32 counts for float32 scores, 64 for float64.
 
     The order of floats is that of their bits, those below zero flipped, so the lowest score that is kept is found
     bit by bit. Equal scores are counted in order only where they straddle the cut. On a CPU a count in XLA takes five

@@ -1,4 +1,4 @@
-"""What is requested: one sparsity for all weights, one per group of weights, or a budget."""
+"""Pruning goals: one sparsity for all weights, one per group of weights, or a budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .util.checks import check_expression
 
 
 def check_sparsities(sparsity: float | dict[str, float]) -> None:
-    """Raises ValueError unless the value is a sparsity or a dict of sparsities."""
+    """Raise ValueError unless the value is a sparsity or a dict of sparsities."""
     if isinstance(sparsity, dict):
         if not sparsity:
             raise ValueError("A dict of sparsities must contain at least one entry. Received: sparsity={}")
@@ -23,7 +23,7 @@ def check_sparsities(sparsity: float | dict[str, float]) -> None:
 
 
 def goal_of(sparsity: Any, budget: dict[str, float] | None) -> float | dict[str, float]:
-    """The sparsity; for a budget without one, the fraction of the cost to remove.
+    """Return the sparsity or, for a budget without a sparsity, the fraction of the cost to remove.
 
     Raises:
         ValueError: the sparsity is none, or there is neither of both.
@@ -45,7 +45,7 @@ def goal_of(sparsity: Any, budget: dict[str, float] | None) -> float | dict[str,
 
 
 def check_one_goal(sparsity: Any, budget: dict[str, float] | None) -> None:
-    """Raises ValueError unless the user has given either a sparsity or a budget."""
+    """Raise ValueError unless the user has given either a sparsity or a budget."""
     if budget is not None and sparsity is not None:
         raise ValueError(
             f"Pass either a sparsity or a budget, not both. Received: sparsity={sparsity!r}, budget={budget!r}"
@@ -54,7 +54,7 @@ def check_one_goal(sparsity: Any, budget: dict[str, float] | None) -> None:
 
 
 def check_no_budget(who: str, budget: dict[str, float] | None) -> None:
-    """Raises ValueError if a budget is given."""
+    """Raise ValueError if a budget is given."""
     if budget is not None:
         raise ValueError(
             f"{who} takes a sparsity, not a budget; PruneAtInit, GradualPruning and kprune.prune accept a budget. "
@@ -63,7 +63,7 @@ def check_no_budget(who: str, budget: dict[str, float] | None) -> None:
 
 
 def by_group(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple[list[str], float]]:
-    """(paths of a group, its sparsity): all paths, or grouped by the first expression of the dict that matches."""
+    """Pair paths with a sparsity: all paths together, or grouped by the first expression of the dict that matches."""
     if not isinstance(sparsity, dict):
         return [(paths, sparsity)]
     found: dict[str, list[str]] = {expression: [] for expression in sparsity}

@@ -1,4 +1,4 @@
-"""Uses of a ticket: when it becomes stable, how near its start training may begin, on which data, and short levels.
+"""Experiments with tickets: stable rewind points, noisy initial weights, transfer to other data, and short levels.
 
 See arXiv:1912.05671 and 1903.01611 (late resetting), 1905.01067 (what of the start matters) and 1906.02773 (one ticket
 for several datasets). The controls of a single ticket are in `kprune.controls`, the lotteries in `kprune.find_ticket`.
@@ -47,8 +47,8 @@ class StablePoint(Printed):
             table.add_column(header, justify="right")
         for step, barrier in self.barriers.items():
             table.add_row(str(step), f"{barrier:.4f}", "yes" if barrier <= self.threshold else "no")
-        found = "none is stable" if self.step is None else f"the smallest stable step is {self.step}"
-        return "\n".join([*table_lines(table), f"{found}; stable: a barrier of at most {self.threshold:g}"])
+        found = "no step is stable" if self.step is None else f"the smallest stable step is {self.step}"
+        return "\n".join([*table_lines(table), f"{found} (stable means a barrier of at most {self.threshold:g})"])
 
 
 def stable_point(
@@ -64,7 +64,7 @@ def stable_point(
     prepare: Callable[[Any], Any] | None = None,
     verbose: Any = "auto",
 ) -> StablePoint:
-    """The smallest step to which a network can be rewound and be stable: late resetting (arXiv:1912.05671).
+    """Find the smallest step from which a rewound network trains stably (late resetting, arXiv:1912.05671).
 
     A step k is stable if two trainings from it, on data in other orders, end in one basin: if on the straight line
     between them the error barrier is at most `threshold` (`kprune.analysis.instability`). Where a ticket is stable, it
@@ -101,7 +101,7 @@ def stable_point(
         raise ValueError(f"`barrier` must be 'fall' or 'rise'. Received: barrier={barrier!r}")
     if not isinstance(snapshots, Mapping) or not snapshots or not all(isinstance(step, int) for step in snapshots):
         raise ValueError(
-            "`snapshots` must be a dict that maps steps to kprune.Snapshot objects. Received: "
+            "`snapshots` must be a non-empty dict that maps steps to kprune.Snapshot objects. Received: "
             f"snapshots={snapshots!r:.200}"
         )
     steps, paths = sorted(snapshots), {}
@@ -131,7 +131,7 @@ def neighborhood(
     seeds: Sequence[int] = (0,),
     verbose: Any = "auto",
 ) -> Trials:
-    """The metric after training a ticket from near its start: how exact must its initial weights be?
+    """Train a ticket from points near its start, to measure how exact its initial weights must be.
 
     w <- mask * (w0 + e * |w0| / |n| * n), n normal noise on the kept entries, for each weight by itself and each
     relative size e; then it is trained.
@@ -193,7 +193,7 @@ def transfer(
     seeds: Sequence[int] = (0, 1, 2),
     verbose: Any = "auto",
 ) -> Trials:
-    """The metric of a ticket found on other data, compared with other starting points (arXiv:1906.02773).
+    """Compare a ticket that was found on other data with other starting points (arXiv:1906.02773).
 
     Trained from four starts each: "ticket", its masks and weights; "reinitialize", its masks and fresh weights;
     "shuffle", its weights under its masks shuffled within each weight; and "dense", fresh weights, none pruned.
@@ -256,7 +256,7 @@ def short_levels(
     verbose: Any = "auto",
     **lottery: Any,
 ) -> Trials:
-    """The metric of tickets that were found with few epochs per level, compared with many: how short may levels be?
+    """Compare tickets found with few and with many epochs per level, to measure how short levels may be.
 
     For each number of epochs a lottery from the model as it is (`kprune.find_ticket`), whose levels train that long;
     then its ticket is trained for `full` epochs, as all are.
@@ -307,7 +307,7 @@ def short_levels(
 
 def _check_ticket(ticket: Any) -> None:
     if not isinstance(ticket, Ticket):
-        raise ValueError(f"Expected a kprune.Ticket. Received: ticket={type(ticket)}")
+        raise ValueError(f"`ticket` must be a kprune.Ticket. Received: ticket={type(ticket)}")
 
 
 __all__ = ["StablePoint", "Trials", "neighborhood", "short_levels", "stable_point", "transfer"]

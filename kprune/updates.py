@@ -1,4 +1,4 @@
-"""Mask updates on an accelerator: scores, masks, weights and slots stay there; only counts reach the host.
+"""Mask updates on an accelerator, where scores, masks, weights and slots stay; only counts reach the host.
 
 Three programs, compiled once per model. The first counts what is alive, the second, for scopes that rank all weights
 together, how many entries of each weight lie above the common cut, and the third makes masks from the number that each
@@ -99,7 +99,7 @@ def update_on_device(
 
 
 def device_form(config: PruningConfig, weights: list[MaskedWeight]) -> Form | None:
-    """The criterion and the pattern as programs know them, if this config can be updated on the device."""
+    """Return the criterion and pattern in the form that programs use, or None if the host must do the update."""
     entrywise = own_trait(CRITERIA.get(config.criterion), "entrywise")
     pattern = _pattern_form(PATTERNS.get(config.pattern))
     dtypes = {keras.backend.standardize_dtype(weight.variable.dtype) for weight in weights}
@@ -209,7 +209,7 @@ def _ranked(form: Any, values: list[tuple[Any, Any]]) -> list[Ranked]:
 
 
 def _kept(form: Any, values: list[tuple[Any, Any]], n_keep: Any) -> list[Any]:
-    """The masks that keep n_keep[i] entries of the i-th weight, or with blocks that are kept whole up to one more."""
+    """Return masks that keep n_keep[i] entries of the i-th weight, or up to one block more if blocks are kept whole."""
     _, pattern, sizes, layouts = form
     ranked, known = _ranked(form, values), [Layout(*layout) for layout in layouts]
     keys = [one.keys for one in ranked]
@@ -240,6 +240,6 @@ def _tensor(variable: Any) -> Any:
 
 
 def _alone(model: Any) -> bool:
-    """Whether no `tf.distribute` strategy is active: under one, Keras does not compile with XLA either."""
+    """Return whether no `tf.distribute` strategy is active; under one, Keras does not compile with XLA either."""
     strategy = getattr(model, "distribute_strategy", None)
     return strategy is None or strategy.num_replicas_in_sync == 1

@@ -1,4 +1,4 @@
-"""Weight-agnostic evaluation: what a network's masks alone are worth, whatever the one value of all kept weights."""
+"""Weight-agnostic evaluation: how well a network's masks perform when all kept weights share one value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SharedValues(Drawable):
-    """A metric under several shared values; `print(found)` shows a table, `plot` draws it.
+    """A metric for several shared weight values; `print(found)` shows a table, and `plot` draws it.
 
     Attributes:
         values: shared value -> the metric.
@@ -35,11 +35,11 @@ class SharedValues(Drawable):
 
     @property
     def mean(self) -> float:
-        """The mean over all values, by which the paper ranks networks."""
+        """The mean of the metric over all shared values, by which the paper ranks networks."""
         return fmean(self.values.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON-serializable values; shared values as strings."""
+        """Return all fields as JSON-serializable values, with the shared values as strings."""
         return {
             **asdict(self),
             "values": {str(value): found for value, found in self.values.items()},
@@ -66,7 +66,7 @@ class SharedValues(Drawable):
 def weight_agnostic(
     model: Any, evaluate: Any, values: Sequence[float] = (-2, -1, -0.5, 0.5, 1, 2), *, signs: bool = False
 ) -> SharedValues:
-    """Evaluate a masked network with one value in place of all kept weights, for each of several (arXiv:1906.04358).
+    """Evaluate a masked network with all kept weights set to one value, for each of several values (arXiv:1906.04358).
 
     w <- where(mask, value, 0), or where(mask, sign(w) * value, 0); biases and normalization stay as they are.
     Afterwards weights, masks, statistics, seeds and metrics are bit for bit what they were, also when the evaluation
@@ -111,7 +111,7 @@ def _checked(values: Any) -> list[float]:
     numbers = [float(v) for v in listed if isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v)]
     if not numbers or len(set(numbers)) < len(listed):
         raise ValueError(
-            f"`values` must contain at least one finite number, each once. Received: values={values!r:.200}"
+            f"`values` must contain at least one number, all finite and distinct. Received: values={values!r:.200}"
         )
     return numbers
 

@@ -250,7 +250,7 @@ def test_a_path_says_what_it_holds(tmp_path):
     }
     lines = str(path).splitlines()
     assert lines[0].split() == ["place", "loss"] and lines[3].split() == ["0.5", "1.0000"]
-    assert lines[-1] == "from the line between the ends: at most 0.5000 above, 0.0000 below"
+    assert lines[-1] == "largest deviation from the line between the ends: 0.5000 above, 0.0000 below"
     figure = path.plot(tmp_path / "path.png")
     assert (tmp_path / "path.png").stat().st_size > 1000
     curve, ends = figure.axes[0].get_lines()

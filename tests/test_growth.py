@@ -54,7 +54,7 @@ def test_rigl_grows_where_the_gradient_is_largest():
     x, y = np.array([[1.0, 1.0, 0.5, 3.0]], "float32"), np.zeros((1, 1), "float32")
     masks = drop_and_grow(model, "rigl", {PATH: 2}, 0.5, data=(x, y))  # |dL/dw| = 6 * x
     assert masks[PATH].ravel().tolist() == [True, False, False, True]
-    with pytest.raises(ValueError, match=r"'gradient' needs the loss.*Received: data=None$"):
+    with pytest.raises(ValueError, match=r"'gradient' needs data to compute the loss.*Received: data=None$"):
         drop_and_grow(model, "rigl", {PATH: 2}, 0.5)
 
 
@@ -79,7 +79,7 @@ def test_snfs_needs_its_momentum_and_data():
     model = network([[2.0], [0.0]])
     with pytest.raises(ValueError, match=r"'snfs'.*GradientMomentum, that records.*Received: trackers=None$"):
         drop_and_grow(model, "snfs", {PATH: 1}, 0.5)
-    with pytest.raises(ValueError, match=r"needs the loss: pass data=\(x, y\)\. Received: data=None$"):
+    with pytest.raises(ValueError, match=r"needs data to compute the loss: pass data=\(x, y\)\. Received: data=None$"):
         GradientMomentum(None)
 
 

@@ -74,9 +74,9 @@ def test_the_points_table():
         " -----------------------",
         "    0    0.5000       no",
         "   20    0.0100      yes",
-        "the smallest stable step is 20; stable: a barrier of at most 0.02",
+        "the smallest stable step is 20 (stable means a barrier of at most 0.02)",
     ]
-    assert str(tickets.StablePoint(None, {}, {0: 0.5}, 0.02)).splitlines()[-1].startswith("none is stable;")
+    assert str(tickets.StablePoint(None, {}, {0: 0.5}, 0.02)).splitlines()[-1].startswith("no step is stable (")
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_many_entries_of_equal_score_at_the_cut_are_told_once(way, scope, monkey
     assert caplog.text.count("at the cut") == (scope != "layerwise")
     if scope != "layerwise":
         first, second = (weight.path for weight in masked_weights(coarse))
-        assert f"those of {first} come before those of {second}." in caplog.text
+        assert f"entries of {first} are kept before entries of {second}." in caplog.text
 
 
 def test_ctrl_c_interrupts_when_all_weights_are_written(model, elsewhere, monkeypatch):

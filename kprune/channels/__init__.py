@@ -1,4 +1,4 @@
-"""Channels: which entries of which weights make up a channel, and what the output of a dead one is."""
+"""Channels: which entries of which weights make up a channel, and what a dead channel outputs."""
 
 from .budget import ChannelCut, Costs, check_budget
 from .constants import constants

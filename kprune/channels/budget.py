@@ -19,7 +19,7 @@ _USES: weakref.WeakKeyDictionary[Any, dict[int, int | None]] = weakref.WeakKeyDi
 
 
 def check_budget(budget: Any) -> tuple[str, float]:
-    """The unit and the fraction of a budget such as {"flops": 0.5}.
+    """Check a budget such as {"flops": 0.5}, and return its unit and its fraction.
 
     Raises:
         ValueError: it is no such dict.
@@ -29,8 +29,8 @@ def check_budget(budget: Any) -> tuple[str, float]:
     """
     if not isinstance(budget, dict) or len(budget) != 1 or not {*budget} <= {*UNITS, "latency"}:
         raise ValueError(
-            '`budget` must be a dict with one entry, such as {"flops": 0.5} or {"parameters": 0.5}: the fraction '
-            f"of the dense model's cost to keep. Received: budget={budget!r:.200}"
+            '`budget` must be a dict with one entry, such as {"flops": 0.5} or {"parameters": 0.5}, whose value is the '
+            f"fraction of the dense model's cost to keep. Received: budget={budget!r:.200}"
         )
     [(unit, fraction)] = budget.items()
     if unit == "latency":
@@ -90,13 +90,13 @@ class Costs:
         self.total = self.of(np.ones(groups.n, bool))
 
     def of(self, stays: np.ndarray) -> int:
-        """The cost if these groups stay (a bool array with one entry per group)."""
+        """Return the cost if these groups stay (a bool array with one entry per group)."""
         stays = np.append(stays, True)  # the last one is number -1: what is in no group
         return sum(factor * math.prod(int(stays[found].sum()) for found in axes) for factor, axes in self._parts)
 
 
 class ChannelCut:
-    """How the channel groups of a model are pruned: to a sparsity, or to a budget.
+    """The pruning of a model's channel groups, to a sparsity or to a budget.
 
     Args:
         model: a masked model.
@@ -113,7 +113,7 @@ class ChannelCut:
         self._trained = [weight.path for weight in masked_weights(model) if weight.trainable]
 
     def __call__(self, scores: dict[str, np.ndarray], masks: Masks, goals: list[tuple[list[str], float]]) -> Masks:
-        """The masks after pruning whole groups.
+        """Return the masks after pruning whole groups.
 
         Args:
             scores, masks: as in `ChannelGroups.cut`.
@@ -129,11 +129,11 @@ class ChannelCut:
         return masks
 
     def least(self, costs: Costs) -> int:
-        """The lowest cost that pruning can reach."""
+        """Return the lowest cost that pruning can reach."""
         return costs.of(self.groups.least(self._trained, self.divisor))
 
     def check(self) -> None:
-        """Raises ValueError if the budget cannot be met."""
+        """Raise ValueError if the budget cannot be met."""
         if self.costs is None:
             return
         unit, fraction = check_budget(self.budget)

@@ -1,4 +1,4 @@
-"""Which channels are constant, whatever the input, and their values."""
+"""Channels that are constant for every input, and their values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .graph import Call, ChannelGraph, Mixer, Tensor
 
 @dataclass(frozen=True)
 class Constant:
-    """The constants of one tensor.
+    """The constant channels of one tensor.
 
     Attributes:
         value: float64 array, one per channel; NaN where the channel varies.
@@ -28,12 +28,12 @@ class Constant:
     border: bool = False
 
     def everywhere(self) -> np.ndarray:
-        """The values, with NaN where they do not hold at the border."""
+        """Return the values, with NaN where they are not valid at the border."""
         return np.where((self.value == 0) | (not self.border), self.value, np.nan)
 
 
 def constants(graph: ChannelGraph, read: Callable[[Any], np.ndarray]) -> dict[int, Constant]:
-    """id of a tensor -> its constants, for each tensor whose channels are known.
+    """Map the id of each tensor whose channels are known to its constants.
 
     A channel is constant if all that leads to it is zero, or constant itself: it is then its bias, with what follows.
 
@@ -60,7 +60,7 @@ def _of(tensor: Tensor, size: int, known: dict[int, Constant]) -> Constant:
 
 
 def channels_read(call: Call, given: Tensor) -> int:
-    """The number of channels that the call reads of this tensor."""
+    """Return the number of channels that the call reads from this tensor."""
     if given.atoms is not None:
         return len(given.atoms)
     if given.shape is not None:
@@ -167,7 +167,7 @@ def _activated(layer: Any, value: np.ndarray) -> np.ndarray:
 
 
 def _computed(function: Callable[..., Any], layer: Any, *values: np.ndarray) -> np.ndarray:
-    """The result of a function of the layer's library on the known values, in the layer's own precision."""
+    """Apply a function of the layer's library to the known values, in the layer's own precision."""
     known = ~np.any(np.isnan(values), axis=0)
     made = np.full(known.shape, np.nan)
     if known.any():

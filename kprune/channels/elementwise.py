@@ -1,4 +1,4 @@
-"""Which activations act on each entry separately, and so on each channel separately."""
+"""Activations that act on each entry separately, and therefore on each channel separately."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ELEMENTWISE = frozenset(
 
 
 def is_elementwise(activation: Any) -> bool:
-    """Whether a Keras activation acts on each entry separately."""
+    """Return whether a Keras activation acts on each entry separately."""
     home = str(getattr(activation, "__module__", "")).split(".")[0]
     return activation is None or (home in ("keras", "tf_keras") and _name(activation) in ELEMENTWISE)
 

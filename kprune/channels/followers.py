@@ -1,4 +1,4 @@
-"""Which biases and normalization parameters belong to which channels, so that a pruned channel emits exactly 0."""
+"""Biases and normalization parameters that are masked along with a pruned channel, so that it emits exactly 0."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def add_followers(model: Any) -> None:
 
 @follow_by
 def kept_followers(model: Any) -> dict[int, np.ndarray]:
-    """id of each follower in a masked model -> its mask, derived from the kernels' masks."""
+    """Map the id of each follower in a masked model to its mask, which is derived from the kernels' masks."""
     masked = {id(weight.variable): weight for weight in masked_weights(model)}
 
     def kept(variable: Any, axis: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def kept_followers(model: Any) -> dict[int, np.ndarray]:
 
 
 def _followers(graph: ChannelGraph, kept: Kept) -> list[tuple[Any, np.ndarray]]:
-    """(weight, mask) of each follower."""
+    """Return (weight, mask) for each follower."""
     columns = _pruned_columns(graph, kept)
     pruned: dict[int, np.ndarray] = {}
     found: list[tuple[Any, int, np.ndarray]] = []
@@ -83,7 +83,7 @@ def _followers(graph: ChannelGraph, kept: Kept) -> list[tuple[Any, np.ndarray]]:
 
 
 def _pruned_columns(graph: ChannelGraph, kept: Kept) -> dict[int, np.ndarray]:
-    """id of a layer -> bool array, whether all weights that lead to each of its outputs are pruned."""
+    """Map each layer's id to a bool array: whether all weights that lead to an output of the layer are pruned."""
     columns: dict[int, np.ndarray] = {}
     for slot in graph.slots:
         if slot.role == "out":
@@ -93,7 +93,7 @@ def _pruned_columns(graph: ChannelGraph, kept: Kept) -> dict[int, np.ndarray]:
 
 
 def _pruned(entry: Mixer | Call, columns: dict[int, np.ndarray], known: dict[int, np.ndarray]) -> np.ndarray:
-    """Whether each output channel of a call is pruned."""
+    """Return whether each output channel of a call is pruned."""
     size = len(entry.made.atoms)  # type: ignore[arg-type]
     if isinstance(entry, Mixer) or entry.kind == "embedding":
         return np.asarray(columns[id(entry.layer)].reshape(-1, size).all(axis=0))  # of a recurrent layer: of all gates

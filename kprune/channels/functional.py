@@ -1,4 +1,4 @@
-"""The graph of a subclassed model: what its `call` does with symbolic inputs."""
+"""The graph of a subclassed model, found by running its `call` on symbolic inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = "_kprune_followed"
 
 
 def functional(model: Any) -> Any:
-    """A Functional model of the same layers as a subclassed Keras 3 model; any other model as it is.
+    """Return a Functional model with the layers of a subclassed Keras 3 model, or any other model as it is.
 
     `call` runs once on symbolic tensors, with `training=None` if it takes that. A choice that it makes in Python, from
     a number or a flag, is made once; what it computes outside of layers must be operations of `keras.ops`.
@@ -47,7 +47,7 @@ def functional(model: Any) -> Any:
 
 
 class _Followed:
-    """What a model was followed to, kept with it; saving, which walks attributes, passes it by."""
+    """The Functional model traced from a subclassed model, stored with that model but not saved with it."""
 
     def __init__(self, key: Any, made: Any):
         self.key, self.made = key, made
@@ -68,7 +68,7 @@ def _traced(model: Any) -> Any:
 
 
 def _called(model: Any, shapes: Any, integers: set[str]) -> Any:
-    """The Functional model that `call` makes of inputs of these shapes; those with a name in `integers` are int32."""
+    """Return the Functional model that `call` makes from inputs of these shapes, int32 if named in `integers`."""
     numbers = itertools.count()
 
     def made_input(shape: Any, name: str | None = None) -> Any:
@@ -97,14 +97,14 @@ def _called(model: Any, shapes: Any, integers: set[str]) -> Any:
 
 
 def _looked_up(made: Any) -> set[str]:
-    """The names of the inputs that an embedding reads."""
+    """Return the names of the inputs that an embedding reads."""
     layers = [layer for layer in made.get_config()["layers"] if layer["class_name"] == "Embedding"]
     entries = [entry for layer in layers for entry in _entries(layer["inbound_nodes"])]
     return {value[0] for key, value in entries if key == "keras_history"} & {tensor.name for tensor in made.inputs}
 
 
 def _entries(config: Any) -> Iterator[tuple[str, Any]]:
-    """All keys of a nested config with their values."""
+    """Yield all keys of a nested config with their values."""
     if isinstance(config, dict):
         yield from config.items()
         config = list(config.values())

@@ -17,7 +17,7 @@ from ..runtime.distribution import to_numpy
 
 Shape = tuple[int | None, ...] | None
 WHOLE = 0  # the atom of what must stay whole
-OTHER_AXIS = "it takes another axis for the channels"
+OTHER_AXIS = "it uses a different axis for its channels"
 
 
 @dataclass(eq=False)
@@ -88,7 +88,7 @@ class Mixer:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A layer call of another kind; `kind` says what happens to constants (see `kprune.channels.constants`)."""
+    """Any other layer call; `kind` says what happens to constants (see `kprune.channels.constants`)."""
 
     kind: str
     layer: Any
@@ -143,34 +143,34 @@ class ChannelGraph:
         return len(self._parents)
 
     def new(self, n: int) -> np.ndarray:
-        """`n` new atoms, tied to no others."""
+        """Create `n` new atoms, tied to no others."""
         first = len(self._parents)
         self._parents.extend(range(first, first + n))
         return np.arange(first, first + n)
 
     def find(self, atom: int) -> int:
-        """The atom that represents all atoms tied to this one."""
+        """Return the atom that represents all atoms tied to this one."""
         while self._parents[atom] != atom:
             self._parents[atom] = atom = self._parents[self._parents[atom]]
         return atom
 
     def roots(self, atoms: np.ndarray) -> np.ndarray:
-        """`find` of each."""
+        """Return the representative of each atom, as `find` does."""
         return np.array([self.find(int(atom)) for atom in atoms], int)
 
     def tie(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Make each atom of one array stay or go together with that of the other."""
+        """Tie each atom of one array to the atom at the same place in the other, so that they stay or go together."""
         for a, b in zip(one, other, strict=True):
             low, high = sorted((self.find(int(a)), self.find(int(b))))  # WHOLE, the lowest, stays the root
             self._parents[high] = low
 
     def keep_whole(self, tensor: Tensor) -> None:
-        """All channels of the tensor must stay."""
+        """Require all channels of the tensor to stay."""
         if tensor.atoms is not None:
             self.tie(tensor.atoms, np.zeros_like(tensor.atoms))
 
     def read(self, tensor: Tensor, axis: int, size: int) -> np.ndarray | None:
-        """The atoms of a tensor for a layer that takes `axis` (from 0, or from the end) as the channel axis.
+        """Return the atoms of a tensor for a layer that uses `axis` (from 0, or from the end) as the channel axis.
 
         None if the tensor has its channels along another axis.
         """
@@ -179,7 +179,7 @@ class ChannelGraph:
         return tensor.atoms if axis % len(tensor.shape) == tensor.axis else None
 
     def slot(self, layer: Any, variable: Any, axis: int, atoms: np.ndarray, role: str) -> None:
-        """Record that channels index this axis; ties what a layer that is called twice shares."""
+        """Record that channels index this axis, and tie the atoms that two calls of one layer share."""
         if variable is None:
             return
         axis %= len(variable.shape)
@@ -191,7 +191,7 @@ class ChannelGraph:
 
 
 def reader(masks: dict[int, np.ndarray]) -> Callable[[Any], np.ndarray]:
-    """A function that reads each weight once as its layer does: where(mask, w, 0), in float64.
+    """Return a function that reads each weight once, as its layer does: where(mask, w, 0), in float64.
 
     Args:
         masks: id of a masked variable -> bool array, True = kept.

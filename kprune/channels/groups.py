@@ -91,7 +91,7 @@ class ChannelGroups:
         self.layers = [numbered(size.atoms) for size in graph.sizes if size.own]
 
     def listed(self) -> list[ChannelGroup]:
-        """Each group with its members and followers."""
+        """Return each group with its members and followers."""
         places: list[tuple[list[Place], list[Place]]] = [([], []) for _ in range(self.n)]
         for position, labels in enumerate((self.labels, self.followers)):
             for path, axes in labels.items():
@@ -102,7 +102,7 @@ class ChannelGroups:
         return [ChannelGroup(tuple(members), tuple(followers)) for members, followers in places]
 
     def pooled(self, scores: dict[str, np.ndarray], masks: Masks) -> tuple[np.ndarray, np.ndarray]:
-        """Each group's score, the mean over its members that are not pruned yet, and the number of these."""
+        """Return each group's score, which is the mean over its unpruned members, and the number of those members."""
         sums, counts = np.zeros(self.n), np.zeros(self.n, int)
         for path, axes in self.labels.items():
             kept = masks[path]
@@ -115,7 +115,7 @@ class ChannelGroups:
         return np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf), counts
 
     def masked(self, keep: np.ndarray, masks: Masks) -> Masks:
-        """The masks without the groups that are not kept (bool array, one entry per group)."""
+        """Return the masks without the groups that are not kept (`keep` is a bool array with one entry per group)."""
         made = {}
         for path, axes in self.labels.items():
             mask = masks[path]
@@ -129,7 +129,7 @@ class ChannelGroups:
     def cut(
         self, scores: dict[str, np.ndarray], masks: Masks, paths: list[str], zeros: int, divisible_by: int = 1
     ) -> Masks:
-        """The masks without the groups with the lowest scores; ties go to the first.
+        """Return the masks without the groups with the lowest scores; among ties, the earlier group is removed.
 
         As many groups go as leave at most `zeros` zeros in the weights of these paths; while less than a group is too
         much, none goes, so that a model that is pruned again to the same sparsity stays as it is. A layer keeps a
@@ -159,7 +159,7 @@ class ChannelGroups:
         if low == len(order):
             logging.warning(
                 "kprune: pruning whole channel groups gives only %d of the %d zeros requested: each layer keeps at "
-                "least %d channels, and channels that lead to the outputs are never pruned. Request a lower sparsity.",
+                "least %d channel(s), and channels that lead to outputs are never pruned. Request a lower sparsity.",
                 count(without(low)),
                 zeros,
                 divisible_by,
@@ -175,7 +175,7 @@ class ChannelGroups:
         most: int,
         divisible_by: int = 1,
     ) -> Masks:
-        """Like `cut`, but removes as many groups as needed until `cost(groups that stay)` is at most `most`."""
+        """Cut as `cut` does, but remove as many groups as needed until `cost(groups that stay)` is at most `most`."""
         counts, order, kept = self._ranked(scores, masks, paths, divisible_by)
 
         def left(n: int) -> int:
@@ -190,7 +190,7 @@ class ChannelGroups:
         return self.masked(kept(low), masks)
 
     def least(self, paths: list[str], divisible_by: int = 1) -> np.ndarray:
-        """Which groups stay (bool) if all that can be removed are removed from the unpruned model."""
+        """Return which groups stay (bool) if all removable groups are removed from the unpruned model."""
         masks = {path: np.ones(shape, bool) for path, shape in self._shapes.items()}
         _, order, kept = self._ranked(masks, masks, paths, divisible_by)
         return kept(len(order))
@@ -198,7 +198,7 @@ class ChannelGroups:
     def _ranked(
         self, scores: dict[str, np.ndarray], masks: Masks, paths: list[str], divisible_by: int
     ) -> tuple[np.ndarray, np.ndarray, Callable[[int], np.ndarray]]:
-        """Entries left of each group; the removable groups, lowest first; n -> which stay when n are removed."""
+        """Return each group's remaining entries, the removable groups in order, and a function to remove n of them."""
         means, counts = self.pooled(scores, masks)
         within = np.array([self._makers[number] <= {*paths} for number in range(self.n)])
         candidates = np.flatnonzero(within & (counts > 0))
@@ -227,7 +227,7 @@ class ChannelGroups:
 
 
 def groups_of(model: Any) -> list[ChannelGroup]:
-    """The channel groups of a masked model that `PruningConfig(groups="channels")` prunes.
+    """Return the channel groups of a masked model that `PruningConfig(groups="channels")` prunes.
 
     >>> import keras, kprune
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="a"), keras.layers.Dense(2, name="b")])
@@ -239,7 +239,7 @@ def groups_of(model: Any) -> list[ChannelGroup]:
 
 
 def divisor_of(groups: str | None) -> int | None:
-    """The divisor of the number of channels: 1 for "channels", 8 for "channels:8", None for None.
+    """Return what the number of channels must be a multiple of: 1 for "channels", 8 for "channels:8", None for None.
 
     >>> divisor_of("channels:8")
     8

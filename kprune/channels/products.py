@@ -1,4 +1,4 @@
-"""The rules of layers that mix channels by one kernel: dense layers, convolutions, products over any axes."""
+"""Rules for layers that mix channels by one kernel: dense layers, convolutions, and products over any axes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .graph import OTHER_AXIS, ChannelGraph, Mixer, Shape, Size, Tensor
 
 
 def channel_axis(layer: Any) -> int:
-    """The axis a layer treats as the channels."""
+    """Return the axis that a layer treats as the channel axis."""
     return 1 if getattr(layer, "data_format", "channels_last") == "channels_first" else -1
 
 
 def made_by(graph: ChannelGraph, layer: Any, axis: int, atoms: np.ndarray, shape: Shape) -> Tensor:
-    """The output of a layer with its own activation, kept whole if that activation mixes channels."""
+    """Return the output of a layer, kept whole if the activation of the layer mixes channels."""
     if shape is None:
         graph.tie(atoms, np.zeros_like(atoms))
         return Tensor()
@@ -30,24 +30,24 @@ def made_by(graph: ChannelGraph, layer: Any, axis: int, atoms: np.ndarray, shape
 
 
 def dense(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """A matrix product along the last axis."""
+    """Apply the rule for a matrix product along the last axis."""
     return _mix(graph, layer, inputs[0], shape, (-1, -1), (0, 1), ("units", None))
 
 
 def convolution(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """A convolution that mixes all channels."""
+    """Apply the rule for a convolution that mixes all channels."""
     if layer.groups != 1:
-        return "its channels are in groups"
+        return "its convolution is grouped"
     return _mix(graph, layer, inputs[0], shape, (channel_axis(layer),) * 2, (-2, -1), ("filters", None))
 
 
 def transposed(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """A transposed convolution, whose kernel has its outputs before its inputs."""
+    """Apply the rule for a transposed convolution, whose kernel has its outputs before its inputs."""
     return _mix(graph, layer, inputs[0], shape, (channel_axis(layer),) * 2, (-1, -2), ("filters", None))
 
 
 def einsum(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """An EinsumDense that makes one new axis: a dense layer along any axis, or several axes projected to one."""
+    """Apply the rule for an EinsumDense that makes one new axis, as a dense layer along one or more axes does."""
     [given] = inputs
     left, names, right = einsum_labels(layer)
     new = [name for name in right if name in names and name not in left]
@@ -55,7 +55,7 @@ def einsum(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) 
     kept = [name for name in left if name in right]
     once = all(len(set(side)) == len(side) for side in (names, left.replace("...", ""), right.replace("...", "")))
     if not (len(new) == 1 and summed and once and {*names} == {*new, *summed} and {*left} == {*kept, *summed}):
-        return "its equation is not a product over some axes that makes one new axis"
+        return "its equation does not sum over some axes to make exactly one new axis"
     if shape is None or (given.atoms is not None and given.shape is None):
         return "its shape is not known"
     columns = names.index(new[0])
@@ -84,7 +84,7 @@ def _mix(
     size: tuple[str, int | None],
     foldable: bool = True,
 ) -> Tensor | str:
-    """A product with a single kernel.
+    """Apply the rule for a product with a single kernel.
 
     Args:
         graph, layer, given, shape: as a rule takes them.

@@ -90,7 +90,7 @@ def _normalization(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape:
 
 
 def _same(kind: str) -> Rule:
-    """Rule for layers that do the same to each channel."""
+    """Return the rule for layers that do the same to each channel."""
 
     def rule(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
         [given] = inputs
@@ -107,7 +107,7 @@ def _same(kind: str) -> Rule:
 
 
 def _spatial(kind: str) -> Rule:
-    """Rule for layers that work along the positions of each channel: pooling, padding, resizing."""
+    """Return the rule for layers that work along the positions of each channel: pooling, padding and resizing."""
 
     def rule(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
         [given] = inputs
@@ -128,7 +128,7 @@ def _activation(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Sh
 def _prelu(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
     [given] = inputs
     if given.shape is None or given.axis != len(given.shape) - 1:
-        return "the channels are not its last axis"
+        return "its channels are not along its last axis"
     if given.atoms is not None:
         if int(layer.alpha.shape[-1]) != len(given.atoms):
             return "its parameters are shared by the channels"
@@ -157,7 +157,7 @@ def _merge(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) 
 
 def _concatenate(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
     if shape is None or any(t.shape is None for t in inputs):
-        return "its shapes are not known"
+        return "the shapes of its inputs or output are not known"
     axis = layer.axis % len(shape)
     known = [t for t in inputs if t.atoms is not None]
     if not known:
@@ -177,7 +177,7 @@ def _reshape(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape
     if shape is None or given.shape is None or None in (*given.shape[1:], *shape[1:]):
         return "its shape is not fixed"
     if given.axis != len(given.shape) - 1 or getattr(layer, "data_format", "channels_last") == "channels_first":
-        return "the channels are not the last axis of its input"
+        return "its channels are not along the last axis of its input"
     size = len(given.atoms)
     if not shape[-1] or shape[-1] % size:
         return "it splits channels"

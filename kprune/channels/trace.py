@@ -1,4 +1,4 @@
-"""Find a model's channels from its config: every call of every layer in order, nested models included.
+"""Find a model's channels by following every call of every layer in its config, nested models included.
 
 Nothing is run and the model is not touched. A subclassed model's `call` runs once on symbolic tensors instead.
 """
@@ -24,7 +24,7 @@ _OPERATIONS = frozenset(
 
 
 def channel_graph(model: Any) -> ChannelGraph:
-    """The channels of a model of either Keras, masked or not, including nested models.
+    """Return the channels of a model of either Keras, masked or not, including nested models.
 
     Raises:
         ValueError: the model is not built, or its graph is unknown: it is a subclassed model of tf_keras, or one that
@@ -56,7 +56,7 @@ def _as_shape(tensor: Any) -> _Shape:
 
 
 def _run(graph: ChannelGraph, model: Any, config: dict[str, Any], inputs: list[Tensor]) -> list[Tensor]:
-    """The outputs of a model for these inputs; records what its layers do in the graph."""
+    """Return the outputs of a model for these inputs, and record in the graph what its layers do."""
     if hasattr(model, "add"):
         return _run_sequential(graph, model, config, inputs)
     nodes = {entry["name"]: entry for entry in config["layers"]}
@@ -82,7 +82,7 @@ def _run(graph: ChannelGraph, model: Any, config: dict[str, Any], inputs: list[T
                 tensors[name, first.get(name, 0) + number, position] = tensor
         if len(later) == len(waiting):
             raise ValueError(
-                f"The model's layers form a cycle: rebuild the model without it. Received: model={model.name!r}"
+                f"The model's layers form a cycle: rebuild the model without the cycle. Received: model={model.name!r}"
             )
         waiting = later
     return [tensors[key] for key in _references(config["output_layers"], nodes)]
@@ -95,7 +95,7 @@ def _run_sequential(graph: ChannelGraph, model: Any, config: dict[str, Any], inp
         if name in operations:
             inputs = _call(graph, operations[name], entry, inputs, [])
             if len(inputs) != 1:
-                raise ValueError(f"A layer of a Sequential model must have one output. Received: layer={name!r}")
+                raise ValueError(f"Layers of a Sequential model must have exactly one output. Received: layer={name!r}")
         elif entry["class_name"] == "InputLayer":
             stand_in = graph.configs.setdefault(id(entry), entry)
             _resized(graph, _Stand(stand_in), inputs[0])
@@ -103,7 +103,7 @@ def _run_sequential(graph: ChannelGraph, model: Any, config: dict[str, Any], inp
 
 
 class _Stand:
-    """An input layer of a Sequential model, which the model does not list itself."""
+    """A stand-in for the input layer of a Sequential model, which the model itself does not list."""
 
     def __init__(self, entry: dict[str, Any]):
         self.entry = entry
@@ -112,7 +112,7 @@ class _Stand:
 def _call(
     graph: ChannelGraph, layer: Any, entry: dict[str, Any], inputs: list[Tensor], others: list[Any]
 ) -> list[Tensor]:
-    """The outputs of one call of a layer or nested model."""
+    """Return the outputs of one call of a layer or nested model."""
     if type(layer).__name__ == "PruneLowMagnitude":  # tfmot's wrapper
         layer = layer.layer
     _configured(graph, layer, entry)
@@ -135,13 +135,13 @@ def _call(
 
 
 def _unknown(layer: Any, inputs: list[Tensor], others: list[Any]) -> str:
-    """Why no rule applies to this call, or "" if one does."""
+    """Return the reason why no rule applies to this call, or "" if a rule does."""
     kind, home = plain_type(layer).__name__, plain_type(layer).__module__.split(".")
     is_layer = hasattr(layer, "weights")
     if home[0] not in ("keras", "tf_keras") or kind not in RULES or not (is_layer or kind in _OPERATIONS):
-        return f"no rule describes a {kind}"
+        return f"there is no pruning rule for {kind}"
     if is_layer and kind in _OPERATIONS and "ops" in home:
-        return f"no rule describes a {kind}"
+        return f"there is no pruning rule for {kind}"
     numbers = kind in ("Add", "Subtract", "Multiply") and len(inputs) == 1 and not is_layer
     if not inputs or (others and not (numbers and all(type(other) in (int, float) for other in others))):
         return "it is called with arguments that are not tensors"
@@ -151,7 +151,7 @@ def _unknown(layer: Any, inputs: list[Tensor], others: list[Any]) -> str:
 
 
 def _output_shapes(layer: Any, inputs: list[Tensor]) -> list[Shape]:
-    """The shapes of a layer's outputs, None for those that are unknown."""
+    """Return the shapes of a layer's outputs, with None for unknown shapes."""
     given = [tensor.shape for tensor in inputs]
     if hasattr(layer, "weights") and given and None not in given:
         try:
@@ -162,7 +162,7 @@ def _output_shapes(layer: Any, inputs: list[Tensor]) -> list[Shape]:
 
 
 def _broadcast(layer: Any, given: list[Shape]) -> list[Shape]:
-    """The output shape of a Keras 3 elementwise operation, by broadcasting its inputs' shapes."""
+    """Compute the output shape of a Keras 3 elementwise operation by broadcasting the shapes of its inputs."""
     if type(layer).__name__ not in _OPERATIONS or any(g is None or len(g) != len(given[0] or ()) for g in given):
         return _made_shapes(layer)
     columns = zip(*(g for g in given if g is not None), strict=True)
@@ -212,7 +212,7 @@ def _operations(model: Any) -> dict[str, Any]:
 
 
 def _references(structure: Any, nodes: dict[str, Any]) -> Iterator[Key]:
-    """The tensors that part of a config refers to, each as [name, call, output], however deeply nested."""
+    """Yield the tensors that part of a config refers to, as (name, call, output), however deeply nested."""
     if isinstance(structure, dict):
         for value in structure.values():
             yield from _references(value, nodes)
@@ -234,7 +234,7 @@ def _is_reference(structure: Any, nodes: dict[str, Any]) -> bool:
 
 
 def _first_calls(config: dict[str, Any], nodes: dict[str, Any]) -> dict[str, int]:
-    """The number of each layer's first call: a model counts from 1 if it was called on its own inputs."""
+    """Return the number of each layer's first call; a model counts from 1 if it was called on its own inputs."""
     first: dict[str, int] = {}
     parts = [config["output_layers"], *(entry["inbound_nodes"] for entry in nodes.values())]
     for name, number, _ in _references(parts, nodes):
@@ -243,7 +243,7 @@ def _first_calls(config: dict[str, Any], nodes: dict[str, Any]) -> dict[str, int
 
 
 def _others(structure: Any, keys: list[Key]) -> Iterator[Any]:
-    """A call's non-tensor arguments: numbers, names, arrays; None and False are left out."""
+    """Yield a call's non-tensor arguments (numbers, names, arrays), leaving out None and False."""
     if isinstance(structure, dict):
         if structure.get("class_name") != "__keras_tensor__":
             for name, value in structure.items():
@@ -259,7 +259,7 @@ def _others(structure: Any, keys: list[Key]) -> Iterator[Any]:
 
 
 def _check_known(model: Any) -> None:
-    """Raises ValueError if the model's graph is unknown."""
+    """Raise ValueError if the model's graph is unknown."""
     config = model.get_config() if hasattr(model, "get_config") else {}
     sequential = hasattr(model, "add") and hasattr(model, "layers")
     if not getattr(model, "built", False) or (sequential and not getattr(model, "inputs", None)):
@@ -269,7 +269,7 @@ def _check_known(model: Any) -> None:
         )
     if not sequential and not {"layers", "input_layers", "output_layers"} <= set(config):
         raise ValueError(
-            "The channels of a subclassed model of tf_keras, or of one inside another model, cannot be traced. Build "
-            f"it with keras.Sequential or keras.Model(inputs, outputs). Received: model={model.name!r}, "
+            "The channels of a subclassed tf_keras model, or of a subclassed model inside another, cannot be traced. "
+            f"Build it with keras.Sequential or keras.Model(inputs, outputs). Received: model={model.name!r}, "
             f"class={type(model).__name__}"
         )

@@ -13,7 +13,10 @@ from .graph import OTHER_AXIS, ChannelGraph, Mixer, Shape, Size, Tensor
 
 
 def recurrent(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """RNN units: a column of each gate, a row of the recurrent kernel; never constant, as their state evolves."""
+    """Apply the rule for RNN units, which have a column of each gate and a row of the recurrent kernel.
+
+    They are never constant, because their state evolves.
+    """
     if layer.return_state or layer.stateful or len(inputs) != 1:
         return "its state is used outside the layer"
     cell = layer.cell
@@ -46,9 +49,10 @@ def recurrent(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shap
 
 
 def attention(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """Attention heads: removed where the output projection ignores them. The layer's inputs and outputs stay whole.
+    """Apply the rule for attention heads, which are removed where the output projection ignores them.
 
-    Where several heads of the query share one of the key and the value, they go with it or stay with it.
+    The layer's inputs and outputs stay whole. Where several heads of the query share one of the key and the value, they
+    go with it or stay with it.
     """
     # By their names, as Keras (checked with 3.13.2 and 3.15.1) has no public attributes for all of them.
     parts = {part.name: part for part in library_of(layer).all_layers(layer)}

@@ -1,4 +1,4 @@
-"""Rules for layers that wrap another one: at each time step, or forward and backward in time."""
+"""Rules for layers that wrap another layer and run it at each time step, or forward and backward in time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Rule = Callable[[ChannelGraph, Any, list[Tensor], Shape], Tensor | str]
 
 
 def time_distributed(rules: dict[str, Rule]) -> Rule:
-    """The rule for a layer that runs another layer, one with a rule of its own, at each time step."""
+    """Return the rule for a layer that runs another layer, which has its own rule, at each time step."""
 
     def rule(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
         inner, [given] = layer.layer, inputs
         kind, home = plain_type(inner).__name__, plain_type(inner).__module__.split(".")[0]
         if kind not in rules or home not in ("keras", "tf_keras") or hasattr(inner, "cell"):
-            return f"no rule describes a {kind} at each time step"
+            return f"there is no pruning rule for {kind} at each time step"
         if shape is None or given.shape is None:
             return "its shape is not known"
         if given.atoms is not None and given.axis == 1:
@@ -51,14 +51,14 @@ def time_distributed(rules: dict[str, Rule]) -> Rule:
 
 
 def bidirectional(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """A unit of the forward layer stays or goes with that of the backward layer, as they may share one config."""
+    """Tie each unit of the forward layer to that of the backward layer, because the layers may share one config."""
     forward, backward = layer.forward_layer, layer.backward_layer
     if plain_type(forward) is not plain_type(backward) or not hasattr(forward, "cell"):
         return "its two layers are of different kinds"
     if layer.merge_mode is None or shape is None or forward.cell.units != backward.cell.units:
         return "the outputs of its two layers are not merged"
     if plain_type(forward).__name__ not in ("SimpleRNN", "LSTM", "GRU"):
-        return f"no rule describes a {plain_type(forward).__name__} in two directions"
+        return f"there is no pruning rule for {plain_type(forward).__name__} in two directions"
     entry = graph.configs[id(layer)]["config"]
     parts: list[Tensor] = []
     for inner, key in ((forward, "layer"), (backward, "backward_layer")):

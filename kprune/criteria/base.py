@@ -29,7 +29,7 @@ CRITERIA = Registry("criterion")
 
 
 class Compiled:
-    """What criteria have compiled for a model, reused by all updates of a fit.
+    """A store of what criteria have compiled for a model, reused by all updates of a fit.
 
     It is forgotten as soon as the model's variables, or which of them train, are others.
 
@@ -49,7 +49,7 @@ class Compiled:
         self._made: dict[str, Any] = {}
 
     def of(self, model: Any) -> dict[str, Any]:
-        """name -> what is still valid for this model."""
+        """Return the compiled objects that are still valid for this model, by name."""
         # What has been compiled holds the variables, so that no other one takes the place of one in memory.
         variables = [(id(v), v.trainable) for v in model.variables]
         if variables != self._variables:
@@ -59,7 +59,7 @@ class Compiled:
 
 @dataclass
 class Context:
-    """What a criterion may read; it must not change the model.
+    """Everything that a criterion may read; a criterion must not change the model.
 
     Attributes:
         model: the masked model.
@@ -87,20 +87,20 @@ class Context:
         return sum(weight.size for weight in self.weights)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """The result of `make()` in the first round, reused in all rounds: e.g. a compiled scorer."""
+        """Return the result of `make()` from the first round, such as a compiled scorer, and reuse it in all rounds."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
 
     def dtype(self) -> str:
-        """The dtype of scoring: "float64" if a weight has it, else "float32"."""
+        """Return the dtype of scoring: "float64" if any weight has it, else "float32"."""
         return np.result_type(np.float32, *(value.dtype for _, value in self.values())).name
 
     def kept_values(self) -> list[np.ndarray]:
-        """The weights' values under this round's masks, float32 or float64: w where kept, else 0."""
+        """Return the weights' values under this round's masks (w where kept, else 0), as float32 or float64."""
         return [np.where(self.masks[w.path], v, np.zeros((), v.dtype)) for w, v in self.values()]
 
     def values(self) -> list[tuple[MaskedWeight, np.ndarray]]:
-        """The weights' stored values, float32 or float64."""
+        """Return the masked weights with their stored values, as float32 or float64."""
         wide = [(w, w.value()) for w in self.weights]
         return [(w, v if v.dtype == np.float64 else v.astype(np.float32)) for w, v in wide]

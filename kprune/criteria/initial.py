@@ -28,7 +28,7 @@ def large_init(context: Context) -> Scores:
 
 @CRITERIA.register("magnitude_increase", tracker=InitialWeights)
 def magnitude_increase(context: Context) -> Scores:
-    """What training added to the magnitude: score = |w| - |w_initial| (arXiv:1905.01067).
+    """The growth of the magnitude during training: score = |w| - |w_initial| (arXiv:1905.01067).
 
     Returns:
         path -> float array of the weight's shape, any sign, in the weight's units.

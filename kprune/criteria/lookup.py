@@ -1,4 +1,4 @@
-"""Criteria by name, and their JSON form."""
+"""Lookup of criteria by name, and their JSON form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .base import CRITERIA
 
 
 def get(criterion: str | Callable[..., Any]) -> Callable[..., Any]:
-    """Look up a criterion by name; a function is returned as is. ValueError if there is none.
+    """Look up a criterion by name, or return a function as is; raise ValueError for an unknown name.
 
     >>> import kprune
     >>> kprune.criteria.get("magnitude") is kprune.criteria.magnitude
@@ -19,7 +19,7 @@ def get(criterion: str | Callable[..., Any]) -> Callable[..., Any]:
 
 
 def serialize(criterion: str | Callable[..., Any]) -> str | dict[str, Any]:
-    """A criterion as JSON: its name, or name and options; ValueError if it is not registered.
+    """Return a criterion as JSON, by its name and any options; raise ValueError if it is not registered.
 
     >>> import functools, kprune
     >>> kprune.criteria.serialize(functools.partial(kprune.criteria.snip, training=True))
@@ -29,7 +29,7 @@ def serialize(criterion: str | Callable[..., Any]) -> str | dict[str, Any]:
 
 
 def deserialize(config: str | dict[str, Any]) -> Callable[..., Any]:
-    """The criterion that `serialize` described; ValueError if there is none.
+    """Return the criterion that `serialize` described; raise ValueError if there is none.
 
     >>> import kprune
     >>> kprune.criteria.deserialize("lamp") is kprune.criteria.lamp

@@ -1,4 +1,4 @@
-"""Criteria that use the loss: SNIP, its iterative forms, GraSP, Taylor and Fisher. They need data."""
+"""Criteria that use the loss, and therefore need data: SNIP, its iterative forms, GraSP, Taylor and Fisher."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def snip(context: Context, training: bool = False) -> Scores:
 
 @CRITERIA.register("iterative_snip", needs=("data", "loss"), default_rounds=100)
 def iterative_snip(context: Context, training: bool = False) -> Scores:
-    """SNIP in rounds: each prunes the last round's survivors by their sensitivity anew (arXiv:2006.09081).
+    """SNIP in rounds, each of which scores and prunes the survivors of the previous one (arXiv:2006.09081).
 
     score = |w * dL/dw| at the masked weights, as `snip`, with 100 rounds by default.
 
@@ -107,13 +107,13 @@ def gradient(context: Context, training: bool = False) -> Scores:
 
 
 def signed_gradient(context: Context, training: bool = False) -> Scores:
-    """dL/dw with its sign, otherwise as `gradient`."""
+    """Return dL/dw with its sign; everything else is as in `gradient`."""
     return _by_path(context, _summed(context, training, 1.0))
 
 
 @CRITERIA.register("grasp", needs=("data", "loss"))
 def grasp(context: Context, training: bool = False, temperature: float = 200.0) -> Scores:
-    """Gradient signal preservation: score = w * (H g) / |its sum| (arXiv:2002.07376); signed.
+    """Gradient signal preservation: score = w * (H g) / |sum of w * (H g)|, which is signed (arXiv:2002.07376).
 
     g is the gradient of the loss, summed over the batches, and H its Hessian, both at logits divided by the
     temperature; the Hessian-gradient product is exact. The highest scores are kept: removing a weight of low score
@@ -150,7 +150,7 @@ def grasp(context: Context, training: bool = False, temperature: float = 200.0) 
 
 @CRITERIA.register("taylor", needs=("data", "loss"))
 def taylor(context: Context, training: bool = False) -> Scores:
-    """First order Taylor: score = mean over batches of |w * dL/dw| (arXiv:1611.06440).
+    """First-order Taylor expansion: score = mean over batches of |w * dL/dw| (arXiv:1611.06440).
 
     The loss's change to first order if the weight were removed; absolute before the mean, so that batches do not
     cancel as in SNIP. With `pattern="channel"` it ranks whole filters, as the paper does.

@@ -1,4 +1,4 @@
-"""Magnitude: the size of a weight, alone or relative to the others of its layer."""
+"""Magnitude: the absolute value of a weight, or its size relative to the other weights of its layer."""
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def magnitude(context: Context) -> Scores:
 
 @CRITERIA.register("large_final", entrywise=np.absolute)
 def large_final(context: Context) -> Scores:
-    """The final magnitude: score = |w|, under its name among the mask criteria of arXiv:1905.01067.
+    """The final magnitude: score = |w|, under the name that arXiv:1905.01067 gives this mask criterion.
 
     Returns:
         As `magnitude`.

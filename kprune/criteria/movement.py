@@ -12,7 +12,7 @@ from .trackers import ArrayTracker
 
 
 class Movement(ArrayTracker):
-    """Accumulates how training moves the weights, for the criterion "movement": S += w_t * (w_{t+1} - w_t).
+    """A running sum of how training moves the weights, for the criterion "movement": S += w_t * (w_{t+1} - w_t).
 
     The callbacks of `kprune.callbacks` have their own; this one is for a training loop of yours.
 
@@ -48,7 +48,7 @@ class Movement(ArrayTracker):
 
 @CRITERIA.register("movement", tracker=Movement)
 def movement(context: Context) -> Scores:
-    """Movement in training: score = sum over the steps t of w_t * (w_{t+1} - w_t) (arXiv:2005.07683); signed.
+    """Movement in training: score = sum over the steps t of w_t * (w_{t+1} - w_t), which is signed (arXiv:2005.07683).
 
     Under SGD that is the paper's -sum of lr * w * dL/dw: high for weights that move away from zero, low for those that
     shrink, whatever their size. The difference is what the optimizer made of the gradient, so Adam's scaling and

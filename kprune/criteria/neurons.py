@@ -1,4 +1,4 @@
-"""Criteria for units: all weights of a unit or feature map share its score. For the pattern "channel"."""
+"""Criteria for units, meant for the pattern "channel": all weights of a unit or feature map share its score."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .engines.derivatives import gradients_of
 
 _NO_GAMMA = (
     "kprune: no masked weight of %s leads to a batch normalization with gamma, so network slimming ranks all units "
-    "by mean magnitude alone. Add BatchNormalization after the layers, or choose another criterion."
+    "only by mean magnitude. Add BatchNormalization layers after the masked layers, or choose another criterion."
 )
 NORMALIZATIONS = ("BatchNormalization", "LayerNormalization", "GroupNormalization")
 ACTIVATIONS = (
@@ -162,7 +162,7 @@ def taylor_gates(context: Context, training: bool = False) -> Scores:
 
 
 def _spread(context: Context, of: Callable[[MaskedWeight], np.ndarray]) -> Scores:
-    """path -> the score of each unit, repeated for all weights of that unit."""
+    """Map each path to the scores of its units, each repeated for all weights of the unit."""
 
     def spread(weight: MaskedWeight) -> np.ndarray:
         layout = layout_of(weight)
@@ -177,7 +177,7 @@ def _owner(weight: MaskedWeight) -> Any:
 
 
 def _outputs(calls: list[Call], weight: MaskedWeight) -> list[Any]:
-    """The outputs of a weight's layer, one per call; ValueError if they do not have one value per unit."""
+    """Return the outputs of a weight's layer, one per call; raise ValueError unless each has one value per unit."""
     layer, layout = _owner(weight), layout_of(weight)
     made = [call.made[0] for call in calls if call.layer is layer]
     recurrent = hasattr(layer, "state_size") or hasattr(layer, "cell")
@@ -193,7 +193,7 @@ def _outputs(calls: list[Call], weight: MaskedWeight) -> list[Any]:
 
 
 def per_unit(layer: Any, layout: Layout, tensor: Any) -> np.ndarray:
-    """A layer's output as an array (examples and positions, units), units in the order of the weight's layout."""
+    """Return a layer's output as an array (examples and positions, units), with units in the layout's order."""
     value = as_numpy(tensor)
     if is_a(layer, "EinsumDense"):
         _, kernel, output = einsum_labels(layer)
@@ -212,7 +212,7 @@ def per_unit(layer: Any, layout: Layout, tensor: Any) -> np.ndarray:
 
 
 def _activations(calls: list[Call], weight: MaskedWeight) -> list[np.ndarray]:
-    """The activations of a weight's units, arrays (examples and positions, units)."""
+    """Return the activations of a weight's units as arrays (examples and positions, units)."""
     layer, layout, found = _owner(weight), layout_of(weight), []
     for tensor in _outputs(calls, weight):
         made = [tensor]
@@ -231,7 +231,7 @@ def _is_linear(layer: Any) -> bool:
 
 
 def _gamma(calls: list[Call], weight: MaskedWeight) -> np.ndarray | None:
-    """The largest |gamma| of the batch normalizations after each unit of a weight; None if there is none."""
+    """Return the largest |gamma| of the batch normalizations after each unit of a weight, or None if there are none."""
     largest: np.ndarray | None = None
     layer = _owner(weight)
     made = [call.made[0] for call in calls if call.layer is layer and call.made]

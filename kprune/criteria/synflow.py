@@ -28,7 +28,7 @@ Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
 
 
 def _rounds(power: int, context: Context, n_keep: list[int], advance: Callable[[int], Any]) -> Masks | None:
-    """All rounds in one loop for a Keras 3 model; None for others, or if the scores must be checked for an error."""
+    """Run all rounds in one loop for a Keras 3 model; return None for others, or if `_flow` must check the scores."""
     if library_of(context.model).backend() not in ("tensorflow", "jax"):
         return None
     context.once("synflow's warning", lambda: _warn_of_biases(context.model))
@@ -41,7 +41,7 @@ def _rounds(power: int, context: Context, n_keep: list[int], advance: Callable[[
 
 @CRITERIA.register("synflow", default_rounds=100, loop=functools.partial(_rounds, 1))
 def synflow(context: Context, inputs: str = "ones") -> Scores:
-    """Synaptic flow: score = |w * dR/dw|, R = sum of the outputs at an all-ones input (arXiv:2006.05467).
+    """Synaptic flow: score = |w * dR/dw|, where R is the sum of the outputs at an all-ones input (arXiv:2006.05467).
 
     R is the output of the network in which every weight, bias and normalization parameter (gamma, beta, moving mean
     and variance) is replaced by its absolute value and pruned weights by 0, at a batch of 1; normalization in
@@ -78,7 +78,7 @@ def synflow(context: Context, inputs: str = "ones") -> Scores:
 
 @CRITERIA.register("synflow_l2", default_rounds=100, loop=functools.partial(_rounds, 2))
 def synflow_l2(context: Context, inputs: str = "ones") -> Scores:
-    """SynFlow with squares: score = w^2 * dR/d(w^2), R = sum over all paths of the product of squared weights.
+    """SynFlow with squares: score = w^2 * dR/d(w^2), where R sums the product of squared weights over all paths.
 
     As `synflow`, but every parameter enters by its square, so that R is the path norm, the trace of the path kernel
     (arXiv:2108.10589); a moving variance v becomes v^2, which is exact but for the normalization's epsilon.
@@ -128,7 +128,7 @@ def _flow(context: Context, power: int, inputs: str) -> Scores:
 
 
 def log_flow(context: Context) -> tuple[float, Scores]:
-    """log R, and d(log R)/dw = sign(w) * dR/d|w| / R of each weight: 0 where it is pruned, or exactly 0.
+    """Return log R, and d(log R)/dw = sign(w) * dR/d|w| / R of each weight, which is 0 where w is pruned or 0.
 
     Raises:
         ValueError: R is 0, or beyond float64.
@@ -136,8 +136,8 @@ def log_flow(context: Context) -> tuple[float, Scores]:
     total, scores = _make_scorer(context, 1, "ones")([context.masks[weight.path] for weight in context.weights])
     if not (np.isfinite(total) and total >= SMALLEST and all(np.isfinite(score).all() for score in scores)):
         raise ValueError(
-            f"The network's synaptic flow ({total}) is 0 or beyond float64: its logarithm has no gradient. Received: "
-            f"model={context.model.name!r}"
+            f"The network's synaptic flow ({total}) is 0 or outside the range of float64, so its logarithm has no "
+            f"gradient. Received: model={context.model.name!r}"
         )
     values = [weight.value().astype(np.float64) for weight in context.weights]
     slopes = [
@@ -148,7 +148,7 @@ def log_flow(context: Context) -> tuple[float, Scores]:
 
 
 def _vanishes(context: Context, power: int, inputs: str, i: int) -> bool:
-    """Whether a weight's scores are zero only because float64 underflows, not for lack of a path.
+    """Return whether a weight's scores are zero only because float64 underflows, and not for lack of a path.
 
     A root of every parameter brings the gain closer to 1, and leaves zero what is zero.
     """
@@ -176,7 +176,7 @@ def _make_flow(context: Context, power: float, given: dict[str, Any]) -> _Flow:
 
 
 def _inputs(context: Context, inputs: str) -> dict[str, Any]:
-    """The arguments of the model's call: NumPy arrays with a batch of 1."""
+    """Return the arguments of the model's call, as NumPy arrays with a batch size of 1."""
     if inputs == "ones":
         return input_like(context.model, lambda shape, dtype: np.ones(shape, "float64" if "float" in dtype else dtype))
 
@@ -187,7 +187,7 @@ def _inputs(context: Context, inputs: str) -> dict[str, Any]:
 
 
 def _constants(model: Any, weights: list[MaskedWeight], power: float) -> list[tuple[Any, np.ndarray]]:
-    """The model's unscored variables and their values: |v| ** power for floats, True for all masks."""
+    """Return the model's unscored variables and their values: |v| ** power for floats, True for all masks."""
     scored = {id(weight.variable) for weight in weights}
     masks = {id(m) for layer in all_layers(model) if is_masked(layer) for m in layer.mask_store.masks}
     values = []
@@ -202,7 +202,7 @@ def _constants(model: Any, weights: list[MaskedWeight], power: float) -> list[tu
 
 @dataclass(frozen=True)
 class _Flow:
-    """What R depends on, for a linearized Keras 3 model.
+    """Everything that R depends on, for a linearized Keras 3 model.
 
     Attributes:
         absolute: |w| ** power of each weight that is scored.
@@ -217,7 +217,7 @@ class _Flow:
     given: dict[str, Any]
 
     def output(self, kernels: list[Any], constants: list[Any]) -> Any:
-        """R, the sum of all outputs, with these backend tensors in place of the variables."""
+        """Return R, the sum of all outputs, with the given backend tensors in place of the variables."""
         scope = keras.StatelessScope()
         # `add_update` sets a value as it is; the constructor of the scope would cast it back to the variable's dtype.
         for weight, kernel in zip(self.weights, kernels, strict=True):

@@ -1,4 +1,4 @@
-"""Trackers: they watch training for criteria that need more than the current weights."""
+"""Trackers, which watch training for criteria that need more than the current weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..masks.matching import check_numbers
 
 
 class Tracker:
-    """What a criterion records during training; registered with it and run by every callback that trains.
+    """A recorder of training for a criterion, registered with it and run by every callback that trains.
 
     A criterion that is registered with `CRITERIA.register(name, tracker=Cls)` gets an instance of `Cls` as
     `context.tracker`. Callbacks make it, tell it of the training, and keep its state in backups; outside of `fit` that
@@ -27,22 +27,22 @@ class Tracker:
         """Note that training begins, or continues from weights restored by a backup or a rewind."""
 
     def after_step(self, model: Any) -> None:
-        """Note an optimizer step; with `steps_per_execution` = n, n steps."""
+        """Note an optimizer step, or n steps if `steps_per_execution` is n."""
 
     def ready(self) -> bool:
-        """Whether the tracker has seen enough of the training for pruning."""
+        """Return whether the tracker has seen enough of the training for pruning."""
         return True
 
     def get_state(self) -> dict[str, np.ndarray]:
-        """The state to keep in a backup: arrays under names that do not depend on the layers' names."""
+        """Return the state to keep in a backup: arrays under names that do not depend on the layers' names."""
         return {}
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
-        """Restore what `get_state` returned, before `begin`."""
+        """Restore what `get_state` returned; called before `begin`."""
 
 
 class ArrayTracker(Tracker):
-    """A tracker that holds one array per masked weight, of its shape.
+    """A tracker that holds one array per masked weight, with the shape of the weight.
 
     Attributes:
         arrays: the arrays, in the order of the masked weights; empty before `begin`.
@@ -52,7 +52,7 @@ class ArrayTracker(Tracker):
         self.arrays: list[np.ndarray] = []
 
     def of(self, weights: Any) -> dict[str, np.ndarray]:
-        """path -> array; ValueError if the arrays do not belong to these weights."""
+        """Map each path to its array; raise ValueError if the arrays do not belong to these weights."""
         shapes, expected = [array.shape for array in self.arrays], [weight.shape for weight in weights]
         if shapes != expected:
             raise ValueError(

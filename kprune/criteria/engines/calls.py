@@ -36,7 +36,7 @@ class Call:
 
 
 def calls_of(context: Context, arguments: dict[str, Any]) -> list[Call]:
-    """All calls, in the order they end, of the model in inference mode under the context's masks.
+    """Return all calls in the model, in the order they end, in inference mode under the context's masks.
 
     It computes in `context.dtype()`, with products of full precision, on one device of this process. A tensor that one
     layer hands to another is the same object in both calls. The model is not changed.
@@ -57,7 +57,7 @@ def calls_of(context: Context, arguments: dict[str, Any]) -> list[Call]:
 
 
 def is_concrete(tensor: Any) -> bool:
-    """Whether a tensor has values; one inside a loop that the backend traces has none."""
+    """Return whether a tensor has values; a tensor inside a loop that the backend traces has none."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -66,7 +66,7 @@ def is_concrete(tensor: Any) -> bool:
 
 
 def following(calls: list[Call], tensor: Any, passes: Callable[[Any], bool]) -> Iterator[Call]:
-    """The calls a tensor reaches through layers for which `passes` is True, including these.
+    """Yield the calls that a tensor reaches through layers for which `passes` is True, including those layers' calls.
 
     Args:
         calls: as `calls_of` returned them.
@@ -89,7 +89,7 @@ def _in(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _watched(layer: Any, calls: list[Call]) -> Callable[..., Any]:
-    """The layer's `call`, wrapped to record its tensors."""
+    """Return the layer's `call`, wrapped to record its tensors."""
     call = layer.call
 
     @functools.wraps(call)

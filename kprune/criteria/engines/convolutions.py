@@ -17,7 +17,7 @@ from ...masks.masked_layers import plain_type
 
 
 def is_plain_convolution(layer: Any) -> bool:
-    """Whether the layer is a Keras 3 convolution that equals a product of its windows and its kernel.
+    """Return whether the layer is a Keras 3 convolution that equals a product of its windows and its kernel.
 
     Those with channels first, with groups, or with a `convolution_op` or a `call` of their own are none; the `call` of
     Conv1D goes past its `convolution_op`.
@@ -32,19 +32,19 @@ def is_plain_convolution(layer: Any) -> bool:
 
 
 def convolutions_as_products(layers: list[Any]) -> list[tuple[Any, str, Any]]:
-    """(layer, "convolution_op", replacement) for the Keras 3 convolutions that can be written so; no others."""
+    """Return (layer, "convolution_op", replacement) for each Keras 3 convolution that can be a matrix product."""
     plain = filter(is_plain_convolution, layers)
     return [(layer, "convolution_op", functools.partial(_product, layer)) for layer in plain]
 
 
 def _product(layer: Any, inputs: Any, kernel: Any) -> Any:
-    """The result of `layer.convolution_op`: each input window as a row, times the kernel as a matrix."""
+    """Compute the result of `layer.convolution_op` as the product of a matrix of input windows and the kernel."""
     rows = windows(layer, inputs, kernel.shape)
     return ops.matmul(rows, ops.reshape(kernel, (rows.shape[-1], kernel.shape[-1])))
 
 
 def windows(layer: Any, inputs: Any, shape: tuple[int, ...]) -> Any:
-    """The input windows the kernel is applied to, one per row: (batch, *positions, entries of a window).
+    """Return the input windows that the kernel is applied to, as (batch, *positions, entries of a window).
 
     Args:
         layer: its strides, padding and dilation count.

@@ -1,4 +1,4 @@
-"""Gradients and Hessian products of the loss under any masks; traced once for all rounds."""
+"""Gradients and Hessian products of the loss under any masks, traced once for all rounds."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ class Gradients:
         self._gradient, self._curvature = _DERIVATIVES[backend](context, training, heat)
 
     def gradient(self, values: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
-        """dL/dw at these weights on one batch."""
+        """Return dL/dw at these weights on one batch."""
         return self._gradient(values, [], batch)
 
     def curvature(self, values: list[np.ndarray], vectors: list[np.ndarray], batch: Batch) -> list[np.ndarray]:
-        """H v: the Hessian of the loss at these weights, times vectors of their shapes."""
+        """Return H v, the Hessian of the loss at these weights times vectors of the same shapes."""
         return self._curvature(values, vectors, batch)
 
 
 def gradients_of(context: Context, training: bool = False, temperature: float = 1.0) -> Gradients:
-    """The `Gradients` of a context, made in the first round, or by an earlier update with the same compiled loss."""
+    """Return the `Gradients` of a context, reused from earlier rounds or updates with the same compiled loss."""
     name = f"gradients {training} {temperature} {context.dtype()}"
     found: Gradients | None = context.compiled.get(name)
     if found is None or found.loss is not _compiled_loss(context.model):
@@ -78,7 +78,7 @@ def gradients_of(context: Context, training: bool = False, temperature: float = 
 
 
 def _compiled_loss(model: Any) -> Any:
-    """The loss object that `compile` makes, a new one each time. Neither Keras has a public name for it."""
+    """Return the loss object that each `compile` creates anew; neither Keras has a public name for it."""
     return getattr(model, "_compile_loss", None) or getattr(model, "compiled_loss", None)
 
 
@@ -91,16 +91,16 @@ def _check_compiled(model: Any, batch: Batch) -> None:
 
 
 def _no_loss(model: Any) -> ValueError:
-    """The error for a model without a loss that criteria can use."""
+    """Return the error for a model without a loss that criteria can use."""
     return ValueError(
-        "The criterion needs the loss: compile the model first, `model.compile(optimizer, loss=...)`, or define one "
-        "in `compute_loss` or `add_loss`; a loss computed in `train_step` cannot be used. Received: "
+        "The criterion needs a loss: compile the model with `model.compile(optimizer, loss=...)`, or define a loss "
+        "in `compute_loss` or `add_loss`. A loss computed in `train_step` cannot be used. Received: "
         f"model={model.name!r}"
     )
 
 
 def _own_loss(model: Any, batch: Batch) -> Any:
-    """A copy of the compiled loss, so that the trackers it creates for several outputs are not the model's.
+    """Return a copy of the compiled loss, so that it does not share its trackers for several outputs with the model.
 
     `_compile_loss` has no public name (checked with Keras 3.13.2 and 3.15.1; a model that was never trained, in
     tests/test_gradients.py).
@@ -129,7 +129,7 @@ def _scoring(model: Any, loss: Any, dtype: str) -> Iterator[None]:
 
 
 def _loss(model: Any, updates: list[tuple[Any, Any]], batch: Any, training: bool, heat: Callable[[Any], Any]) -> Any:
-    """The loss of a Keras 3 model with these (variable, value) pairs; other updates are dropped."""
+    """Return the loss of a Keras 3 model with these (variable, value) pairs; other updates are dropped."""
     scope = keras.StatelessScope(collect_losses=True)  # those of `add_loss` and activity regularizers
     for variable, value in updates:
         scope.add_update((variable, value))
@@ -236,7 +236,7 @@ _DERIVATIVES = {"tensorflow": _tensorflow_derivatives, "jax": _jax_derivatives, 
 
 
 def _heat(model: Any, temperature: float) -> Callable[[Any], Any]:
-    """Outputs -> the outputs that logits divided by the temperature would give."""
+    """Return a function that maps outputs to those that logits divided by the temperature would give."""
     if temperature == 1:
         return lambda outputs: outputs
     ops = library_of(model).ops
@@ -261,7 +261,7 @@ def _heat(model: Any, temperature: float) -> Callable[[Any], Any]:
 
 
 def _probabilities(loss: Any) -> str:
-    """ "softmax" or "sigmoid" if the loss takes the probabilities these produce, else ""."""
+    """Return "softmax" or "sigmoid" if the loss takes the probabilities that these produce, else ""."""
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     name = name.lower().replace("_", "")
     if "crossentropy" not in name or (hasattr(loss, "get_config") and loss.get_config().get("from_logits")):

@@ -1,4 +1,4 @@
-"""The inputs a weight multiplies, as a matrix: each output of its layer is a weighted sum of them."""
+"""The inputs that a weight multiplies, as a matrix; each output of the layer is a weighted sum of these inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENTRIES = 1 << 24  # of a matrix that is made at once
 
 
 def features(calls: list[Call], weight: MaskedWeight) -> Iterator[np.ndarray]:
-    """The inputs of a weight in all calls of its layer, as matrices X (examples and positions, inputs).
+    """Yield the inputs of a weight in all calls of its layer, as matrices X (examples and positions, inputs).
 
     The layer computes X W (and its bias and activation), W the weight's layout with all but its last axis made one:
     inputs in the order of the kernel, of a convolution those at each position of its window.
@@ -68,14 +68,14 @@ def _is_supported(layer: Any, weight: MaskedWeight) -> bool:
 
 
 def _summed_axes(layer: Any, value: np.ndarray) -> np.ndarray:
-    """The axes that an EinsumDense sums over, last and in the kernel's order."""
+    """Move the axes that an EinsumDense sums over to the end, in the kernel's order."""
     given, kernel, _ = einsum_labels(layer)
     axes = [label_axis(given, label) % value.ndim for label in kernel if label in given]
     return value.transpose(*(axis for axis in range(value.ndim) if axis not in axes), *axes)
 
 
 def _windows(layer: Any, kernel: tuple[int, ...], value: np.ndarray) -> Iterator[np.ndarray]:
-    """The windows of a convolution, arrays (examples, positions ..., window ..., channels)."""
+    """Yield the windows of a convolution as arrays (examples, positions ..., window ..., channels)."""
     if layer.data_format == "channels_first":
         value = np.moveaxis(value, 1, -1)
     sizes, rank = kernel[:-2], len(kernel) - 2
@@ -93,7 +93,7 @@ def _windows(layer: Any, kernel: tuple[int, ...], value: np.ndarray) -> Iterator
 
 
 def _padding(padding: str, size: int, reach: int, stride: int) -> tuple[int, int]:
-    """How many zeros are added before and after an axis."""
+    """Return how many zeros are added at the start and at the end of an axis."""
     if padding == "causal":
         return reach - 1, 0
     total = max((-(-size // stride) - 1) * stride + reach - size, 0) if padding == "same" else 0

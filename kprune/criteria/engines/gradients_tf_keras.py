@@ -1,4 +1,4 @@
-"""Derivatives of the loss for tf_keras models, computed with twins of their variables in the models themselves."""
+"""Derivatives of the loss for tf_keras models, computed by the models themselves with twins of their variables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .twins_tf_keras import Twins
 def derivatives(
     context: Context, training: bool, heat: Callable[[Any], Any], no_loss: Callable[[Any], Exception]
 ) -> tuple[Derivative, Derivative]:
-    """The gradient and the Hessian product for `Gradients`; raises `no_loss(model)` if the model has no loss."""
+    """Return the gradient and Hessian product for `Gradients`; raise `no_loss(model)` if the model has no loss."""
     model, twins = context.model, Twins(context.model, context.dtype())
     variables = [twins.of(weight.variable) for weight in context.weights]
     loss, plain = _own_loss(model), type(model).compute_loss is tf_keras.Model.compute_loss
@@ -62,7 +62,7 @@ def derivatives(
 
 
 def _own_loss(model: Any) -> Any:
-    """A copy of the compiled loss, so that the trackers it creates are not the model's.
+    """Return a copy of the compiled loss, so that it does not share its trackers with the model.
 
     The loss has no public name (checked with tf_keras 2.21; two outputs, tests/tf_keras/).
     """

@@ -1,4 +1,4 @@
-"""Which layers SynFlow supports, and what replaces those it cannot use as they are.
+"""The layers that SynFlow supports, and replacements for those that it cannot use as they are.
 
 SynFlow needs a network whose output is positively homogeneous in each layer's weights. Layers are looked up by the
 names of their classes, which Keras 3 and tf_keras share.
@@ -66,7 +66,7 @@ def assume_homogeneous(cls: type) -> type:
 
 
 def kind(layer: Any) -> str:
-    """ "as is", "identity", "relu" or "multiply": how SynFlow treats the layer; ValueError if it cannot use it."""
+    """Return how SynFlow treats a layer, "as is", "identity", "relu" or "multiply"; raise ValueError if unsupported."""
     names = [cls.__name__ for cls in type(layer).__mro__]
     for name in names:
         if name in REFUSED:
@@ -89,14 +89,14 @@ def kind(layer: Any) -> str:
 
 
 def activation_for(name: str) -> str:
-    """The replacement for the named activation: itself if homogeneous, "relu" for "relu6", else "linear"."""
+    """Return the replacement for a named activation: the same if homogeneous, "relu" for "relu6", else "linear"."""
     return _ACTIVATIONS.get(name, "linear")
 
 
 def homogeneous(
     layers: list[Any], activations: Callable[[str], Any], where: Callable[..., Any]
 ) -> list[tuple[Any, str, Any]]:
-    """(layer, attribute name, value) that give the layers their homogeneous form.
+    """Return patches (layer, attribute name, value) that give the layers their homogeneous form.
 
     Args:
         layers: of either Keras.
@@ -122,7 +122,7 @@ def homogeneous(
 
 @contextmanager
 def linearized(model: Any, products: bool = False) -> Iterator[None]:
-    """Context in which a Keras 3 model computes its homogeneous form in float64; restored afterwards.
+    """Make a Keras 3 model compute its homogeneous form in float64 within the context, and restore it afterwards.
 
     With `products`, convolutions are matrix products: see `kprune.criteria.engines.convolutions`.
 
@@ -163,7 +163,7 @@ def _sees_through(operation: Any) -> bool:
 
 
 def geometric_mean(factors: list[Any], where: Callable[..., Any]) -> Any:
-    """(x1 * ... * xn)^(1/n) of non-negative factors, 0 with gradient 0 where one is not positive."""
+    """Return (x1 * ... * xn)^(1/n) of non-negative factors, or 0 with gradient 0 where a factor is not positive."""
     product: Any = None
     for x in factors:
         positive = x > 0

@@ -18,7 +18,7 @@ _ABSENT = object()
 
 @contextmanager
 def patched_attributes() -> Iterator[Patch]:
-    """Yields `patch(layer, name, value)`; everything it set is restored when the block ends."""
+    """Yield `patch(layer, name, value)`, and restore everything it set when the block ends."""
     saved: list[tuple[Any, str, Any]] = []
 
     def patch(layer: Any, name: str, value: Any) -> None:
@@ -38,7 +38,7 @@ def patched_attributes() -> Iterator[Patch]:
 
 @contextmanager
 def computing_in(model: Any, dtype: str) -> Iterator[Patch]:
-    """Context in which the layers of a Keras 3 model compute in `dtype` ("float32" or "float64")."""
+    """Make the layers of a Keras 3 model compute in `dtype` ("float32" or "float64") within the context."""
     # On JAX, Keras's type promotion makes float32 of every float64, whatever JAX itself allows; it has no public switch
     # (checked with Keras 3.13.2 and 3.15.1; test_synflow.py: a gain beyond float32).
     promotion = importlib.import_module("keras.src.backend.common.dtypes").BIT64_TO_BIT32_DTYPE
@@ -61,7 +61,7 @@ def computing_in(model: Any, dtype: str) -> Iterator[Patch]:
 
 @contextmanager
 def float64_on(device: Any) -> Iterator[None]:
-    """Context in which JAX has float64 enabled and computes on this device."""
+    """Enable float64 in JAX and compute on this device within the context."""
     import jax
 
     # `jax.enable_x64` since JAX 0.8; before, as on Colab's TPU runtime (0.7.2), it was experimental.
@@ -71,7 +71,7 @@ def float64_on(device: Any) -> Iterator[None]:
 
 
 def host_of_jax() -> Any:
-    """JAX's device for this process's CPU; ValueError if JAX was told to exclude the CPU."""
+    """Return JAX's device for this process's CPU; raise ValueError if JAX was told to exclude the CPU."""
     import jax
 
     try:

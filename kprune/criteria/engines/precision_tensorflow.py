@@ -10,7 +10,7 @@ import tensorflow as tf
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Context in which TensorFlow computes no product in TF32; results must be awaited inside it."""
+    """Keep TensorFlow from computing products in TF32 within the context; results must be awaited inside it."""
     config = tf.config.experimental
     before = config.tensor_float_32_execution_enabled()
     config.enable_tensor_float_32_execution(False)

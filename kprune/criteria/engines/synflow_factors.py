@@ -1,4 +1,4 @@
-"""SynFlow's R and its derivatives on the host CPU for a Keras 3 model; many kernels' derivatives as two factors.
+"""SynFlow's R and its derivatives for a Keras 3 model on the host CPU, many of them in the form of two factors.
 
 The gradient by a convolution's kernel is windows^T deltas, of the windows of its inputs and the derivatives by its
 outputs. Where a single example has few positions both are small beside it, so it is left to whoever needs a part of it.
@@ -27,7 +27,7 @@ FEW = 32  # positions; of more, a framework multiplies the factors faster than t
 
 @dataclass(frozen=True)
 class Derivative:
-    """dR/dw of one weight: windows^T deltas, or deltas alone.
+    """The derivative dR/dw of one weight: windows^T deltas, or just the deltas.
 
     Attributes:
         deltas: (positions, filters); without windows, an array of the weight's shape.
@@ -43,7 +43,7 @@ Derivatives = Callable[[], tuple[float, list[Derivative]]]
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy at an address that both frameworks can use without copying again."""
+    """Return a copy of the array at an address that both frameworks can use without copying again."""
     memory = np.empty(array.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -52,7 +52,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 def make_derivatives(flow: Any, kernels: list[np.ndarray]) -> Derivatives:
-    """A Keras 3 `_Flow`'s derivatives with respect to arrays, which may be overwritten between calls.
+    """Return the derivatives of a Keras 3 `_Flow` with respect to arrays, which may be overwritten between calls.
 
     Args:
         flow: of the model.
@@ -65,7 +65,7 @@ def make_derivatives(flow: Any, kernels: list[np.ndarray]) -> Derivatives:
 
 
 def _convolutions(flow: Any) -> dict[int, Any]:
-    """Index of a weight -> the convolution that alone uses it, if only Keras's own code can read it."""
+    """Map the index of a weight to the convolution that is its only user, if only Keras's own code can read it."""
     layers = all_layers(flow.model)
     own = all(plain_type(layer).__module__.startswith("keras.") for layer in layers)
     # Keras 3.13 and 3.15 trace what they are to compute anew apart, where nothing can be recorded.
@@ -86,7 +86,7 @@ def _convolutions(flow: Any) -> dict[int, Any]:
 
 
 class _Recorder:
-    """The convolutions of one forward pass; `mark` turns each output into what derivatives are taken by."""
+    """A record of the convolutions of one forward pass; `mark` makes each output a tensor to differentiate by."""
 
     def __init__(self, convolutions: dict[int, Any], kernels: list[Any], mark: Callable[[Any], Any]):
         self.convolutions, self.kernels, self.mark = convolutions, kernels, mark
@@ -114,7 +114,7 @@ class _Recorder:
 def _parts(
     kernels: list[Any], recorded: tuple[list[int], list[Any], list[Any]], whole: dict[int, Any]
 ) -> list[list[Any]]:
-    """For each weight its gradient, or deltas and windows; of both calls if a layer was called twice.
+    """Return each weight's gradient, or its deltas and windows, with those of all calls of a layer joined.
 
     Args:
         kernels: tensors of the weights' shapes.
@@ -213,7 +213,7 @@ def _jax(flow: Any, kernels: list[np.ndarray], convolutions: dict[int, Any]) -> 
 def _lent(
     arrays: list[np.ndarray], lend: Callable[[np.ndarray], Any], copy: Callable[[np.ndarray], Any]
 ) -> Callable[[], list[Any]]:
-    """Returns a function that gives the arrays' current contents as tensors, sharing memory if possible."""
+    """Return a function that gives the arrays' current contents as tensors, sharing memory if possible."""
     tensors = [lend(array) for array in arrays]
     if all(np.asarray(t).ctypes.data == a.ctypes.data for t, a in zip(tensors, arrays, strict=True)):
         return lambda: tensors

@@ -23,7 +23,7 @@ PRODUCT = 1 << 18  # multiplications up to which a BLAS starts no threads
 
 
 def run_rounds(flow: Any, context: Context, n_keep: list[int], advance: Callable[[int], Any]) -> Masks | None:
-    """The masks after all rounds; None if the scores must be checked for an error: beyond float64, or all zero.
+    """Return the masks after all rounds, or None if scores leave float64's range or are all 0, for the caller to check.
 
     Args:
         flow: the `_Flow` of the model, of Keras 3.
@@ -72,7 +72,7 @@ class Survivors:
         self._sample: list[np.ndarray] = []
 
     def bounded(self, parts: list[Derivative]) -> bool:
-        """Whether no score can be infinite or NaN."""
+        """Return whether all scores are certain to be finite."""
 
         def bound(pair: tuple[float, Derivative]) -> bool:
             largest, part = pair
@@ -85,7 +85,7 @@ class Survivors:
             return all(map(bound, zip(self._largest, parts, strict=True)))
 
     def cut(self, parts: list[Derivative], n: int) -> None:
-        """Keep the `n` entries with the highest scores (ties: the earlier); all of them if fewer are left."""
+        """Keep the `n` entries with the highest scores, or all if fewer are left; ties go to the earlier entry."""
         if n >= self._left:
             return
         low, high = self._bracket(parts, n)
@@ -93,7 +93,7 @@ class Survivors:
             self.cut_exactly(parts, n)
 
     def cut_exactly(self, parts: list[Derivative], n: int) -> list[bool]:
-        """Like `cut`, from all scores at once; returns whether each weight has any score above zero."""
+        """Cut as `cut` does, but from all scores at once; return for each weight whether any score is above zero."""
         pairs = list(zip(self.kept, parts, strict=True))
         scores = side_by_side(lambda pair: _scores(*pair), pairs, self._size)
         self.masks = keep_highest(scores, self.masks, n)
@@ -110,7 +110,7 @@ class Survivors:
         side_by_side(write, zip(self.kept, self._absolute, self.masks, strict=True), self._size)
 
     def _bracket(self, parts: list[Derivative], n: int) -> tuple[float, float]:
-        """Two values that almost surely enclose the n-th highest score; (0, inf) if a sample cannot tell."""
+        """Return two values that almost surely enclose the n-th highest score, or (0, inf) if a sample cannot tell."""
         # What has survived of a sample of survivors is one of today's.
         self._sample = [at[mask.reshape(-1)[at]] for at, mask in zip(self._sample, self.masks, strict=False)]
         if sum(at.size for at in self._sample) < SAMPLE // 2:
@@ -125,14 +125,14 @@ class Survivors:
         return float(ordered[below]), float(ordered[above]) if above >= 0 else math.inf
 
     def _drawn(self, mask: np.ndarray) -> np.ndarray:
-        """Indices of a weight's survivors, as many as its share of the sample."""
+        """Draw indices of a weight's survivors, as many as the weight's share of the sample."""
         alive = np.flatnonzero(mask)
         # A generator of its own for each weight: they are drawn side by side.
         draw = np.random.default_rng([self._left, mask.size, alive.size])
         return alive[draw.integers(alive.size, size=SAMPLE * alive.size // self._left)] if alive.size else alive
 
     def _cut_within(self, parts: list[Derivative], n: int, low: float, high: float) -> bool:
-        """Like `cut` if the n-th highest score lies in [low, high], low > 0; else returns False and cuts nothing."""
+        """Cut as `cut` does if the n-th highest score is in [low, high], low > 0; else cut nothing and return False."""
 
         def look(piece: tuple[int, slice]) -> tuple[int, np.ndarray, np.ndarray]:
             """Count the scores above the bracket, collect those inside it, and zero those below it."""
@@ -182,7 +182,7 @@ def _pieces(matrix: np.ndarray) -> list[slice]:
 
 
 def _blocks(kept: np.ndarray, part: Derivative, rows: slice) -> Any:
-    """(rows of the matrix, their scores) in cache-sized blocks; each array is valid until the next one."""
+    """Yield (rows of the matrix, their scores) in cache-sized blocks; each array is valid until the next one."""
     positions = 1 if part.windows is None else len(part.windows)
     step = max(min(BLOCK, PRODUCT // positions) // kept.shape[1], 1)
     scratch = np.empty((min(step, rows.stop - rows.start), kept.shape[1]))
@@ -198,7 +198,7 @@ def _blocks(kept: np.ndarray, part: Derivative, rows: slice) -> Any:
 
 
 def _scores(kept: np.ndarray, part: Derivative) -> np.ndarray:
-    """|w * dR/dw| of a weight."""
+    """Return |w * dR/dw| for all entries of a weight."""
     scores = np.empty(kept.shape)
     for at, block in _blocks(_matrix(kept), part, slice(0, len(_matrix(kept)))):
         _matrix(scores)[at] = block
@@ -206,7 +206,7 @@ def _scores(kept: np.ndarray, part: Derivative) -> np.ndarray:
 
 
 def _scores_at(kept: np.ndarray, part: Derivative, places: np.ndarray) -> np.ndarray:
-    """|w * dR/dw| for entries of a weight, given by their indices in C order."""
+    """Return |w * dR/dw| for entries of a weight, given by their indices in C order."""
     if part.windows is None:
         gradients = part.deltas.reshape(-1)[places]
     else:

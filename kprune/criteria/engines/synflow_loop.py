@@ -21,7 +21,7 @@ SMALLEST = 1e-290
 
 
 def accelerator(context: Context) -> Any:
-    """The single float64-capable accelerator that holds the model's weights; else None.
+    """Return the single float64-capable accelerator that holds the model's weights, or None.
 
     That is a GPU under Keras 3 on JAX. A TPU has no float64, and on a CPU the rounds are faster one by one.
     """
@@ -34,7 +34,7 @@ def accelerator(context: Context) -> Any:
 def run_rounds(
     flow: Any, context: Context, n_keep: list[int], device: Any, advance: Callable[[int], Any]
 ) -> Masks | None:
-    """The masks after all rounds; None if the host must report an error: beyond float64, or all scores zero.
+    """Return the masks after all rounds, or None if scores leave float64's range or are all 0, for the host to report.
 
     Args:
         flow: the `_Flow` of the model.

@@ -1,4 +1,4 @@
-"""SynFlow's scorer for tf_keras models: float64 twins of their variables, in homogeneous form."""
+"""SynFlow's scorer for tf_keras models, which uses float64 twins of their variables in homogeneous form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .twins_tf_keras import Twins
 def float64_scorer(
     model: Any, weights: list[MaskedWeight], power: float, given: dict[str, Any]
 ) -> Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]:
-    """A function of bool masks, in the order of `weights`: R, and one float64 array of scores per weight."""
+    """Return a function that maps bool masks, in the order of `weights`, to R and a float64 score array per weight."""
     with tf.device("CPU:0"):
         twins = Twins(model, "float64")
         for _, twin in twins.pairs():

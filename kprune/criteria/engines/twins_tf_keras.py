@@ -1,4 +1,4 @@
-"""Twins of a tf_keras model's variables, which its layers compute with while it is scored."""
+"""Twins of a tf_keras model's variables, with which its layers compute while the model is scored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wra
 
 
 class Twins:
-    """Twins of all variables of a model, floats in `dtype`; within `in_place`, the layers hold the twins.
+    """Twins of all variables of a model, with floats in `dtype`; within `in_place`, the layers hold the twins.
 
     There the layers compute in `dtype`, too, and leave the masks out. The variables that they update (statistics,
     metrics, seeds) are twins, and when the block is left each attribute of theirs is what it was.
@@ -49,11 +49,11 @@ class Twins:
             self.patches += _patches(layer, self._dtype)
 
     def of(self, variable: Any) -> Any:
-        """The variable's twin."""
+        """Return the variable's twin."""
         return self._pairs[id(variable)][1]
 
     def pairs(self) -> list[tuple[Any, Any]]:
-        """(variable, twin) for all variables."""
+        """Return (variable, twin) for all variables."""
         return list(self._pairs.values())
 
     def reset(self) -> None:
@@ -63,7 +63,7 @@ class Twins:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Context in which the model is traced or called with the twins; restored afterwards."""
+        """Make the model use the twins when it is traced or called within the context, and restore it afterwards."""
         before = [(vars(owner), vars(owner).copy()) for owner in self._owners]
         try:
             for owner, name, value in self.patches:
@@ -75,7 +75,7 @@ class Twins:
                 attributes.update(was)
 
     def _twin(self, value: Any, dtype: Any) -> Any:
-        """The replacement for an attribute's value: twins of its variables, also in containers and regularizers."""
+        """Return an attribute's value with its variables replaced by twins, also in containers and regularizers."""
         if isinstance(value, tf.Variable):
             if id(value) not in self._pairs:
                 dtype = dtype if dtype and value.dtype.is_floating else value.dtype
@@ -95,7 +95,7 @@ class Twins:
 
 
 def _patches(layer: Any, dtype: Any) -> Iterator[tuple[Any, str, Any]]:
-    """What makes a layer compute in `dtype`, and the attributes that a call would change.
+    """Yield patches that make a layer compute in `dtype` and that replace the attributes a call would change.
 
     None of it has a public name (checked with tf_keras 2.21; tests/tf_keras/test_twins_tf_keras.py).
     """
