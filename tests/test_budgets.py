@@ -56,6 +56,7 @@ def cost(model, unit):
     return report.flops + report.other_flops if unit == "flops" else model.count_params()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("unit", ["flops", "parameters"])
 def test_it_is_what_the_shrunk_model_costs(unit):
     from kprune.channels import ChannelGroups, Costs

@@ -27,7 +27,7 @@ def client(tmp_path_factory):
     return program
 
 
-@pytest.mark.parametrize("shrink", [False, True])
+@pytest.mark.parametrize("shrink", [False, pytest.param(True, marks=pytest.mark.once)])
 def test_the_c_api_computes_the_same_bits(shrink, client, tmp_path, rng):
     hidden = [layers.Dense(256, "relu", name="wide"), layers.BatchNormalization()]
     model = keras.Sequential([keras.Input((128,)), *hidden, layers.Dense(3)])

@@ -37,6 +37,7 @@ def images():
     return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
 
 
+@pytest.mark.once
 def test_exported_files_load_without_kprune(tmp_path, rng):
     model = images()
     model.compile("adam", "mse")
@@ -58,6 +59,7 @@ def test_exported_files_load_without_kprune(tmp_path, rng):
     assert_zero(model)
 
 
+@pytest.mark.once
 def test_zeros_make_the_download_smaller(tmp_path):
     sizes = []
     for sparsity in (0.0, 0.95):
@@ -81,6 +83,7 @@ def test_a_plain_model_is_exported_too(tmp_path):
     assert kprune.export(mlp(), tmp_path / "m").saved_model.is_dir()
 
 
+@pytest.mark.once
 def test_nothing_is_replaced_unless_told(tmp_path):
     model = mlp()
     kprune.export(model, tmp_path / "m")
@@ -103,6 +106,7 @@ def test_own_inputs_for_a_model_of_open_shape(tmp_path):
     assert kprune.export(model, tmp_path / "m", inputs=np.ones((2, 9, 3), "float32")).saved_model.is_dir()
 
 
+@pytest.mark.once
 def test_a_file_that_predicts_something_else_is_not_kept(tmp_path, monkeypatch):
     model = mlp()
     kprune.prune(model, "magnitude", 0.5)
@@ -139,6 +143,7 @@ def test_masks_survive_an_export_that_fails(tmp_path, monkeypatch):
     assert_zero(model)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("writer", "cause"), [("write_out", "OutOfRangeError"), ("save", "OSError")])
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_what_was_there(tmp_path, monkeypatch, writer, cause):
     model, limits = mlp(), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -196,11 +201,13 @@ def test_at_any_moment_there_is_a_file_and_it_is_on_the_disk(tmp_path, monkeypat
     assert goal.read_text() == "new" and len(synced) == 2  # the file, and the folder's names
 
 
+@pytest.mark.once
 def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):
     kprune.export(mlp(), tmp_path / ("x" * 245))
     assert sorted(len(path.name) for path in tmp_path.iterdir()) == [245, 251, 253, 255]
 
 
+@pytest.mark.once
 def test_of_several_processes_the_chiefs_files_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("kprune.deploy.export"), "is_chief", lambda: False)
     assert kprune.export(mlp(), tmp_path / "plain").keras_bytes > 0
@@ -233,6 +240,7 @@ def test_inputs_are_taken_as_predict_takes_them(dtype, tmp_path, rng):
     assert done.difference < 1e-5
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("subclassed", [False, True])
 def test_integer_ids(subclassed, tmp_path, rng):
     ids = rng.integers(0, 20, (4, 12))
@@ -255,6 +263,7 @@ def test_a_batch_size_that_the_graph_uses_is_kept(tmp_path):
     assert kprune.export(model, tmp_path / "m", "saved_model").difference < 1e-5
 
 
+@pytest.mark.once
 def test_a_class_that_is_not_registered_is_told_what_to_do(tmp_path):
     class Unknown(keras.Model):
         def __init__(self):
@@ -359,6 +368,7 @@ def test_unknown_formats(format, tmp_path):
         kprune.export(mlp(), tmp_path / "m", format)
 
 
+@pytest.mark.once
 def test_the_card(tmp_path, capsys, rng):
     model = keras.Sequential([keras.Input((64,)), layers.Dense(128), layers.Dense(10)])
     kprune.prune(model, "magnitude", 0.75)
@@ -428,6 +438,7 @@ def test_a_packed_saved_model_is_small_and_equal_to_the_bit(tmp_path, rng):
     assert ran.returncode == 0, ran.stderr
 
 
+@pytest.mark.once
 def test_packed_models_beside_each_other_keep_their_own_weights(tmp_path):
     tf, x, models = pytest.importorskip("tensorflow"), np.ones((2, 8, 8, 2), "float32"), []
     for seed in range(2):
@@ -440,6 +451,7 @@ def test_packed_models_beside_each_other_keep_their_own_weights(tmp_path):
         np.testing.assert_allclose(loaded.serve(tf.constant(x)), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.once
 def test_what_is_not_sparse_is_not_packed(tmp_path):
     model = mlp()
     model.layers[0].kernel.assign(-0.0 * np.asarray(model.layers[0].kernel))  # zeros, half of them with a sign
@@ -466,6 +478,7 @@ def test_tables_and_several_inputs_are_packed_too(tmp_path):
         }
 
 
+@pytest.mark.once
 def test_a_shrunk_file_is_held_against_the_whole_network(tmp_path):
     model = keras.Sequential([keras.Input((32,)), layers.Dense(64, "relu"), layers.Dense(10)])
     kprune.prune(model, "magnitude", {"dense/": 0.75}, pattern="channel")

@@ -149,6 +149,7 @@ HAND_COUNTED = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", HAND_COUNTED)
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 def test_multiply_adds_are_those_worked_out_by_hand(name, masked):

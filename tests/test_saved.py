@@ -169,6 +169,7 @@ def bomb(path, parts, name, size):
     return path
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["metadata.json", "config.json", "model.weights.h5", "assets/vocabulary.txt"])
 def test_members_that_unpack_to_more_than_they_say(name, masked, tmp_path, capsys):
     """The size that the list of members gives is that of the honest beginning, and so is the checksum."""
@@ -228,6 +229,7 @@ def peak(call):
         tracemalloc.stop()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["metadata.json", "config.json", "model.weights.h5", "assets/vocabulary.txt"])
 def test_members_that_unpack_to_more_than_a_model_needs(name, masked, tmp_path, capsys):
     parts = {**parts_of(masked), "assets/vocabulary.txt": b"word"}
@@ -279,6 +281,7 @@ def in_many_attributes(file):
     file.attrs["dtype"] = np.zeros(2000, "uint8")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "fill, words",
     [
@@ -311,6 +314,7 @@ def test_more_members_than_any_model_has(masked, tmp_path, capsys):
     assert "it contains 5,003 files, more than the limit of" in refusal(write(tmp_path / "many.keras", parts), capsys)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("depth", [1, 150])
 @pytest.mark.parametrize("parts", [2**18 - 1000, 2_700_000])
 def test_a_config_of_many_parts_takes_little(depth, parts, masked, tmp_path, capsys):
@@ -369,6 +373,7 @@ LOOKUP = {"max_tokens": None, "vocabulary": [1, 2], "num_oov_indices": 10**5}
 MANY = "creates more than 131,072 intermediate tensors"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "part, words",
     [

@@ -50,6 +50,7 @@ def test_2_of_4_by_hand():
     assert not nothing.pays and "no sparse kernels for GRU layers" in nothing.obstacles["gru"]
 
 
+@pytest.mark.once
 def test_shrink_is_what_shrink_does():
     model = mlp(units=24)
     advice = kprune.advise(model, "shrink", sparsity=0.5)
@@ -77,6 +78,7 @@ def test_a_tpu_has_tiles_of_128():
     assert "TPUs do not skip n:m" in str(advice)
 
 
+@pytest.mark.once
 def test_litert_by_hand():
     dense = kprune.advise(wide(), "litert-cpu", sparsity=0.8)
     assert dense.pattern in ("pattern='4x1'", "groups='channels'")

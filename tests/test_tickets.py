@@ -145,6 +145,7 @@ def test_a_transfer_trains_the_ticket_and_its_controls():
         assert mixed["hidden"][0].sum() == mask.sum() and (mixed["hidden"][0] != mask).any()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

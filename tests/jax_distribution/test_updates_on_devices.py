@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from kprune.callbacks import GradualPruning
-from small import BATCH, data, distribute, network
+from small import BATCH, DISTRIBUTIONS, STEPS, data, distribute, network
+from steps import TracedSteps
 from test_callbacks_on_devices import check_shards
 
 import kprune
@@ -42,15 +43,36 @@ def test_update(pattern):
                 np.testing.assert_array_equal(weight.kept(), followers[weight.path])
 
 
-def test_a_fit_with_many_updates_compiles_nothing_anew(monkeypatch):
+def test_a_fit_with_50_updates_compiles_nothing_anew(monkeypatch):
     traces = []
     for name in ("_look", "_count", "_written"):
         function = getattr(kprune.updates, name)
         monkeypatch.setattr(kprune.updates, name, lambda *given, f=function: (traces.append(f), f(*given))[1])
-    schedule = kprune.schedules.PolynomialDecay(0.1, 0.7, begin_step=1, end_step=5, frequency=1)
+    schedule = kprune.schedules.PolynomialDecay(0.1, 0.7, begin_step=1, end_step=50, frequency=1)
     with distribute("model_parallel"):
         model = network()
         callback = GradualPruning(schedule, "magnitude", pattern="channel")
-        model.fit(*data(), batch_size=BATCH, shuffle=False, verbose=0, callbacks=[callback])
+        steps = TracedSteps(model)
+        model.fit(*data(), batch_size=BATCH, epochs=9, shuffle=False, verbose=0, callbacks=[callback, steps.count])
         assert len(traces) == len(set(traces)) == 3
+        assert len(steps.counts) == 9 * STEPS and set(steps.counts) == {1}
         assert kprune.summary(model).sparsity > 0.5
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_50_updates_by_the_host_do_not_retrace_the_step(name, monkeypatch):
+    monkeypatch.undo()
+    schedule = kprune.schedules.PolynomialDecay(0.1, 0.7, begin_step=1, end_step=50, frequency=1)
+    with distribute(name):
+        model = network()
+        steps = TracedSteps(model)
+        model.fit(
+            *data(),
+            batch_size=BATCH,
+            epochs=9,
+            shuffle=False,
+            verbose=0,
+            callbacks=[GradualPruning(schedule), steps.count],
+        )
+        assert len(steps.counts) == 9 * STEPS and set(steps.counts) == {1}
+        assert kprune.summary(model).sparsity == pytest.approx(0.7, abs=0.01)

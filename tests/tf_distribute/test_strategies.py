@@ -24,6 +24,7 @@ from distributed import (
 )
 from helpers import new_process
 from kprune.callbacks.base import Callback
+from steps import TracedSteps
 from tpu_strategy import TPUStrategyOnCPU
 
 import kprune
@@ -183,6 +184,27 @@ def test_an_update_on_the_devices_reaches_every_replica(pattern, monkeypatch):
             for mask, value in zip(on_replicas(model, weight.mask), on_replicas(model, weight.variable), strict=True):
                 np.testing.assert_array_equal(mask, expected[weight.path])
                 assert not value[~mask].any()
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_50_updates_do_not_retrace_the_step(on_device, monkeypatch):
+    if on_device:
+        for place in (kprune.updates, kprune.masks.types):
+            monkeypatch.setattr(place, "on_host", lambda variables: False)  # as on accelerators
+    traces = []
+    for name in ("_look", "_count", "_written"):
+        function = getattr(kprune.updates, name)
+        monkeypatch.setattr(kprune.updates, name, lambda *given, f=function: (traces.append(f), f(*given))[1])
+    with mirrored(2).scope():
+        model = network("keras")
+    steps = TracedSteps(model)
+    schedule = kprune.schedules.PolynomialDecay(0.1, 0.7, begin_step=1, end_step=50, frequency=1)
+    epochs = -(-54 // STEPS)
+    callbacks = [kprune.callbacks.GradualPruning(schedule), steps.count]
+    model.fit(X, Y, batch_size=BATCH_SIZE, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+    assert len(steps.counts) == epochs * STEPS and len(set(steps.counts)) == 1
+    assert len(traces) == (3 if on_device else 0)
+    assert kprune.summary(model).sparsity == pytest.approx(0.7, abs=0.01)
 
 
 def test_scores_are_computed_outside_of_the_scope():
