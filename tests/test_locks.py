@@ -187,7 +187,7 @@ def test_a_lock_file_that_its_owner_removed_in_between_is_made_anew(tmp_path, mo
         assert removed == [None] and len(names(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("why", ["no locks", "Windows"])
+@pytest.mark.parametrize("why", ["does not support locks", "Windows"])
 def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplog, why):
     def fail(*_):
         raise OSError(errno.ENOLCK, "No locks available")

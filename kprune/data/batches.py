@@ -113,7 +113,7 @@ def examples(batch: Batch) -> Iterator[Batch]:
 
 
 def _finite(data: Any) -> Iterator[Any]:
-    """Yield all batches of data that yields batches; raise ValueError if it never ends."""
+    """Yield all batches of an iterable, or raise ValueError if it never ends."""
     endless = "`data` never ends: pass `batches`, the number of batches to use. Received: batches=None"
     if hasattr(data, "cardinality") and int(data.cardinality()) == -1:  # of a tf.data.Dataset: infinite
         raise ValueError(endless)
@@ -155,7 +155,7 @@ def _arrays(structure: Any) -> Any:
 
 
 def _lengths(arrays: Any) -> int:
-    """Return the number of examples in these arrays; raise ValueError if they differ or there are no arrays."""
+    """Return the number of examples in these arrays; raise ValueError if lengths differ or there are no arrays."""
     lengths = {shape[0] for shape in _shapes(arrays)}
     if len(lengths) != 1:
         raise ValueError(f"`x` and `y` must have the same number of examples. Received: lengths={sorted(lengths)}")

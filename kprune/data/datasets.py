@@ -201,7 +201,7 @@ def _explain(name: str, paths: list[Path], cached: set[Path], error: Exception) 
 
 
 def _is_damaged_idx(path: Path) -> bool:
-    """Whether a gzipped idx file is damaged: it must have 4 bytes of type and rank, the sizes, and a byte per item."""
+    """Whether a gzipped idx file cannot be read, or does not have the length that its header declares."""
     try:
         content = gzip.decompress(path.read_bytes())
         rank = content[3]

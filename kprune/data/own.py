@@ -125,7 +125,7 @@ def _number(word: str, column: str, line: int, received: str) -> float:
 
 
 def _classes(words: list[str], target: str, received: str) -> tuple[np.ndarray, int]:
-    """Return the class ids, in the order of the sorted values, and the number of classes."""
+    """Return the class ids, numbered in the order of the sorted values, and the number of classes."""
     values: list[Any]
     try:
         values = [float(word) for word in words]
@@ -160,7 +160,7 @@ def from_folder(
     batch_size: int,
     seed: int,
 ) -> Dataset:
-    """Load images from a folder laid out as in `kprune.data.load`, named after the folder if no name is given."""
+    """Load images from a folder laid out as in `kprune.data.load`; the dataset's name defaults to the folder's."""
     if directory is None:
         raise ValueError(
             f"{name!r} needs `directory`, a folder that contains train/ and val/. Received: directory=None"

@@ -1,4 +1,4 @@
-"""Data whose order follows the optimizer's steps, so that it is rewound and resumed with them."""
+"""Data whose order follows the optimizer's step count, so that it is rewound and resumed with the model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class RewindableBatches(keras.utils.PyDataset):
         return self.after(self._begin + index)
 
     def after(self, taken: int) -> Any:
-        """Return the batch that follows after this many batches, as (x, y)."""
+        """Return the batch that follows the first `taken` batches, as (x, y)."""
         turn, place = divmod(taken, len(self))
         order = np.random.default_rng([self.seed, turn]).permutation(self.size)
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
@@ -92,7 +92,7 @@ class RewindableBatches(keras.utils.PyDataset):
         return keras.tree.map_structure(lambda array: array[chosen], self.arrays)
 
     def to_tf_data(self) -> Any:
-        """Return endless batches from the model's current position, for one `fit` of a tf_keras model.
+        """Return endless batches from the model's current position, for one `fit` call of a tf_keras model.
 
         tf_keras does not tell its data when an epoch begins. So the dataset begins at the step where the optimizer is
         when this is called, as suits each level of `kprune.find_ticket`; a rewind inside that `fit` (`LotteryTicket`),

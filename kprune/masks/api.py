@@ -83,7 +83,7 @@ def mask(
 
 
 def adopt(model: Any, filters: Filters = None, weights: Sequence[str] = DEFAULT_WEIGHTS) -> MaskReport:
-    """Turn the zeros of a model, whatever pruned it, into masks, so that they stay zero in further training.
+    """Turn the zeros of a model pruned by any tool into masks, so that these zeros stay zero in further training.
 
     mask <- mask and (w != 0), for each weight that `kprune.mask` would mask. The model predicts exactly as before. A
     weight without a value left is taken as it is, and a warning names it: it cannot train.
@@ -278,7 +278,7 @@ def plain(model: Any) -> Iterator[Any]:
 
 
 def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
-    """Raise RuntimeError if training, not the user, gave pruned entries values (for use outside a fit).
+    """Raise RuntimeError if training, not the user, made pruned entries nonzero; call this only outside `fit`.
 
     tf_keras does not say who did, so there it is a warning.
     """

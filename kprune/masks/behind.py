@@ -31,7 +31,7 @@ class Behind:
 
     @classmethod
     def of(cls, store: str | None, gradient: str | None, known: Behind | None) -> Behind:
-        """Return the user's choice, or raise ValueError if it conflicts with `known`, that of the existing masks."""
+        """Return the user's choice, or raise ValueError if it conflicts with `known`, the choice for existing masks."""
         if store is not None:
             check_choice("store", store, STORES)
         if gradient is not None:

@@ -12,7 +12,7 @@ from .below import all_layers
 
 
 def check_built(model: Any) -> None:
-    """Raise ValueError, naming the unbuilt layers, if there are any and the model is not built or has no weights.
+    """Raise ValueError, naming the unbuilt layers, if they leave the model unbuilt or without weights.
 
     A Keras 3 model that was only told its input shape is called on a symbolic input of that shape: Keras on TensorFlow
     has made no weights by then. Layers that a built model has never called are warned of.

@@ -1,4 +1,4 @@
-"""Followers, the parameters that are pruned only along with a channel: its bias, gamma and beta.
+"""Followers, the parameters (bias, gamma and beta) that are pruned only along with their channel.
 
 A follower has a mask as a kernel has; it is in no budget and not among `kprune.masked_weights`. What its mask is
 follows from those of the kernels, by a rule that the model's graph gives (kprune/channels/followers.py, which registers
@@ -21,13 +21,13 @@ _RULES: list[Rule] = []
 
 
 def follow_by(rule: Rule) -> Rule:
-    """Register a rule, which maps a masked model to a dict from a follower's id to its bool mask (True = kept)."""
+    """Register a function that maps a masked model to its followers' bool masks (True = kept), keyed by follower id."""
     _RULES.append(rule)
     return rule
 
 
 def follow(model: Any, followers: list[MaskedWeight], optimizers: list[Any]) -> None:
-    """Mask the followers to match the kernels' masks; in a returning channel, gamma starts at 1, the others at 0.
+    """Mask the followers to match the kernels' masks; in a restored channel, gamma starts at 1, bias and beta at 0.
 
     Where values stay behind the masks, they return with their channel.
     """

@@ -1,4 +1,4 @@
-"""Live objects that hold a weight but are unknown to its layer, and what they have compiled.
+"""Find live objects that hold a weight but are unknown to its layer, and drop what they have compiled.
 
 A layer does not know the models that it is part of, nor the optimizers that train it, and both may have been made
 before kprune was imported; nothing public in Keras is told when a model takes a layer in. The garbage collector knows
@@ -35,9 +35,9 @@ def _derived(kind: type) -> Iterator[type]:
 
 
 def renew(model: Any, below: list[Any]) -> None:
-    """Drop what a model has compiled, even in the middle of a fit.
+    """Drop a model's compiled functions, even while `fit` is running.
 
-    That is its train, test and predict functions, and what its methods, or those of the layers below it, that are a
+    These are its train, test and predict functions, and what its methods, or those of the layers below it, that are a
     `tf.function` (`call`, `train_step` ...) have traced.
     """
     forget_traces(below)
@@ -47,7 +47,7 @@ def renew(model: Any, below: list[Any]) -> None:
 
 
 def forget_traces(layers: list[Any]) -> None:
-    """Drop the traces of the layers' and models' methods that are a `tf.function` (`call`, `train_step` ...)."""
+    """Drop the traces of layer and model methods that are `tf.function`s, such as `call` or `train_step`."""
     if sys.modules.get("tensorflow") is not None:
         for layer in layers:
             for method in _compiled_methods(type(layer)):

@@ -98,7 +98,7 @@ def mask_followers(model: Any, variables: list[Any]) -> None:
 
 
 def _attach_too(model: Any, variables: list[Any], mark: str, value: bool) -> None:
-    """Mask more weights of a model in the same way as the others, and mark them."""
+    """Mask more weights of a model in the same way as the existing ones, and set their attribute `mark` to `value`."""
     with strategy_scope(model):
         attach(model, variables, behind(model) or Behind())
     for v in variables:
@@ -199,7 +199,7 @@ def _was_given(layer: Any) -> bool:
 
 
 def renew_functions(model: Any, layers: list[Any]) -> None:
-    """Drop the compiled functions, even in the middle of a fit, of every model that holds one of these layers.
+    """Drop the compiled functions of every model that holds one of these layers, even while `fit` is running.
 
     These are the model's own train, test and predict functions and those of other live models: the second one of a GAN,
     for example, which knows the layer though the layer does not know it. Methods that are a `tf.function` are traced
@@ -283,7 +283,7 @@ def is_depthwise(layer: Any, v: Any) -> bool:
 
 
 def unfit(layer: Any, v: Any) -> str:
-    """Return why a weight of this kind cannot be masked, or "" if it can be."""
+    """Return the reason that a weight of this kind cannot be masked, or "" if it can be."""
     if layer.quantization_mode is not None or "float" not in v.dtype:
         return f"the layer is quantized ({layer.quantization_mode or v.dtype})"
     if len(v.shape) < 2:

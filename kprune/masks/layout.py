@@ -18,7 +18,7 @@ TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 
 @dataclass(frozen=True)
 class Layout:
-    """The mapping of a weight's axes to (..., in, out): the axes that are summed over, and the output axes.
+    """The mapping of a weight's axes to (..., in, out): the layer sums over `in`, and `out` indexes its outputs.
 
     Attributes:
         given: the weight's own shape.

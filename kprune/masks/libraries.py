@@ -45,7 +45,7 @@ class Library(Protocol):
         """Mask a built model (see `kprune.mask`)."""
 
     def take_over(self, model: Any) -> None:
-        """Take over a model's masks before they change, and handle weights unfrozen since the model was masked."""
+        """Prepare a model for mask changes; mask weights unfrozen since the model was masked, or warn about them."""
 
     def find_masked(self, model: Any) -> list[MaskedWeight]:
         """Return the masked weights in model order, with paths that need not be unique."""
@@ -66,13 +66,13 @@ class Library(Protocol):
         """Strip the model for the duration of a `with` block, then mask it again as before."""
 
     def check_leaks(self, model: Any, weights: list[MaskedWeight]) -> None:
-        """Raise RuntimeError if training gave pruned entries values, or warn if it may have (for use outside a fit)."""
+        """Raise RuntimeError if training made pruned entries nonzero, or warn if it may have; call outside `fit`."""
 
     def all_layers(self, model: Any) -> list[Any]:
         """Return the model and every layer below it, with parents first."""
 
     def owned_weights(self, model: Any) -> list[tuple[Any, Any]]:
-        """Return (layer, weight) for each weight of the model in its order, with a tied weight once per layer."""
+        """Return (layer, weight) for each weight in model order; a tied weight is listed once per layer."""
 
     def owner(self, layer: Any, variable: Any) -> Any:
         """Return the layer that uses the weight of a `MaskedWeight`."""
@@ -81,7 +81,7 @@ class Library(Protocol):
         """Return the weights that the model would have without masks."""
 
     def seed_states(self, model: Any) -> list[Any]:
-        """Return the states of the model's seed generators (dropout ...), which do not count as weights."""
+        """Return the states of the model's seed generators (in dropout layers, for example), which are not weights."""
 
     def weight_name(self, layer: Any, variable: Any) -> str:
         """Return the name by which `mask(weights=...)` selects a layer's weight."""
@@ -90,10 +90,10 @@ class Library(Protocol):
         """Return the path of a weight for reports."""
 
     def holds_kernel(self, layer: Any, variable: Any) -> bool:
-        """Whether a weight stores each value of a kernel in an entry of its own."""
+        """Whether a weight is a kernel that stores one value per entry."""
 
     def carry(self, model: Any, carrier: Any) -> None:
-        """Save `carrier.dump()` in every checkpoint of a masked model and load it from there; None stops this."""
+        """Save `carrier.dump()` in a masked model's checkpoints and restore it on loading; None stops this."""
 
     def carried(self, model: Any) -> Any:
         """Return the carrier last passed to `carry`, or None."""

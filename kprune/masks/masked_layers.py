@@ -93,7 +93,7 @@ def masked_class(cls: type) -> type:
 
 
 def _masked_class_of_0_1_0(cls: type) -> type:
-    """Return the class under the name that version 0.1.0 used, so that weights in its .keras files are found."""
+    """Return the masked class under its old name, so that weights are found in .keras files of version 0.1.0."""
     return _named_class(cls, f"Masked{cls.__name__}")
 
 
@@ -147,7 +147,7 @@ def _mask_of(layer: Any, name: str) -> Any:
 
 @contextmanager
 def _masked_scope(layer: Any, store: MaskStore) -> Iterator[None]:
-    """Let the layer read its weights through their masks in a `with` block, and keep the updates of the call."""
+    """Let the layer read its weights through their masks in a `with` block, and keep state updates made there."""
     masks = {id(v): mask for v, mask in zip(store.masked, store.masks, strict=True)}
     scope = keras.StatelessScope(collect_losses=True)
     values = []
@@ -183,7 +183,7 @@ def own_weights(layer: Any) -> list[Any]:
 
 
 def _masks_below(layer: Any) -> dict[int, Any]:
-    """Map the id of each masked weight of the layer and below to its mask; a tied weight has one mask."""
+    """Return the masks of the layer and of all layers below it, keyed by weight id; a tied weight has one mask."""
     stores = [sub.mask_store for sub in all_layers(layer) if is_masked(sub)]
     return {id(v): mask for store in stores for v, mask in zip(store.masked, store.masks, strict=True)}
 
@@ -263,7 +263,7 @@ def _remove_store(layer: Any) -> None:
 
 
 def _unmask(layer: Any) -> None:
-    """Remove the masks of one layer, and set its weights to the values that it reads."""
+    """Remove the masks of one layer, and set its weights to the masked values that it computes with."""
     layer.mask_store.enforce()
     merge(layer, layer.mask_store.masked)
     _remove_store(layer)

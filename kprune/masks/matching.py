@@ -16,7 +16,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> Arrays:
-    """Map each path of `mine` to its array in `theirs`, by path or, if names differ ("dense", "dense_1"), by order.
+    """Map each path of `mine` to an array of `theirs`: by path, or by order if names differ ("dense", "dense_1").
 
     Raises:
         ValueError: they are no dict of arrays, there are more or fewer of them, or one has another shape or kind of

@@ -1,4 +1,4 @@
-"""Support in masked layers for LoRA and quantization, by which Keras changes the kernels of built layers.
+"""Support for LoRA and quantization in masked layers; both change the kernels of layers that are already built.
 
 `layer.enable_lora(rank)` freezes the kernel W and makes the layer read W + s A B, of which every entry trains. A masked
 layer reads where(mask, W + s A B, 0): in its call, and wherever its `kernel` is read or saved.
@@ -59,7 +59,7 @@ def merge(layer: Any, variables: list[Any]) -> None:
 
 
 def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None]) -> Callable[..., None]:
-    """Return the `quantize` of a masked layer, which quantizes what the layer reads and removes its masks.
+    """Return a `quantize` method for a masked layer that quantizes the masked weights and removes the masks.
 
     Args:
         layer: the masked layer. Keras gives each layer a `quantize` of its own when it is made.

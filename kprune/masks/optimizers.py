@@ -59,12 +59,12 @@ def trainers(model: Any, variables: Iterable[Any], besides: Any = None) -> list[
 
 
 def begin_fit(model: Any) -> None:
-    """Find the live optimizers now and reuse them until `end_fit`, because masks may change often in a fit."""
+    """Find the live optimizers now and reuse them until `end_fit`, because masks may change often during `fit`."""
     _IN_FIT[model] = weakref.WeakSet(_live_optimizers(model))
 
 
 def fits(model: Any) -> bool:
-    """Whether a callback calls this between `begin_fit` and `end_fit`; after Ctrl-C, nothing calls `end_fit`."""
+    """Whether this is called by a callback between `begin_fit` and `end_fit`, which Ctrl-C may skip."""
     return model in _IN_FIT and _in_callback()
 
 
@@ -79,7 +79,7 @@ def _in_callback() -> bool:
 
 
 def end_fit(model: Any) -> None:
-    """Return to searching all live optimizers at each mask change."""
+    """Forget the optimizers that `begin_fit` found, and search for live optimizers at each mask change again."""
     _IN_FIT.pop(model, None)
 
 

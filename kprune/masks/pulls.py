@@ -47,14 +47,14 @@ class Pull(keras.regularizers.Regularizer):
 
 
 class Slope(Pull):
-    """The loss term strength * sum(w * target), whose gradient is known, plus the weight's own regularizer."""
+    """The loss term strength * sum(w * target), whose gradient is strength * target, plus the weight's regularizer."""
 
     def _term(self, weight: Any) -> Any:
         return self.strength.value * ops.sum(weight * self.target.value)
 
 
 def attach(model: Any, weights: Sequence[MaskedWeight], kind: type[Pull] = Pull) -> None:
-    """Give these weights pulls of strength 0, after which the model's compiled functions must be renewed."""
+    """Give these weights pulls of strength 0; the caller must then renew the model's compiled functions."""
     release(model)
     with strategy_scope(model):
         for number, weight in enumerate(weights):
@@ -80,7 +80,7 @@ def is_pulled(model: Any) -> bool:
 
 
 def release(model: Any) -> bool:
-    """Remove all pulls, and return whether there were any; if so, compiled functions must be renewed."""
+    """Remove all pulls, and return whether there were any; if so, the caller must renew the compiled functions."""
     pulled = [v for v in model.weights if hasattr(v, _HELD)]
     for v in pulled:
         pull = getattr(v, _HELD)

@@ -19,7 +19,7 @@ _saved: weakref.WeakKeyDictionary[type, set[int]] = weakref.WeakKeyDictionary() 
 
 
 def spec_of(positions: list[int], weights: int, followers: list[int], behind: Behind) -> dict[str, Any]:
-    """Return the part of the config that describes a layer's masks; its plain class is described separately."""
+    """Return the part of a masked layer's config that describes the masks but not the plain class."""
     known: dict[str, Any] = {"masked": positions, "weights": weights, "format": FORMAT}
     if followers:
         known["followers"] = followers

@@ -41,7 +41,7 @@ class MaskState(keras.random.SeedGenerator):
 
 
 class MaskStore(keras.Operation):
-    """The bool masks of one layer, in a Keras operation that is saved with the layer and leaves it a leaf.
+    """The bool masks of one layer, in a Keras operation that is saved with the layer but is not a sublayer.
 
     On disk a mask is bit-packed: `ceil(size / 8)` bytes, uint8, C order; those of followers (see following.py) under
     names of their own, so that a model without them reads the others.
@@ -155,14 +155,14 @@ def beside(weight: Any, name: str, initializer: Any, dtype: str, scalar: bool = 
 
 
 def token_of(layer: Any) -> str:
-    """Return a token by which a clone of the layer in this process can find the layer (see `source_of`)."""
+    """Return a token with which a clone in this process can find the original layer (see `source_of`)."""
     token = f"{_PROCESS}-{id(layer)}"
     _SOURCES[token] = layer
     return token
 
 
 def source_of(token: str | None) -> Any:
-    """Return the layer that a token belongs to, or None if it is gone or lives in another process."""
+    """Return the layer that a token belongs to, or None if that layer is gone or is in another process."""
     return _SOURCES.get(token) if isinstance(token, str) else None
 
 

@@ -20,7 +20,7 @@ _MOST_CHUNKS = 2**17
 
 
 def check_chunks(dataset: h5py.Dataset) -> None:
-    """Reject chunks that unpack to more than the chunk size, because HDF5 would allocate memory for all of it.
+    """Reject chunks that unpack to more than the chunk size, because HDF5 would allocate memory for the whole result.
 
     Raises:
         ValueError: there are such, or they are packed in another way than by gzip, once.

@@ -53,7 +53,7 @@ _NOT_RULED = -1.0
 
 
 class CarriedState(tf.train.experimental.PythonState):
-    """The states of a fit's callbacks, saved in TensorFlow checkpoints of its model (see callbacks/_carrier.py)."""
+    """The states of the callbacks in `fit`, saved in the model's TensorFlow checkpoints (see callbacks/_carrier.py)."""
 
     def __init__(self, carrier: Any):
         self.carrier = carrier
@@ -209,7 +209,7 @@ def check_leaks(model: Any, weights: list[MaskedWeight]) -> None:
     moved = [weight.path for weight in weights if weight.moved().size]
     if moved:
         logging.warning(
-            "kprune: pruned entries of %s were no longer 0. Unless you set these weights yourself, the likely cause is "
+            "kprune: pruned entries of %s are no longer 0. Unless you set these weights yourself, the likely cause is "
             "that %s",
             ", ".join(moved[:4]),
             CAUSE,
@@ -292,7 +292,7 @@ def _adopt(model: Any) -> None:
         _renew_functions(model, _pruned_by_wrappers(model))
     if ruled:
         logging.warning(
-            "kprune: this model was wrapped by tfmot with its own schedule (%s). kprune takes over: tfmot's schedule "
+            "kprune: this model was wrapped by tfmot with tfmot's own schedule (%s). kprune takes over: that schedule "
             "is switched off, and only kprune's callbacks and functions change masks.",
             ", ".join(sorted(ruled)),
         )
@@ -310,7 +310,7 @@ def _warn_of_unfrozen(model: Any, ruled: set[int]) -> None:
 
 
 def _renew_functions(model: Any, weights: list[Any]) -> None:
-    """Drop the compiled functions of all live models with these weights, as schedules or constraints are outdated."""
+    """Drop the compiled functions of all live models with these weights; they use old schedules or constraints."""
     changed = {id(w) for w in weights}
     for other in {id(one): one for one in [model, *live(tf_keras.Model)]}.values():
         if getattr(other, "built", False) and changed.intersection(map(id, other.weights)):

@@ -81,15 +81,15 @@ class MaskedWeight:
         return to_numpy(self.mask).astype(bool)
 
     def seen(self) -> np.ndarray:
-        """Return the same values as `value`, to be read at once and not modified (see `as_numpy`)."""
+        """Return the same values as `value`, which must be read immediately and not modified (see `as_numpy`)."""
         return as_numpy(self.variable)
 
     def seen_mask(self) -> np.ndarray:
-        """Return the same values as `kept`, to be read at once and not modified."""
+        """Return the same values as `kept`, which must be read immediately and not modified."""
         return as_numpy(self.mask).astype(bool, copy=False)
 
     def kept_along(self, axis: int) -> np.ndarray:
-        """Return whether any entry is kept at each index of an axis; only this result is copied from an accelerator."""
+        """Return, for each index of an axis, whether any entry is kept; only this result is copied from a device."""
         others = tuple(other for other in range(len(self.shape)) if other != axis % len(self.shape))
         if isinstance(self.mask, keras.Variable) and not on_host([self.mask]):
             return to_numpy(keras.ops.any(keras.ops.convert_to_tensor(self.mask), axis=others))
@@ -164,7 +164,7 @@ def matches(filters: Filters, layer: Any, path: str) -> bool:
 def skip_reason(
     name: str, weight: Any, path: str, layer: Any, filters: Filters, weights: Sequence[str], unfit: str = ""
 ) -> str:
-    """Return why a weight should not be masked, or "" if it should be; `unfit` is a reason specific to its kind."""
+    """Return the reason not to mask a weight, or "" if there is none; `unfit` is a reason that the caller found."""
     if name not in weights:
         return f"{name!r} is not among weights={tuple(weights)}"
     if not matches(filters, layer, path):

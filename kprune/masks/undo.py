@@ -17,7 +17,7 @@ from .optimizers import check_like_optimizer, trainers
 
 
 def mask_for_pruning(model: Any, store: str | None = None) -> bool:
-    """Make sure that a model has masks, and return whether they are new; raise ValueError if that is impossible.
+    """Make sure that a model has masks, and return whether they are new; raise ValueError if it cannot be masked.
 
     Args:
         model: a built model of either Keras.
@@ -47,7 +47,7 @@ def mask_for_pruning(model: Any, store: str | None = None) -> bool:
 
 
 class Undo:
-    """The state of a model before it is changed, to be restored if needed; creating it also masks the model.
+    """A snapshot of a model before a change, to be restored if needed; creating the snapshot also masks the model.
 
     Args:
         model: a built model of either Keras.
@@ -71,7 +71,7 @@ class Undo:
         self.fresh = mask_for_pruning(model, store)
 
     def hold(self) -> None:
-        """Add the state of the optimizers that train the model, and of everything created since `__init__`.
+        """Record the state of the optimizers that train the model, and of all variables created since `__init__`.
 
         They are looked for here, not when the model is masked: that comes once per callback, and changes none of them.
         """
@@ -106,7 +106,7 @@ class Undo:
 
 @contextmanager
 def masked(model: Any, optimizer: Any = None, keep: bool = True) -> Iterator[None]:
-    """Mask the model in a `with` block; an exception restores it bit for bit, without masks if it had none.
+    """Mask a model; if the `with` block raises, restore the model's previous state bit for bit, masks included.
 
     Args:
         model, optimizer: as in `Undo`.

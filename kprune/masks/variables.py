@@ -1,4 +1,4 @@
-"""Masked weights that record who assigns values to their pruned entries.
+"""Masked weights that record whether the user assigned values to their pruned entries.
 
 `set_weights` of any model that holds the layer (between folds, from another network, an average, the best epoch of
 EarlyStopping) assigns to the variables themselves, one by one. A masked one is an instance of a subclass of its own
@@ -46,7 +46,7 @@ def mask_of(variable: Any) -> Any:
 
 
 def was_given_values(variable: Any) -> bool:
-    """Whether the last array assigned to the variable had values for pruned entries."""
+    """Whether the last array assigned to the variable had nonzero values for pruned entries."""
     return getattr(variable, _GIVEN, False)
 
 

@@ -100,7 +100,7 @@ class MaskConstraint:
 
 
 class FollowerConstraint(MaskConstraint):
-    """The constraint of a weight pruned only with its channel; its mask is derived and not saved in files."""
+    """The constraint of a weight that is pruned only with its channel; the mask is derived and not saved in files."""
 
 
 def constrain(w: Any, constraint: Any) -> None:
@@ -121,7 +121,7 @@ def is_never(schedule: Any) -> bool:
 
 
 def weight_path(w: Any, layer: Any = None) -> str:
-    """Return the weight's path, the same whether it was created before or after wrapping or by loading a file."""
+    """Return the weight's path, which does not depend on how the layer was wrapped or loaded."""
     path = re.sub(r"(^|/)prune_low_magnitude_", r"\1", str(w.name).partition(":")[0])
     return path if layer is None or layer.name in path.split("/") else f"{layer.name}/{path}"
 
@@ -132,7 +132,7 @@ def own_name(w: Any) -> str:
 
 
 def layers_held(model: Any, reachable: bool) -> list[tuple[Any, bool]]:
-    """Return the layers of the (nested) models, but none inside other layers, and whether cloning reaches each."""
+    """Return the layers of nested models, except layers inside other layers, and whether cloning reaches each layer."""
     if not isinstance(model, tf_keras.Model):
         return [(model, reachable)]
     found: dict[int, tuple[Any, bool]] = {}

@@ -1,4 +1,4 @@
-"""Pruned entries that are no longer 0, and how they are reported in the next call to kprune."""
+"""Detection of pruned entries that are no longer 0, which the next call to kprune reports."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ CAUSE = (
 
 
 def changes(model: Any) -> int:
-    """Return how often the masks of a model have been set."""
+    """Return the number of times that a model's masks have been set."""
     return _CHANGES.get(model, 0)
 
 
 def note_change(model: Any) -> None:
-    """Count one more setting of a model's masks."""
+    """Increment the number of times that a model's masks have been set."""
     _CHANGES[model] = changes(model) + 1
 
 
 def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
-    """Return the fraction of pruned entries; raise RuntimeError, naming weights, if one that should be 0 is not."""
+    """Return the fraction of pruned entries, or raise RuntimeError if a pruned entry that should be 0 is not."""
     counts = pruned_entries([(weight.variable, weight.mask) for weight in weights])
     found = zip(weights, counts, strict=True)
     wrong = [weight for weight, (_, moved) in found if moved and weight.store == "zero"]
@@ -61,7 +61,7 @@ def moved_paths(weights: list[MaskedWeight]) -> list[str]:
 
 
 def warn_of_zeros(weights: list[MaskedWeight]) -> None:
-    """Warn that newly masked weights look pruned, such as those loaded from a sparse model's file."""
+    """Warn if newly masked weights look pruned already, for example because they come from a sparse model's file."""
     sparse = [weight.path for weight in weights if 0.1 <= np.mean(weight.value() == 0) < 1]
     if sparse:
         logging.warning(

@@ -69,7 +69,7 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """Return what `to_numpy` does, but without copying host memory: read it at once, and do not modify or keep it.
+    """Return the same array as `to_numpy` without copying host memory; read it immediately, and do not modify it.
 
     While it is held, neither backend writes into that memory: a step that would have done so copies it first.
     """
@@ -84,7 +84,7 @@ def as_numpy(value: Any) -> np.ndarray:
 
 
 def copies(variable: Any) -> list[np.ndarray]:
-    """Return what each device of this process holds of a Keras 3 or tf_keras variable: all of it, or a part.
+    """Return the part (or all) of a Keras 3 or tf_keras variable that each device of this process holds.
 
     >>> copies(keras.Variable([1.0, 2.0]))
     [array([1., 2.], dtype=float32)]
@@ -176,7 +176,7 @@ def local_rows(batch_size: int) -> slice:
 
 @contextmanager
 def undistributed() -> Iterator[None]:
-    """Keep Keras from laying out layer outputs in a `with` block, as that may fail for one example or device."""
+    """Keep Keras from distributing layer outputs in a `with` block, which may fail for a single example or device."""
     distribution = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:

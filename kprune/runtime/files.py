@@ -85,7 +85,7 @@ def pack(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Unpack the result of `pack`; raise ValueError, naming the file, if it is truncated, damaged or of another kind.
+    """Unpack the result of `pack`, or raise ValueError if the file is truncated, damaged or of another kind.
 
     Sizes are compared before anything is read. `pack` compresses nothing, so no file takes more memory than a few
     times its own size: what is compressed, or larger than the file, is refused.
@@ -104,7 +104,7 @@ def unpack(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any
         known = json.loads(description)
         about, kinds = known["about"], known["arrays"]
         if not isinstance(about, dict) or len(kinds) != len(stored):
-            raise ValueError("the array descriptions do not match its contents")
+            raise ValueError("the array descriptions do not match the file's contents")
         arrays = {
             key: _restore(stored[f"array{position}"], *kind) for position, (key, kind) in enumerate(kinds.items())
         }
@@ -151,7 +151,7 @@ def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, 
 
 
 def read(path: str | os.PathLike[str]) -> bytes | None:
-    """Return the bytes of a file, or None if there is none; in distributed training, the chief reads it.
+    """Return the bytes of a file, or None if it does not exist; in distributed training, only the chief reads it.
 
     Raises:
         OSError: as `contents`.
@@ -198,7 +198,7 @@ def _checksum(description: bytes, stored: Mapping[str, np.ndarray]) -> str:
 
 
 def _members(data: bytes) -> dict[str, np.ndarray]:
-    """Map the name of each member of an npz that `pack` wrote to a uint8 vector (for the checksum, one str)."""
+    """Return the members of an npz that `pack` wrote, by name, as uint8 vectors (the checksum is one str)."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         for member in members:
@@ -216,7 +216,7 @@ def _vector(raw: bytes) -> np.ndarray:
     # Not NumPy's own reader: it evaluates the header as Python, and allocates what the header says.
     header = _HEADER.match(raw)
     if not header:
-        raise ValueError("one of its members is not an array as kprune writes it")
+        raise ValueError("one of its members is not an array in kprune's format")
     array = np.frombuffer(raw, header[1].decode().lstrip("|"), offset=header.end())
     if array.size != int(header[2] or 1):
         raise ValueError("one of its members does not have the size it declares")

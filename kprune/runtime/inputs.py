@@ -1,4 +1,4 @@
-"""Make inputs of the right shape for a Keras 3 or tf_keras model, from what the model knows about itself."""
+"""Create inputs of the right shape for a Keras 3 or tf_keras model from the model's own description."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 
 
 def input_like(model: Any, make: Callable[[tuple[int, ...], str], Any], batch: int = 1) -> dict[str, Any]:
-    """Return the keyword arguments of a call: `make(shape, dtype)` for each input, in the model's own structure.
+    """Return keyword arguments for calling a model, built by `make(shape, dtype)` for each of its inputs.
 
     Args:
         model: a built model; Functional, Sequential or subclassed.

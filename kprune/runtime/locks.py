@@ -84,7 +84,7 @@ def _lock_file(path: Path) -> Path:
 
 def _lock(path: Path) -> int | None:
     if fcntl is None:
-        _warn(path, "Windows has no POSIX locks")
+        _warn(path, "Windows does not support POSIX locks")
         return None
     name = _lock_file(path)
     while True:
@@ -109,7 +109,7 @@ def _lock(path: Path) -> int | None:
             if error.errno not in _UNSUPPORTED:
                 raise
             name.unlink(missing_ok=True)
-            _warn(path, f"its file system has no locks ({error.strerror})")
+            _warn(path, f"its file system does not support locks ({error.strerror})")
             return None
         # The owner before may have removed it between these two lines.
         if name.exists() and os.path.samestat(os.fstat(file), name.stat()):

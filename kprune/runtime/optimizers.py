@@ -50,7 +50,7 @@ def batches_taken(optimizer: Any) -> int:
 
 
 def has_acted(optimizer: Any) -> tuple[float, ...]:
-    """Return the batch count and any loss scale, one of which changes with each call of the optimizer."""
+    """Return the batch count and any loss scale, at least one of which changes with each call of the optimizer."""
     optimizer = optimizer.inner() if isinstance(optimizer, StandIn) else optimizer
     scales = [getattr(optimizer, name, None) for name in ("dynamic_scale", "loss_scale")]
     return (batches_taken(optimizer), *(float(to_numpy(scale)) for scale in scales if hasattr(scale, "numpy")))
@@ -68,7 +68,7 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def slots(optimizer: Any, variable: Any) -> list[tuple[Any, float]]:
-    """Return the optimizer's slots of `variable` with the same shape, each with its initial value.
+    """Return (slot, initial value) for each optimizer slot of `variable` that has the variable's shape.
 
     That value is 0, but for the accumulators of Adagrad and Ftrl, which start at `initial_accumulator_value`.
     """
@@ -139,7 +139,7 @@ def build(optimizer: Any, model: Any) -> None:
 
 
 def all_variables(optimizer: Any) -> list[Any]:
-    """Return all state of an optimizer, each once: iterations, learning rate, slots, averages and loss scale."""
+    """Return all state variables of an optimizer once: iterations, learning rate, slots, averages and loss scale."""
     if hasattr(optimizer, "get_slot_names"):  # a legacy one, of which `variables` is a method
         return list(optimizer.weights)
     found = list(optimizer.variables)

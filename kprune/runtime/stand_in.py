@@ -1,4 +1,4 @@
-"""Optimizers that replace a model's own during one fit, and train other parameters in place of its weights."""
+"""Optimizers that replace a model's own optimizer during `fit`, and train other parameters in place of weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Parts:
 
 
 class StandIn(keras.optimizers.Optimizer):
-    """An optimizer that replaces a model's own in a fit, and trains parameters in place of some weights.
+    """An optimizer that replaces a model's own optimizer during `fit`, and trains parameters in place of some weights.
 
     A new optimizer of the same class and config steps these parameters, and variables that have none as ever. In saved
     files it stands for the model's own optimizer, whose state does not change. It steps inside `stepping` only.
@@ -94,8 +94,8 @@ class StandIn(keras.optimizers.Optimizer):
     def _check_stepping(self) -> None:
         if not self._parts.stepping:
             raise RuntimeError(
-                "model.optimizer replaces the compiled optimizer during the fit of a kprune callback, and cannot be "
-                "used outside that fit. If the fit was interrupted, call model.compile(...), or restore the compiled "
+                "model.optimizer replaces the compiled optimizer while `fit` runs with a kprune callback, and cannot "
+                "be used outside that call. If `fit` was interrupted, call model.compile(...), or restore the compiled "
                 f"optimizer by calling fit or train_on_batch. Received: optimizer={self.name!r}"
             )
 
@@ -187,7 +187,7 @@ class StandIn(keras.optimizers.Optimizer):
 
 
 class ScoreOptimizer(StandIn):
-    """A stand-in that trains a score for each weight entry; weights that have scores are never assigned.
+    """A stand-in that trains a score for each weight entry; weights that have scores do not change.
 
     A masked layer reads where(mask, w, 0), and its weight gets the gradient g by what is read, for pruned entries, too.
     The score s of each entry, 0 at first, has the gradient g * w * slope(s).
@@ -286,7 +286,7 @@ def _exclude_from_weight_decay(own: Any, inner: Any, excluded: list[Any]) -> Non
 
 
 def _beside(weight: Any, name: str, scalar: bool = False) -> Any:
-    """Create a parameter of a weight, or a scalar, whose unique path is beside the weight's, with the same layout."""
+    """Create a scalar, or a parameter with a weight's shape and layout, under a unique path beside the weight's."""
     with ExitStack() as scopes:
         for part in weight.path.split("/")[:-1]:
             scopes.enter_context(keras.name_scope(part))

@@ -148,7 +148,7 @@ def _has_tpu() -> bool:
 
 def _no_workers(backend: str) -> ValueError:
     return ValueError(
-        f"The environment does not describe any workers: on each of them, set {_WORKERS[backend]} before starting "
+        f"The environment does not describe any workers: set {_WORKERS[backend]} on each worker before starting "
         "Python. Received: strategy='multiworker'"
     )
 

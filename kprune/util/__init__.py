@@ -1,1 +1,1 @@
-"""General utilities without Keras: registries, tables, threads, ranking and plots."""
+"""General utilities that do not depend on Keras: registries, tables, threads, ranking and plots."""

@@ -101,7 +101,7 @@ def check_arrays(name: str, value: Any) -> None:
 
 
 def check_strings(name: str, value: Any) -> tuple[str, ...]:
-    """Return the argument `name`, one str or several, as a tuple, or raise ValueError if it is neither.
+    """Return a str, or a list or tuple of str, as a tuple; raise ValueError, naming the argument, for anything else.
 
     >>> check_strings("weights", "kernel")
     ('kernel',)

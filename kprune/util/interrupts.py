@@ -1,4 +1,4 @@
-"""Delayed handling of Ctrl-C until steps that belong together are complete."""
+"""Delay the handling of Ctrl-C until steps that belong together are complete."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> 
 
 
 def new_axes(width: float, height: float, dpi: int = 144) -> tuple[Figure, Any]:
-    """Create a figure of this size in inches and its axes; matplotlib is imported by the first call."""
+    """Create a figure of the given size in inches, and its axes; the first call imports matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
@@ -76,14 +76,14 @@ def plain_axes(axes: Any) -> None:
 
 
 def percent() -> Any:
-    """Return a tick formatter for fractions in plain percent; matplotlib's own writes 0.001 as 0%."""
+    """Return a tick formatter for fractions in plain percent; matplotlib's own formatter writes 0.001 as 0%."""
     from matplotlib.ticker import FuncFormatter
 
     return FuncFormatter(lambda value, _: f"{100 * value:.3g}%")
 
 
 def line_of(name: str, known: Sequence[str]) -> dict[str, str]:
-    """Return the color and style of a named line by its position in `known`, which makes figures consistent.
+    """Return the color and style of the line `name`, which depend only on its position in `known`.
 
     >>> line_of("snip", ["random", "snip"])
     {'color': '#d9730d', 'linestyle': '-'}

@@ -23,7 +23,7 @@ def check_verbose(verbose: Any) -> None:
 def progress(
     what: str, total: int, verbose: Any, *, unit: str = "it", done: int = 0, delay: float = 0
 ) -> Iterator[Any]:
-    """Yield a progress bar, shown if `verbose` is 1 or "auto"; if it is 2, print one line at the end.
+    """Yield a progress bar, shown if `verbose` is 1 or "auto"; if `verbose` is 2, print one line at the end.
 
     Args:
         what: what goes on.

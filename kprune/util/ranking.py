@@ -1,4 +1,4 @@
-"""The n-th highest value of arrays, and the exact number of entries that a sparsity leaves."""
+"""The n-th highest value of arrays, and the exact number of entries to keep at a given sparsity."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PIECE = 1 << 20  # entries that a thread looks at before it takes others
 
 @dataclass(frozen=True)
 class Counted:
-    """Facts about scores on a device, which a scope may ask for instead of the array itself.
+    """The shape and counts of a score array on a device, for scopes that do not need the array itself.
 
     Attributes:
         shape: the weight's.
@@ -58,7 +58,7 @@ def alive(score: np.ndarray | Counted) -> int:
 
 
 def in_proportion(scores: dict[str, np.ndarray], sparsity: float, densities: dict[str, float]) -> dict[str, int]:
-    """Return how many entries each weight keeps: densities in proportion, with the total that the sparsity leaves.
+    """Return how many entries each weight keeps at a total sparsity if densities are in the given proportions.
 
     n_keep[p] = min(alive[p], round(c * densities[p] * size[p])), with the c at which they add up to
     N - floor(sparsity * N), N = number of entries of all weights, alive = entries above -inf; ties in rounding go to
@@ -93,7 +93,7 @@ def in_proportion(scores: dict[str, np.ndarray], sparsity: float, densities: dic
 
 
 def scaled(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray:
-    """Return min(caps, c * amounts), with the c for which they add up to the budget, before rounding.
+    """Return min(caps, c * amounts), with c chosen so that the values, which are not rounded, sum to the budget.
 
     Args:
         budget: what they add up to, from 0 to sum(caps).
@@ -110,7 +110,7 @@ def scaled(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray:
 
 
 def _apportion(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray:
-    """Return min(caps, round(c * amounts)), with the c for which they add up to the budget.
+    """Return min(caps, round(c * amounts)), with c chosen so that the values sum to the budget.
 
     Unlike the method of largest remainders, this rounding is monotone: a smaller budget never gives anyone more.
     """
@@ -136,7 +136,7 @@ def _apportion(budget: int, amounts: np.ndarray, caps: np.ndarray) -> np.ndarray
 
 
 def nth_highest(vectors: list[np.ndarray], n: int, of: np.ufunc = np.positive) -> tuple[float, list[tuple[int, int]]]:
-    """Return the exact n-th highest value of all vectors together, and how many entries of each exceed or equal it.
+    """Return the n-th highest value of all vectors, and, per vector, how many entries exceed it and how many equal it.
 
     A sample brackets the value, so that only what lies inside the bracket has to be copied and partitioned: several
     times faster than partitioning everything, which matters in SynFlow's hundred rounds over millions of weights.
@@ -194,7 +194,7 @@ def blocks_of(vector: np.ndarray, of: np.ufunc) -> Iterator[tuple[slice, np.ndar
 
 
 def _bracket(vectors: list[np.ndarray], n: int, size: int, of: np.ufunc) -> tuple[float, float]:
-    """Return two values that almost surely enclose the n-th highest: a sample's, four standard errors to each side."""
+    """Return bounds from a sample (four standard errors to each side) that almost surely enclose the n-th highest."""
     draw = np.random.default_rng(0)
     # Drawn, not strided: scores differ by channel, and a stride that shares a factor with the last axis sees few.
     sample = [v if size <= SAMPLE else v[draw.integers(v.size, size=1 + SAMPLE * v.size // size)] for v in vectors]

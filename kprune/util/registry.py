@@ -49,7 +49,8 @@ class Registry:
             known = self._entries.get(name)
             if known is not None and _home(known) != _home(entry):
                 raise ValueError(
-                    f"This {self.kind} is already registered: choose another name. Received: name={name!r}"
+                    f"Another {self.kind} is already registered under this name: choose another name. "
+                    f"Received: name={name!r}"
                 )
             for trait_name, value in traits.items():
                 setattr(entry, trait_name, value)
@@ -59,7 +60,7 @@ class Registry:
         return add
 
     def family(self, expression: str, shown: str) -> Callable[[Entry], Entry]:
-        r"""Return a decorator for functions that make an entry from the numbers in a name that matches the expression.
+        r"""Return a decorator for a function that makes entries from the numbers in names that match `expression`.
 
         >>> shapes = Registry("shape")
         >>> @shapes.family(r"(\d+)x(\d+)", "hxw")
@@ -75,7 +76,7 @@ class Registry:
         return add
 
     def maker(self, make: Callable[..., Entry]) -> Callable[..., Entry]:
-        """Make what the decorated function returns serializable by the function's name and arguments.
+        """Make the results of the decorated function serializable as the function's name and arguments.
 
         >>> shapes = Registry("shape")
         >>> @shapes.maker
@@ -97,7 +98,7 @@ class Registry:
         return made
 
     def serialize(self, entry: str | Callable[..., Any]) -> str | dict[str, Any]:
-        """Return an entry as JSON, either its name or a name and options; `deserialize` reverses it.
+        """Return an entry in JSON form, either a name or a dict with a name and options; `deserialize` reverses this.
 
         Args:
             entry: a name, what is registered here, a `functools.partial` of it, or what one of this registry's makers
@@ -197,7 +198,7 @@ def trait(entry: Callable[..., Any], name: str, default: Any) -> Any:
 
 
 def own_trait(entry: Callable[..., Any], name: str) -> Any:
-    """Return a trait that lets callers skip or simplify the call of a function, or None if it has none.
+    """Return a function's trait that lets callers skip or simplify its call, or None if it lacks that trait.
 
     `functools.wraps` copies all traits to a function that may do something else, so that one has none.
 
@@ -220,6 +221,6 @@ def _unwrapped(entry: Any) -> Any:
 
 
 def _home(entry: Callable[..., Any]) -> tuple[Any, Any]:
-    """Return a key that identifies a function by its qualified name, if any, even when it is defined again."""
+    """Return a key for a function; a module-level function keeps its key when it is defined again."""
     name = getattr(entry, "__qualname__", "<")
     return getattr(entry, "__module__", None), id(entry) if "<" in name else name

@@ -15,7 +15,7 @@ _LINES = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
 def printable(text: str) -> str:
-    """Escape unprintable characters, which a terminal might obey, as Python does; line breaks stay.
+    """Escape unprintable characters, which a terminal might take as commands, as Python does; keep line breaks.
 
     >>> print(printable("dense" + chr(27) + "[31m") == "dense" + chr(92) + "x1b[31m")
     True
@@ -35,7 +35,7 @@ def _one_line(cell: str) -> str:
 
 
 class Printed:
-    """A report whose str is a plain-text table, which notebooks show, too.
+    """A report whose str is a plain-text table that notebooks display, too.
 
     >>> class Report(Printed):
     ...     def __str__(self): return "method  accuracy <= 1"
@@ -53,7 +53,7 @@ def new_table(**settings: Any) -> Table:
 
 
 def table_lines(table: Table) -> list[str]:
-    """Return the lines of a table, as wide as needed on any terminal, because logs and files have no width.
+    """Return the lines of a table, not wrapped to the terminal's width because logs and files have none.
 
     >>> table = new_table()
     >>> table.add_column("method"); table.add_column("accuracy", justify="right")

@@ -1,4 +1,4 @@
-"""Temporary files beside a file being written, one per process, that are removed after the process dies."""
+"""Names of temporary files beside a file being written, and removal of those that dead processes left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DAY = 24 * 60 * 60.0
 
 
 def temporary_beside(target: Path) -> Path:
-    """Return a unique name in the folder of `target`, with its ending, that no other process or call uses.
+    """Return a path in the folder of `target`, with the same ending, that no other process or call uses.
 
     It removes what killed processes have left in the folder: what is named for a process of this machine that no longer
     runs, and whatever a day has not touched, as nothing can be known of another machine's processes (a shared file
@@ -60,7 +60,7 @@ def _is_dead(match: re.Match[str]) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """Return an id of the machine that process ids belong to: the host and, in a container, the container."""
+    """Return an id of the machine, or of the container on it, within which process ids are unique."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:

@@ -1,4 +1,4 @@
-"""Parallel work on large arrays, during which NumPy releases the interpreter lock."""
+"""Work on large arrays in parallel threads, which is possible because NumPy releases the interpreter lock."""
 
 from __future__ import annotations
 
