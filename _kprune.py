@@ -18,7 +18,7 @@ TRAIN = {"train", "search", "sweep", "lottery"}
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back what TensorFlow's C++ code writes to stderr, which no setting silences; show it only on an error."""
+    """Suppress the stderr output of TensorFlow's C++ code, which no setting silences, unless an exception is raised."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as kept:

@@ -115,7 +115,7 @@ def prune_after_training(
 def compensated(
     weights: np.ndarray, hessian: np.ndarray, alive: np.ndarray, choose: Choose, edges: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pruned weights and their mask; kept weights move so that outputs change least (SparseGPT's solver).
+    """Return the pruned weights and their mask; adjust kept weights so that outputs change least (SparseGPT's solver).
 
     Args:
         weights: float64 array (inputs, outputs).
@@ -154,7 +154,7 @@ def compensated(
 
 
 def _groups_of(pattern: Any, sparsity: float | dict[str, float]) -> tuple[int, int] | None:
-    """Return (n, m) for n:m and None for "unstructured"; raise ValueError for other patterns or a wrong sparsity."""
+    """Return (n, m) for an n:m pattern, None for "unstructured"; raise ValueError if pattern or sparsity is wrong."""
     found = PATTERNS.get(pattern)
     groups: tuple[int, int] | None = trait(found, "n_of_m", None)
     if groups is None and found is not unstructured:
@@ -173,7 +173,7 @@ def _groups_of(pattern: Any, sparsity: float | dict[str, float]) -> tuple[int, i
 
 
 def _blocks(living: np.ndarray, block: int, sparsity: float) -> tuple[list[int], Choose]:
-    """Return the starts of the blocks of inputs, and a function that picks each block's zeros to reach the total.
+    """Return the first input of each block, and a function that chooses what a block keeps to reach the sparsity.
 
     Fewer where later blocks have so many pruned already that all together would come out sparser.
     """
@@ -193,7 +193,7 @@ def _blocks(living: np.ndarray, block: int, sparsity: float) -> tuple[list[int],
 
 
 def _groups(shape: tuple[int, ...], n: int, m: int) -> tuple[list[int], Choose]:
-    """Return the starts of the groups of m inputs, for each position of a kernel, and a function that keeps n of m."""
+    """Return the first input of each group of m, at each position of a kernel, and a function that keeps n of them."""
     *positions, inputs, _ = shape
     pattern = n_of_m(n, m)
 

@@ -81,12 +81,12 @@ class LinearPath(Drawable):
 
     @property
     def rise(self) -> float:
-        """The largest rise above the line between the ends: the barrier, if the metric is a loss or an error."""
+        """The largest rise above the line between the ends, which is the barrier if the metric is a loss or error."""
         return barrier(self.values)
 
     @property
     def fall(self) -> float:
-        """The largest fall below the line between the ends: the barrier, if the metric is an accuracy."""
+        """The largest fall below the line between the ends, which is the barrier if the metric is an accuracy."""
         return barrier([-value for value in self.values])
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class LinearPath(Drawable):
 
 
 def barrier(values: Sequence[float]) -> float:
-    """The largest rise above the straight line between the ends (arXiv:1912.05671, 2110.06296).
+    """Return the largest rise of the values above the straight line between their ends (arXiv:1912.05671, 2110.06296).
 
     barrier = max over i of values[i] - ((1 - t) * values[0] + t * values[-1]), t = i / (len(values) - 1)
 
@@ -211,7 +211,7 @@ def instability(
     prepare: Callable[[Any], Any] | None = None,
     verbose: Any = "auto",
 ) -> LinearPath:
-    """Train two copies from one point on differently ordered data, and evaluate the line between (arXiv:1912.05671).
+    """Train two copies from one point on differently ordered data; evaluate the line between them (arXiv:1912.05671).
 
     Networks whose error hardly rises on the line between the copies are stable: from that point on the order of the
     data does not decide where training ends. Winning tickets are found where the rewind point is stable. Afterwards
@@ -278,7 +278,7 @@ def _check_points(points: int) -> None:
 
 
 def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arrays:
-    """Map the path of each weight (or masked weight) to its array; raise ValueError if they belong to another model."""
+    """Map the path of each (masked) weight to its array; raise ValueError if the arrays do not match the model."""
     mine = {weight.path: weight for weight in masked_weights(model)} if masks else model_weights(model)
     try:
         return matched(mine, arrays, "model")
@@ -287,7 +287,7 @@ def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arra
 
 
 def _between(one: np.ndarray, other: np.ndarray, place: float) -> np.ndarray:
-    """Return (1 - place) * one + place * other in their own dtype; integers, such as seeds, are taken from `one`."""
+    """Return (1 - place) * one + place * other in the arrays' dtype; integers, such as seeds, are taken from `one`."""
     if not keras.backend.is_float_dtype(one.dtype.name):
         return one
     return ((1 - place) * one.astype(np.float64) + place * other.astype(np.float64)).astype(one.dtype)

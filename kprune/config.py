@@ -116,7 +116,7 @@ class PruningConfig:
 
     @property
     def name(self) -> str:
-        """The criterion's name for messages."""
+        """The criterion's name, as shown in messages."""
         return CRITERIA.name_of(self.criterion)
 
     @property
@@ -201,7 +201,7 @@ class PruningConfig:
         return None if cls is None else cls()
 
     def _tracker(self, trackers: Any) -> Tracker | None:
-        """Return the given tracker that the criterion needs, if any; raise ValueError if it is missing."""
+        """Return the tracker that the criterion needs, if any; raise ValueError if `trackers` does not contain it."""
         cls = trait(CRITERIA.get(self.criterion), "tracker", None)
         if cls is None:
             return None
@@ -343,7 +343,7 @@ def _checked(weights: list[MaskedWeight], within: Masks) -> Masks:
     expected = {weight.path: weight.shape for weight in weights}
     if shapes != expected or any(np.asarray(mask).dtype != np.bool_ for mask in within.values()):
         raise ValueError(
-            f"`within` must map each masked weight to a bool array of its shape: {str(expected)[:200]}. Received: "
+            f"`within` must map each masked weight to a bool array of the same shape: {str(expected)[:200]}. Received: "
             f"within={shapes!s:.200}"
         )
     return {weight.path: np.asarray(within[weight.path]) for weight in weights}

@@ -26,7 +26,7 @@ from .util.checks import received_with
 
 @CRITERIA.maker
 def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]:
-    """Return a criterion that keeps what another one would prune first: score = -(its score) (arXiv:2009.08576).
+    """Return a criterion that negates another criterion's scores, to keep what it prunes first (arXiv:2009.08576).
 
     Args:
         criterion: a name from `kprune.criteria.CRITERIA`, or a function of a `kprune.criteria.Context`.
@@ -293,7 +293,7 @@ def _masked(model: Any) -> list[Any]:
 
 
 def _signs(model: Any, signs: Mapping[str, np.ndarray]) -> Arrays:
-    """Map each masked weight's path to its array, taken from a dict of the masked weights or of all weights."""
+    """Map each masked weight's path to its array in `signs`, a dict of the masked weights or of all weights."""
     masked = {weight.path: weight for weight in _masked(model)}
     wrong = "`signs` must contain an array for every masked weight, as ticket.weights does."
     if not isinstance(signs, Mapping):

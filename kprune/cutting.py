@@ -1,4 +1,4 @@
-"""The cut of one pruning round, which turns the scores of all weights into masks by a scope and a pattern."""
+"""Conversion of the scores of all weights into masks, by a scope and a pattern, in one pruning round."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def shares_by_counts(
 
 
 def cut_by_counts(scope: Scope, scores: Scores, groups: Groups, masks: Masks, of: np.ufunc = np.positive) -> Masks:
-    """Return masks of single entries for a scope with the trait `counts`, without copying scores.
+    """Return unstructured masks for a scope with the trait `counts`, without copying the scores.
 
     Args:
         scope, groups: as of `shares_by_counts`.
@@ -119,7 +119,7 @@ def _shares(
 
 
 def _less_than_a_block(shares: dict[str, int], left: dict[str, int], blocks: dict[str, int]) -> bool:
-    """Return whether fewer entries must go than the fullest block has, in which case nothing is pruned.
+    """Return whether fewer entries are to be pruned than the fullest block contains, in which case nothing is pruned.
 
     Blocks rarely come out even, so some entries stay that were to go. Were they taken in the next update, then a fit
     that is resumed, where the same update comes once more, would end with other masks.

@@ -152,7 +152,7 @@ _ABSENT = object()
 
 
 def _first_shape(structure: Any, strings: bool) -> Shape:
-    """Return the shape of the first tensor; text that is split into words has no batch size, so use 1."""
+    """Return the shape of the first tensor; the batch size, which is unknown for text split into words, becomes 1."""
     shape = tuple(keras.tree.flatten(structure)[0].shape)
     return (1, *shape[1:]) if strings and shape and shape[0] is None else shape
 
@@ -189,6 +189,6 @@ def _run_once(model: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the cause of an error, which Keras prints in bold between other lines, on a single line."""
+    """Return one line with the cause of an error, which Keras prints in bold among other lines."""
     message = str(error).rpartition("\x1b[1m")[2].partition("\x1b[0m")[0].rpartition("Error encountered:")[2]
     return message.strip().partition("\n")[0] or type(error).__name__

@@ -75,7 +75,7 @@ class GradientMomentum(ArrayTracker):
         ]
 
     def forget_programs(self) -> None:
-        """Drop the programs that were compiled for a fit, which cannot be pickled."""
+        """Drop the compiled programs, which cannot be pickled."""
         self._compiled = Compiled()
 
 
@@ -98,7 +98,7 @@ def drop_and_grow(
     trackers: Any = None,
     compiled: Compiled | None = None,
 ) -> Masks:
-    """Return the masks of an update in which each weight drops its smallest entries and grows others.
+    """Return the masks after an update in which each weight drops its smallest entries and grows others.
 
     Of the k entries that a weight keeps, floor(share * k) of the smallest magnitude are dropped, more where `n_keep` is
     below what is left; then entries are grown until it keeps n_keep: those with the highest scores of the method among
@@ -160,7 +160,7 @@ def drop_and_grow(
 
 
 def share_at(method: Callable[..., Any], share: float, progress: float) -> float:
-    """Return the fraction to drop at a progress from 0 to 1; methods that anneal it follow half a cosine down to 0.
+    """Return the fraction to drop at a given progress from 0 to 1; annealing methods reduce it to 0 by half a cosine.
 
     >>> round(share_at(METHODS.get("rigl"), 0.3, 0.5), 6), share_at(METHODS.get("set"), 0.3, 0.5)
     (0.15, 0.3)
@@ -173,7 +173,7 @@ def share_at(method: Callable[..., Any], share: float, progress: float) -> float
 def splice(
     config: PruningConfig, model: Any, sparsity: float | dict[str, float] | None, margin: float, **options: Any
 ) -> Masks:
-    """Return the masks that a config gives a model whose pruned weights may return (arXiv:1608.04493).
+    """Return the masks to which a config prunes a model, where pruned weights may return (arXiv:1608.04493).
 
     score = the criterion's, raised by the margin where the entry is kept now (s * margin if s > 0, else s / margin). So
     there are two thresholds, in the ratio of the margin: below the lower one a kept entry goes, above the higher one a
@@ -216,12 +216,12 @@ def splice(
 
 
 def open_masks(weights: list[MaskedWeight]) -> Masks:
-    """Return masks of what a growing method may keep: all entries of trainable weights, the kept entries of others."""
+    """Return masks of what may be kept: all entries of trainable weights, only the kept entries of frozen weights."""
     return {weight.path: weight.kept() | weight.trainable for weight in weights}
 
 
 def _cut(model: Any, criterion: Any, n_keep: dict[str, int], pattern: Any, seed: int = 0, **options: Any) -> Masks:
-    """Return masks that keep the highest scores, with the given number of entries for each weight."""
+    """Return masks that keep the given number of highest-scoring entries in each weight."""
     config = PruningConfig(criterion, scope=lambda scores, sparsity: n_keep, pattern=pattern, rounds=1, seed=seed)
     return config.masks(model, 0.0, **options)
 

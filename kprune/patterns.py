@@ -145,7 +145,7 @@ def n_of_m(n: int, m: int) -> Pattern:
 
 @PATTERNS.register("fan_in")
 def fan_in(score: np.ndarray, n_keep: int) -> np.ndarray:
-    """Keep the same number of inputs for each output, by its highest scores (arXiv:2306.11695, 2305.02299).
+    """Keep the same number of inputs for each output: those with the highest scores (arXiv:2306.11695, 2305.02299).
 
     The best input of each output ranks above all second ones, these above all third ones, and so on; of one rank the
     higher score goes first. The `n_keep` highest in that order are kept, so that the numbers of two outputs differ by
@@ -271,7 +271,7 @@ def _keep_whole(score: np.ndarray, n_keep: int, blocks: Blocks) -> np.ndarray:
 
 
 def _measured(score: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each entry's block (flat), and each block's mean (-inf if fully pruned) and number of remaining entries."""
+    """Return each entry's block, and each block's mean score (-inf if fully pruned) and number of remaining entries."""
     shape = score.shape if score.ndim > 1 else (*score.shape, 1)
     numbers, flat = blocks(shape).reshape(-1), score.reshape(-1)
     living = flat > -np.inf
@@ -281,7 +281,7 @@ def _measured(score: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray
 
 
 def _winners(score: np.ndarray, n: int, m: int) -> np.ndarray:
-    """Return which entries are among the n highest of their group of m along the input axis, except pruned ones."""
+    """Return a bool array that marks the n highest unpruned entries of each group of m along the input axis."""
     *positions, rows, columns = score.shape if score.ndim > 1 else (*score.shape, 1)
     n_groups = -(-rows // m)
     padded = np.full((*positions, n_groups * m, columns), -np.inf, np.result_type(score, np.float32))

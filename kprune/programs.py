@@ -143,7 +143,7 @@ def keep_winners_first(keys: list[Any], layouts: list[Layout], n_keep: Any, n: i
 
 
 def _winners(key: Any, n: int, m: int) -> Any:
-    """Return which entries are among the n highest of their group of m on the input axis; ties go to the first."""
+    """Return a bool tensor that marks the n highest of each group of m along the input axis; ties go to the first."""
     *positions, rows, columns = key.shape if len(key.shape) > 1 else (*key.shape, 1)
     n_groups = -(-rows // m)
     padding = [(0, 0)] * len(positions) + [(0, n_groups * m - rows), (0, 0)]
@@ -176,7 +176,7 @@ def _original(mask: Any, layout: Layout) -> Any:
 
 
 def _highest(holds: Callable[[Any], Any], start: Any, bits: int = 32) -> Any:
-    """Find the highest number of `bits` bits that satisfies a condition, from the top bit down; 0 must satisfy it."""
+    """Search from the top bit down for the highest `bits`-bit number that meets a condition, which 0 must also meet."""
 
     def next_bit(i: Any, number: Any) -> Any:
         trial = ops.bitwise_or(number, ops.left_shift(ops.ones((), "int32"), ops.cast(bits - 1 - i, "int32")))
@@ -201,7 +201,7 @@ def _bits(value: Any) -> Any:
 
 
 def _places(shape: Any) -> Any:
-    """Each entry's index in C order, summed from one small range per axis to avoid large constants."""
+    """Return each entry's index in C order, summed from one small range per axis to avoid large constants."""
     places: Any = ops.zeros((), "int32")
     for axis, size in enumerate(shape):
         stride = math.prod(shape[axis + 1 :])

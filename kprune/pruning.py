@@ -109,22 +109,22 @@ class Pruner:
         self.tracker, self._compiled, self._warned = None, Compiled(), False
 
     def end(self) -> None:
-        """Note that training has ended, and drop the programs that were compiled for it."""
+        """Drop the programs that were compiled for the training run that has ended."""
         self._compiled = Compiled()
 
     def begin(self, model: Any) -> None:
-        """Note that training begins from the current weights."""
+        """Check that the budget can be met, and start tracking training from the current weights."""
         check_reachable(model, self.config)
         self.tracker = self.config.tracker()
         self.resume(model)
 
     def resume(self, model: Any) -> None:
-        """Note that training continues from weights that other code may have set."""
+        """Continue tracking training from the current weights, which other code may have set."""
         if self.tracker is not None:
             self.tracker.begin(model)
 
     def after_step(self, model: Any) -> None:
-        """Note that a training step was taken."""
+        """Report a training step to the tracker, if there is one."""
         if self.tracker is not None:
             self.tracker.after_step(model)
 
@@ -134,7 +134,7 @@ class Pruner:
         return self.tracker is not None and type(self.tracker).after_step is not Tracker.after_step
 
     def masks(self, model: Any, sparsity: float | dict[str, float] | None, **options: Any) -> Masks:
-        """Return the masks of `PruningConfig.masks`, and warn once per fit about weights that are pruned completely."""
+        """Return the masks of `PruningConfig.masks`; once per training run, warn if weights are pruned completely."""
         options = {"data": self.data, "batches": None, "trackers": self.tracker, "compiled": self._compiled, **options}
         if self.margin is None:
             masks = self.config.masks(model, sparsity, **options)
@@ -144,7 +144,7 @@ class Pruner:
         return masks
 
     def update(self, model: Any, sparsity: float | dict[str, float], optimizer: Any = None) -> None:
-        """Prune the model in the middle of a fit, on its training device if possible."""
+        """Prune the model during training, on its training device if possible."""
         kept = update_on_device(model, self.config, sparsity, optimizer)
         if kept is None:
             set_masks(model, self.masks(model, sparsity), optimizer)

@@ -19,7 +19,7 @@ from .util.checks import check_expression, check_number, check_strings
 
 @keras.saving.register_keras_serializable("kprune")
 class GroupLasso(keras.regularizers.Regularizer):
-    """Group lasso: strength * sum over the units of sqrt(n) * ||w||_2, where w is the n weights that lead to a unit.
+    """Group lasso: strength * sum over the units of sqrt(n) * ||w||_2, where w holds the n weights that lead to a unit.
 
     It drives all weights of a unit to zero together, which `pattern="channel"` then prunes (arXiv:1608.03665). A unit
     that is exactly 0 has gradient 0.
@@ -168,7 +168,7 @@ def _output_axes(layer: Any, v: Any) -> tuple[int, ...]:
 
 
 def _under_mask(layer: Any, v: Any, regularizer: Any) -> Any:
-    """Return the regularizer for the value that a layer reads, which for a masked weight is the masked value."""
+    """Return the regularizer for the value that a layer reads: the masked value, if the weight is masked."""
     if regularizer is not None and is_masked(layer):
         store = layer.mask_store
         for weight, mask in zip(store.masked, store.masks, strict=True):

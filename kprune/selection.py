@@ -107,7 +107,7 @@ def _highest(scores: list[np.ndarray], n_keep: int, of: np.ufunc) -> tuple[list[
 
 
 def keep_highest_jax(scores: list[Any], within: list[Any], n_keep: Any) -> list[Any]:
-    """Do what `keep_highest` does inside a JAX program on an accelerator: 32 counts for float32 scores, 64 for float64.
+    """Do what `keep_highest` does, in a JAX program on an accelerator, by 32 counts (float32) or 64 counts (float64).
 
     The order of floats is that of their bits, those below zero flipped, so the lowest score that is kept is found
     bit by bit. Equal scores are counted in order only where they straddle the cut. On a CPU a count in XLA takes five

@@ -63,7 +63,7 @@ def check_no_budget(who: str, budget: dict[str, float] | None) -> None:
 
 
 def by_group(paths: list[str], sparsity: float | dict[str, float]) -> list[tuple[list[str], float]]:
-    """Pair paths with a sparsity: all paths together, or grouped by the first expression of the dict that matches."""
+    """Return (paths, sparsity) pairs: one pair for all paths, or one per expression; a path goes to its first match."""
     if not isinstance(sparsity, dict):
         return [(paths, sparsity)]
     found: dict[str, list[str]] = {expression: [] for expression in sparsity}

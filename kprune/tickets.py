@@ -256,7 +256,7 @@ def short_levels(
     verbose: Any = "auto",
     **lottery: Any,
 ) -> Trials:
-    """Compare tickets found with few and with many epochs per level, to measure how short levels may be.
+    """Compare tickets found with few and with many epochs per level, to measure how short levels can be.
 
     For each number of epochs a lottery from the model as it is (`kprune.find_ticket`), whose levels train that long;
     then its ticket is trained for `full` epochs, as all are.

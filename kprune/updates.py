@@ -1,4 +1,4 @@
-"""Mask updates on an accelerator, where scores, masks, weights and slots stay; only counts reach the host.
+"""Mask updates on an accelerator: scores, masks, weights and slots stay there, and only counts reach the host.
 
 Three programs, compiled once per model. The first counts what is alive, the second, for scopes that rank all weights
 together, how many entries of each weight lie above the common cut, and the third makes masks from the number that each
@@ -240,6 +240,6 @@ def _tensor(variable: Any) -> Any:
 
 
 def _alone(model: Any) -> bool:
-    """Return whether no `tf.distribute` strategy is active; under one, Keras does not compile with XLA either."""
+    """Return whether the model trains on a single replica; with several, Keras does not compile with XLA either."""
     strategy = getattr(model, "distribute_strategy", None)
     return strategy is None or strategy.num_replicas_in_sync == 1

@@ -49,7 +49,7 @@ def check_budget(budget: Any) -> tuple[str, float]:
 
 
 class Costs:
-    """The cost of a model, depending on which of its channel groups stay.
+    """The cost of a model, as a function of the channel groups that stay.
 
     cost = sum over the weights of factor x (entries whose channels all stay). In "parameters" the factor is 1 and the
     sum goes over all weights, those that do not train included: what `count_params()` is after `kprune.shrink`. In
@@ -82,7 +82,8 @@ class Costs:
             if factor is None:
                 raise ValueError(
                     "This model's multiply-adds cannot be counted, because the shape of an input or of a layer's "
-                    f"output is not fixed. Received: budget={unit!r}, model={model.name!r}"
+                    'output is not fixed: fix these shapes, or use a budget for "parameters". Received: '
+                    f"budget={unit!r}, model={model.name!r}"
                 )
             labeled = groups.axes.get(id(v), [])
             rest = math.prod(int(size) for axis, size in enumerate(v.shape) if axis not in {a for a, _ in labeled})

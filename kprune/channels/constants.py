@@ -28,12 +28,12 @@ class Constant:
     border: bool = False
 
     def everywhere(self) -> np.ndarray:
-        """Return the values, with NaN where they are not valid at the border."""
+        """Return the values, with NaN for values that are not valid at the border."""
         return np.where((self.value == 0) | (not self.border), self.value, np.nan)
 
 
 def constants(graph: ChannelGraph, read: Callable[[Any], np.ndarray]) -> dict[int, Constant]:
-    """Map the id of each tensor whose channels are known to its constants.
+    """Return the `Constant` of each tensor with known channels, by the id of the tensor.
 
     A channel is constant if all that leads to it is zero, or constant itself: it is then its bias, with what follows.
 

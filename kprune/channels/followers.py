@@ -83,7 +83,7 @@ def _followers(graph: ChannelGraph, kept: Kept) -> list[tuple[Any, np.ndarray]]:
 
 
 def _pruned_columns(graph: ChannelGraph, kept: Kept) -> dict[int, np.ndarray]:
-    """Map each layer's id to a bool array: whether all weights that lead to an output of the layer are pruned."""
+    """Map each layer's id to a bool array that marks the outputs whose incoming weights are all pruned."""
     columns: dict[int, np.ndarray] = {}
     for slot in graph.slots:
         if slot.role == "out":
@@ -93,7 +93,7 @@ def _pruned_columns(graph: ChannelGraph, kept: Kept) -> dict[int, np.ndarray]:
 
 
 def _pruned(entry: Mixer | Call, columns: dict[int, np.ndarray], known: dict[int, np.ndarray]) -> np.ndarray:
-    """Return whether each output channel of a call is pruned."""
+    """Return a bool array that marks the pruned output channels of a call."""
     size = len(entry.made.atoms)  # type: ignore[arg-type]
     if isinstance(entry, Mixer) or entry.kind == "embedding":
         return np.asarray(columns[id(entry.layer)].reshape(-1, size).all(axis=0))  # of a recurrent layer: of all gates

@@ -68,7 +68,7 @@ def _traced(model: Any) -> Any:
 
 
 def _called(model: Any, shapes: Any, integers: set[str]) -> Any:
-    """Return the Functional model that `call` makes from inputs of these shapes, int32 if named in `integers`."""
+    """Return the Functional model that `call` makes from inputs of these shapes; inputs in `integers` are int32."""
     numbers = itertools.count()
 
     def made_input(shape: Any, name: str | None = None) -> Any:

@@ -37,7 +37,7 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """An axis of a weight that channels index.
+    """An axis of a weight whose indices are channels.
 
     Attributes:
         layer, variable: the weight, and the layer that holds it.
@@ -88,7 +88,7 @@ class Mixer:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """Any other layer call; `kind` says what happens to constants (see `kprune.channels.constants`)."""
+    """A layer call that is not a `Mixer`; `kind` says what happens to constants (see `kprune.channels.constants`)."""
 
     kind: str
     layer: Any
@@ -113,7 +113,7 @@ class Size:
 
 @dataclass(eq=False)
 class ChannelGraph:
-    """The result of `channel_graph`.
+    """The channels of a model, as returned by `channel_graph`.
 
     Attributes:
         slots, mixers, calls, sizes: what the layers have entered, in the order in which they are called.
@@ -179,7 +179,7 @@ class ChannelGraph:
         return tensor.atoms if axis % len(tensor.shape) == tensor.axis else None
 
     def slot(self, layer: Any, variable: Any, axis: int, atoms: np.ndarray, role: str) -> None:
-        """Record that channels index this axis, and tie the atoms that two calls of one layer share."""
+        """Record the axis of a weight whose indices are channels, and tie the atoms that calls of one layer share."""
         if variable is None:
             return
         axis %= len(variable.shape)

@@ -115,7 +115,7 @@ class ChannelGroups:
         return np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf), counts
 
     def masked(self, keep: np.ndarray, masks: Masks) -> Masks:
-        """Return the masks without the groups that are not kept (`keep` is a bool array with one entry per group)."""
+        """Return the masks after pruning the groups that `keep` (a bool array with one entry per group) marks False."""
         made = {}
         for path, axes in self.labels.items():
             mask = masks[path]
@@ -129,7 +129,7 @@ class ChannelGroups:
     def cut(
         self, scores: dict[str, np.ndarray], masks: Masks, paths: list[str], zeros: int, divisible_by: int = 1
     ) -> Masks:
-        """Return the masks without the groups with the lowest scores; among ties, the earlier group is removed.
+        """Return the masks after removing the groups with the lowest scores; among ties, earlier groups go first.
 
         As many groups go as leave at most `zeros` zeros in the weights of these paths; while less than a group is too
         much, none goes, so that a model that is pruned again to the same sparsity stays as it is. A layer keeps a
@@ -190,7 +190,7 @@ class ChannelGroups:
         return self.masked(kept(low), masks)
 
     def least(self, paths: list[str], divisible_by: int = 1) -> np.ndarray:
-        """Return which groups stay (bool) if all removable groups are removed from the unpruned model."""
+        """Return a bool array that marks the groups that stay if the unpruned model loses as many as possible."""
         masks = {path: np.ones(shape, bool) for path, shape in self._shapes.items()}
         _, order, kept = self._ranked(masks, masks, paths, divisible_by)
         return kept(len(order))
@@ -198,7 +198,7 @@ class ChannelGroups:
     def _ranked(
         self, scores: dict[str, np.ndarray], masks: Masks, paths: list[str], divisible_by: int
     ) -> tuple[np.ndarray, np.ndarray, Callable[[int], np.ndarray]]:
-        """Return each group's remaining entries, the removable groups in order, and a function to remove n of them."""
+        """Return each group's entry count, the removable groups by score, and a function that marks what to keep."""
         means, counts = self.pooled(scores, masks)
         within = np.array([self._makers[number] <= {*paths} for number in range(self.n)])
         candidates = np.flatnonzero(within & (counts > 0))
@@ -239,7 +239,7 @@ def groups_of(model: Any) -> list[ChannelGroup]:
 
 
 def divisor_of(groups: str | None) -> int | None:
-    """Return what the number of channels must be a multiple of: 1 for "channels", 8 for "channels:8", None for None.
+    """Return the number that must divide the channel count: 1 for "channels", 8 for "channels:8", None for None.
 
     >>> divisor_of("channels:8")
     8

@@ -19,7 +19,7 @@ def channel_axis(layer: Any) -> int:
 
 
 def made_by(graph: ChannelGraph, layer: Any, axis: int, atoms: np.ndarray, shape: Shape) -> Tensor:
-    """Return the output of a layer, kept whole if the activation of the layer mixes channels."""
+    """Return the output of a layer, whose channels must all stay if its activation mixes channels."""
     if shape is None:
         graph.tie(atoms, np.zeros_like(atoms))
         return Tensor()
@@ -47,7 +47,7 @@ def transposed(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Sha
 
 
 def einsum(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """Apply the rule for an EinsumDense that makes one new axis, as a dense layer along one or more axes does."""
+    """Apply the rule for an EinsumDense layer that makes one new axis, like a dense layer over one or more axes."""
     [given] = inputs
     left, names, right = einsum_labels(layer)
     new = [name for name in right if name in names and name not in left]

@@ -234,7 +234,7 @@ def _is_reference(structure: Any, nodes: dict[str, Any]) -> bool:
 
 
 def _first_calls(config: dict[str, Any], nodes: dict[str, Any]) -> dict[str, int]:
-    """Return the number of each layer's first call; a model counts from 1 if it was called on its own inputs."""
+    """Map each layer's name to its first call's number, which is 1, not 0, for models called on their own inputs."""
     first: dict[str, int] = {}
     parts = [config["output_layers"], *(entry["inbound_nodes"] for entry in nodes.values())]
     for name, number, _ in _references(parts, nodes):

@@ -13,7 +13,7 @@ from .graph import OTHER_AXIS, ChannelGraph, Mixer, Shape, Size, Tensor
 
 
 def recurrent(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """Apply the rule for RNN units, which have a column of each gate and a row of the recurrent kernel.
+    """Apply the rule for RNN units, each of which has a column in every gate and a row in the recurrent kernel.
 
     They are never constant, because their state evolves.
     """

@@ -29,7 +29,7 @@ CRITERIA = Registry("criterion")
 
 
 class Compiled:
-    """A store of what criteria have compiled for a model, reused by all updates of a fit.
+    """A store for what criteria compile for a model, so that all updates of a training run can reuse it.
 
     It is forgotten as soon as the model's variables, or which of them train, are others.
 
@@ -87,13 +87,13 @@ class Context:
         return sum(weight.size for weight in self.weights)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return the result of `make()` from the first round, such as a compiled scorer, and reuse it in all rounds."""
+        """Call `make()` in the first round only, and return its result, such as a compiled scorer, in every round."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
 
     def dtype(self) -> str:
-        """Return the dtype of scoring: "float64" if any weight has it, else "float32"."""
+        """Return the dtype of scoring: "float64" if any weight is float64, else "float32"."""
         return np.result_type(np.float32, *(value.dtype for _, value in self.values())).name
 
     def kept_values(self) -> list[np.ndarray]:

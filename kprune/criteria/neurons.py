@@ -124,7 +124,7 @@ def network_slimming(context: Context) -> Scores:
 
 @CRITERIA.register("taylor_gates", needs=("data", "loss"))
 def taylor_gates(context: Context, training: bool = False) -> Scores:
-    """Taylor on gates: a unit's score = mean over batches of (sum of w * dL/dw over its weights)^2.
+    """Taylor expansion on gates: a unit's score = mean over batches of (sum of w * dL/dw over its weights)^2.
 
     If the weighted sum of each unit passes a gate z = 1, dL/dz is that sum: the loss's squared change to first order
     if the gate closed (arXiv:1906.10771). Unlike `taylor`, weights of a unit that pull in opposite directions cancel.

@@ -28,7 +28,7 @@ Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
 
 
 def _rounds(power: int, context: Context, n_keep: list[int], advance: Callable[[int], Any]) -> Masks | None:
-    """Run all rounds in one loop for a Keras 3 model; return None for others, or if `_flow` must check the scores."""
+    """Run all rounds of a Keras 3 model in one loop; return None for other models, or if `_flow` must check scores."""
     if library_of(context.model).backend() not in ("tensorflow", "jax"):
         return None
     context.once("synflow's warning", lambda: _warn_of_biases(context.model))
@@ -137,7 +137,8 @@ def log_flow(context: Context) -> tuple[float, Scores]:
     if not (np.isfinite(total) and total >= SMALLEST and all(np.isfinite(score).all() for score in scores)):
         raise ValueError(
             f"The network's synaptic flow ({total}) is 0 or outside the range of float64, so its logarithm has no "
-            f"gradient. Received: model={context.model.name!r}"
+            "gradient: make sure that no layer is pruned completely, or rescale the weights. Received: "
+            f"model={context.model.name!r}"
         )
     values = [weight.value().astype(np.float64) for weight in context.weights]
     slopes = [
@@ -148,7 +149,7 @@ def log_flow(context: Context) -> tuple[float, Scores]:
 
 
 def _vanishes(context: Context, power: int, inputs: str, i: int) -> bool:
-    """Return whether a weight's scores are zero only because float64 underflows, and not for lack of a path.
+    """Return whether a weight's scores are zero only because float64 underflows, not because no path exists.
 
     A root of every parameter brings the gain closer to 1, and leaves zero what is zero.
     """

@@ -11,7 +11,7 @@ from ..masks.matching import check_numbers
 
 
 class Tracker:
-    """A recorder of training for a criterion, registered with it and run by every callback that trains.
+    """A base class for objects that record training for a criterion; every callback that trains runs them.
 
     A criterion that is registered with `CRITERIA.register(name, tracker=Cls)` gets an instance of `Cls` as
     `context.tracker`. Callbacks make it, tell it of the training, and keep its state in backups; outside of `fit` that
@@ -24,13 +24,13 @@ class Tracker:
     """
 
     def begin(self, model: Any) -> None:
-        """Note that training begins, or continues from weights restored by a backup or a rewind."""
+        """Start recording as training begins, or as it continues from weights restored by a backup or a rewind."""
 
     def after_step(self, model: Any) -> None:
-        """Note an optimizer step, or n steps if `steps_per_execution` is n."""
+        """Record an optimizer step, or n steps if `steps_per_execution` is n."""
 
     def ready(self) -> bool:
-        """Return whether the tracker has seen enough of the training for pruning."""
+        """Return whether enough training has been recorded for the criterion to score weights."""
         return True
 
     def get_state(self) -> dict[str, np.ndarray]:
@@ -72,7 +72,7 @@ class ArrayTracker(Tracker):
 
 
 class InitialWeights(ArrayTracker):
-    """The weights at the start of training: at the start of a fit, or at a lottery's rewind point.
+    """The weights at the start of a `fit` call, or at a lottery's rewind point.
 
     For the criteria "large_init", "magnitude_increase" and "init_final_sign" (arXiv:1905.01067).
 

@@ -36,7 +36,7 @@ class Call:
 
 
 def calls_of(context: Context, arguments: dict[str, Any]) -> list[Call]:
-    """Return all calls in the model, in the order they end, in inference mode under the context's masks.
+    """Run the model in inference mode under the context's masks, and return all calls in the order they finish.
 
     It computes in `context.dtype()`, with products of full precision, on one device of this process. A tensor that one
     layer hands to another is the same object in both calls. The model is not changed.
@@ -66,7 +66,7 @@ def is_concrete(tensor: Any) -> bool:
 
 
 def following(calls: list[Call], tensor: Any, passes: Callable[[Any], bool]) -> Iterator[Call]:
-    """Yield the calls that a tensor reaches through layers for which `passes` is True, including those layers' calls.
+    """Yield the calls that receive a tensor, directly or through layers for which `passes` is True.
 
     Args:
         calls: as `calls_of` returned them.

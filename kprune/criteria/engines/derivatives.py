@@ -100,7 +100,7 @@ def _no_loss(model: Any) -> ValueError:
 
 
 def _own_loss(model: Any, batch: Batch) -> Any:
-    """Return a copy of the compiled loss, so that it does not share its trackers for several outputs with the model.
+    """Return a copy of the compiled loss that has separate trackers for several outputs.
 
     `_compile_loss` has no public name (checked with Keras 3.13.2 and 3.15.1; a model that was never trained, in
     tests/test_gradients.py).
@@ -129,7 +129,7 @@ def _scoring(model: Any, loss: Any, dtype: str) -> Iterator[None]:
 
 
 def _loss(model: Any, updates: list[tuple[Any, Any]], batch: Any, training: bool, heat: Callable[[Any], Any]) -> Any:
-    """Return the loss of a Keras 3 model with these (variable, value) pairs; other updates are dropped."""
+    """Return a Keras 3 model's loss at these (variable, value) pairs, and discard the updates that the model makes."""
     scope = keras.StatelessScope(collect_losses=True)  # those of `add_loss` and activity regularizers
     for variable, value in updates:
         scope.add_update((variable, value))
@@ -236,7 +236,7 @@ _DERIVATIVES = {"tensorflow": _tensorflow_derivatives, "jax": _jax_derivatives, 
 
 
 def _heat(model: Any, temperature: float) -> Callable[[Any], Any]:
-    """Return a function that maps outputs to those that logits divided by the temperature would give."""
+    """Return a function that maps outputs to what they would be if the logits were divided by the temperature."""
     if temperature == 1:
         return lambda outputs: outputs
     ops = library_of(model).ops
@@ -261,7 +261,7 @@ def _heat(model: Any, temperature: float) -> Callable[[Any], Any]:
 
 
 def _probabilities(loss: Any) -> str:
-    """Return "softmax" or "sigmoid" if the loss takes the probabilities that these produce, else ""."""
+    """Return the activation, "softmax" or "sigmoid", whose probabilities the loss expects, or "" if it expects none."""
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     name = name.lower().replace("_", "")
     if "crossentropy" not in name or (hasattr(loss, "get_config") and loss.get_config().get("from_logits")):

@@ -62,7 +62,7 @@ def derivatives(
 
 
 def _own_loss(model: Any) -> Any:
-    """Return a copy of the compiled loss, so that it does not share its trackers with the model.
+    """Return a copy of the compiled loss that has separate trackers.
 
     The loss has no public name (checked with tf_keras 2.21; two outputs, tests/tf_keras/).
     """

@@ -66,7 +66,7 @@ def assume_homogeneous(cls: type) -> type:
 
 
 def kind(layer: Any) -> str:
-    """Return how SynFlow treats a layer, "as is", "identity", "relu" or "multiply"; raise ValueError if unsupported."""
+    """Return how SynFlow treats a layer ("as is", "identity", "relu", "multiply"); raise ValueError if unsupported."""
     names = [cls.__name__ for cls in type(layer).__mro__]
     for name in names:
         if name in REFUSED:
@@ -89,7 +89,7 @@ def kind(layer: Any) -> str:
 
 
 def activation_for(name: str) -> str:
-    """Return the replacement for a named activation: the same if homogeneous, "relu" for "relu6", else "linear"."""
+    """Return the replacement for a named activation: itself if homogeneous, "relu" for "relu6", else "linear"."""
     return _ACTIVATIONS.get(name, "linear")
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 @contextmanager
 def twice_differentiable_moments() -> Iterator[None]:
-    """Make normalization layers of both Kerases use moments with correct second derivatives within the context.
+    """Make Keras 3 and tf_keras normalization layers use moments with correct second derivatives within the context.
 
     `tf.nn.moments` itself takes the mean in the variance for a constant, which the first derivative does not notice.
     Batch, layer and group normalization look it up here when they are traced (checked with TensorFlow 2.21, Keras

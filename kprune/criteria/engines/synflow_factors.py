@@ -1,4 +1,4 @@
-"""SynFlow's R and its derivatives for a Keras 3 model on the host CPU, many of them in the form of two factors.
+"""SynFlow's R for a Keras 3 model on the host CPU, and its derivatives, many of which are stored as two factors.
 
 The gradient by a convolution's kernel is windows^T deltas, of the windows of its inputs and the derivatives by its
 outputs. Where a single example has few positions both are small beside it, so it is left to whoever needs a part of it.
@@ -52,7 +52,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 def make_derivatives(flow: Any, kernels: list[np.ndarray]) -> Derivatives:
-    """Return the derivatives of a Keras 3 `_Flow` with respect to arrays, which may be overwritten between calls.
+    """Return a function that computes R and its derivatives by `kernels`, which may be overwritten between calls.
 
     Args:
         flow: of the model.
@@ -65,7 +65,7 @@ def make_derivatives(flow: Any, kernels: list[np.ndarray]) -> Derivatives:
 
 
 def _convolutions(flow: Any) -> dict[int, Any]:
-    """Map the index of a weight to the convolution that is its only user, if only Keras's own code can read it."""
+    """Map a weight's index to its convolution, if no other layer uses the weight and all layers are Keras's own."""
     layers = all_layers(flow.model)
     own = all(plain_type(layer).__module__.startswith("keras.") for layer in layers)
     # Keras 3.13 and 3.15 trace what they are to compute anew apart, where nothing can be recorded.
@@ -86,7 +86,7 @@ def _convolutions(flow: Any) -> dict[int, Any]:
 
 
 class _Recorder:
-    """A record of the convolutions of one forward pass; `mark` makes each output a tensor to differentiate by."""
+    """A record of the convolutions in one forward pass; `mark` prepares each output for differentiation."""
 
     def __init__(self, convolutions: dict[int, Any], kernels: list[Any], mark: Callable[[Any], Any]):
         self.convolutions, self.kernels, self.mark = convolutions, kernels, mark
@@ -114,7 +114,7 @@ class _Recorder:
 def _parts(
     kernels: list[Any], recorded: tuple[list[int], list[Any], list[Any]], whole: dict[int, Any]
 ) -> list[list[Any]]:
-    """Return each weight's gradient, or its deltas and windows, with those of all calls of a layer joined.
+    """Return each weight's gradient, or its factors (deltas and windows), combined over all calls of its layer.
 
     Args:
         kernels: tensors of the weights' shapes.

@@ -23,7 +23,7 @@ PRODUCT = 1 << 18  # multiplications up to which a BLAS starts no threads
 
 
 def run_rounds(flow: Any, context: Context, n_keep: list[int], advance: Callable[[int], Any]) -> Masks | None:
-    """Return the masks after all rounds, or None if scores leave float64's range or are all 0, for the caller to check.
+    """Return the masks after all rounds, or None if the caller must check scores (out of float64's range or all 0).
 
     Args:
         flow: the `_Flow` of the model, of Keras 3.
@@ -110,7 +110,7 @@ class Survivors:
         side_by_side(write, zip(self.kept, self._absolute, self.masks, strict=True), self._size)
 
     def _bracket(self, parts: list[Derivative], n: int) -> tuple[float, float]:
-        """Return two values that almost surely enclose the n-th highest score, or (0, inf) if a sample cannot tell."""
+        """Return bounds that almost surely enclose the n-th highest score, or (0, inf) if the sample is too small."""
         # What has survived of a sample of survivors is one of today's.
         self._sample = [at[mask.reshape(-1)[at]] for at, mask in zip(self._sample, self.masks, strict=False)]
         if sum(at.size for at in self._sample) < SAMPLE // 2:
@@ -132,7 +132,7 @@ class Survivors:
         return alive[draw.integers(alive.size, size=SAMPLE * alive.size // self._left)] if alive.size else alive
 
     def _cut_within(self, parts: list[Derivative], n: int, low: float, high: float) -> bool:
-        """Cut as `cut` does if the n-th highest score is in [low, high], low > 0; else cut nothing and return False."""
+        """Cut as `cut` does if the n-th highest score is within [low, high]; if not, cut nothing and return False."""
 
         def look(piece: tuple[int, slice]) -> tuple[int, np.ndarray, np.ndarray]:
             """Count the scores above the bracket, collect those inside it, and zero those below it."""
@@ -182,7 +182,7 @@ def _pieces(matrix: np.ndarray) -> list[slice]:
 
 
 def _blocks(kept: np.ndarray, part: Derivative, rows: slice) -> Any:
-    """Yield (rows of the matrix, their scores) in cache-sized blocks; each array is valid until the next one."""
+    """Yield cache-sized blocks as (rows of the matrix, their scores); each block overwrites the previous scores."""
     positions = 1 if part.windows is None else len(part.windows)
     step = max(min(BLOCK, PRODUCT // positions) // kept.shape[1], 1)
     scratch = np.empty((min(step, rows.stop - rows.start), kept.shape[1]))

@@ -1,4 +1,4 @@
-"""Twins of a tf_keras model's variables, with which its layers compute while the model is scored."""
+"""Twins (copies) of a tf_keras model's variables, with which its layers compute while the model is scored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import pruning_wra
 
 
 class Twins:
-    """Twins of all variables of a model, with floats in `dtype`; within `in_place`, the layers hold the twins.
+    """Twins (copies) of all variables of a model, with floats in `dtype`; within `in_place`, the layers use the twins.
 
     There the layers compute in `dtype`, too, and leave the masks out. The variables that they update (statistics,
     metrics, seeds) are twins, and when the block is left each attribute of theirs is what it was.
