@@ -1,4 +1,4 @@
-"""Detection of other callbacks in a fit that can undo pruning by keeping the network of an earlier epoch."""
+"""Detection of other callbacks passed to `fit` that can undo pruning by keeping the network of an earlier epoch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from absl import logging
 
 
 def warn_of_denser_best(pruning: Any) -> None:
-    """Warn at the start of a fit about callbacks that may keep a network from before pruning was complete."""
+    """Warn, when training begins, about callbacks that may keep a network that is not yet fully pruned."""
     for callback in beside(pruning):
         names = {cls.__name__ for cls in type(callback).__mro__}
         saves = "ModelCheckpoint" in names and getattr(callback, "save_best_only", False)
@@ -23,7 +23,7 @@ def warn_of_denser_best(pruning: Any) -> None:
 
 
 def fit_runs(callback: Any) -> bool:
-    """Return whether this is called, directly or indirectly, from a fit whose callbacks include this one.
+    """Return whether the caller runs, directly or indirectly, in a `fit` call that was given this callback.
 
     `fit` holds the list of its callbacks in a local variable (checked with Keras 3.13.2 and 3.15.1;
     tests/test_supermask.py).
@@ -44,7 +44,7 @@ def restores_best(callback: Any) -> bool:
 
 
 def in_fit_of(model: Any) -> bool:
-    """Return whether this is called, directly or indirectly, from the model's own `fit`."""
+    """Return whether the caller runs, directly or indirectly, in a call of the model's own `fit` method."""
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
@@ -54,7 +54,7 @@ def in_fit_of(model: Any) -> bool:
 
 
 def beside(pruning: Any) -> list[Any]:
-    """Return all callbacks of the fit that called this one.
+    """Return all callbacks of the `fit` call that invoked this callback.
 
     A callback is not told of the others; the list of callbacks is what calls it (checked with Keras 3.13.2 and 3.15.1
     and tf_keras 2.21; tests/test_after_pruning.py). Under a loop of the user's own there may be none.

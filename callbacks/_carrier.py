@@ -34,7 +34,7 @@ from ._beside import warn_of_denser_best
 
 
 class Zeros:
-    """Decide when to check that pruned entries are still 0: 1, 2, 4, 8, ... steps after a fit first has any."""
+    """Decide when to check that pruned entries are still 0: 1, 2, 4, 8, ... steps after entries are first pruned."""
 
     def __init__(self, model: Any):
         self.model, self.steps, self.seen = model, 0, -1
@@ -48,7 +48,7 @@ class Zeros:
         return self.some and self.steps > 0 and self.steps & (self.steps - 1) == 0
 
     def checked(self) -> None:
-        """Note that pruned entries are 0; if nothing is pruned yet, restart the count when the masks next change."""
+        """Record that pruned entries are 0; if nothing is pruned yet, restart the count when the masks next change."""
         self.some = self.steps > 1 or any(not weight.kept().all() for weight in masked_weights(self.model))
 
 
@@ -135,13 +135,13 @@ class Carrier:
             undo.back()
 
     def end(self) -> None:
-        """Note that the fit has ended."""
+        """Record that the fit has ended."""
         self.runs, self.undo = False, None
         end_fit(self.model)
         release(self.model)
 
     def leave(self) -> None:
-        """Remove the masks that were added to the model if it is only used in `evaluate` or `predict`."""
+        """If the model is only used in `evaluate` or `predict`, remove the masks that were added to it."""
         if not self.runs:
             undo, self.undo = self.undo, None
             release(self.model)
@@ -160,7 +160,7 @@ class Carrier:
         return pack(*self.states())
 
     def load(self, data: bytes) -> None:
-        """Restore the states that `dump` wrote if the fit is starting; raise the same errors as `restore`."""
+        """If the fit is starting, restore the states that `dump` wrote; raise the same errors as `restore`."""
         if self.starts:
             name = "the callbacks' state in a backup"
             arrays, about = unpack(data, name)

@@ -22,7 +22,7 @@ from .take_snapshot import TakeSnapshot
 
 
 class Standing:
-    """A `StandIn` that replaces a model's own optimizer until the callback's fit ends.
+    """A `StandIn` that replaces a model's own optimizer until the `fit` call ends.
 
     Keras tells no callback that a fit was interrupted. But a step that raises passes through the train function, which
     gives the model its own optimizer back. And each fit, and each `train_on_batch`, asks the model for its train
@@ -35,7 +35,7 @@ class Standing:
 
     @classmethod
     def begin(cls, callback: Any, model: Any, make: Callable[[Any, list[Any], list[Any]], StandIn]) -> Self:
-        """Install a new optimizer before Keras builds the train function of the callback's fit."""
+        """Install a new optimizer before Keras builds the train function for the `fit` call."""
         cls.end(model)
         held = [weight.variable for weight in masked_weights(model) if weight.trainable]
         name = type(callback).__name__
@@ -57,8 +57,8 @@ class Standing:
             fitting = one is not None and fit_runs(one)
             if not fitting:
                 logging.warning(
-                    "kprune: a fit with %s was interrupted, so model.optimizer is the compiled optimizer again, with "
-                    "the learning rate that it had before that fit.",
+                    "kprune: a call to fit() with %s was interrupted, so model.optimizer is the compiled optimizer "
+                    "again, with the learning rate that it had before that call.",
                     name,
                 )
                 cls.end(model)
@@ -111,7 +111,7 @@ class Standing:
 
 
 class StandInCallback(MaskingCallback):
-    """A callback that trains parameters in place of the masked weights, in `model.fit` with a single optimizer."""
+    """Base class of the callbacks that train other parameters in place of the masked weights, in `model.fit` only."""
 
     prunes = "during"
 
@@ -142,8 +142,8 @@ class StandInCallback(MaskingCallback):
             )
         if self._standing is None:
             raise ValueError(
-                f"{name} requires a model that is compiled with an optimizer and trained by model.fit: it cannot be "
-                f"used in custom training loops. {received}"
+                f"{name} cannot be used in custom training loops: compile the model with an optimizer and train it by "
+                f"calling model.fit. {received}"
             )
         if len(held_optimizers(self.model)) > 1:
             raise ValueError(
@@ -152,14 +152,14 @@ class StandInCallback(MaskingCallback):
             )
         if any(isinstance(other, TakeSnapshot) for other in self._carrier.callbacks):
             raise ValueError(
-                f"TakeSnapshot cannot be used together with {name}, because it would save the compiled optimizer, "
-                "which does not train during this fit. Received: other=TakeSnapshot"
+                f"TakeSnapshot cannot be used together with {name}, because the snapshot would contain the compiled "
+                "optimizer, which does not train during this fit. Received: other=TakeSnapshot"
             )
         for other in beside(self):
             if restores_best(getattr(other, "callback", other)):
                 raise ValueError(
-                    f"EarlyStopping with restore_best_weights=True cannot be used together with {name}, because it "
-                    "would restore only part of the state of the best epoch: set restore_best_weights=False, or save "
+                    f"EarlyStopping with restore_best_weights=True cannot be used together with {name}, because only "
+                    "part of the state of the best epoch would be restored: set restore_best_weights=False, or save "
                     f"the best epoch with keras.callbacks.ModelCheckpoint. Received: other={type(other).__name__}"
                 )
 

@@ -1,4 +1,4 @@
-"""Take a snapshot of a callback's model when its fit reaches a given point."""
+"""Take a snapshot of a callback's model when training reaches a given point."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_PROGRESS = 2**20
 
 
 class SnapshotTaker:
-    """Helper that takes a snapshot of a callback's model at one point in its fit.
+    """Helper that takes a snapshot of a callback's model at one point in training.
 
     Args:
         callback: whose fit it is; the model is taken from it.

@@ -1,4 +1,4 @@
-"""Base class of the callbacks that update the masks at steps of their own choosing."""
+"""Base class of the callbacks that update the masks at steps that they determine themselves."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class ACDC(UpdatingCallback):
         return due is not None and left is not None and due <= self._taken + left
 
     def update(self, taken: int) -> None:
-        """Prune or open all masks if a switch is due; if several are overdue, perform only the last one."""
+        """Make the network sparse or dense if a switch is due; if several are overdue, perform only the last one."""
         passed, self._taken = bisect_right(self.switches, taken), taken
         if passed == self._passed:
             return

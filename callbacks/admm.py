@@ -171,7 +171,7 @@ class ADMM(UpdatingCallback):
         self._pull()
 
     def _pull(self) -> None:
-        """Have the compiled steps draw the weights toward the targets, if there are any."""
+        """Draw the weights toward the targets in the next training steps, or stop if there are no targets."""
         for i, weight in enumerate(masked_weights(self.model)):
             own = pull_of(weight)
             if self._targets:
@@ -201,7 +201,7 @@ class ADMM(UpdatingCallback):
         unpull(self.model)
         if self._passed < len(self._steps):
             logging.warning(
-                "ADMM: the fit ended at step %d, before the end of the last round at step %d, so only %d of %d rounds "
+                "ADMM: training ended at step %d, before the end of the last round at step %d, so only %d of %d rounds "
                 "pruned the network. Lower `end`, or train longer.",
                 self._taken,
                 self._steps[-1],
@@ -232,7 +232,7 @@ class ADMM(UpdatingCallback):
 
 
 def _residual(weights: list[MaskedWeight], masks: dict[str, np.ndarray]) -> float:
-    """Return ||W - Z|| / ||W||, where Z is W under the masks, or 0 if W is 0."""
+    """Return ||W - Z|| / ||W||, where Z is W with the masks applied, or 0 if W is 0."""
     values = [(weight.value().astype(np.float64), masks[weight.path]) for weight in weights]
     lost, whole = sum(np.sum(v[~kept] ** 2) for v, kept in values), sum(np.sum(v**2) for v, _ in values)
     return float(math.sqrt(lost / whole)) if whole else 0.0

@@ -73,7 +73,7 @@ class BackupAndRestore(MaskingCallback):
             )
         if save_freq != "epoch":
             raise ValueError(
-                '`save_freq` must be "epoch": a fit cannot resume in the middle of an epoch with the same batch. '
+                '`save_freq` must be "epoch", because training cannot resume at a given batch within an epoch. '
                 f"Received: save_freq={save_freq!r}"
             )
         if backup_dir is not None:

@@ -118,8 +118,8 @@ class DropBack(UpdatingCallback):
             self.closes = taken + (fades if planned is None else min(fades, planned))
             if planned is not None and planned < fades:
                 logging.warning(
-                    "DropBack: the fit ends at step %d, when the initial values have faded only to a factor of %.2g, "
-                    "so they will drop to 0 abruptly. Lower `decay` to at most %.6g, or train longer.",
+                    "DropBack: training ends at step %d, when the initial values are still multiplied by %.2g, so they "
+                    "will drop to 0 abruptly. Lower `decay` to at most %.6g, or train longer.",
                     self.closes,
                     self.decay**planned,
                     math.floor(1e6 * RESOLUTION ** (1 / planned)) / 1e6,
@@ -132,7 +132,7 @@ class DropBack(UpdatingCallback):
         return self.closes is not None and not self._closed()
 
     def update(self, taken: int) -> None:
-        """Reset the weights that have moved least if a step was taken; mask them once the initial values have faded."""
+        """After a step, reset the weights that have moved least; once the initial values have faded, mask them."""
         if self._at is None or taken == self._at or self._closed():
             return
         masks = self.pruner.masks(self.model, self.sparsity)
@@ -151,8 +151,8 @@ class DropBack(UpdatingCallback):
         super().on_train_end(logs)
         if self.closes is not None and not self._closed():
             logging.warning(
-                "DropBack: the fit ended at step %d, before the initial values would have faded at step %d, so the "
-                "network is still dense. Lower `decay`, or train longer.",
+                "DropBack: training ended at step %d, but the initial values fade out only at step %d, so the network "
+                "is still dense. Lower `decay`, or train longer.",
                 self._at,
                 self.closes,
             )

@@ -268,7 +268,7 @@ class LotteryTicket(MaskingCallback):
         self._ended = epoch + 1
 
     def _catch_up(self, epochs: int) -> None:
-        """Record an epoch that a backup saved before this callback did, because the backup is listed first."""
+        """Record an epoch that was backed up before it was recorded, because the backup callback is listed first."""
         if self._restored and self._ended < epochs:
             self._note(epochs - 1, {"level": self._place(epochs - 1)[0], "sparsity": self._sparsity()})
 

@@ -83,7 +83,7 @@ class PruneAtInit(MaskingCallback):
 
 
 class SynFlow(PruneAtInit):
-    """Synaptic flow at initialization (arXiv:2006.05467): short for `PruneAtInit("synflow", ...)`.
+    """Synaptic flow at initialization (arXiv:2006.05467): shorthand for `PruneAtInit("synflow", ...)`.
 
     Args:
         sparsity: fraction of zeros over all masked weights, in [0, 1); 0.9 by default.

@@ -101,7 +101,7 @@ class STR(StandInCallback, UpdatingCallback):
                 self._begin()
 
     def plan(self, taken: int, epoch: int) -> None:
-        """Note that the fit has begun; zeros are counted every `frequency` steps, however long it is."""
+        """Record that training has begun; zeros are counted every `frequency` steps, however long training is."""
         self._reached = bool(self._reached)
 
     def prunes_after(self, epoch: int) -> bool:
@@ -178,7 +178,7 @@ class STR(StandInCallback, UpdatingCallback):
             self._note_thresholds()
             set_masks(self.model, {w.path: w.kept() & (w.value() != 0) for w in masked_weights(self.model)})
             logging.warning(
-                "STR: the fit ended at a sparsity of %.4g, below the target sparsity=%g. Raise `decay` or `start`, or "
+                "STR: training ended at a sparsity of %.4g, below the target sparsity=%g. Raise `decay` or `start`, or "
                 "train longer.",
                 self._zeros(),
                 self.sparsity,

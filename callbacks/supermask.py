@@ -164,7 +164,7 @@ class Supermask(StandInCallback, UpdatingCallback):
         return {w.path: to_numpy(self._score(w)) if w.path in scored else w.seen() for w in context.weights}
 
     def _set(self, step: int | None) -> None:
-        """Set the masks from the current scores; at the end of the fit (`step` is None), draw nothing at random."""
+        """Set the masks from the current scores, without randomness at the end of training (if `step` is None)."""
         set_masks(self.model, self._masks(step), self.optimizer)
 
     def _masks(self, step: int | None) -> Masks:

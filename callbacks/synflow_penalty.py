@@ -97,7 +97,7 @@ class SynFlowPenalty(UpdatingCallback):
         unpull(self.model)
 
     def plan(self, taken: int, epoch: int) -> None:
-        """Put a restored gradient in place; new ones come every `frequency` steps, however long the fit is."""
+        """Use the gradient from a backup, if any; the steps at which a new one is due depend only on `frequency`."""
         self._put()  # of a backup
 
     def next_due(self) -> int:

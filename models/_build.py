@@ -146,7 +146,7 @@ class Network:
         return self.relu(x, name=f"{name}_relu") if relu else x
 
     def norm(self, x: Any, *, name: str) -> Any:
-        """Add batch normalization, with the constants of the PyTorch code the papers were run on."""
+        """Add batch normalization with the constants of the PyTorch code that the papers used."""
         # Keras's momentum is 1 - PyTorch's.
         return self._library.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
 

@@ -1,4 +1,4 @@
-"""ResNets (arXiv:1512.03385): narrow ones for CIFAR, and ImageNet ones with a stem for either data set.
+"""ResNets (arXiv:1512.03385): narrow networks for CIFAR, and ImageNet networks with a stem for either data set.
 
 Every shortcut that changes the map or the channels is a 1x1 convolution with batch normalization. It is
 prunable, and counted in the numbers below. (The paper's own CIFAR networks have no weights there; those of

@@ -144,13 +144,13 @@ def test_a_fit_that_is_too_short_says_what_is_left(caplog):
     model = momentum_mlp()
     fit(model, DropBack(0.5, decay=0.9), epochs=1)
     # 0.9^4 = 0.6561; 0.0156^4 is below 2^-24
-    assert "the fit ends at step 4, when the initial values have faded only to a factor of 0.66" in caplog.text
+    assert "training ends at step 4, when the initial values are still multiplied by 0.66" in caplog.text
     assert "Lower `decay` to at most 0.015625" in caplog.text
     assert kprune.summary(model).sparsity == 0.5
     model = momentum_mlp()
     stop = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: setattr(model, "stop_training", True))
     fit(model, DropBack(0.5, decay=0.01), stop, epochs=1)
-    assert "ended at step 1, before the initial values would have faded at step 4" in caplog.text
+    assert "training ended at step 1, but the initial values fade out only at step 4" in caplog.text
     assert kprune.summary(model).sparsity == 0
 
 

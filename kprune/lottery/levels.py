@@ -73,7 +73,7 @@ class Lottery:
 
     @classmethod
     def of(cls, levels: int, rate: float, rewind_to: Any, rewind: str, pruner: Pruner) -> Lottery:
-        """Build the lottery that the user's arguments describe; raise ValueError if one is invalid."""
+        """Build the lottery that the user's arguments describe; raise ValueError if any argument is invalid."""
         check_integer("levels", levels, 1)
         if not isinstance(rate, float) or not 0 < rate < 1:
             raise ValueError(
@@ -144,7 +144,7 @@ class State:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> State:
-        """Restore the model to the end of the last finished level and return that state, or else the initial state."""
+        """Return the state after the last finished level and restore the model to it, or return the initial state."""
         data = None if folder is None else read(Path(folder, STATE))
         if folder is None or data is None:
             begin = cls(density(masked_weights(model)), snapshot(model) if lottery.point.steps == 0 else None)
@@ -176,7 +176,7 @@ class State:
         right = right and type(self.initial_epoch) is int and self.initial_epoch >= 0 and type(self.results) is list
         if not right or [result["level"] for result in self.results] != list(range(len(self.results))):
             raise ValueError(
-                f"its progress is invalid (density={self.density!r}, initial_epoch={self.initial_epoch!r}, "
+                f"the stored progress is invalid (density={self.density!r}, initial_epoch={self.initial_epoch!r}, "
                 f"results={self.results!r:.100})"
             )
 
@@ -184,7 +184,8 @@ class State:
         """Return the snapshot of the rewind point; raise RuntimeError if level 0 did not reach it."""
         if self.to is None:
             raise RuntimeError(
-                "Training did not reach the rewind point: train at least that far, and pass `level.callbacks` to fit()."
+                "Training did not reach the rewind point: train at least to that point, and pass `level.callbacks` to "
+                "fit()."
             )
         return self.to
 
@@ -232,5 +233,5 @@ def rewind_point(folder: str | os.PathLike[str]) -> Snapshot:
 
 
 def density(weights: list[MaskedWeight]) -> float:
-    """Return the fraction of kept entries over the masks of these weights."""
+    """Return the fraction of the entries of these weights that their masks keep."""
     return sum(int(weight.kept().sum()) for weight in weights) / max(1, sum(weight.size for weight in weights))

@@ -182,7 +182,7 @@ def _check_counts(epochs: Any, batches_per_epoch: Any, batches_per_step: Any) ->
 
 
 def check_rewind(name: str, word: Any, words: Sequence[str] = REWINDS) -> None:
-    """Raise ValueError unless the value of the argument `name` is one of the words for what to rewind."""
+    """Raise ValueError unless `word`, the value of the argument called `name`, is one of `words`."""
     if not isinstance(word, str) or word not in words:
         now = RENAMED.get(word) if isinstance(word, str) else None
         hint = f": {word!r} is now called {now!r}" if now else ""
@@ -190,7 +190,7 @@ def check_rewind(name: str, word: Any, words: Sequence[str] = REWINDS) -> None:
 
 
 def model_weights(model: Any) -> dict[str, Any]:
-    """Map paths to the weights of the model, in order and without masks; masked weights keep their known paths."""
+    """Map paths to the model's weights, in order and without masks; each masked weight has the path of its mask."""
     masked = {id(weight.variable): weight.path for weight in masked_weights(model)}
     library = library_of(model)
     variables, seeds = library.plain_variables(model), library.seed_states(model)
@@ -256,7 +256,7 @@ def rewind(model: Any, to: Snapshot, what: str = "weights", optimizer: Any = Non
 
 
 def _due(model: Any, to: Snapshot, what: str, optimizer: Any) -> tuple[list[tuple[Any, np.ndarray]], ...]:
-    """Pair optimizer and model variables with their values in the snapshot; raise ValueError if it does not match."""
+    """Pair optimizer and model variables with values from the snapshot; raise ValueError if they do not match."""
     weights = model_weights(model)
     slots, others = _optimizer_variables(model, optimizer)
     then = {name: value for name, value in to.optimizer.items() if not name.startswith(_OTHER)}
@@ -270,7 +270,7 @@ def _due(model: Any, to: Snapshot, what: str, optimizer: Any) -> tuple[list[tupl
 
 
 def _others_due(others: dict[str, tuple[Any, float]], then: Arrays) -> list[tuple[Any, np.ndarray]]:
-    """Pair the variables of the model's other optimizers with their snapshot values, or else initial values."""
+    """Pair the variables of the model's other optimizers with their values in the snapshot, or else initial values."""
     if not others or not then:
         return []
     if missing := sorted(set(then) - set(others)):
@@ -283,7 +283,7 @@ def _others_due(others: dict[str, tuple[Any, float]], then: Arrays) -> list[tupl
 
 
 def check_restore(model: Any, masks: Masks, to: Snapshot) -> Masks:
-    """Return the masks by the model's paths; raise ValueError if the masks or the snapshot do not match the model."""
+    """Map the model's paths to the masks; raise ValueError if the masks or the snapshot do not match the model."""
     masks = matched({weight.path: weight for weight in masked_weights(model)}, masks, "model")
     check_masks(model, masks)
     _due(model, to, "weights", getattr(model, "optimizer", None))
@@ -305,7 +305,7 @@ def warn_of_nan(name: str, weights: Mapping[str, np.ndarray]) -> None:
     diverged = [path for path, value in weights.items() if value.dtype.kind != "b" and np.isnan(np.sum(value))]
     if diverged:
         logging.warning(
-            "kprune: %s contains NaN in %s, because training had diverged. Start again with a lower learning rate.",
+            "kprune: %s contains NaN in %s, because training diverged. Start again with a lower learning rate.",
             name,
             ", ".join(diverged[:4]) + (" ..." if len(diverged) > 4 else ""),
         )

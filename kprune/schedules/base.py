@@ -68,7 +68,7 @@ class Schedule:
         raise NotImplementedError
 
     def __call__(self, step: int) -> Any:
-        """Return the sparsity (fraction of zeros) at an optimizer step, which is 0 before `begin_step`."""
+        """Return the sparsity (fraction of zeros) at an optimizer step, or 0 before `begin_step`."""
         check_step(step)
         if step < self.begin_step:
             return 0.0

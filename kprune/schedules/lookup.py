@@ -71,7 +71,7 @@ class PerLayer(Schedule):
         return f"PerLayer({self.schedules!r})"
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Map each expression to its sparsity (fraction of zeros) at a step, which is 0 before its schedule begins."""
+        """Map each expression to its sparsity (fraction of zeros) at a step, or to 0 before its schedule begins."""
         return {expression: schedule(step) for expression, schedule in self.schedules.items()}
 
     def last_due(self, step: int) -> int | None:
@@ -159,7 +159,7 @@ def serialize(schedule: Any) -> dict[str, Any]:
 
 
 def deserialize(config: dict[str, Any]) -> Schedule:
-    """Rebuild the schedule that `serialize` described; raise ValueError if the config describes none.
+    """Rebuild the schedule that `serialize` described; raise ValueError if `config` is not valid.
 
     >>> import kprune
     >>> kprune.schedules.deserialize({"class_name": "constant", "config": {"sparsity": 0.8}})(0)

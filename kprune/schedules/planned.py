@@ -1,4 +1,4 @@
-"""A target sparsity and its place in a fit, which become a schedule once the number of steps is known."""
+"""A target sparsity that becomes a schedule when training begins and the number of steps is known."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Planned:
             check_integer("frequency", self.frequency, 1)
 
     def schedule(self, start: int, steps: int | None) -> Schedule:
-        """Return the schedule for a fit that starts at `start`; `steps` is its planned length, or None if unknown."""
+        """Return the schedule for a fit that begins at step `start` and takes `steps` steps (None if unknown)."""
         first, last = (start + steps_of(name, getattr(self, name), steps) for name in ("begin", "end"))
         if last < first:
             raise ValueError(
@@ -64,7 +64,7 @@ class Planned:
         return self.at(first, last, self.frequency or max(1, math.ceil((last - first) / _UPDATES)))
 
     def at(self, first: int, last: int, frequency: int) -> Schedule:
-        """Return the schedule with these steps."""
+        """Return the schedule with the given first step, last step and frequency."""
 
         def decay(sparsity: float) -> PolynomialDecay:
             return PolynomialDecay(0.0, sparsity, first, last, frequency=frequency)
@@ -88,7 +88,7 @@ def check_share(name: str, value: Any) -> None:
 
 
 def steps_of(name: str, value: float | int, steps: int | None) -> int:
-    """Return the steps that a value stands for; raise ValueError if it is a fraction of an unknown total."""
+    """Convert a value to a number of steps; raise ValueError if it is a fraction but the total is unknown."""
     if not isinstance(value, float):
         return int(value)
     if steps is None:

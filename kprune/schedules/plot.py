@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def plot_schedule(schedules: Any, path: str | os.PathLike[str] | None = None, steps: int | None = None) -> Figure:
-    """Draw schedules as they are applied: the sparsity jumps at each update and stays until the next.
+    """Draw schedules as they are applied: the sparsity jumps at each update and is constant in between.
 
     Args:
         schedules: a schedule (of `kprune.schedules`, `PerLayer` included, or tfmot's), several in a list, or a dict

@@ -1,4 +1,4 @@
-"""Scopes: how a sparsity is shared among the weights. A scope turns scores into the number each weight keeps."""
+"""Scopes, which decide from the scores how many entries each weight keeps at a given overall sparsity."""
 
 from .base import SCOPES
 from .bounds import kept_out, uniform_plus, with_ceiling, with_floor

@@ -48,7 +48,9 @@ def check_request(scores: Any, sparsity: Any) -> None:
     """
     found = list(scores.values()) if isinstance(scores, dict) else []
     if not found or not all(isinstance(score, np.ndarray | Counted) for score in found):
-        raise ValueError(f"`scores` must be a dict that maps paths to float arrays. Received: scores={scores!r:.200}")
+        raise ValueError(
+            f"`scores` must be a non-empty dict that maps paths to float arrays. Received: scores={scores!r:.200}"
+        )
     if not isinstance(sparsity, Real) or isinstance(sparsity, bool) or not 0 <= sparsity <= 1:  # type: ignore[operator]
         raise ValueError(
             "`sparsity` must be a number in [0, 1], the fraction of weights that are zero. Received: "

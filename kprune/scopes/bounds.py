@@ -81,7 +81,7 @@ def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
 
 @SCOPES.maker
 def with_ceiling(scope: Scope | str, ceiling: Bound) -> Scope:
-    """Return a scope in which no weight keeps more than a ceiling; other weights gain what it loses.
+    """Return a scope in which no weight keeps more than a ceiling; other weights keep more instead.
 
     The total that is kept stays that of `scope`. So a sparsity lower than the ceilings imply is refused, be it only
     the first of several rounds or of a schedule.
@@ -209,7 +209,7 @@ def _bounded(
 
 
 def _checked_bound(name: str, bound: Bound, default: int | float) -> Callable[[Scores], dict[str, float]]:
-    """Return a function that gives each weight's bound in entries, unrounded; raise ValueError if one is invalid."""
+    """Return a function that gives each weight's unrounded bound in entries; raise ValueError if a bound is invalid."""
 
     def entries(value: Any, size: int) -> float:
         count = isinstance(value, Integral)

@@ -20,7 +20,7 @@ _GAIN = 0.95  # above this fraction of dense nothing is gained
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel of a model, as a target sees it.
+    """A kernel of a model, with the properties that matter to a target.
 
     Attributes:
         layer: the layer that uses it.
@@ -63,12 +63,12 @@ class Advice(Printed):
 
     @property
     def pays(self) -> bool:
-        """Whether pruning gains anything: at least 5 % of the bytes or of the multiply-adds."""
+        """Whether pruning saves at least 5 % of the bytes or of the multiply-adds."""
         return bool(self.config) and min(self.size, 1.0 if self.flops is None else self.flops) <= _GAIN
 
     @property
     def pattern(self) -> str:
-        """The config as it would be written in a call, or "nothing" if pruning does not pay."""
+        """The recommended config, written as arguments of a call, or "nothing" if pruning does not pay."""
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items()) if self.pays else "nothing"
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def advise(model: Any, target: str, *, sparsity: float = 0.9) -> Advice:
 
 
 def get(name: str) -> Callable[..., Advice]:
-    """Return the target with this name: a function of a model, its kernels and a sparsity that returns `Advice`."""
+    """Return the target with this name, a function that maps a model, its kernels and a sparsity to `Advice`."""
     return TARGETS.get(name)
 
 
@@ -160,7 +160,7 @@ def counted(
     left: Callable[[Kernel], float],
     **rest: Any,
 ) -> Advice:
-    """Return the advice if each kernel keeps a given fraction of its bytes and multiply-adds."""
+    """Return the advice that applies when `left(kernel)` is the fraction of each kernel that remains."""
     size = sum(kernel.size * left(kernel) for kernel in kernels) / max(1, sum(kernel.size for kernel in kernels))
     return Advice(target, sparsity, config, size, flops_left(kernels, left), **rest)
 

@@ -1,4 +1,4 @@
-"""Targets governed by one property of their runtime: zip, shrink, TPU, NVIDIA's 2:4, LiteRT."""
+"""The targets zip, shrink, tpu, nvidia-2:4 and litert-cpu, each of which depends on one property of a runtime."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def _litert(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
     by_flops = blocks.flops is None or (channels.flops or 1.0) < blocks.flops
     if channels.pays and (by_flops or sparsity < _BLOCK_ZEROS):
         why = (
-            "pruning whole channels leaves fewer multiply-adds here than sparse kernels do: shrink the model, then "
-            "export it"
+            "for this model, pruning whole channels leaves fewer multiply-adds than sparse kernels do: shrink the "
+            "model, then export it"
         )
         return Advice(**{**vars(channels), "reasons": (why,)})
     if sparsity < _BLOCK_ZEROS:

@@ -17,7 +17,7 @@ def _xnnpack(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
     why = [
         "XNNPACK runs 1x1 convolutions with sparse kernels if everything from an initial 3x3 convolution with stride 2 "
         "to the global pooling can use a channels-first layout",
-        "it does so on ARM, but not on x86 with AVX",
+        "XNNPACK uses sparse kernels on ARM, but not on x86 with AVX",
     ]
     if not pointwise:
         why.append("the network has no 1x1 convolutions")
@@ -86,7 +86,7 @@ def _spatial(layer: Any, kind: str) -> str:
 
 
 def _padded(layer: Any) -> str:
-    """Return why the padding is not half the window on each side; a ZeroPadding2D before it is assumed to be right."""
+    """Describe padding that is not half the window on each side, or return ""; ZeroPadding2D layers are not checked."""
     shape = tuple(layer.input.shape)[1:3]
     if layer.padding == "same" and layer.strides[0] == 2 and any(n is None or n % 2 == 0 for n in shape):
         return "padding='same' with stride 2 pads even sizes on one side only: use ZeroPadding2D and padding='valid'"
