@@ -170,7 +170,8 @@ def test_models_and_functions_that_cannot_be_searched():
         trainings.search(plain)
     with pytest.raises(
         ValueError,
-        match=r"sparsity 0, but its trial has sparsity 0.99: .* pass `trial.callbacks` to fit\(\)\. Received: train=",
+        match=r"sparsity 0, but the trial requires sparsity 0.99: "
+        r".* pass `trial.callbacks` to fit\(\)\. Received: train=",
     ):
         kprune.search(network(), lambda model, trial: None, lambda model: 1.0, verbose=0)
 

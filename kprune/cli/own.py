@@ -123,7 +123,7 @@ def _some(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gives_probabilities(model: Any, dataset: Dataset) -> bool:
-    """Return whether the outputs show that the model ends in a softmax; raise ValueError if they do not fit the data.
+    """Return whether the model's outputs are probabilities; raise ValueError if their shape does not fit the data.
 
     By its numbers, since a layer of any kind may be the last.
     """

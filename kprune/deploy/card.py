@@ -91,7 +91,7 @@ class Card:
         )
 
     def dense_of(self, entry: Entry) -> Entry:
-        """Return the entry of the dense file to compare with, which has the plain form of the entry's format."""
+        """Return the entry of the dense network's file, in the plain form of the given entry's format."""
         own = [e for e in self.entries if e.network == "dense" and e.format == family(entry.format)]
         return own[0]
 
@@ -162,7 +162,7 @@ class Card:
         flops = "not known" if self.flops is None else f"{self.flops:,} of {self.dense_flops:,}"
         return [
             f"nonzero parameters: {self.parameters:,} of {self.dense_parameters:,}; multiply-adds: {flops}",
-            f"ms: latency of a batch of {self.batch} on {self.machine}, with the files measured in turns",
+            f"ms: latency of a batch of {self.batch} on {self.machine}, with measurements of the files interleaved",
             *(note for entry in self.entries if entry.network == "sparse" for note in self._shortfalls(entry)),
         ]
 
@@ -184,7 +184,7 @@ class Card:
 
 @contextmanager
 def filled(model: Any) -> Iterator[Any]:
-    """Replace each kernel's zeros with random values of the same spread, and restore them on exit."""
+    """Fill each kernel's zeros with random values spread like its nonzero values, and restore the kernels on exit."""
     rng = np.random.default_rng(0)
     before = []
     try:
@@ -202,7 +202,7 @@ def filled(model: Any) -> Iterator[Any]:
 
 
 def measure(runs: dict[Any, Callable[[], Any]]) -> dict[Any, tuple[float, tuple[float, float]]]:
-    """Measure each function's latency in ms: the median and the 10th and 90th percentiles over shared rounds."""
+    """Measure the median latency of each function in ms, and its 10th and 90th percentiles, in interleaved rounds."""
     order = np.random.default_rng(0)
     times: dict[Any, list[float]] = {key: [] for key in runs}
     keys = list(runs)
@@ -233,7 +233,7 @@ def zipped_size(paths: list[Path], archive: Path) -> int:
 
 
 def work(model: Any, dense: Any) -> dict[str, int | None]:
-    """Count the parameters and multiply-adds of a stripped model and of the dense one, as arguments of `Card`."""
+    """Count the parameters and multiply-adds of a stripped and a dense model, and return them as fields of `Card`."""
     kept, whole = _counted(model), _counted(dense)
     return {"parameters": kept[0], "dense_parameters": whole[1], "flops": kept[2], "dense_flops": whole[3]}
 
@@ -258,5 +258,5 @@ def _files(path: Path) -> list[Path]:
 
 
 def family(format: str) -> str:
-    """Return the format of the dense network's file to compare with, which is the plain form of `format`."""
+    """Return the plain form of `format`, in which the dense network is exported for comparison."""
     return {"saved_model_packed": "saved_model", "litert_sparse": "litert", "litert_int8": "litert"}.get(format, format)

@@ -1,4 +1,4 @@
-"""Find the channels that can be removed from a model, and the new weights that make up for them."""
+"""Find the channels that can be removed from a model, and the new weights that compensate for them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Plan:
         return self.living[self.graph.roots(atoms)]
 
     def cut(self, variable: Any, value: np.ndarray) -> np.ndarray:
-        """Return an array of a weight's shape without the removed channels."""
+        """Cut the removed channels out of an array that has the same shape as the weight."""
         for slot in self._slots()[id(variable)]:
             value = np.compress(self.stays(slot.atoms), value, axis=slot.axis)
         return value
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(eq=False)
 class _Reading:
-    """A product with the inputs that are constant in all of its calls.
+    """A product, together with those of its inputs that have the same constant value in all of its calls.
 
     Attributes:
         mixer: the product.
@@ -73,7 +73,7 @@ class _Reading:
     sums: np.ndarray
 
     def needed(self) -> np.ndarray:
-        """Return which inputs (rows) each output (column) needs; what moves into the bias is not needed."""
+        """Return which inputs (rows) each output (column) needs, except constant inputs that move into the bias."""
         folds = (self.value == 0) | (~np.isnan(self.value) & self.mixer.foldable & (not self.border))
         return self.used & ~folds[:, None]
 
@@ -121,7 +121,7 @@ def _readings(graph: ChannelGraph, read: Read) -> list[_Reading]:
 
 
 def _living(graph: ChannelGraph, readings: list[_Reading], divisor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which atoms are needed, and which atoms stay because they are needed or fill up a layer.
+    """Return which atoms are needed, and which atoms stay, including any that only fill up a layer.
 
     What fills up a layer needs its own inputs only if its value is read: then it is a constant that is not folded.
     """
@@ -149,7 +149,7 @@ def _spread(needed: np.ndarray, readings: list[_Reading]) -> None:
 
 
 def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
-    """Map the atom of each constant channel to be removed to that of a constant channel that replaces it."""
+    """Map each constant channel to remove to the constant channel that replaces it, both given as atoms."""
     places: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for number, reading in enumerate(readings):
         for row, atom in enumerate(reading.rows):
@@ -171,7 +171,7 @@ def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
 
 
 def _fill_up(graph: ChannelGraph, living: np.ndarray, divisor: int, among: np.ndarray) -> None:
-    """Keep some atoms of `among` in each layer that would keep none, or a number not divisible by `divisor`."""
+    """Keep enough atoms of `among` that each layer keeps a nonzero multiple of `divisor` atoms, or all its atoms."""
     layers = [graph.roots(size.atoms) for size in graph.sizes if size.own]
     changed = True
     while changed:

@@ -48,7 +48,7 @@ class Export:
 
     @property
     def zipped_bytes(self) -> int:
-        """The SavedModel's size in bytes as a zip archive, which is what a download takes."""
+        """The size of the SavedModel in bytes as a zip archive, as it would be downloaded."""
         return self.card.entry("saved_model").zipped
 
     def to_dict(self) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class Format:
         return max(self.tolerance, _TOLERANCE_16_BITS) if short and self.extra else self.tolerance
 
     def opened(self, path: Path, model: Any, batch: Sample) -> tuple[Opened, list[np.ndarray], int | None]:
-        """Open the file in its runtime; return it, its outputs for a batch, and the peak memory in bytes."""
+        """Open the file in its runtime; return the result, its outputs for a batch, and the peak memory in bytes."""
 
         def work() -> tuple[Opened, list[np.ndarray]]:
             found = self.open(path, model)
@@ -144,7 +144,7 @@ class Format:
 
 
 def count_zeros(values: list[np.ndarray]) -> tuple[int, int]:
-    """Count the zeros and entries of the tensors of rank 2 or more that may be kernels, not indices or shapes."""
+    """Count the zeros and entries of the tensors that may be kernels, judging by their rank and dtype."""
     tensors = [
         value
         for value in values

@@ -73,7 +73,7 @@ def _write(model: Any, file: Path, batch: Sample, format: str) -> None:
 
 
 def _check_written(cause: str, file: Path) -> None:
-    """Raise OSError if this error from C++ or another process says that the file could not be written."""
+    """Raise OSError if the text of a converter's error shows that the file could not be written."""
     if "iostream error" in cause or f"[Errno {errno.ENOSPC}]" in cause:
         full = shutil.disk_usage(file.parent).free < _FULL  # C++ does not say why
         number = errno.ENOSPC if full or "iostream" not in cause else errno.EIO

@@ -34,7 +34,7 @@ def latency_budget(
     trials: int = 6,
     verbose: Any = "auto",
 ) -> dict[str, float]:
-    """Find the budget with which the shrunk network takes a fraction of the dense network's time on this machine.
+    """Find the budget at which the shrunk network takes at most a given fraction of the dense network's latency.
 
     A bisection over the fraction f of multiply-adds: a copy is pruned to {"flops": f}, shrunk, compiled, and run in
     turns with the dense model. Latency is that of one example on the device that the backend computes on. It depends on
@@ -104,7 +104,7 @@ def latency_budget(
 
 
 def _least(model: Any, groups: str) -> float:
-    """Return the smallest fraction of the multiply-adds that can stay, rounded up."""
+    """Return the smallest fraction of the multiply-adds that pruning can leave, rounded up."""
     with masked(model, keep=False):
         cut = ChannelCut(model, groups)
         costs = Costs(model, cut.groups, "flops")
@@ -125,7 +125,7 @@ def _small(model: Any, config: PruningConfig, flops: float, inputs: Any) -> Any:
 
 
 def _ratio(model: Any, small: Any, inputs: Any) -> float:
-    """Return the latency of the small network relative to that of the model, measured in turns."""
+    """Return the latency of the small network relative to that of the model, with interleaved measurements."""
     found = measure({"dense": _compiled(model, inputs), "small": _compiled(small, inputs)})
     return found["small"][0] / found["dense"][0]
 

@@ -13,7 +13,7 @@ _SELF = Path("/proc/self")
 
 
 def peak_of(work: Callable[[], _Result]) -> tuple[_Result, int | None]:
-    """Return the result of `work()` and the number of bytes by which the process grew at its peak meanwhile.
+    """Run `work()`; return its result and the peak growth of the process's memory in bytes.
 
     Memory that the process has and does not use is given back first, as far as the C library can. None for the bytes
     where the system does not count them by process and moment: Linux does.

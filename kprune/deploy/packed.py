@@ -90,7 +90,7 @@ def gains(value: np.ndarray) -> bool:
 
 
 def _bits_set(value: np.ndarray) -> np.ndarray:
-    """Return which entries have any bit set: all but +0.0, so that -0.0 survives packing."""
+    """Return which entries have any bit set, including entries of -0.0, which must survive packing."""
     return value.view(f"u{value.itemsize}") != 0
 
 

@@ -72,7 +72,7 @@ def recalibrate(model: Any, data: Any, *, batches: int | None = None) -> None:
 
 
 class _Watched:
-    """A batch normalization layer whose calls are watched to sum up their weighted statistics."""
+    """A batch normalization layer, with the weighted sum of its batch statistics over all watched calls."""
 
     def __init__(self, layer: Any):
         self.layer, self.examples = layer, 0
@@ -81,7 +81,7 @@ class _Watched:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Add up the statistics of each call's own batch in this context, also for shared layers."""
+        """Add up the batch statistics of every call to the layer in this context, even if the layer is shared."""
         momentum, call = self.layer.momentum, self.layer.call
 
         signature = inspect.signature(call)

@@ -93,7 +93,7 @@ def sample(model: Any, inputs: Any = None) -> Sample:
 
 
 def named(batch: Sample, names: list[str]) -> dict[str, np.ndarray]:
-    """Map the file's input names to a batch's arrays, by the specs' names or else in the order of the names.
+    """Map the file's input names to the batch's arrays, by name if the names match and by order otherwise.
 
     >>> batch = Sample({"": [np.zeros(1), np.ones(1)]}, {"": [Spec((None,), "float32", None)] * 2})
     >>> named(batch, ["inputs_1", "inputs"])
@@ -137,7 +137,7 @@ def predict(model: Any, batch: Sample) -> list[np.ndarray]:
 
 
 def tensors(batch: Sample) -> dict[str, Any]:
-    """Return the arguments of a call; strings become TensorFlow tensors because only that backend takes them."""
+    """Return the arguments of a call, with arrays of strings converted to TensorFlow tensors."""
 
     def convert(array: np.ndarray) -> Any:
         if array.dtype.kind not in "OUS":
@@ -167,7 +167,7 @@ def unchanged(model: Any) -> Iterator[None]:
 
 @contextmanager
 def from_reset_states(model: Any) -> Iterator[None]:
-    """Start stateful recurrent layers from reset states, as in their files, and restore the states on exit."""
+    """Reset the states of stateful recurrent layers to match the exported files, and restore the states on exit."""
     with unchanged(model):
         for state in _recurrent_states(model):
             state.assign(np.zeros(state.shape, to_numpy(state).dtype))
@@ -179,7 +179,7 @@ def _states(model: Any) -> list[Any]:
 
 
 def _recurrent_states(model: Any) -> list[Any]:
-    """Return the states that neither Keras 3 nor tf_keras lists among a model's variables."""
+    """Return the states of recurrent layers, which neither Keras 3 nor tf_keras lists among a model's variables."""
     layers = library_of(model).all_layers(model)
     stateful = [layer for layer in layers if getattr(layer, "stateful", False) and getattr(layer, "states", None)]
     return [state for layer in stateful for state in keras.tree.flatten(layer.states) if state is not None]

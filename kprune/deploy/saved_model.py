@@ -20,7 +20,7 @@ from .sample import Sample, signature, tensors
 
 
 def write(model: Any, folder: Path, batch: Sample) -> None:
-    """Write a SavedModel whose `serve` (and "serving_default") is `model(..., training=False)`.
+    """Write a SavedModel whose endpoints `serve` and "serving_default" compute `model(..., training=False)`.
 
     Args:
         model: a stripped model of either Keras.
@@ -73,7 +73,7 @@ def constants(batch: Sample) -> dict[str, Any]:
 
 
 def _traced(model: Any, batch: Sample) -> Any:
-    """Return Keras's export archive with its only endpoint, which has been traced."""
+    """Trace the model, and return a Keras export archive with the traced function as its only endpoint."""
     library = library_of(model).package
     archive = library.export.ExportArchive()
     if library_of(model).backend() != "tensorflow":

@@ -116,7 +116,7 @@ def _rebuilt(model: Any, graph: ChannelGraph, planned: Plan) -> Any:
 
 
 def _class(model: Any) -> Any:
-    """Return Keras's own class, Sequential or Model, that reads the config of this model."""
+    """Return the Keras class, Sequential or Model, that can read this model's config."""
     library = library_of(model).package
     return library.Sequential if hasattr(model, "add") else library.Model
 
@@ -132,8 +132,9 @@ def _places(old: Any, new: Any, planned: Plan) -> list[tuple[Any, Any]]:
             target.bias.assign(_as(planned.new_biases[id(source)][planned.stays(columns)], target.bias))
         if len(given) != len(wanted):
             raise ValueError(
-                "Rebuilding the layer from its config gives different weights: its `get_config` must return all "
-                f"constructor arguments. Received: layer={source.name!r}, weights={len(given)}, rebuilt={len(wanted)}"
+                "Rebuilding the layer from its config gives a different number of weights: its `get_config` must "
+                f"return all constructor arguments. Received: layer={source.name!r}, weights={len(given)}, "
+                f"rebuilt={len(wanted)}"
             )
         places += zip(given, wanted, strict=True)
     return places
@@ -196,7 +197,7 @@ def _outputs(model: Any, arguments: dict[str, Any]) -> list[np.ndarray]:
 
 
 def _compare(expected: list[np.ndarray], actual: list[np.ndarray], tolerance: float) -> None:
-    """Raise RuntimeError unless the outputs agree, relative to the largest value of each."""
+    """Raise RuntimeError if any output differs by more than the tolerance, relative to its largest value."""
     for number, (one, other) in enumerate(zip(expected, actual, strict=True)):
         scale = float(np.abs(one).max(initial=0.0)) or 1.0
         worst = float(np.abs(one - other).max(initial=0.0)) / scale

@@ -109,7 +109,7 @@ def find_ticket(
 
 
 def watch(lottery: Lottery, state: State) -> list[Any]:
-    """Return the callbacks that must be in each fit of the next level."""
+    """Return the callbacks that must be passed to every call to `fit` in the next level."""
     watching: list[Any] = [MaskingCallback() if state.results else _Taker(lottery, state)]
     if lottery.pruner.config.tracker() is not None:
         watching.insert(0, _Watching(lottery.pruner))  # first: the step that ends at the point is before it
@@ -117,7 +117,7 @@ def watch(lottery: Lottery, state: State) -> list[Any]:
 
 
 class _Taker(TakeSnapshot):
-    """A callback that takes the snapshot of level 0, counting from the first fit if there are several."""
+    """A callback that takes the snapshot of level 0, counting from the first call to `fit`."""
 
     def __init__(self, lottery: Lottery, state: State):
         super().__init__()
@@ -166,7 +166,7 @@ class _Watching(MaskingCallback):
 
 
 class _Seeded(Callback):
-    """A callback that sets the seed of the data's order again when a fit begins.
+    """A callback that resets the seed for shuffling the data at the start of each call to `fit`.
 
     In a model's first fit, Keras's trainer for JAX has by then drawn an order from NumPy to look at a batch (checked
     with Keras 3.15.1), so later levels would be shuffled otherwise than level 0.
@@ -181,7 +181,7 @@ class _Seeded(Callback):
 
 
 def _numbers(result: Any) -> dict[str, Any]:
-    """Convert what a training run returned to numbers by name, or to lists for metrics with several values."""
+    """Convert the result of a training run to a dict of numbers, or of lists for metrics with several values."""
     if result is None:
         return {}
     if hasattr(result, "history"):

@@ -18,7 +18,7 @@ def _attributes(model: Any) -> Iterator[tuple[Any, str, Any]]:
 
 
 def owners(model: Any) -> dict[int, tuple[Any, str]]:
-    """Map the id of each weight to the layer that created it and the layer's name for it."""
+    """Map each weight's id to the layer that created it and to the name of the layer's attribute."""
     return {id(value): (layer, name) for layer, name, value in _attributes(model) if hasattr(value, "assign")}
 
 
@@ -29,7 +29,7 @@ def statistics(model: Any) -> list[Any]:
 
 
 def draw(path: str, variable: Any, owner: tuple[Any, str] | None, seed: list[int]) -> np.ndarray:
-    """Draw a fresh value for a weight from a copy of its layer's initializer that has its own seed."""
+    """Draw a fresh value for a weight from a reseeded copy of its layer's initializer."""
     layer, name = owner or (None, "")
     # A separable layer's "pointwise_kernel" is drawn by its `pointwise_initializer`, a depthwise layer's "kernel" by
     # its `depthwise_initializer`.

@@ -53,7 +53,7 @@ class LotteryNetwork:
         self.dense = {weight.path: np.ones(weight.shape, bool) for weight in masked_weights(model)}
 
     def draw(self, mode: str, lottery: Lottery) -> None:
-        """Run a lottery from its first unfinished level on."""
+        """Run a lottery, starting at its first unfinished level."""
         folder = self.folder / mode
         restore(self.model, self.dense, self.begin)
         state = State.load(folder, lottery, self.model)

@@ -127,7 +127,7 @@ def run_lotteries(
         if step == 0 and {INIT, "weights"} <= set(modes):
             raise ValueError(
                 "`rewind_to` must not be the start of training if `modes` contains 'init' and 'weights', because both "
-                f"modes would do the same. Received: {modes=}, {rewind_to=}"
+                f"modes would then be identical. Received: {modes=}, {rewind_to=}"
             )
 
     keys = [key for seed in seeds for key in _keys(modes, base, levels, seed)]

@@ -38,7 +38,7 @@ AnyRun = TypeVar("AnyRun", bound=Run)
 
 @dataclass(frozen=True)
 class RunsReport(Drawable, Generic[AnyRun]):
-    """The base class of the reports on many training runs, which are in `cells`."""
+    """The base class of reports on many training runs, which are stored in `cells`."""
 
     cells: tuple[AnyRun, ...]
 
@@ -169,11 +169,11 @@ class RunTable(Generic[AnyRun]):
                             if cell.key in cells
                             else f"it exceeds the limit of {_MOST_ROWS:,} runs"
                         )
-                        raise ValueError(f"Row {number} of the file is damaged ({odd}); delete it. {received}")
+                        raise ValueError(f"Row {number} of the file is damaged ({odd}); delete this row. {received}")
                     cells[cell.key] = cell
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(
-                f"The file is not a CSV file: {error}. Move it, or choose another path. {received}"
+                f"The file is not a CSV file: {error}. Move the file, or choose another path. {received}"
             ) from error
         self.cells = cells
 
@@ -193,7 +193,7 @@ class RunTable(Generic[AnyRun]):
         ]
         if other:
             raise ValueError(
-                f"The file was written with different settings: {'; '.join(other)}. Move it, or choose another "
+                f"The file was written with different settings: {'; '.join(other)}. Move the file, or choose another "
                 f"path. {received}"
             )
         try:
@@ -208,7 +208,7 @@ class RunTable(Generic[AnyRun]):
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-    """Yield the lines of a file; raise csv.Error at an overlong line before reading it to its end."""
+    """Yield the lines of a file; raise csv.Error for an overlong line without reading all of it."""
     while line := file.readline(_MOST_CHARACTERS + 1):
         if len(line) > _MOST_CHARACTERS:
             raise csv.Error(f"a line is longer than {_MOST_CHARACTERS:,} characters")
@@ -256,7 +256,7 @@ def check_epochs(epochs: int) -> None:
 
 
 def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
-    """Return a fit's last and highest test accuracy; raise ValueError if it has none."""
+    """Return the last and the highest test accuracy in a training history; raise ValueError if it has none."""
     if "val_accuracy" not in history:
         raise ValueError(f"`build` must compile the model with metrics=['accuracy']. Received: metrics={list(history)}")
     found = history["val_accuracy"]
@@ -266,7 +266,7 @@ def accuracies(history: dict[str, list[float]]) -> tuple[float, float]:
 
 
 def early_stop(history: dict[str, list[float]]) -> tuple[int, float]:
-    """Return the epoch of a fit with the lowest test loss, and the test accuracy after it."""
+    """Return the epoch with the lowest test loss in a training history, and the test accuracy after that epoch."""
     losses = np.nan_to_num(history["val_loss"], nan=np.inf)
     return int(np.argmin(losses)) + 1, round(float(history["val_accuracy"][np.argmin(losses)]), 6)
 
@@ -274,7 +274,7 @@ def early_stop(history: dict[str, list[float]]) -> tuple[int, float]:
 def band(
     axes: Any, at: Sequence[float], columns: Sequence[Sequence[Any]], name: str = "accuracy", **line: Any
 ) -> list[float]:
-    """Draw the mean of a field over columns of runs, in a band from minimum to maximum; return the means."""
+    """Draw the mean of a field for each column of runs, in a band from minimum to maximum; return the means."""
     values = [[getattr(run, name) for run in column] for column in columns]
     means = [float(np.mean(column)) for column in values]
     axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=line["color"], alpha=0.15, lw=0)

@@ -237,7 +237,7 @@ class _Trainings:
         return self.table.cells[sparsity, seed].value
 
     def network(self, sparsity: float, seed: int) -> Any:
-        """Return the network of this run, trained again if another run has been made since."""
+        """Return the network of this run, training it again if another run has taken place since."""
         if self._last != (sparsity, seed):
             self._run(sparsity, seed)
         return self._begin(seed)[0]
@@ -273,8 +273,8 @@ class _Trainings:
         reached = 1 - sum(int(mask.sum()) for mask in kept) / sum(mask.size for mask in kept)
         if bool(reached) != bool(sparsity):
             raise ValueError(
-                f"The trained network has sparsity {reached:.6g}, but its trial has sparsity {sparsity:.6g}: `train` "
-                f"must pass `trial.callbacks` to fit(). Received: train={self.train!r:.200}"
+                f"The trained network has sparsity {reached:.6g}, but the trial requires sparsity {sparsity:.6g}: "
+                f"`train` must pass `trial.callbacks` to fit(). Received: train={self.train!r:.200}"
             )
         self.metric, value = measure_by(model, self.evaluate)()
         if not math.isfinite(value):

@@ -64,7 +64,7 @@ class SearchResult(Drawable):
 
     @property
     def rises(self) -> tuple[tuple[float, float], ...]:
-        """Neighboring sparsities where every value of the sparser network is better than all of the other's."""
+        """Pairs of neighboring sparsities where all runs of the sparser network beat all runs of the denser one."""
         tried = [row for row in self.rows if row.sparsity and not row.anew]
         return tuple((a.sparsity, b.sparsity) for a, b in itertools.pairwise(tried) if min(b.values) > max(a.values))
 
@@ -79,7 +79,7 @@ class SearchResult(Drawable):
 
     def __str__(self) -> str:
         table = new_table()
-        for column in ("sparsity", self.metric, "to dense"):
+        for column in ("sparsity", self.metric, "vs. dense"):
             table.add_column(column, justify="right")
         table.add_column("")
         for row in self.rows:
@@ -105,7 +105,7 @@ def _shown(row: SearchRow) -> str:
 
 
 def said_of_rises(found: SearchResult) -> list[str]:
-    """Return a one-line note if a sparser network was better by more than the noise, or nothing."""
+    """Return a list with a note if a sparser network was clearly better than a denser one; otherwise an empty list."""
     if not found.rises:
         return []
     pairs = ", ".join(f"{a:.6g} to {b:.6g}" for a, b in found.rises)

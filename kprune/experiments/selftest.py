@@ -1,4 +1,4 @@
-"""Check that kprune works on this machine's devices, and measure the cost of a masked step and an update."""
+"""Check that kprune works on this machine's devices, and measure the cost of masked steps and mask updates."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def selftest(strategy: str = "auto", library: Any = keras, verbose: Any = "auto"
 
 
 class _Watching(Callback):
-    """A callback that records which pruned entries moved and how many traces there were after each step."""
+    """A callback that records, after each step, the weights whose pruned entries moved and the number of traces."""
 
     def __init__(self, count: Callable[[], int]):
         super().__init__()
@@ -195,7 +195,7 @@ def _wide(library: Any, masked: bool) -> Any:
 
 
 def _step(library: Any) -> tuple[float, float]:
-    """Return the time of a masked step relative to a dense one, and in milliseconds."""
+    """Measure a masked training step; return its time relative to a dense step, and in milliseconds."""
     models = {masked: _wide(library, masked) for masked in (False, True)}
     weights = masked_weights(models[True])
     set_masks(models[True], {w.path: np.arange(w.size).reshape(w.shape) % 10 == 0 for w in weights})
@@ -212,14 +212,14 @@ def _step(library: Any) -> tuple[float, float]:
 
 
 class _Updating(Callback):
-    """A callback that makes an update as part of a fit, in which the optimizers are known."""
+    """A callback that updates the masks as in a call to `fit`, so that the optimizers are known."""
 
     def update(self, pruner: Pruner, model: Any, sparsity: float) -> None:
         pruner.update(model, sparsity)
 
 
 def _update(library: Any) -> tuple[int, float, float]:
-    """Return the number of entries, the milliseconds of an update, and its time relative to `np.partition`."""
+    """Measure a mask update; return the number of entries, the time in ms, and the time relative to `np.partition`."""
     model = _wide(library, True)
     weights, pruner = masked_weights(model), Pruner(PruningConfig("magnitude"))
     size = sum(weight.size for weight in weights)

@@ -1,4 +1,4 @@
-"""The sensitivity scan, which measures what the model loses if only one weight is pruned."""
+"""The sensitivity scan, which measures how the model's metric changes if only one weight is pruned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sweep that shows layer collapse, with accuracy against compression for several criteria and seeds."""
+"""The sweep that shows layer collapse by measuring accuracy at many compressions for several criteria."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def sweep(
     settings: dict[str, Any] | None = None,
     verbose: Any = "auto",
 ) -> Sweep:
-    """Train a network at many compressions, pruned before training by several criteria (arXiv:2006.05467, figure 1).
+    """Prune a network by several criteria at many compressions, then train it (arXiv:2006.05467, figure 1).
 
     Each cell builds the network from its seed, prunes it to sparsity = 1 - 1 / compression by
     `kprune.callbacks.PruneAtInit` and trains it. Criteria that need data get 10 training examples of each class.
@@ -207,7 +207,7 @@ def _train(
 
 
 def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence[int]) -> list[tuple[str, float, int]]:
-    """Return the keys of the cells in the sweep's order, in which an interrupted sweep leaves whole seeds."""
+    """Return the keys of the cells, ordered by seed so that an interrupted sweep has finished whole seeds."""
     check_each_once("methods", methods)
     check_each_once("compressions", compressions)
     check_seeds(seeds)

@@ -1,4 +1,4 @@
-"""Read the description in a `.keras` file, with size checks, before any library loads the file."""
+"""Read the metadata and config of a `.keras` file, with size checks, before any library loads the file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _DAMAGED = (
 
 
 class Description(NamedTuple):
-    """The description in a `.keras` file.
+    """The Keras version, the config and the total array size read from a `.keras` file.
 
     Attributes:
         version: of the Keras that wrote it, as "3.13.2".
@@ -63,7 +63,7 @@ class Description(NamedTuple):
 
 
 def describe(path: str | os.PathLike[str]) -> Description:
-    """Read the description in a `.keras` file without running or importing anything from it.
+    """Read the Keras version and config from a `.keras` file without running or importing anything from the file.
 
     The sizes of all that is in it are looked at before it is read: the file may not unpack to more than 20 times its
     size (or 32 MiB), its config to no more than 8 MiB.
@@ -130,7 +130,7 @@ def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
 
 
 def _check_packing(file: IO[bytes], members: list[zipfile.ZipInfo], size: int) -> None:
-    """Reject members that unpack to more than they declare, because `zipfile` would allocate memory for all of it."""
+    """Reject zip members that are larger than their declared size, because `zipfile` would unpack all of their data."""
     if sum(member.compress_size for member in members) > size:
         raise _Unfit("the compressed sizes of its members add up to more than the file contains")
     for member in members:
@@ -155,7 +155,7 @@ def _pieces(file: IO[bytes], member: zipfile.ZipInfo) -> Iterator[bytes]:
 
 
 def _checked_weights(data: bytes, limit: int) -> int:
-    """Return the memory that the loaded arrays take; raise ValueError if one is external or not numeric."""
+    """Return the memory that the loaded arrays take; raise ValueError if any array is external or not numeric."""
     total = entries = 0
 
     def check(path: str, item: Any) -> None:
@@ -193,7 +193,7 @@ def _checked_array(item: h5py.Dataset) -> int:
 
 
 def _check_attributes(item: Any) -> None:
-    """Allow only a string or a few numbers, because many strings could each be as long as the file."""
+    """Reject attributes larger than one string or a few numbers, because loading them could take too much memory."""
     for name in item.attrs:
         attribute = item.attrs.get_id(name)
         if math.prod(attribute.shape) > (1 if attribute.dtype.hasobject else _MOST_NUMBERS):

@@ -1,4 +1,4 @@
-"""Find which entries of Keras 3's quantized kernels are 0 as the layer reads them."""
+"""Find which entries of Keras 3's quantized kernels are 0 after dequantization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALES = ("kernel_scale", "kernel_zero")
 
 
 def kept(layer: Any, v: Any, read: Callable[[Any], np.ndarray] = to_numpy) -> np.ndarray:
-    """Return which entries of a weight are nonzero after dequantization, as bool in the dequantized shape.
+    """Return which entries of a weight are nonzero after dequantization, as a bool array of the dequantized shape.
 
     `read` takes a variable and gives its value, in the model or in a file.
 
@@ -49,7 +49,7 @@ def is_packed(layer: Any, v: Any) -> bool:
 
 
 def _kept_of_einsum(layer: Any, value: np.ndarray, read: Callable[[Any], np.ndarray]) -> np.ndarray:
-    """Do what `kept` does for EinsumDense, whose kernel Keras 3.13 packs as is and 3.15 as (inputs, outputs)."""
+    """Apply `kept` to EinsumDense, whose kernel Keras 3.13 packs as is and Keras 3.15 packs as a matrix."""
     shape = tuple(int(d) for d in layer.kernel.shape)  # Keras unpacks it
     _, labels, output = einsum_labels(layer)
     inputs = math.prod(n for label, n in zip(labels, shape, strict=True) if label not in output)

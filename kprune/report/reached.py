@@ -1,4 +1,4 @@
-"""A one-line summary of the sparsity that a fit has reached."""
+"""A one-line summary of the sparsity that training has reached."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _BESIDE = 2**24
 
 
 def read(path: str | os.PathLike[str]) -> Summary:
-    """Report the sparsity of a saved model, running and changing nothing, so that untrusted files are safe.
+    """Report the sparsity of a saved model without running anything in it, so that untrusted files are safe.
 
     Args:
         path: a `.keras` file of Keras 3 or tf_keras, masked or plain, or the folder of any SavedModel.
@@ -144,7 +144,7 @@ def _check_model(model: Any, kind: type) -> Any:
 
 
 def _check_masks(model: Any) -> Any:
-    """Raise ValueError if a layer's masks would wait forever because its config gives a wrong number of weights."""
+    """Raise ValueError if masks could not be applied because their layer has the wrong number of weights."""
     for layer in all_layers(model):
         if "_pending_masks" in vars(layer):
             expected = vars(layer)["_pending_masks"].expected

@@ -87,7 +87,7 @@ class SavedVariables:
         return value.reshape(shape)
 
     def _names(self, shapes: Iterable[str]) -> dict[str, str]:
-        """Map checkpoint keys to variable names, for the model's variables only if TensorFlow lists them."""
+        """Map checkpoint keys to variable names, limited to the model's own variables if TensorFlow lists them."""
         # Not in TensorFlow's public interface, but what its files have been made of since 2.0.
         from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
@@ -152,7 +152,7 @@ def _read_paths(folder: Path) -> dict[str, str]:
 def _read_packed(
     folder: Path, shapes: Mapping[str, list[int]], dtypes: Mapping[str, Any]
 ) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """Map the path of each packed kernel to the keys of its bits and values and to its shape, after checking them."""
+    """Read and check the packed kernels; map each path to the keys of its bits and values and to its shape."""
     packed = _read_json(folder).get("packed", {})
     found, taken = {}, set()
     for path, entry in packed.items() if isinstance(packed, dict) else [("", None)]:

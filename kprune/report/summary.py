@@ -1,4 +1,4 @@
-"""The report on the kept entries of each weight and on the multiply-adds that this saves."""
+"""The report on the kept entries of each weight and on the multiply-adds that pruning saves."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def summary(model: Any) -> Summary:
 
 
 def weight_paths(model: Any) -> list[tuple[str, Any]]:
-    """List each weight of a built model once as (path, variable), with its path in `summary`."""
+    """List each weight of a built model once, as a tuple of its path in `summary` and its variable."""
     library = library_of(model)
     owned = {id(v): v for _, v in library.owned_weights(model)}
     return [(library.weight_path(v), v) for v in owned.values()]

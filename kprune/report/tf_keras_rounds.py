@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Rounds(list[Any]):
-    """The layers of a network's config, which tf_keras iterates over once per round."""
+    """A list of a network's layers that raises ValueError if tf_keras iterates over it too often."""
 
     left = 0
 

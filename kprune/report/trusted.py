@@ -204,7 +204,7 @@ def _check_entry(entry: dict[str, Any], library: Any, parts: tuple[type, ...]) -
 
 
 def _has_tensor(node: Any) -> bool:
-    """Return whether a functional model's inbound node takes a layer's output, in the notation of either Keras.
+    """Return whether a functional model's inbound node takes a layer's output, as written by Keras 3 or tf_keras.
 
     Only where they look for one: what they take for a constant may hold what looks like one elsewhere.
     """

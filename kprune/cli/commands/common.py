@@ -43,7 +43,7 @@ def each(words: Iterable[str]) -> Check:
 
 
 def _fraction(says: str) -> Callable[[Any], str]:
-    """Return a function that writes the error text for fractions, and converts a value given in percent."""
+    """Return a function that writes a fraction flag's error text, and suggests the fraction for a value in percent."""
 
     def message(value: Any) -> str:
         try:
@@ -71,7 +71,7 @@ def numbers(convert: Callable[[str], float], test: Callable[[float], bool], mess
 
 
 def criteria(*given: str) -> tuple[str, ...]:
-    """Return the names of the criteria that need nothing but what is given ("data", "training" or both)."""
+    """Return the names of the criteria that need nothing beyond `given` ("data", "training", both or neither)."""
 
     def needs(name: str) -> set[str]:
         criterion = CRITERIA.get(name)
@@ -161,7 +161,7 @@ DATA_NOTES = (
 MODEL_NOTES = (
     f"Models:   {', '.join(tuple(models.MODELS)[:9])},\n          {', '.join(tuple(models.MODELS)[9:])},\n          "
     "or your own: a .keras file, from whose weights each training run starts; or module:function, which is\n          "
-    "called with those of input_shape, classes, seed, width and library that it takes. A model that is already\n"
+    "called with whichever of input_shape, classes, seed, width and library it accepts. A model that is already\n"
     "          compiled with metrics=['accuracy'] is trained as is; any other model is compiled for classification\n"
     "          with the optimizer that the flags select."
 )
@@ -171,7 +171,7 @@ NETWORK_NOTES = f"{MODEL_NOTES}\n{DATA_NOTES}"
 def training_options(
     model: str, width: float, epochs: int, rate: float | None = None, scope: str | None = "global"
 ) -> tuple[Option, ...]:
-    """Return the training flags with these defaults; None means the optimizer's own rate or the pattern's own scope."""
+    """Return the training flags with these defaults; a rate or scope of None defers to the optimizer or the pattern."""
     usual = "" if rate else " [0.001; for sgd 0.05]"
     return (
         Option("model", model, "name of a model, a .keras file or module:function; see below", str, MODEL, "MODEL"),
@@ -247,7 +247,7 @@ def compile_for_classes(network: Any, library: Any, optimizer: Any = "sgd", from
 
 
 def count_steps(values: Any, dataset: data.Dataset) -> int:
-    """Return the number of optimizer steps in the training."""
+    """Return the number of optimizer steps in a training run."""
     if isinstance(dataset.train, tuple):
         return values.epochs * math.ceil(len(dataset.train[0]) / dataset.batch_size)
     return values.epochs * len(dataset.train)  # type: ignore[arg-type]  # a tf.data.Dataset of files knows its length

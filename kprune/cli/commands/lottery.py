@@ -83,7 +83,7 @@ _POINT = (
 _RENAMED = ", ".join(f'"{then}" is now called "{now}"' for then, now in RENAMED.items())
 _MODES = (common.each(MODES)[0], f"must be one or more of {', '.join(MODES)}, without duplicates ({_RENAMED})")
 _CRITERIA = common.criteria("data", "training")
-_DECAY = "fraction of each weight to subtract per step, times the learning rate"
+_DECAY = "fraction of each weight to subtract per step, scaled by the learning rate"
 # The order of data is rewound, too, which is known of arrays alone.
 _ARRAYS = tuple(name for name in data.NAMES if name != "imagenet")
 _CHANGED: dict[str, dict[str, Any]] = {"dataset": {"check": common.ARRAYS}, "decay": {"default": "step"}}
@@ -124,7 +124,7 @@ LOTTERY = Command(
         Option(
             "plot",
             None,
-            "file for the figure; NAME-training is written beside it [OUT_DIR/lottery.png]",
+            "file for the figure; a second one, NAME-training, shows training curves [OUT_DIR/lottery.png]",
             str,
             common.FIGURE,
         ),
@@ -133,8 +133,8 @@ LOTTERY = Command(
     "Modes:    init           rewind everything to the start\n"
     "          weights        rewind everything to --rewind_to\n"
     "          learning_rate  rewind only the learning rate; the weights stay as trained\n"
-    "          none           rewind nothing; continue at the last learning rate for as many epochs as mode weights\n"
-    "          reinitialize   control: fresh weights with the masks of init (or of weights, if --modes lacks init)\n"
+    "          none           rewind nothing; train on at the last learning rate for as long as in mode 'weights'\n"
+    "          reinitialize   control: fresh weights with the masks of mode 'init' (or else of mode 'weights')\n"
     "          shuffle        control: the same masks, shuffled within each weight, with the ticket's weights\n"
     f"Criteria: {', '.join(_CRITERIA)}\n"
     f"{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}, or your own:\n{common.OWN_DATA_NOTES}",

@@ -39,7 +39,7 @@ def run(values: Any, arguments: list[str]) -> None:
     if not report.passed:
         broken = ", ".join(name for name, kept in report.checks.items() if not kept)
         raise RuntimeError(
-            f"the self-test failed on this machine: {broken}. Please report this failure with the output of --json"
+            f"these checks failed on this machine: {broken}. Please report this failure with the output of --json"
         )
 
 

@@ -73,7 +73,7 @@ def _write(report: Sensitivity, path: str) -> None:
 
 SENSITIVITY = Command(
     "sensitivity",
-    "Prune the weights of a saved model one at a time, and measure how much accuracy each one costs.",
+    "Prune each weight of a saved model in turn, and measure how much accuracy is lost.",
     "MODEL",
     "kprune sensitivity out/model.keras --dataset=digits --plot=out/sensitivity.png",
     (

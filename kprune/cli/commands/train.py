@@ -80,7 +80,7 @@ def _check_target(target: Path, values: Any) -> None:
 
 @contextmanager
 def _kept(network: Any, target: Path | None) -> Iterator[None]:
-    """Save the trained network with its masks if anything fails in this context; the error says where."""
+    """Save the trained network with its masks if anything fails in this context, and name the file in the error."""
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
