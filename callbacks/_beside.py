@@ -23,7 +23,7 @@ def warn_of_denser_best(pruning: Any) -> None:
 
 
 def fit_runs(callback: Any) -> bool:
-    """Return whether the caller runs, directly or indirectly, in a `fit` call that was given this callback.
+    """Return whether the caller was reached, directly or indirectly, from a `fit` call that was given this callback.
 
     `fit` holds the list of its callbacks in a local variable (checked with Keras 3.13.2 and 3.15.1;
     tests/test_supermask.py).
@@ -44,7 +44,7 @@ def restores_best(callback: Any) -> bool:
 
 
 def in_fit_of(model: Any) -> bool:
-    """Return whether the caller runs, directly or indirectly, in a call of the model's own `fit` method."""
+    """Return whether the caller was reached, directly or indirectly, from the model's own `fit` method."""
     frame = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:

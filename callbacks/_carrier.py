@@ -41,7 +41,7 @@ class Zeros:
         self.some = False
 
     def due(self) -> bool:
-        """Count the start of a step and return whether to check the pruned entries first."""
+        """Count a step that is about to begin and return whether to check the pruned entries first."""
         if not self.some and self.seen != changes(self.model):
             self.seen, self.steps, self.some = changes(self.model), -1, True
         self.steps += 1

@@ -73,7 +73,7 @@ class Standing:
         return standing
 
     def _guard(self, model: Any) -> None:
-        """Let the optimizer step only inside the model's train function, and remove it if a step raises an error."""
+        """Allow optimizer steps only inside the model's train function; remove the optimizer if a step fails."""
         steps, owner, optimizer, end = model.train_function, weakref.ref(model), self.optimizer, self.end
         if getattr(steps, "guarded", False):
             return

@@ -63,18 +63,18 @@ class SnapshotTaker:
         return self._epochs or (self._callback.params or {}).get("epochs") or 1
 
     def first_epoch(self) -> int:
-        """Return the number of whole epochs before the point in the most recent fit."""
+        """Return the number of whole epochs before the snapshot is due in the most recent fit."""
         return self.point.in_epochs(self.epochs, self._batches_per_epoch, self._batches_per_step)
 
     def check_fit(self) -> None:
-        """Raise ValueError if the point does not lie within the fit that is about to begin."""
+        """Raise ValueError if the snapshot is not due within the fit that is about to begin."""
         self._batches_per_epoch = (self._callback.params or {}).get("steps")
         optimizer = self.optimizer if self.optimizer is not None else self._callback.model.optimizer
         self._batches_per_step = 1 if optimizer is None else batches_per_step(optimizer)
         self.due = self.point.in_batches(self.epochs, self._batches_per_epoch, self._batches_per_step)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Begin an epoch; raise ValueError, with the model unchanged, if the fit starts too late to reach the point."""
+        """Begin an epoch; raise ValueError, without changing the model, if the fit starts too late for the snapshot."""
         left = self.epochs - epoch
         if not self.begun and self.due and self.due >= left * (self._batches_per_epoch or 0):
             with self._callback.undone():

@@ -171,7 +171,7 @@ class ADMM(UpdatingCallback):
         self._pull()
 
     def _pull(self) -> None:
-        """Draw the weights toward the targets in the next training steps, or stop if there are no targets."""
+        """Pull the weights toward the targets in the next training steps, or stop pulling if there are no targets."""
         for i, weight in enumerate(masked_weights(self.model)):
             own = pull_of(weight)
             if self._targets:

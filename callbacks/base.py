@@ -68,7 +68,7 @@ class MaskingCallback(Callback):
 
     @property
     def prunes_channels(self) -> bool:
-        """Whether whole channels are pruned, so that the parameters that follow them need masks as well."""
+        """Whether whole channels are pruned, in which case the parameters that follow them need masks as well."""
         pruner = getattr(self, "pruner", None)
         return pruner is not None and pruner.config.channels
 

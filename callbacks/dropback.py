@@ -132,7 +132,7 @@ class DropBack(UpdatingCallback):
         return self.closes is not None and not self._closed()
 
     def update(self, taken: int) -> None:
-        """After a step, reset the weights that have moved least; once the initial values have faded, mask them."""
+        """After a step, reset the weights that have moved least, or mask them once the initial values have faded."""
         if self._at is None or taken == self._at or self._closed():
             return
         masks = self.pruner.masks(self.model, self.sparsity)

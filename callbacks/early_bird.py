@@ -23,7 +23,7 @@ from .base import MaskingCallback
 
 
 class EarlyBird(MaskingCallback):
-    """Compute the masks that pruning would produce after each epoch, and prune once they settle (arXiv:1909.11957).
+    """After each epoch, compute the masks that pruning would produce; prune once they settle (arXiv:1909.11957).
 
     Of the last `patience` masks, the newest is compared with each other one: when there are so many and the largest
     distance (`kprune.analysis.mask_distance`: the fraction of entries that differ) is below `threshold`, the newest

@@ -25,7 +25,7 @@ from .base import MaskingCallback
 
 
 class LotteryTicket(MaskingCallback):
-    """Train, prune a fraction of the remaining weights, and rewind, `levels` times in one `model.fit`.
+    """Train, prune a fraction of the remaining weights, and rewind; do this `levels` times in one `model.fit` call.
 
     Level 0 trains the model as it is for `epochs_per_level` epochs. A later level begins where the rewind point lies:
     rewound to epoch e, it trains the epochs from e to `epochs_per_level`; `total_epochs` counts them all. Pruning and

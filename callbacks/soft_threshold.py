@@ -101,7 +101,7 @@ class STR(StandInCallback, UpdatingCallback):
                 self._begin()
 
     def plan(self, taken: int, epoch: int) -> None:
-        """Record that training has begun; zeros are counted every `frequency` steps, however long training is."""
+        """Record that training has begun; zeros are counted every `frequency` steps, no matter when training ends."""
         self._reached = bool(self._reached)
 
     def prunes_after(self, epoch: int) -> bool:
@@ -130,7 +130,7 @@ class STR(StandInCallback, UpdatingCallback):
         return sum(int(np.count_nonzero(one)) for one in below) / sum(weight.size for weight in weights)
 
     def _close(self) -> None:
-        """Mask all but the entries that exceed their thresholds most, and freeze the thresholds.
+        """Mask all entries except those that exceed their thresholds by the most, and freeze the thresholds.
 
         A threshold that has come above an entry that is kept goes back, to just below the smallest one.
         """
@@ -162,7 +162,7 @@ class STR(StandInCallback, UpdatingCallback):
         return float(1 / (1 + np.exp(-to_numpy(self._parameters(weight)[1]).astype("float64"))))
 
     def _margins(self, context: Context) -> Scores:
-        """Return |v| - sigmoid(s) as scores, of which the highest are kept."""
+        """Return |v| - sigmoid(s) as scores; the entries with the highest scores are kept."""
         return {
             w.path: np.abs(to_numpy(self._parameters(w)[0]).astype("float64")) - self._threshold(w)
             for w in context.weights

@@ -114,7 +114,7 @@ class Supermask(StandInCallback, UpdatingCallback):
                 self._begin()
 
     def _begin(self) -> None:
-        """Start from the scores of an earlier fit of this model, or from fresh ones."""
+        """Start from the scores of an earlier fit of this model, or from new scores if there are none."""
         self._counter.forget()
         self._updated_at = None
         weights = self._weights()
@@ -135,7 +135,7 @@ class Supermask(StandInCallback, UpdatingCallback):
         return np.random.default_rng([self.seed, i]).uniform(-bound, bound, weight.shape)
 
     def plan(self, taken: int, epoch: int) -> None:
-        """Do nothing, because updates come every `frequency` steps, however long the fit is."""
+        """Do nothing, because updates are due every `frequency` steps, no matter when the fit ends."""
 
     def next_due(self) -> int:
         begun = self._counter.begun or 0
@@ -164,7 +164,7 @@ class Supermask(StandInCallback, UpdatingCallback):
         return {w.path: to_numpy(self._score(w)) if w.path in scored else w.seen() for w in context.weights}
 
     def _set(self, step: int | None) -> None:
-        """Set the masks from the current scores, without randomness at the end of training (if `step` is None)."""
+        """Set the masks from the current scores; at the end of training (if `step` is None), use no randomness."""
         set_masks(self.model, self._masks(step), self.optimizer)
 
     def _masks(self, step: int | None) -> Masks:

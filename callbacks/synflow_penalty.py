@@ -104,7 +104,7 @@ class SynFlowPenalty(UpdatingCallback):
         return (self._counter.begun or 0) if self._at is None else self._at + self.frequency
 
     def update(self, taken: int) -> None:
-        """Compute the gradient if it is due; if several are overdue, compute only one."""
+        """Compute the gradient if an update is due; if several updates are overdue, compute it only once."""
         if taken >= self.next_due():
             begun = self._counter.begun or 0
             self._at = begun + (taken - begun) // self.frequency * self.frequency

@@ -14,7 +14,7 @@ from .base import MaskingCallback
 
 
 class TakeSnapshot(MaskingCallback):
-    """Take a snapshot when training reaches a point; `kprune.rewind(model, callback.snapshot)` returns to it.
+    """Take a snapshot at a given point in training; `kprune.rewind(model, callback.snapshot)` restores it.
 
     It counts what the optimizer takes from the beginning of the fit, so gradient accumulation is counted right, and
     `steps_per_execution` = n up to n - 1 batches late. Where a `train_step` steps optimizers of its own, it counts

@@ -122,7 +122,7 @@ class Network:
         scale: bool = True,
         **options: Any,
     ) -> Any:
-        """Add a square convolution of `filters` channels (times the width, if `scale`)."""
+        """Add a convolution with a square kernel and `filters` channels (times the width if `scale` is true)."""
         if strides > 1 and kernel > 1:
             # "same" would pad such a convolution on the right and at the bottom only, and the network
             # would not be the paper's.
@@ -167,15 +167,15 @@ class Network:
         return self._library.layers.MaxPooling2D(size, strides=2, name=name, **self._format)(x)
 
     def global_pool(self, x: Any) -> Any:
-        """Add average pooling over all pixels, for maps of any size."""
+        """Add average pooling over all pixels, for feature maps of any size."""
         return self._library.layers.GlobalAveragePooling2D(name="pool", **self._format)(x)
 
     def flatten(self, x: Any) -> Any:
-        """Add a layer that flattens a map into a vector."""
+        """Add a layer that flattens a feature map into a vector."""
         return self._library.layers.Flatten(name="flatten", **self._format)(x)
 
     def dense(self, x: Any, units: int, *, name: str) -> Any:
-        """Add a dense ReLU layer of `units` (times the width)."""
+        """Add a dense ReLU layer with `units` units, times the width."""
         layer = self._library.layers.Dense(
             self.units(units), activation="relu", kernel_initializer="he_normal", name=name
         )

@@ -77,7 +77,8 @@ class Lottery:
         check_integer("levels", levels, 1)
         if not isinstance(rate, float) or not 0 < rate < 1:
             raise ValueError(
-                f"`rate` must be a number above 0 and below 1, the fraction to prune per level. Received: rate={rate!r}"
+                "`rate` must be a number above 0 and below 1, the fraction of the remaining weights to prune per level."
+                f" Received: rate={rate!r}"
             )
         check_rewind("rewind", rewind)
         check_no_budget("A lottery", pruner.config.budget)
@@ -144,7 +145,7 @@ class State:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None, lottery: Lottery, model: Any) -> State:
-        """Return the state after the last finished level and restore the model to it, or return the initial state."""
+        """Restore and return the state after the last finished level, or return the initial state if there is none."""
         data = None if folder is None else read(Path(folder, STATE))
         if folder is None or data is None:
             begin = cls(density(masked_weights(model)), snapshot(model) if lottery.point.steps == 0 else None)
@@ -181,7 +182,7 @@ class State:
             )
 
     def taken(self) -> Snapshot:
-        """Return the snapshot of the rewind point; raise RuntimeError if level 0 did not reach it."""
+        """Return the snapshot taken at the rewind point; raise RuntimeError if level 0 did not reach it."""
         if self.to is None:
             raise RuntimeError(
                 "Training did not reach the rewind point: train at least to that point, and pass `level.callbacks` to "
@@ -190,7 +191,7 @@ class State:
         return self.to
 
     def ticket(self, lottery: Lottery, model: Any) -> Ticket:
-        """Return the ticket: the model's masks and the weights of the rewind point."""
+        """Return the ticket: the model's masks and the weights at the rewind point."""
         versions = {"keras": keras.__version__, "kprune": __version__}
         about = {"settings": lottery.settings, "results": self.results, **versions}
         return Ticket(current_masks(model), self.taken().weights, about)
@@ -233,5 +234,5 @@ def rewind_point(folder: str | os.PathLike[str]) -> Snapshot:
 
 
 def density(weights: list[MaskedWeight]) -> float:
-    """Return the fraction of the entries of these weights that their masks keep."""
+    """Return the fraction of these weights' entries that the masks keep."""
     return sum(int(weight.kept().sum()) for weight in weights) / max(1, sum(weight.size for weight in weights))

@@ -190,7 +190,7 @@ def check_rewind(name: str, word: Any, words: Sequence[str] = REWINDS) -> None:
 
 
 def model_weights(model: Any) -> dict[str, Any]:
-    """Map paths to the model's weights, in order and without masks; each masked weight has the path of its mask."""
+    """Map paths to the model's weights in order, excluding masks; each masked weight has the path of its mask."""
     masked = {id(weight.variable): weight.path for weight in masked_weights(model)}
     library = library_of(model)
     variables, seeds = library.plain_variables(model), library.seed_states(model)
@@ -270,7 +270,7 @@ def _due(model: Any, to: Snapshot, what: str, optimizer: Any) -> tuple[list[tupl
 
 
 def _others_due(others: dict[str, tuple[Any, float]], then: Arrays) -> list[tuple[Any, np.ndarray]]:
-    """Pair the variables of the model's other optimizers with their values in the snapshot, or else initial values."""
+    """Pair the other optimizers' variables with their values in the snapshot; any missing there get initial values."""
     if not others or not then:
         return []
     if missing := sorted(set(then) - set(others)):
@@ -317,7 +317,7 @@ def reapply_masks(model: Any, optimizer: Any = None) -> None:
 
 
 def _optimizer_variables(model: Any, optimizer: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, float]]]:
-    """Map names to the optimizer's variables, and to the other optimizers' variables with their initial values.
+    """Return two dicts by name: the optimizer's variables, and other optimizers' variables with initial values.
 
     The others are built by the user, since only the user knows what each trains.
     """

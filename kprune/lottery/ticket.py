@@ -52,7 +52,7 @@ class Ticket:
 
     @classmethod
     def of(cls, model: Any, **about: Any) -> Ticket:
-        """Make a ticket of a model's current state; raise ValueError if it has no masks or `about` is not JSON."""
+        """Make a ticket from a model's current state; raise ValueError if it has no masks or `about` is not JSON."""
         if not masked_weights(model):
             raise ValueError(f"The model has no masks: call kprune.mask first. Received: model={model.name!r}")
         try:
@@ -69,7 +69,7 @@ class Ticket:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the masks and weights in order, in hexadecimal; equal tickets have equal checksums on any machine.
+        """Hexadecimal SHA-256 of the masks and weights, in order; equal tickets have equal checksums on any machine.
 
         Paths do not count, as Keras numbers the layers of a process ("dense_1").
         """

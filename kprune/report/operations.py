@@ -97,7 +97,7 @@ _NAMES = {f"{space}.{name}".lstrip(".") for space, names in _PURE.items() for na
 
 
 def is_pure(symbol: Any) -> bool:
-    """Return whether this is the public name, as tf_keras writes it, of an operation that only computes.
+    """Return whether this is the public name, as tf_keras writes it, of an operation without side effects.
 
     >>> is_pure("math.add"), is_pure("compat.v1.transpose"), is_pure("io.write_file")
     (True, True, False)
@@ -106,7 +106,7 @@ def is_pure(symbol: Any) -> bool:
 
 
 def is_operation(thing: Any) -> bool:
-    """Return, without importing TensorFlow, whether this function is an operation that only computes.
+    """Return, without importing TensorFlow, whether this function is an operation without side effects.
 
     >>> import tensorflow as tf
     >>> is_operation(tf.nn.relu6), is_operation(tf.io.write_file)

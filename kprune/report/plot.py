@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def plot_sparsity(model_or_summary: Any, path: str | os.PathLike[str] | None = None) -> Figure:
-    """Draw the kept entries of each weight as a bar over a bar of the weight's size, on a log scale.
+    """Draw a bar for the kept entries of each weight in front of a bar for the weight's size, on a log scale.
 
     The label of a bar is the weight's density in percent; a weight of which nothing is left is marked in red.
 

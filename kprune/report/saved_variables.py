@@ -30,7 +30,7 @@ NONE: Mapping[str, tuple[int, tuple[int, ...]]] = MappingProxyType({})
 
 
 class SavedVariables:
-    """A SavedModel's variables, listed by the weights' paths if kprune exported it, or else by their names.
+    """A SavedModel's variables, listed by weight path if kprune exported the model, and by variable name otherwise.
 
     Attributes:
         shapes: path -> shape, in the model's order; variables of strings are left out.
@@ -80,7 +80,8 @@ class SavedVariables:
         stored = self._reader.get_tensor(values)
         if np.count_nonzero(kept) != stored.size:
             raise ValueError(
-                f"the packed kernel {path!r:.80} has {stored.size:,} values, but its bitmap marks a different number"
+                f"the packed kernel {path!r:.80} has {stored.size:,} values, but its bitmap marks a different number "
+                "of entries"
             )
         value = np.zeros(size, stored.dtype)
         value[kept] = stored

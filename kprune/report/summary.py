@@ -260,7 +260,7 @@ def weight_paths(model: Any) -> list[tuple[str, Any]]:
 
 
 def is_default(library: Library, layer: Any, v: Any) -> bool:
-    """Return whether `kprune.mask` would mask a weight by its name and shape, even if it is frozen."""
+    """Return whether a weight is of a kind that `kprune.mask` masks by default, even if this one is frozen."""
     # Whether a weight trains says nothing about its zeros.
     if library.weight_name(layer, v) not in DEFAULT_WEIGHTS:
         return False

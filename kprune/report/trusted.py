@@ -141,7 +141,7 @@ def _last_keys(place: Any) -> list[str]:
 
 
 def _entries(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the objects that Keras would create from a dict, without nested ones."""
+    """Yield the objects that Keras would create from a dict, excluding nested objects."""
     if "class_name" in node:
         yield node
     if isinstance(node.get(SPEC), dict):  # a masked layer's config holds the class that it is without masks
@@ -275,7 +275,7 @@ def _is_part(thing: Any, parts: tuple[type, ...], own: bool) -> bool:
 
 
 def _check_arguments(thing: type, config: Any, shown: str) -> None:
-    """Reject arguments in which a layer names a forbidden operation, reads another file, or asks for too much."""
+    """Reject a layer's arguments if they name a forbidden operation, read another file, or exceed a size limit."""
     names, config = {base.__name__ for base in thing.__mro__}, config if isinstance(config, dict) else {}
     if "TFOpLambda" in names and not is_pure(config.get("function")):
         raise _Refused(f"{shown} runs {config.get('function')!r}, which is not a pure operation")

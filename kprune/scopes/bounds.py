@@ -48,7 +48,7 @@ def uniform_plus(scores: Scores, sparsity: float) -> dict[str, int]:
 
 @SCOPES.maker
 def with_floor(scope: Scope | str, floor: Bound = 1) -> Scope:
-    """Return a scope in which every weight keeps at least a floor, and `scope` shares the rest.
+    """Return a scope in which every weight keeps at least a floor, and `scope` distributes the rest.
 
     The total that is kept stays that of `scope`: what the floored weights gain, the others lose, as if `scope` had
     been asked for a higher sparsity. `with_floor(scope, 1)` never empties a weight.

@@ -1,4 +1,4 @@
-"""Scopes that share a budget among the weights by a common ranking, equal densities, shape, or given densities."""
+"""Scopes that divide a budget among weights: by a common ranking, equal densities, shapes, or given densities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets: estimate before training what pruning will gain on the runtime that a network is meant for.
+"""Targets, which estimate before training how much pruning would save on a given runtime.
 
 A runtime multiplies by zeros as by any number, unless it was built to leave out a certain shape of them. Each target
 here knows that shape, which of a network's kernels can have it, and what stands in the way. What is said is counted,

@@ -1,4 +1,4 @@
-"""Advice on what a target gains from pruning a network, and the kernels that it considers."""
+"""Advice on how much pruning would save on a target runtime, and the kernels that the advice is based on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Advice(Printed):
-    """What pruning would gain on a target; `print(advice)` shows it as text.
+    """An estimate of how much pruning saves on a target runtime; `print(advice)` shows it as text.
 
     Attributes:
         target: its name.
@@ -96,7 +96,7 @@ class Advice(Printed):
 
 
 def advise(model: Any, target: str, *, sparsity: float = 0.9) -> Advice:
-    """Estimate before training what pruning would gain on a target, and which pattern pays off there.
+    """Estimate before training how much pruning would save on a target runtime, and which pattern pays off there.
 
     The model is neither trained, timed nor changed. Sizes are counted from its kernels, and the channels to remove are
     chosen by magnitude, as `kprune.prune` would choose them now. The answer may be "nothing".

@@ -92,7 +92,9 @@ def _litert(model: Any, kernels: list[Kernel], sparsity: float) -> Advice:
     obstacles = {}
     for kernel in kernels:
         if not is_a(kernel.layer, "Dense"):
-            obstacles[kernel.name] = f"LiteRT stores a {type(kernel.layer).__name__} as sparse but computes it as dense"
+            obstacles[kernel.name] = (
+                f"LiteRT stores {type(kernel.layer).__name__} layers as sparse but runs them as dense"
+            )
         elif kernel.shape[-2] % 4:
             obstacles[kernel.name] = f"its number of inputs ({kernel.shape[-2]}) is not a multiple of 4"
     density = 1 - sparsity
