@@ -386,11 +386,12 @@ def test_the_table():
         "     0   100.00%   97.0 +- 1.0   97.0 +- 1.0",
         "     1    10.00%   75.0 +- 5.0   50.0 +- 0.0",
         "     2     1.00%   55.0 +- 5.0   25.0 +- 0.0",
-        "test accuracy after the last epoch, in percent, mean +- half the range of 2 seeds; level 0 is dense",
+        "test accuracy after the last epoch, in percent, mean +- half the range of 2 seeds; "
+        "level 0 is the dense network",
     ]
     one = dataclasses.replace(REPORT, cells=tuple(c for c in REPORT.cells if c.seed == 0))
     assert str(one).splitlines()[3] == "     1    10.00%   70.0      50.0"
-    assert str(one).endswith("in percent, 1 seed; level 0 is dense")
+    assert str(one).endswith("in percent, 1 seed; level 0 is the dense network")
 
 
 def test_the_report_as_a_dict():

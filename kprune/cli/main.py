@@ -84,7 +84,7 @@ def _refuse(message: str, status: int = 2) -> int:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Return whether Ctrl-C caused the error, even if TensorFlow raised an error of its own while tracing."""
+    """Return whether Ctrl-C caused the error, even if TensorFlow replaced the interrupt with another error."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, KeyboardInterrupt) or "KeyboardInterrupt" in str(chain):

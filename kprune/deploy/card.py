@@ -91,7 +91,7 @@ class Card:
         )
 
     def dense_of(self, entry: Entry) -> Entry:
-        """Return the entry of the dense network's file, in the plain form of the given entry's format."""
+        """Return the dense network's entry for the plain form of the given entry's format."""
         own = [e for e in self.entries if e.network == "dense" and e.format == family(entry.format)]
         return own[0]
 
@@ -184,7 +184,7 @@ class Card:
 
 @contextmanager
 def filled(model: Any) -> Iterator[Any]:
-    """Fill each kernel's zeros with random values spread like its nonzero values, and restore the kernels on exit."""
+    """Replace each kernel's zeros with random values of the same spread as its other values; restore them on exit."""
     rng = np.random.default_rng(0)
     before = []
     try:

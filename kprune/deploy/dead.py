@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(eq=False)
 class _Reading:
-    """A product, together with those of its inputs that have the same constant value in all of its calls.
+    """A product in a layer, with its inputs, its outputs, and the values of the inputs that are constant in all calls.
 
     Attributes:
         mixer: the product.
@@ -73,7 +73,7 @@ class _Reading:
     sums: np.ndarray
 
     def needed(self) -> np.ndarray:
-        """Return which inputs (rows) each output (column) needs, except constant inputs that move into the bias."""
+        """Return a mask of the inputs (rows) that each output (column) needs, except constants moved into the bias."""
         folds = (self.value == 0) | (~np.isnan(self.value) & self.mixer.foldable & (not self.border))
         return self.used & ~folds[:, None]
 
@@ -121,7 +121,7 @@ def _readings(graph: ChannelGraph, read: Read) -> list[_Reading]:
 
 
 def _living(graph: ChannelGraph, readings: list[_Reading], divisor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which atoms are needed, and which atoms stay, including any that only fill up a layer.
+    """Return masks of the needed atoms and of the atoms that stay, which include any kept only to fill up a layer.
 
     What fills up a layer needs its own inputs only if its value is read: then it is a constant that is not folded.
     """
@@ -171,7 +171,7 @@ def _merged(readings: list[_Reading], living: np.ndarray) -> dict[int, int]:
 
 
 def _fill_up(graph: ChannelGraph, living: np.ndarray, divisor: int, among: np.ndarray) -> None:
-    """Keep enough atoms of `among` that each layer keeps a nonzero multiple of `divisor` atoms, or all its atoms."""
+    """Keep atoms of `among` until each layer has a nonzero multiple of `divisor` atoms, or all of its atoms."""
     layers = [graph.roots(size.atoms) for size in graph.sizes if size.own]
     changed = True
     while changed:

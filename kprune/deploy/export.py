@@ -337,7 +337,7 @@ def _move(goals: dict[pathlib.Path, pathlib.Path]) -> None:
 
 
 def _keep(file: pathlib.Path, name: pathlib.Path) -> None:
-    """Give a file a second name; copy it where the file system has no hard links."""
+    """Give a file a second name with a hard link, or copy the file if the file system has no hard links."""
     try:
         os.link(file, name)
     except OSError:

@@ -85,7 +85,7 @@ class Format:
     hint: str = f"If the random inputs are the cause, {HINT}."
 
     def check(self, name: str, model: Any) -> None:
-        """Raise an error if this model cannot be written, such as an ImportError for a missing package."""
+        """Raise ImportError if a package is missing, or ValueError if the format does not support this model."""
         for package in self.needs:
             try:
                 importlib.import_module(package)
@@ -139,7 +139,7 @@ class Format:
         return self.write is litert.write_int8
 
     def files(self, path: Path) -> list[Path]:
-        """Return the file or folder at `path` and any files beside it."""
+        """Return the path of the file or folder, and the path of its second file if the format has one."""
         return [path, *([path.with_suffix(self.beside)] if self.beside else [])]
 
 

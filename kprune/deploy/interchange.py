@@ -1,4 +1,4 @@
-"""Write ONNX and OpenVINO files with Keras's own export from a TensorFlow graph, and run them."""
+"""Write ONNX and OpenVINO files from TensorFlow graphs with Keras's own export, and run the files."""
 
 from __future__ import annotations
 

@@ -79,8 +79,8 @@ def latency_budget(
         raise ValueError('`groups` must be "channels" or "channels:N". Received: groups=None')
     if not config.data_free:
         raise ValueError(
-            "`criterion` must be one that needs neither data nor training, such as 'magnitude'. The budget can "
-            f"also be used with other criteria. Received: criterion={criterion!r:.200}"
+            "`criterion` must be one that needs neither data nor training, such as 'magnitude'. The returned "
+            f"budget also works with other criteria. Received: criterion={criterion!r:.200}"
         )
     least = _least(model, groups)
     with progress("latency", trials + 1, verbose, unit="trials") as bar:
@@ -89,8 +89,8 @@ def latency_budget(
         if smallest > fraction:
             raise ValueError(
                 f"The latency cannot be reached: the smallest network that pruning can leave, with {least:.4g} of the "
-                f"multiply-adds, takes {smallest:.2f} times as long as the dense network here. Raise `fraction`. "
-                f"Received: fraction={fraction}, model={model.name!r}"
+                f"multiply-adds, takes {smallest:.2f} times as long as the dense network on this machine. "
+                f"Raise `fraction`. Received: fraction={fraction}, model={model.name!r}"
             )
         low, high = least, 1.0
         for _ in range(trials):

@@ -143,14 +143,14 @@ def zeros(file: Path) -> tuple[int, int]:
 
 
 def _zero_point(tensor: Any) -> int:
-    """Return the integer that represents 0, which all channels share because kernels are symmetric."""
+    """Return the integer that represents 0, which all channels share because kernels are quantized symmetrically."""
     quantization = tensor.Quantization()
     return int(quantization.ZeroPoint(0)) if quantization is not None and quantization.ZeroPointLength() else 0
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Discard what C++ writes to stderr in this context, which is a page of text for each conversion."""
+    """Discard what C++ code writes to stderr in this context: a page of text for each conversion."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:

@@ -29,7 +29,7 @@ def write(model: Any, folder: Path, batch: Sample) -> None:
 
 
 def pack(source: Path, folder: Path) -> None:
-    """Write to `folder` the packed form of the SavedModel `source`, with the same `serve`."""
+    """Write the packed form of the SavedModel in `source` to `folder`, with the same `serve` endpoint."""
     import tensorflow as tf
 
     loaded, known = saved_model.load(source), SavedVariables(source)

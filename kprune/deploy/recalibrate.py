@@ -21,7 +21,7 @@ from .sample import unchanged
 
 
 def recalibrate(model: Any, data: Any, *, batches: int | None = None) -> None:
-    """Re-estimate the moving mean and variance of each batch normalization layer, which pruning has made outdated.
+    """Re-estimate the batch normalization layers' moving means and variances, which pruning has made outdated.
 
         moving mean = mean over the batches of a batch's mean,  moving variance = mean of its variance
 

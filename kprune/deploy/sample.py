@@ -39,13 +39,13 @@ class Sample:
         return keras.tree.flatten(list(self.arguments.values()))
 
     def first(self, count: int) -> Sample:
-        """Return the first examples, or the whole batch if its size is fixed."""
+        """Return the first `count` examples, or the whole batch if its size is fixed."""
         if any(spec.shape[0] is not None for spec in _leaves(self)):
             return self
         return Sample(keras.tree.map_structure(lambda array: array[:count], self.arguments), self.specs)
 
     def each(self) -> Iterator[Sample]:
-        """Yield each example as a separate batch, or batches of the fixed size."""
+        """Yield batches of the model's fixed batch size, or of one example each if the batch size is variable."""
         size = next((spec.shape[0] for spec in _leaves(self) if spec.shape[0] is not None), 1)
         for start in range(0, len(self.arrays[0]) - size + 1, size):
             rows = slice(start, start + size)

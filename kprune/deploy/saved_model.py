@@ -48,7 +48,7 @@ def write(model: Any, folder: Path, batch: Sample) -> None:
 
 
 def written(model: Any, file: Path, batch: Sample) -> Path:
-    """Return the SavedModel from which `file` is converted; write it once for all formats."""
+    """Return the path of the SavedModel that is converted to `file`; write the SavedModel if it does not exist."""
     stem = file.name.partition(".")[0]
     own, folder = file.with_name(stem), file.with_name(f"traced-{stem}")
     if own.is_dir():

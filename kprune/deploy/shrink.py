@@ -179,7 +179,7 @@ def _path(variable: Any) -> str:
 
 
 def _random(model: Any) -> Callable[[tuple[int, ...], str], np.ndarray]:
-    """Return a function that makes inputs: normal values, or zeros and ones for integers and embeddings."""
+    """Return a function that draws normal inputs, or zeros and ones for integer inputs and models with embeddings."""
     rng = np.random.default_rng(0)
     looked_up = any(type(layer).__name__ == "Embedding" for layer in _layers(model))
 

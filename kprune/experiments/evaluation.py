@@ -1,4 +1,4 @@
-"""Evaluate a model under other weights or masks, with a function or on data, and restore it afterwards."""
+"""Evaluate a model with temporary weights or masks, by a function or on data, and restore the model afterward."""
 
 from __future__ import annotations
 

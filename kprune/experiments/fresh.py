@@ -18,7 +18,7 @@ def _attributes(model: Any) -> Iterator[tuple[Any, str, Any]]:
 
 
 def owners(model: Any) -> dict[int, tuple[Any, str]]:
-    """Map each weight's id to the layer that created it and to the name of the layer's attribute."""
+    """Map the id of each weight to its layer and to the name of the layer's attribute that holds the weight."""
     return {id(value): (layer, name) for layer, name, value in _attributes(model) if hasattr(value, "assign")}
 
 

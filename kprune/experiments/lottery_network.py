@@ -1,4 +1,4 @@
-"""The network of a lottery comparison, and its training runs, which are levels of lotteries or controls."""
+"""The network of a lottery comparison, with its training runs for the levels of lotteries and controls."""
 
 from __future__ import annotations
 

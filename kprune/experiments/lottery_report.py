@@ -62,7 +62,7 @@ class LotteryRun:
 
     @property
     def key(self) -> tuple[str, str, int, int]:
-        """The fields that distinguish this run from the others."""
+        """The fields that distinguish this run from all other runs."""
         return self.mode, self.masks_of, self.level, self.seed
 
 
@@ -116,7 +116,7 @@ class LotteryRuns(RunsReport[LotteryRun]):
         return fmean(differences), error
 
     def plot_training(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw test accuracy against training epochs (arXiv:1803.03635, figure 3): mean and range over seeds.
+        """Plot test accuracy against epochs, with the mean and range over seeds (arXiv:1803.03635, figure 3).
 
         On the left the dense network and five densities of the first mode, on the right all modes at about 20 %.
 
@@ -142,19 +142,19 @@ class LotteryRuns(RunsReport[LotteryRun]):
     def __str__(self) -> str:
         several = f"mean +- half the range of {len(self.seeds)} seeds" if len(self.seeds) > 1 else "1 seed"
         lines = self._table(lambda run: 100 * run.accuracy, 1)
-        lines.append(f"test accuracy after the last epoch, in percent, {several}; level 0 is dense")
+        lines.append(f"test accuracy after the last epoch, in percent, {several}; level 0 is the dense network")
         if self.knows_early_stops:
             lines += ["", *self._table(lambda run: run.early_stop, 0), f"batches to the lowest test loss, {several}"]
         return "\n".join(lines)
 
     @property
     def knows_early_stops(self) -> bool:
-        """Whether all runs have their early stop recorded, unlike those saved by kprune 0.1."""
+        """Whether the early stop of every run is recorded (kprune 0.1 did not record it)."""
         return all(run.early_stop is not None for run in self.cells)
 
     @property
     def knows_curves(self) -> bool:
-        """Whether all runs have the accuracies of all their epochs recorded."""
+        """Whether the accuracy after each epoch is recorded for every run."""
         return all(run.curve is not None for run in self.cells)
 
     def _table(self, value: Callable[[LotteryRun], Any], digits: int) -> list[str]:

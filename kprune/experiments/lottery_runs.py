@@ -105,7 +105,8 @@ def run_lotteries(
     check_epochs(epochs)
     if not isinstance(data.train, tuple):
         raise ValueError(
-            f"Only data stored in arrays can be rewound; a stream of batches cannot. Received: data={data.name!r}"
+            "`data` must be stored in arrays, because the order of a stream of batches cannot be rewound. "
+            f"Received: data={data.name!r}"
         )
     own = {
         **{"dataset": data.name, "batch_size": data.batch_size, "epochs": epochs, "levels": levels, "rate": rate},

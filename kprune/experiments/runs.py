@@ -226,7 +226,7 @@ def _number(name: str, value: Any) -> Any:
 
 
 def check_each_once(name: str, values: Sequence[Any]) -> None:
-    """Raise ValueError unless there is at least one value and no duplicate."""
+    """Raise ValueError if there are no values or if any value occurs twice."""
     try:
         right = (
             not isinstance(values, str | bytes)
@@ -274,7 +274,7 @@ def early_stop(history: dict[str, list[float]]) -> tuple[int, float]:
 def band(
     axes: Any, at: Sequence[float], columns: Sequence[Sequence[Any]], name: str = "accuracy", **line: Any
 ) -> list[float]:
-    """Draw the mean of a field for each column of runs, in a band from minimum to maximum; return the means."""
+    """Plot and return the means of a field over the columns of runs, with a shaded band from minimum to maximum."""
     values = [[getattr(run, name) for run in column] for column in columns]
     means = [float(np.mean(column)) for column in values]
     axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=line["color"], alpha=0.15, lw=0)

@@ -55,7 +55,7 @@ class SearchRun:
 
     @property
     def key(self) -> tuple[float, int]:
-        """The fields that distinguish this run from the others."""
+        """The fields that distinguish this run from all other runs."""
         return self.sparsity, self.seed
 
 
@@ -215,7 +215,7 @@ def _search(
 
 
 def _between(low: float, high: float, share: float = 0.5) -> float:
-    """Return the sparsity whose log density lies at this fraction of the way between those of `low` and `high`."""
+    """Return the sparsity at this fraction of the way from `low` to `high`, on a logarithmic scale of density."""
     return round(1 - (1 - low) ** (1 - share) * (1 - high) ** share, 6)
 
 

@@ -195,7 +195,7 @@ def _wide(library: Any, masked: bool) -> Any:
 
 
 def _step(library: Any) -> tuple[float, float]:
-    """Measure a masked training step; return its time relative to a dense step, and in milliseconds."""
+    """Measure a masked training step; return its time relative to a dense step, and its time in milliseconds."""
     models = {masked: _wide(library, masked) for masked in (False, True)}
     weights = masked_weights(models[True])
     set_masks(models[True], {w.path: np.arange(w.size).reshape(w.shape) % 10 == 0 for w in weights})
@@ -212,7 +212,7 @@ def _step(library: Any) -> tuple[float, float]:
 
 
 class _Updating(Callback):
-    """A callback that updates the masks as in a call to `fit`, so that the optimizers are known."""
+    """A callback whose `update` method updates the masks, so that the optimizers found by `begin_fit` are reused."""
 
     def update(self, pruner: Pruner, model: Any, sparsity: float) -> None:
         pruner.update(model, sparsity)

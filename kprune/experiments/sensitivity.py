@@ -204,7 +204,7 @@ def _figure(report: Sensitivity) -> Figure:
         axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=8, color=color)
     axes.set_xticks(range(len(sparsities)), [f"{sparsity:.6g}" for sparsity in sparsities])
     axes.set_yticks(range(len(rows)), short_paths([row.path for row in rows]), fontsize=8.5)
-    axes.set_xlabel("sparsity of this weight, with the others unchanged")
+    axes.set_xlabel("sparsity of this weight, with all other weights unchanged")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=report.metric).outline.set_visible(False)

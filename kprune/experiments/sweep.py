@@ -53,7 +53,7 @@ class SweepRun:
 
     @property
     def key(self) -> tuple[str, float, int]:
-        """The fields that distinguish this cell from the others."""
+        """The fields that distinguish this cell from all other cells."""
         return self.method, self.compression, self.seed
 
 
@@ -207,7 +207,7 @@ def _train(
 
 
 def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence[int]) -> list[tuple[str, float, int]]:
-    """Return the keys of the cells, ordered by seed so that an interrupted sweep has finished whole seeds."""
+    """Return the keys of the cells, sorted by seed so that an interrupted sweep completes one seed after another."""
     check_each_once("methods", methods)
     check_each_once("compressions", compressions)
     check_seeds(seeds)
@@ -215,7 +215,7 @@ def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence
         if trait(CRITERIA.get(method), "tracker", None) is not None:
             raise ValueError(
                 "A sweep prunes before training, so it does not support criteria that compare weights with "
-                f"earlier ones. Received: method={method!r}"
+                f"their earlier values. Received: method={method!r}"
             )
     for compression in compressions:
         if isinstance(compression, bool) or not isinstance(compression, int | float) or not 1 <= compression < math.inf:

@@ -1,4 +1,4 @@
-"""`kprune advise`: estimate what pruning would gain before a network is trained."""
+"""`kprune advise`: estimate how much pruning saves on each target, before a network is trained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(values: Any, arguments: list[str]) -> None:
 
 ADVISE = Command(
     "advise",
-    "Estimate what a network would gain from pruning on each target, and which pattern to use there.",
+    "Estimate how much size and computation pruning saves on each target, and recommend a pattern for each.",
     "MODEL",
     "kprune advise model.keras --target=litert-cpu",
     (
@@ -43,7 +43,7 @@ ADVISE = Command(
         Option("json", False, "print JSON instead of text", bool),
         *common.LOGGING,
     ),
-    "MODEL is a .keras file of Keras 3 or tf_keras, trained or not.\nNothing is run or measured; to measure "
-    "the gain, use kprune export.",
+    "MODEL is a .keras file of Keras 3 or tf_keras, trained or not.\nThe estimate does not run the model. To "
+    "measure the savings, use kprune export.",
     run,
 )

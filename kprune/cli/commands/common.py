@@ -43,7 +43,7 @@ def each(words: Iterable[str]) -> Check:
 
 
 def _fraction(says: str) -> Callable[[Any], str]:
-    """Return a function that writes a fraction flag's error text, and suggests the fraction for a value in percent."""
+    """Return a function that writes a fraction flag's error text, with a hint if the value may be a percentage."""
 
     def message(value: Any) -> str:
         try:
@@ -119,7 +119,7 @@ LOGGING = (
 
 
 def _dataset(kinds: tuple[str, ...], says: str) -> Check:
-    """Return a flag check that requires a dataset of one of these kinds; the error text lists them."""
+    """Return a flag check that accepts only datasets of these kinds; its error text lists the valid values."""
 
     def test(value: str) -> bool:
         try:
@@ -171,7 +171,7 @@ NETWORK_NOTES = f"{MODEL_NOTES}\n{DATA_NOTES}"
 def training_options(
     model: str, width: float, epochs: int, rate: float | None = None, scope: str | None = "global"
 ) -> tuple[Option, ...]:
-    """Return the training flags with these defaults; a rate or scope of None defers to the optimizer or the pattern."""
+    """Return the training flags with these defaults; None means the default of the optimizer or of the pattern."""
     usual = "" if rate else " [0.001; for sgd 0.05]"
     return (
         Option("model", model, "name of a model, a .keras file or module:function; see below", str, MODEL, "MODEL"),
@@ -181,7 +181,7 @@ def training_options(
         Option("optimizer", "adam", "adam, adamw, or sgd (with momentum 0.9)", tuple(_RATES)),
         Option("learning_rate", rate, f"learning rate{usual}", float, POSITIVE),
         Option("decay", "cosine", f"learning rate decay: {_DECAYS}", ("cosine", "step", "none")),
-        Option("rounds", None, "rounds of scoring and pruning [the method's default: 100 or 1]", int, at_least(1)),
+        Option("rounds", None, "number of scoring and pruning rounds [100 or 1, by method]", int, at_least(1)),
         Option("scope", scope, f"how the sparsity is split among layers: {', '.join(SCOPES)}", tuple(SCOPES)),
     )
 

@@ -103,14 +103,17 @@ EXPORT = Command(
         Option(
             "dataset",
             None,
-            "data to test each file's accuracy and to set litert_int8's ranges",
+            "data for testing each file's accuracy and for setting the quantization ranges of litert_int8",
             str,
             common.ARRAYS,
             "DATA",
         ),
         Option("target", None, "for a .csv file: the column that contains the classes", str, word="COLUMN"),
         Option(
-            "representative", None, ".npy or .npz file with about 100 inputs to set litert_int8's ranges", word="NPY"
+            "representative",
+            None,
+            ".npy or .npz file with about 100 inputs for setting the quantization ranges of litert_int8",
+            word="NPY",
         ),
         Option("shrink", False, "first remove the channels whose weights are all 0", bool),
         Option("overwrite", False, "replace existing files", bool),

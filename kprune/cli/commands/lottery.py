@@ -110,7 +110,7 @@ LOTTERY = Command(
         Option(
             "rewind_to",
             "epoch:1",
-            "point to rewind to: a fraction of the training (0.1), an epoch, or a step",
+            "point to rewind to: a fraction of training (0.1), an epoch (epoch:2) or a step (100)",
             str,
             _POINT,
             "POINT",
@@ -124,18 +124,20 @@ LOTTERY = Command(
         Option(
             "plot",
             None,
-            "file for the figure; a second one, NAME-training, shows training curves [OUT_DIR/lottery.png]",
+            "file for the figure; a second figure, NAME-training, shows training curves [OUT_DIR/lottery.png]",
             str,
             common.FIGURE,
         ),
         *common.LOGGING,
     ),
-    "Modes:    init           rewind everything to the start\n"
-    "          weights        rewind everything to --rewind_to\n"
-    "          learning_rate  rewind only the learning rate; the weights stay as trained\n"
-    "          none           rewind nothing; train on at the last learning rate for as long as in mode 'weights'\n"
-    "          reinitialize   control: fresh weights with the masks of mode 'init' (or else of mode 'weights')\n"
-    "          shuffle        control: the same masks, shuffled within each weight, with the ticket's weights\n"
+    "Modes:    init           rewind everything to the start of training\n"
+    "          weights        rewind everything to the point given by --rewind_to\n"
+    "          learning_rate  rewind the optimizer and its learning rate to that point; keep the trained weights\n"
+    "          none           rewind nothing; train at the last learning rate "
+    "for as many epochs as the mode 'weights' does\n"
+    "          reinitialize   control: fresh weights with the masks of mode 'init', "
+    "or of 'weights' if 'init' is not used\n"
+    "          shuffle        control: the rewound weights of that mode, with each of its masks shuffled\n"
     f"Criteria: {', '.join(_CRITERIA)}\n"
     f"{common.MODEL_NOTES}\nData:     {', '.join(_ARRAYS)}, or your own:\n{common.OWN_DATA_NOTES}",
     run,

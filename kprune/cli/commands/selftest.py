@@ -45,7 +45,7 @@ def run(values: Any, arguments: list[str]) -> None:
 
 SELFTEST = Command(
     "selftest",
-    "Train a small network on this machine's devices to check that kprune works there (about a minute).",
+    "Train a small network to check that kprune works on this machine's devices; this takes about a minute.",
     "",
     "kprune selftest --strategy=tpu --out=selftest.json",
     (
@@ -53,7 +53,7 @@ SELFTEST = Command(
         Option(
             "strategy",
             "auto",
-            "devices to use: all TPU cores, GPUs (mirrored) or workers, or only the first device (none)",
+            "devices: all TPU cores, all GPUs (mirrored), all workers, or only the first device (none)",
             STRATEGIES,
         ),
         Option("json", False, "print JSON instead of a table", bool),

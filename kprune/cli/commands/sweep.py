@@ -1,4 +1,4 @@
-"""`kprune sweep`: plot layer collapse."""
+"""`kprune sweep`: show layer collapse by plotting accuracy against compression."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def run(values: Any, arguments: list[str]) -> None:
 
 
 def _check_target(target: Path, values: Any) -> None:
-    """Raise, before training, the errors that the export would raise after it."""
+    """Check before training whether the export can be written, and raise the errors that it would raise later."""
     given = f"Received: export_dir={values.export_dir!r}"
     folder = target.parent
     try:
@@ -148,7 +148,7 @@ TRAIN = Command(
         Option(
             "strategy",
             "auto",
-            "devices to use: all TPU cores, GPUs (mirrored) or workers, or only the first device (none)",
+            "devices: all TPU cores, all GPUs (mirrored), all workers, or only the first device (none)",
             STRATEGIES,
         ),
         Option(
@@ -166,8 +166,9 @@ TRAIN = Command(
         *common.LOGGING,
     ),
     "Methods:  dense      prune nothing\n          gradual    prune the smallest weights step by step during the first "
-    "3/4 of the training steps\n          or a criterion by which to prune before training:\n          criteria that "
-    f"need no data: {_WITHOUT}\n          criteria that use the loss on 10 training examples of each class: "
-    f"{_WITH_DATA}\n{common.NETWORK_NOTES}",
+    "3/4 of the training steps\n          CRITERION  prune before training by one of these criteria:\n"
+    f"          criteria that need no data: {_WITHOUT}\n"
+    f"          criteria that use the loss on 10 training examples of each class: {_WITH_DATA}\n"
+    f"{common.NETWORK_NOTES}",
     run,
 )
