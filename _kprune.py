@@ -1,4 +1,4 @@
-"""The entry point of the `kprune` command, which runs `kprune.cli.main` and shows its help quickly.
+"""The entry point of the `kprune` command, which runs `kprune.cli.main` and shows help without a slow import.
 
 It lies beside the package because importing anything of `kprune` imports Keras, and with it the backend.
 """
@@ -18,7 +18,7 @@ TRAIN = {"train", "search", "sweep", "lottery"}
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the stderr output of TensorFlow's C++ code, which no setting silences, unless an exception is raised."""
+    """Hold back what TensorFlow's C++ code writes to stderr, and print it only if an exception is raised."""
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as kept:

@@ -193,7 +193,7 @@ def _blocks(living: np.ndarray, block: int, sparsity: float) -> tuple[list[int],
 
 
 def _groups(shape: tuple[int, ...], n: int, m: int) -> tuple[list[int], Choose]:
-    """Return the first input of each group of m, at each position of a kernel, and a function that keeps n of them."""
+    """Return the first input of each group of m at every kernel position, and a function that keeps n per group."""
     *positions, inputs, _ = shape
     pattern = n_of_m(n, m)
 

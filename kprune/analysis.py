@@ -108,7 +108,7 @@ class LinearPath(Drawable):
 
 
 def barrier(values: Sequence[float]) -> float:
-    """Return the largest rise of the values above the straight line between their ends (arXiv:1912.05671, 2110.06296).
+    """Return the largest rise of values above the line from the first to the last (arXiv:1912.05671, 2110.06296).
 
     barrier = max over i of values[i] - ((1 - t) * values[0] + t * values[-1]), t = i / (len(values) - 1)
 
@@ -211,7 +211,7 @@ def instability(
     prepare: Callable[[Any], Any] | None = None,
     verbose: Any = "auto",
 ) -> LinearPath:
-    """Train two copies from one point on differently ordered data; evaluate the line between them (arXiv:1912.05671).
+    """Train two copies of a model on differently ordered data, and evaluate the line between them (arXiv:1912.05671).
 
     Networks whose error hardly rises on the line between the copies are stable: from that point on the order of the
     data does not decide where training ends. Winning tickets are found where the rewind point is stable. Afterwards
@@ -287,7 +287,7 @@ def _matched(model: Any, arrays: Arrays, name: str, masks: bool = False) -> Arra
 
 
 def _between(one: np.ndarray, other: np.ndarray, place: float) -> np.ndarray:
-    """Return (1 - place) * one + place * other in the arrays' dtype; integers, such as seeds, are taken from `one`."""
+    """Return `(1 - place) * one + place * other` in the arrays' dtype; integers, such as seeds, come from `one`."""
     if not keras.backend.is_float_dtype(one.dtype.name):
         return one
     return ((1 - place) * one.astype(np.float64) + place * other.astype(np.float64)).astype(one.dtype)

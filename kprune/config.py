@@ -100,7 +100,7 @@ class PruningConfig:
         """Return the criterion if it is already a config, else a config made of the criterion and the other fields."""
         if isinstance(criterion, numbers.Real):
             raise ValueError(
-                "`criterion` must be a name, a function or a PruningConfig; the sparsity is the next argument. "
+                "`criterion` must be a name, a function or a PruningConfig; pass the sparsity as the next argument. "
                 f"Received: criterion={criterion!r}"
             )
         if not isinstance(criterion, PruningConfig):

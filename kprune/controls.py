@@ -1,4 +1,4 @@
-"""Controls: baselines to compare a pruning result with before making claims about a method.
+"""Controls: baselines with which to compare a pruning result before making claims about a method.
 
 Does the ranking matter? `inverted` keeps the least salient weights. Does it matter which weights of a layer are kept,
 or only how many? `shuffle_masks`. Do their initial values matter, or only their signs? `reinitialize`. Does the method
@@ -26,7 +26,7 @@ from .util.checks import received_with
 
 @CRITERIA.maker
 def inverted(criterion: str | Callable[..., Any]) -> Callable[[Context], Scores]:
-    """Return a criterion that negates another criterion's scores, to keep what it prunes first (arXiv:2009.08576).
+    """Return the negation of a criterion, which keeps the entries that the criterion prunes first (arXiv:2009.08576).
 
     Args:
         criterion: a name from `kprune.criteria.CRITERIA`, or a function of a `kprune.criteria.Context`.

@@ -119,7 +119,7 @@ def _shares(
 
 
 def _less_than_a_block(shares: dict[str, int], left: dict[str, int], blocks: dict[str, int]) -> bool:
-    """Return whether fewer entries are to be pruned than the fullest block contains, in which case nothing is pruned.
+    """Return whether the number of entries to prune is below the size of the fullest block; if so, nothing is pruned.
 
     Blocks rarely come out even, so some entries stay that were to go. Were they taken in the next update, then a fit
     that is resumed, where the same update comes once more, would end with other masks.

@@ -104,7 +104,7 @@ def _positions(layer: Any, shape: Shape) -> int:
 
 @contextmanager
 def _recording(model: Any, owned: list[tuple[Any, Any, Rule]], uses: dict[int, int | None]) -> Iterator[None]:
-    """Make each call of these layers add to `uses` while the context is active."""
+    """Make each call of the layers in `owned` add to `uses` while the context is active."""
     patched: list[tuple[Any, str, Any]] = []
     strings = any(x.dtype == "string" for x in getattr(model, "inputs", None) or ())
 
@@ -189,6 +189,6 @@ def _run_once(model: Any) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return one line with the cause of an error, which Keras prints in bold among other lines."""
+    """Return the cause of an error as one line, extracted from the bold part of Keras's message."""
     message = str(error).rpartition("\x1b[1m")[2].partition("\x1b[0m")[0].rpartition("Error encountered:")[2]
     return message.strip().partition("\n")[0] or type(error).__name__

@@ -160,7 +160,7 @@ def drop_and_grow(
 
 
 def share_at(method: Callable[..., Any], share: float, progress: float) -> float:
-    """Return the fraction to drop at a given progress from 0 to 1; annealing methods reduce it to 0 by half a cosine.
+    """Return the fraction to drop at a progress from 0 to 1; annealing methods reduce it to 0 along a half cosine.
 
     >>> round(share_at(METHODS.get("rigl"), 0.3, 0.5), 6), share_at(METHODS.get("set"), 0.3, 0.5)
     (0.15, 0.3)
@@ -173,7 +173,7 @@ def share_at(method: Callable[..., Any], share: float, progress: float) -> float
 def splice(
     config: PruningConfig, model: Any, sparsity: float | dict[str, float] | None, margin: float, **options: Any
 ) -> Masks:
-    """Return the masks to which a config prunes a model, where pruned weights may return (arXiv:1608.04493).
+    """Return the masks to which a config prunes a model if pruned weights are allowed to return (arXiv:1608.04493).
 
     score = the criterion's, raised by the margin where the entry is kept now (s * margin if s > 0, else s / margin). So
     there are two thresholds, in the ratio of the margin: below the lower one a kept entry goes, above the higher one a
@@ -216,7 +216,7 @@ def splice(
 
 
 def open_masks(weights: list[MaskedWeight]) -> Masks:
-    """Return masks of what may be kept: all entries of trainable weights, only the kept entries of frozen weights."""
+    """Return masks of the entries that may be kept: all in trainable weights, only those kept now in frozen weights."""
     return {weight.path: weight.kept() | weight.trainable for weight in weights}
 
 

@@ -182,7 +182,7 @@ def fan_in(score: np.ndarray, n_keep: int) -> np.ndarray:
 
 @PATTERNS.family(r"(\d+)x(\d+)", "hxw")
 def block(h: int, w: int) -> Pattern:
-    """A pattern of whole tiles: h inputs x w outputs, at each position of a convolution (arXiv:1711.02782).
+    """Keep or prune whole tiles of h inputs x w outputs, at each position of a convolution (arXiv:1711.02782).
 
     By name "4x4", "1x8" and so on. At the edges, where h or w does not divide the axis, the tiles are smaller.
 

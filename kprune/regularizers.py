@@ -160,7 +160,7 @@ def regularize(
 
 
 def _output_axes(layer: Any, v: Any) -> tuple[int, ...]:
-    """Return the axes of a weight's own shape that are outputs in its layout."""
+    """Return the axes of a weight's own shape that its layout treats as outputs."""
     layout, count = layout_in(layer, v), 1
     while math.prod(layout.given[axis] for axis in layout.axes[-count:]) < layout.shape[-1]:
         count += 1

@@ -83,7 +83,7 @@ def warn_of_ties(names: Sequence[str], counts: Sequence[tuple[int, int]], n_keep
 
 
 def _highest(scores: list[np.ndarray], n_keep: int, of: np.ufunc) -> tuple[list[np.ndarray], list[tuple[int, int]]]:
-    """Return the masks and, for each of them, (entries above the cut, entries equal to it)."""
+    """Return the masks and, for each mask, how many entries are above the cut and how many are equal to it."""
     cut, counts = nth_highest([score.reshape(-1) for score in scores], n_keep, of)
     ties, limits = n_keep - sum(above for above, _ in counts), []
     for _, equal in counts:
@@ -107,7 +107,7 @@ def _highest(scores: list[np.ndarray], n_keep: int, of: np.ufunc) -> tuple[list[
 
 
 def keep_highest_jax(scores: list[Any], within: list[Any], n_keep: Any) -> list[Any]:
-    """Do what `keep_highest` does, in a JAX program on an accelerator, by 32 counts (float32) or 64 counts (float64).
+    """Do what `keep_highest` does, in a JAX program on an accelerator, in 32 (float32) or 64 (float64) counting passes.
 
     The order of floats is that of their bits, those below zero flipped, so the lowest score that is kept is found
     bit by bit. Equal scores are counted in order only where they straddle the cut. On a CPU a count in XLA takes five

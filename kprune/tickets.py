@@ -131,7 +131,7 @@ def neighborhood(
     seeds: Sequence[int] = (0,),
     verbose: Any = "auto",
 ) -> Trials:
-    """Train a ticket from points near its start, to measure how exact its initial weights must be.
+    """Train a ticket from noisy versions of its initial weights, to measure how exact these must be.
 
     w <- mask * (w0 + e * |w0| / |n| * n), n normal noise on the kept entries, for each weight by itself and each
     relative size e; then it is trained.
@@ -193,7 +193,7 @@ def transfer(
     seeds: Sequence[int] = (0, 1, 2),
     verbose: Any = "auto",
 ) -> Trials:
-    """Compare a ticket that was found on other data with other starting points (arXiv:1906.02773).
+    """Train a ticket found on another data set, and compare it with alternative starting points (arXiv:1906.02773).
 
     Trained from four starts each: "ticket", its masks and weights; "reinitialize", its masks and fresh weights;
     "shuffle", its weights under its masks shuffled within each weight; and "dense", fresh weights, none pruned.

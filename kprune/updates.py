@@ -1,4 +1,4 @@
-"""Mask updates on an accelerator: scores, masks, weights and slots stay there, and only counts reach the host.
+"""Mask updates on an accelerator: scores, masks, weights and optimizer slots stay there; only counts reach the host.
 
 Three programs, compiled once per model. The first counts what is alive, the second, for scopes that rank all weights
 together, how many entries of each weight lie above the common cut, and the third makes masks from the number that each
@@ -54,7 +54,7 @@ Form = tuple[Callable[[Any], Any], str, tuple[Any, ...]]
 def update_on_device(
     model: Any, config: PruningConfig, sparsity: float | dict[str, float], optimizer: Any = None
 ) -> dict[str, int] | None:
-    """Prune a masked model like `set_masks(model, config.masks(model, sparsity), optimizer)`, on its device.
+    """Do what `set_masks(model, config.masks(model, sparsity), optimizer)` does, on the device of the model.
 
     Returns:
         path -> number of entries to keep, of which a pattern of blocks keeps up to a block more; None, and nothing has
@@ -145,7 +145,7 @@ def _write(
 
 @dataclass(frozen=True)
 class _Programs:
-    """The three programs, each a function of tensors, recompiled only for new shapes.
+    """The three programs of an update, each a function of tensors, recompiled only for new shapes.
 
     A form is (score, kind of pattern, its sizes, the fields of the weights' layouts).
 

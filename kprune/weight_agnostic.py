@@ -111,7 +111,7 @@ def _checked(values: Any) -> list[float]:
     numbers = [float(v) for v in listed if isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v)]
     if not numbers or len(set(numbers)) < len(listed):
         raise ValueError(
-            f"`values` must contain at least one number, all finite and distinct. Received: values={values!r:.200}"
+            f"`values` must contain one or more distinct, finite numbers. Received: values={values!r:.200}"
         )
     return numbers
 

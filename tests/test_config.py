@@ -119,7 +119,7 @@ def test_all_take_a_config_or_its_fields(name):
 
 @pytest.mark.parametrize("make", [EarlyBird, PruneAtInit, lambda sparsity: kprune.prune(mlp(), sparsity, 0.5)])
 def test_a_sparsity_in_the_place_of_the_criterion(make):
-    with pytest.raises(ValueError, match=r"the sparsity is the next argument\. Received: criterion=0\.9$"):
+    with pytest.raises(ValueError, match=r"pass the sparsity as the next argument\. Received: criterion=0\.9$"):
         make(0.9)
 
 

@@ -1,4 +1,4 @@
-"""Budgets: limits on what a model may cost once whole groups of channels are removed."""
+"""Budgets: limits on a model's cost, which are met by removing whole groups of channels."""
 
 from __future__ import annotations
 

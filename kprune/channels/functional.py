@@ -63,7 +63,7 @@ def _traced(model: Any) -> Any:
         made = _called(model, shapes, looked_up)
     known = {id(v) for v in made.variables}
     if unknown := [v.path for v in model.weights if id(v) not in known]:
-        raise _refused(model, f"`call` does not use {unknown[0]} through a layer")
+        raise _refused(model, f"`call` does not use {unknown[0]}, or uses it without calling the layer that owns it")
     return made
 
 

@@ -37,7 +37,7 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """An axis of a weight whose indices are channels.
+    """A weight's axis that is indexed by channels.
 
     Attributes:
         layer, variable: the weight, and the layer that holds it.
@@ -159,7 +159,7 @@ class ChannelGraph:
         return np.array([self.find(int(atom)) for atom in atoms], int)
 
     def tie(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Tie each atom of one array to the atom at the same place in the other, so that they stay or go together."""
+        """Tie the atoms that are at the same index in two arrays to each other, so that they stay or go together."""
         for a, b in zip(one, other, strict=True):
             low, high = sorted((self.find(int(a)), self.find(int(b))))  # WHOLE, the lowest, stays the root
             self._parents[high] = low
@@ -179,7 +179,7 @@ class ChannelGraph:
         return tensor.atoms if axis % len(tensor.shape) == tensor.axis else None
 
     def slot(self, layer: Any, variable: Any, axis: int, atoms: np.ndarray, role: str) -> None:
-        """Record the axis of a weight whose indices are channels, and tie the atoms that calls of one layer share."""
+        """Record that channels index an axis of a weight, and tie the atoms that calls of the same layer share."""
         if variable is None:
             return
         axis %= len(variable.shape)

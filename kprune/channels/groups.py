@@ -115,7 +115,7 @@ class ChannelGroups:
         return np.where(counts > 0, sums / np.maximum(counts, 1), -np.inf), counts
 
     def masked(self, keep: np.ndarray, masks: Masks) -> Masks:
-        """Return the masks after pruning the groups that `keep` (a bool array with one entry per group) marks False."""
+        """Return the masks after pruning the groups for which `keep` (a bool array, one entry per group) is False."""
         made = {}
         for path, axes in self.labels.items():
             mask = masks[path]
@@ -175,7 +175,7 @@ class ChannelGroups:
         most: int,
         divisible_by: int = 1,
     ) -> Masks:
-        """Cut as `cut` does, but remove as many groups as needed until `cost(groups that stay)` is at most `most`."""
+        """Remove as few groups as possible, in the order of `cut`, to make `cost(groups that stay)` at most `most`."""
         counts, order, kept = self._ranked(scores, masks, paths, divisible_by)
 
         def left(n: int) -> int:
@@ -190,7 +190,7 @@ class ChannelGroups:
         return self.masked(kept(low), masks)
 
     def least(self, paths: list[str], divisible_by: int = 1) -> np.ndarray:
-        """Return a bool array that marks the groups that stay if the unpruned model loses as many as possible."""
+        """Mark in a bool array the groups that stay after as many as possible are removed from the unpruned model."""
         masks = {path: np.ones(shape, bool) for path, shape in self._shapes.items()}
         _, order, kept = self._ranked(masks, masks, paths, divisible_by)
         return kept(len(order))

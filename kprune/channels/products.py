@@ -19,7 +19,7 @@ def channel_axis(layer: Any) -> int:
 
 
 def made_by(graph: ChannelGraph, layer: Any, axis: int, atoms: np.ndarray, shape: Shape) -> Tensor:
-    """Return the output of a layer, whose channels must all stay if its activation mixes channels."""
+    """Return the output of a layer; if the layer's activation mixes channels, all of them must stay."""
     if shape is None:
         graph.tie(atoms, np.zeros_like(atoms))
         return Tensor()
@@ -42,7 +42,7 @@ def convolution(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Sh
 
 
 def transposed(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """Apply the rule for a transposed convolution, whose kernel has its outputs before its inputs."""
+    """Apply the rule for a transposed convolution, whose kernel has the output axis before the input axis."""
     return _mix(graph, layer, inputs[0], shape, (channel_axis(layer),) * 2, (-1, -2), ("filters", None))
 
 

@@ -90,7 +90,7 @@ def _normalization(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape:
 
 
 def _same(kind: str) -> Rule:
-    """Return the rule for layers that do the same to each channel."""
+    """Return the rule for layers that treat every channel alike."""
 
     def rule(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
         [given] = inputs

@@ -24,7 +24,7 @@ _OPERATIONS = frozenset(
 
 
 def channel_graph(model: Any) -> ChannelGraph:
-    """Return the channels of a model of either Keras, masked or not, including nested models.
+    """Return the channels of a Keras 3 or tf_keras model, masked or not, including those of nested models.
 
     Raises:
         ValueError: the model is not built, or its graph is unknown: it is a subclassed model of tf_keras, or one that
@@ -190,8 +190,8 @@ def _configured(graph: ChannelGraph, layer: Any, entry: dict[str, Any]) -> None:
     known = graph.configs.setdefault(id(layer), entry)
     if known is not entry:
         raise ValueError(
-            "Two models nested in this one share a layer, which a Keras config cannot express: give each model its "
-            f"own layer. Received: layer={layer.name!r}"
+            "Two models nested in this model share a layer, which a Keras config cannot express: give each of them "
+            f"its own layer. Received: layer={layer.name!r}"
         )
     entry.pop("build_config", None)
     if isinstance(entry.get("config"), dict):

@@ -51,7 +51,7 @@ def time_distributed(rules: dict[str, Rule]) -> Rule:
 
 
 def bidirectional(graph: ChannelGraph, layer: Any, inputs: list[Tensor], shape: Shape) -> Tensor | str:
-    """Tie each unit of the forward layer to the same unit of the backward layer, as the layers may share one config."""
+    """Tie each unit of the forward layer to the same unit of the backward layer, since both may share a config."""
     forward, backward = layer.forward_layer, layer.backward_layer
     if plain_type(forward) is not plain_type(backward) or not hasattr(forward, "cell"):
         return "its two layers are of different kinds"

@@ -19,7 +19,7 @@ def get(criterion: str | Callable[..., Any]) -> Callable[..., Any]:
 
 
 def serialize(criterion: str | Callable[..., Any]) -> str | dict[str, Any]:
-    """Return a criterion as JSON, by its name and any options; raise ValueError if it is not registered.
+    """Describe a criterion in JSON by its name and any options; raise ValueError if it is not registered.
 
     >>> import functools, kprune
     >>> kprune.criteria.serialize(functools.partial(kprune.criteria.snip, training=True))

@@ -59,7 +59,7 @@ def iterative_snip(context: Context, training: bool = False) -> Scores:
 
 @CRITERIA.register("force", needs=("data", "loss"), default_rounds=100, revives=True)
 def force(context: Context, training: bool = False) -> Scores:
-    """Foresight connection sensitivity (FORCE): iterative SNIP whose weights may return (arXiv:2006.09081).
+    """Foresight connection sensitivity (FORCE): iterative SNIP in which pruned weights may return (arXiv:2006.09081).
 
     score = |w * dL/dw|, where the gradient is taken at the masked weights and w is the weight itself, so that a weight
     which an earlier round cut is scored, too, and returns if it would matter now. 100 rounds by default. What the

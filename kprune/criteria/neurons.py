@@ -36,7 +36,7 @@ SAME = (
 
 @CRITERIA.register("apoz", needs=("data",))
 def apoz(context: Context) -> Scores:
-    """How often a unit is active: score = 1 - APoZ, the average percentage of zeros (arXiv:1607.03250).
+    """How often a unit is active: score = 1 - APoZ, where APoZ is the average percentage of zeros (arXiv:1607.03250).
 
         score of unit c = share of its activations that are not 0, over all examples and positions
 

@@ -28,7 +28,7 @@ Scorer = Callable[[list[np.ndarray]], tuple[float, list[np.ndarray]]]
 
 
 def _rounds(power: int, context: Context, n_keep: list[int], advance: Callable[[int], Any]) -> Masks | None:
-    """Run all rounds of a Keras 3 model in one loop; return None for other models, or if `_flow` must check scores."""
+    """Run all rounds in one loop for a Keras 3 model; return None for other models, or if `_flow` must check scores."""
     if library_of(context.model).backend() not in ("tensorflow", "jax"):
         return None
     context.once("synflow's warning", lambda: _warn_of_biases(context.model))

@@ -11,7 +11,7 @@ from ..masks.matching import check_numbers
 
 
 class Tracker:
-    """A base class for objects that record training for a criterion; every callback that trains runs them.
+    """A base class for objects that record training for a criterion; callbacks run them automatically.
 
     A criterion that is registered with `CRITERIA.register(name, tracker=Cls)` gets an instance of `Cls` as
     `context.tracker`. Callbacks make it, tell it of the training, and keep its state in backups; outside of `fit` that

@@ -1,4 +1,4 @@
-"""Convolutions as matrix products, for compilers whose float64 products are fast but whose convolutions are not.
+"""Convolutions as matrix products, for compilers that have fast float64 products but slow float64 convolutions.
 
 XLA on a CPU is such a compiler: SynFlow's scores of VGG-16 took it four to eight times as much processor time by its
 own float64 convolution (JAX 0.10).
@@ -17,7 +17,7 @@ from ...masks.masked_layers import plain_type
 
 
 def is_plain_convolution(layer: Any) -> bool:
-    """Return whether the layer is a Keras 3 convolution that equals a product of its windows and its kernel.
+    """Return whether the layer is a Keras 3 convolution that equals a matrix product of input windows and its kernel.
 
     Those with channels first, with groups, or with a `convolution_op` or a `call` of their own are none; the `call` of
     Conv1D goes past its `convolution_op`.

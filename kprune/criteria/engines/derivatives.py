@@ -78,7 +78,7 @@ def gradients_of(context: Context, training: bool = False, temperature: float = 
 
 
 def _compiled_loss(model: Any) -> Any:
-    """Return the loss object that each `compile` creates anew; neither Keras has a public name for it."""
+    """Return the loss object that each `compile` creates anew; neither Keras 3 nor tf_keras names it publicly."""
     return getattr(model, "_compile_loss", None) or getattr(model, "compiled_loss", None)
 
 
@@ -129,7 +129,7 @@ def _scoring(model: Any, loss: Any, dtype: str) -> Iterator[None]:
 
 
 def _loss(model: Any, updates: list[tuple[Any, Any]], batch: Any, training: bool, heat: Callable[[Any], Any]) -> Any:
-    """Return a Keras 3 model's loss at these (variable, value) pairs, and discard the updates that the model makes."""
+    """Return a Keras 3 model's loss with variables set to the values in `updates`; discard the model's own updates."""
     scope = keras.StatelessScope(collect_losses=True)  # those of `add_loss` and activity regularizers
     for variable, value in updates:
         scope.add_update((variable, value))
@@ -236,7 +236,7 @@ _DERIVATIVES = {"tensorflow": _tensorflow_derivatives, "jax": _jax_derivatives, 
 
 
 def _heat(model: Any, temperature: float) -> Callable[[Any], Any]:
-    """Return a function that maps outputs to what they would be if the logits were divided by the temperature."""
+    """Return a function that applies the temperature to outputs, as if the logits had been divided by it."""
     if temperature == 1:
         return lambda outputs: outputs
     ops = library_of(model).ops

@@ -52,7 +52,7 @@ def aligned(array: np.ndarray) -> np.ndarray:
 
 
 def make_derivatives(flow: Any, kernels: list[np.ndarray]) -> Derivatives:
-    """Return a function that computes R and its derivatives by `kernels`, which may be overwritten between calls.
+    """Return a function that computes R and its derivatives with respect to `kernels`, which may change between calls.
 
     Args:
         flow: of the model.

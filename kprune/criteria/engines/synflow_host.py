@@ -23,7 +23,7 @@ PRODUCT = 1 << 18  # multiplications up to which a BLAS starts no threads
 
 
 def run_rounds(flow: Any, context: Context, n_keep: list[int], advance: Callable[[int], Any]) -> Masks | None:
-    """Return the masks after all rounds, or None if the caller must check scores (out of float64's range or all 0).
+    """Return the masks after all rounds, or None if scores may be all 0 or outside the range of float64.
 
     Args:
         flow: the `_Flow` of the model, of Keras 3.

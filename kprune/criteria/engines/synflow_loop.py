@@ -34,7 +34,7 @@ def accelerator(context: Context) -> Any:
 def run_rounds(
     flow: Any, context: Context, n_keep: list[int], device: Any, advance: Callable[[int], Any]
 ) -> Masks | None:
-    """Return the masks after all rounds, or None if the host must check scores (out of float64's range or all 0).
+    """Return the masks after all rounds, or None if scores may be all 0 or outside the range of float64.
 
     Args:
         flow: the `_Flow` of the model.
