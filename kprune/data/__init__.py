@@ -1,4 +1,4 @@
-"""Named datasets, samples of them, and batches that can be rewound."""
+"""Named datasets, samples drawn from them, and batches that can be rewound."""
 
 from .batches import (
     Batch,

@@ -163,7 +163,7 @@ def _lengths(arrays: Any) -> int:
 
 
 def _shapes(arrays: Any) -> list[tuple[int, ...]]:
-    """Return the shape of each array; raise ValueError if one is a scalar or the first structure has no arrays."""
+    """Return the shape of each array; raise ValueError if any is a scalar or if x contains no arrays."""
     shapes = [np.shape(array) for array in _leaves(arrays)]
     if not _leaves(arrays[0]) or not all(shapes):
         raise ValueError(

@@ -64,7 +64,7 @@ class Dataset:
         return self._inputs(self.test)
 
     def divisible(self) -> "Dataset":
-        """Return the dataset without the last few examples that `keras.distribution`'s devices cannot share evenly.
+        """Return the dataset without its last few examples, so that the training devices share the rest evenly.
 
         JAX divides each batch evenly among them, the last of an epoch, too. Without a distribution, and on TensorFlow,
         which can divide unevenly, it is the dataset itself.

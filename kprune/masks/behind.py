@@ -1,4 +1,4 @@
-"""What happens to the values of pruned entries, which either become 0 or stay behind the mask."""
+"""Storage of the values of pruned entries, which either become 0 or are kept behind the mask."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Behind:
 
     @classmethod
     def of(cls, store: str | None, gradient: str | None, known: Behind | None) -> Behind:
-        """Return the user's choice, or raise ValueError if it conflicts with `known`, the choice for existing masks."""
+        """Return the requested `Behind`, or raise ValueError if the existing masks use a different one, `known`."""
         if store is not None:
             check_choice("store", store, STORES)
         if gradient is not None:

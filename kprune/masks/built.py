@@ -12,7 +12,7 @@ from .below import all_layers
 
 
 def check_built(model: Any) -> None:
-    """Raise ValueError, naming the unbuilt layers, if they leave the model unbuilt or without weights.
+    """Raise ValueError if a model is unbuilt or has no weights because of unbuilt layers, and name these layers.
 
     A Keras 3 model that was only told its input shape is called on a symbolic input of that shape: Keras on TensorFlow
     has made no weights by then. Layers that a built model has never called are warned of.
@@ -25,8 +25,8 @@ def check_built(model: Any) -> None:
         unbuilt, enough = _unbuilt(model), bool(model.built and model.weights)
     if unbuilt and not enough:
         raise ValueError(
-            "The model has no weights yet: build it first by calling it on a batch of data, such as `model(x[:2])`. "
-            f"Received: model={model.name!r}, unbuilt layers={', '.join(unbuilt[:4])}"
+            "The model has no weights yet: build it first by calling it on a batch of data, for example `model(x[:2])`."
+            f" Received: model={model.name!r}, unbuilt layers={', '.join(unbuilt[:4])}"
         )
     if unbuilt:
         logging.warning(

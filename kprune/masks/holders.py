@@ -1,4 +1,4 @@
-"""Find live objects that hold a weight but are unknown to its layer, and drop what they have compiled.
+"""Find live objects that hold a weight but are unknown to its layer, and drop their compiled functions.
 
 A layer does not know the models that it is part of, nor the optimizers that train it, and both may have been made
 before kprune was imported; nothing public in Keras is told when a model takes a layer in. The garbage collector knows

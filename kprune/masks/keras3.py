@@ -98,7 +98,7 @@ def mask_followers(model: Any, variables: list[Any]) -> None:
 
 
 def _attach_too(model: Any, variables: list[Any], mark: str, value: bool) -> None:
-    """Mask more weights of a model in the same way as the existing ones, and set their attribute `mark` to `value`."""
+    """Mask `variables` like the weights already masked, and set the attribute `mark` of each variable to `value`."""
     with strategy_scope(model):
         attach(model, variables, behind(model) or Behind())
     for v in variables:

@@ -57,7 +57,7 @@ class Library(Protocol):
         """Return the weights masked as followers, in model order, with paths that need not be unique."""
 
     def behind(self, model: Any) -> Behind | None:
-        """Return how pruned values are stored, or None for a model without masks or a library without a choice."""
+        """Return how pruned values are stored, or None if the model has no masks or the library offers no choice."""
 
     def strip_model(self, model: Any) -> Any:
         """Return the model without masks (see `kprune.strip`)."""
@@ -66,7 +66,7 @@ class Library(Protocol):
         """Strip the model for the duration of a `with` block, then mask it again as before."""
 
     def check_leaks(self, model: Any, weights: list[MaskedWeight]) -> None:
-        """Raise RuntimeError if training made pruned entries nonzero, or warn if it may have; call outside `fit`."""
+        """Raise RuntimeError (or warn if the cause is unknown) if pruned entries became nonzero; call outside `fit`."""
 
     def all_layers(self, model: Any) -> list[Any]:
         """Return the model and every layer below it, with parents first."""
@@ -93,7 +93,7 @@ class Library(Protocol):
         """Whether a weight is a kernel that stores one value per entry."""
 
     def carry(self, model: Any, carrier: Any) -> None:
-        """Save `carrier.dump()` in a masked model's checkpoints and restore it on loading; None stops this."""
+        """Save `carrier.dump()` in a masked model's checkpoints and restore it on loading; passing None stops this."""
 
     def carried(self, model: Any) -> Any:
         """Return the carrier last passed to `carry`, or None."""

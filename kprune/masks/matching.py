@@ -56,7 +56,7 @@ def matched(mine: dict[str, Any], theirs: Mapping[str, np.ndarray], of: str) -> 
 
 
 def check_numbers(name: str, arrays: Any) -> None:
-    """Raise ValueError unless the argument `name` is a dict that maps names to numeric NumPy arrays.
+    """Raise ValueError unless `arrays` is a dict that maps names to numeric NumPy arrays.
 
     >>> check_numbers("masks", {"dense/kernel": np.ones((4, 3), bool)})
     """

@@ -64,7 +64,7 @@ def begin_fit(model: Any) -> None:
 
 
 def fits(model: Any) -> bool:
-    """Whether this is called by a callback between `begin_fit` and `end_fit`, which Ctrl-C may skip."""
+    """Whether a callback is running between `begin_fit` and `end_fit` (Ctrl-C may prevent the call of `end_fit`)."""
     return model in _IN_FIT and _in_callback()
 
 
@@ -79,7 +79,7 @@ def _in_callback() -> bool:
 
 
 def end_fit(model: Any) -> None:
-    """Forget the optimizers that `begin_fit` found, and search for live optimizers at each mask change again."""
+    """Forget the optimizers that `begin_fit` found, so that each mask change searches for live optimizers again."""
     _IN_FIT.pop(model, None)
 
 
@@ -89,7 +89,7 @@ def _live_optimizers(model: Any) -> list[Any]:
 
 
 def check_is_optimizer(name: str, value: Any) -> None:
-    """Raise ValueError unless the argument `name` is None or an optimizer of Keras 3 or tf_keras.
+    """Raise ValueError unless `value` is None or an optimizer of Keras 3 or tf_keras.
 
     >>> check_is_optimizer("optimizer", None)
     """

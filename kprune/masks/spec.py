@@ -96,7 +96,7 @@ def _are_positions(masked: list[Any], weights: int) -> bool:
 
 
 def registered_while_alive(layer: Any, base: type) -> None:
-    """Make Keras save the layer's class under the registered name of `base`, whose `from_config` reads it.
+    """Make Keras save the layer's class under the registered name of `base`, so that loading calls `base.from_config`.
 
     Keras never forgets a class that is registered, nor, with it, the user's own class that it is made of. It asks for
     the name right after `get_config`, which calls this, in a dict that it shows nowhere (`GLOBAL_CUSTOM_NAMES`, checked

@@ -178,7 +178,7 @@ def check_names(store: Any) -> None:
 
 
 def _warn_of_no_masks(file: Any) -> None:
-    """Warn that a file contains no masks, once per file although each layer's store reads from it."""
+    """Log one warning per file that contains no masks, even though the store of every layer reads from the file."""
     global _without_masks
     if file is None or _without_masks is None or _without_masks() is not file:
         _without_masks = None if file is None else weakref.ref(file)

@@ -47,7 +47,7 @@ def check_chunks(dataset: h5py.Dataset) -> None:
 
 
 def unpacks_beyond(pieces: Iterable[bytes], window: int, most: int) -> bool:
-    """Whether zlib-compressed data unpacks to more than `most` bytes, without keeping what is unpacked.
+    """Whether zlib-compressed data unpacks to more than `most` bytes, without keeping the unpacked data.
 
     >>> packed = zlib.compress(bytes(10**6))
     >>> unpacks_beyond([packed], zlib.MAX_WBITS, 10**6), unpacks_beyond([packed], zlib.MAX_WBITS, 10**6 - 1)

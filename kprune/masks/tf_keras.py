@@ -310,7 +310,7 @@ def _warn_of_unfrozen(model: Any, ruled: set[int]) -> None:
 
 
 def _renew_functions(model: Any, weights: list[Any]) -> None:
-    """Drop the compiled functions of all live models with these weights; they use old schedules or constraints."""
+    """Drop the compiled functions, which use old schedules or constraints, of all live models with these weights."""
     changed = {id(w) for w in weights}
     for other in {id(one): one for one in [model, *live(tf_keras.Model)]}.values():
         if getattr(other, "built", False) and changed.intersection(map(id, other.weights)):

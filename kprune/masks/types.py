@@ -81,11 +81,11 @@ class MaskedWeight:
         return to_numpy(self.mask).astype(bool)
 
     def seen(self) -> np.ndarray:
-        """Return the same values as `value`, which must be read immediately and not modified (see `as_numpy`)."""
+        """Return the result of `value` without a copy if possible; read it immediately, and do not modify it."""
         return as_numpy(self.variable)
 
     def seen_mask(self) -> np.ndarray:
-        """Return the same values as `kept`, which must be read immediately and not modified."""
+        """Return the result of `kept` without a copy if possible; read it immediately, and do not modify it."""
         return as_numpy(self.mask).astype(bool, copy=False)
 
     def kept_along(self, axis: int) -> np.ndarray:
@@ -154,7 +154,7 @@ def unique_paths(paths: Iterable[str]) -> list[str]:
 
 
 def matches(filters: Filters, layer: Any, path: str) -> bool:
-    """Whether the filters select a weight of this layer and path."""
+    """Whether the filters select a weight with this path in this layer."""
     if callable(filters):
         return bool(filters(layer))
     patterns = [filters] if isinstance(filters, str) else filters

@@ -56,7 +56,7 @@ def note_given(variable: Any) -> None:
 
 
 def has_value(variable: Any) -> bool:
-    """Whether a variable is initialized; a variable created in a symbolic call is not until that call is over."""
+    """Whether a variable is initialized; a variable created in a symbolic call is initialized after that call."""
     return variable._value is not None
 
 

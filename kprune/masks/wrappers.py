@@ -132,7 +132,7 @@ def own_name(w: Any) -> str:
 
 
 def layers_held(model: Any, reachable: bool) -> list[tuple[Any, bool]]:
-    """Return the layers of nested models, except layers inside other layers, and whether cloning reaches each layer."""
+    """Return (layer, whether cloning reaches it) for each layer of nested models, except layers inside other layers."""
     if not isinstance(model, tf_keras.Model):
         return [(model, reachable)]
     found: dict[int, tuple[Any, bool]] = {}

@@ -1,4 +1,4 @@
-"""What each device or process reads, writes and receives when several of them train a model together.
+"""Training on several devices or processes: what each of them reads, writes and receives.
 
 Under `tf.distribute` each replica has a copy of each variable. Under `keras.distribution` on JAX a variable lies on all
 devices, whole or in parts, and every process runs the same program on its own part of each batch. The masks are
@@ -176,7 +176,7 @@ def local_rows(batch_size: int) -> slice:
 
 @contextmanager
 def undistributed() -> Iterator[None]:
-    """Keep Keras from distributing layer outputs in a `with` block, which may fail for a single example or device."""
+    """Keep Keras from distributing layer outputs in a `with` block, because that may fail for one example or device."""
     distribution = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:

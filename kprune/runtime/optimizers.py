@@ -34,7 +34,7 @@ def iterations(optimizer: Any) -> int:
 
 
 def batches_per_step(optimizer: Any) -> int:
-    """Return the number of batches per optimizer step, which is above 1 if it accumulates gradients."""
+    """Return the number of batches per optimizer step, which is above 1 if the optimizer accumulates gradients."""
     return getattr(inner_optimizers(optimizer)[0], "gradient_accumulation_steps", None) or 1
 
 
@@ -139,7 +139,7 @@ def build(optimizer: Any, model: Any) -> None:
 
 
 def all_variables(optimizer: Any) -> list[Any]:
-    """Return all state variables of an optimizer once: iterations, learning rate, slots, averages and loss scale."""
+    """Return each state variable of an optimizer once: iterations, learning rate, slots, averages and loss scale."""
     if hasattr(optimizer, "get_slot_names"):  # a legacy one, of which `variables` is a method
         return list(optimizer.weights)
     found = list(optimizer.variables)

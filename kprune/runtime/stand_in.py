@@ -95,8 +95,8 @@ class StandIn(keras.optimizers.Optimizer):
         if not self._parts.stepping:
             raise RuntimeError(
                 "model.optimizer replaces the compiled optimizer while `fit` runs with a kprune callback, and cannot "
-                "be used outside that call. If `fit` was interrupted, call model.compile(...), or restore the compiled "
-                f"optimizer by calling fit or train_on_batch. Received: optimizer={self.name!r}"
+                "be used outside that `fit` call. If `fit` was interrupted, call model.compile(...), or restore the "
+                f"compiled optimizer by calling fit or train_on_batch. Received: optimizer={self.name!r}"
             )
 
     def _stepped(self, variable: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Selection of what training runs on: TPU cores, GPUs, several machines, or a single device."""
+"""Selection of the hardware that training runs on: TPU cores, GPUs, several machines, or a single device."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _of_jax(kind: str) -> tuple[str, Any, str]:
         version = metadata.version("jax")
         raise ValueError(
             f"JAX found no TPU. On a machine with a TPU, run `pip install 'jax[tpu]=={version}'`, leave JAX_PLATFORMS "
-            f"unset, and restart Python. Strategy 'none' trains without a TPU. Received: strategy={kind!r}, "
+            f"unset, and restart Python. To train without a TPU, use strategy 'none'. Received: strategy={kind!r}, "
             f"jax={version}, platform={platform}, {_installed('libtpu')}"
         )
     if kind == "auto":
@@ -117,7 +117,7 @@ def _tpu_of_tensorflow(kind: str) -> tuple[str, Any, str]:
     remedy = (
         "TensorFlow found no TPU. On a machine with a TPU, run `pip uninstall -y tensorflow tensorflow-cpu; pip "
         f'install --no-deps tensorflow-tpu=={_TENSORFLOW_TPU} "libtpu<{".".join(map(str, _LIBTPU))}"` and restart '
-        f"Python, or use Keras 3 on JAX. Strategy 'none' trains without a TPU. Received: strategy={kind!r}, "
+        f"Python, or use Keras 3 on JAX. To train without a TPU, use strategy 'none'. Received: strategy={kind!r}, "
         f"{', '.join(map(_installed, ('tensorflow', 'tensorflow-tpu', 'libtpu')))}"
     )
     # Asked before TensorFlow is imported, as a wrong libtpu ends the process.

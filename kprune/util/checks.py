@@ -12,7 +12,7 @@ from typing import Any
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
-    """Raise ValueError unless the argument `name` is an integer >= `least`; a bool is not accepted.
+    """Raise ValueError unless `value` is an integer >= `least`; a bool is not accepted.
 
     >>> check_integer("rounds", 0, 1)
     Traceback (most recent call last):
@@ -24,7 +24,7 @@ def check_integer(name: str, value: Any, least: int) -> None:
 
 
 def check_number(name: str, value: Any, says: str, holds: Any) -> None:
-    """Raise ValueError unless the argument `name` is a finite number for which `holds(value)` is true.
+    """Raise ValueError unless `value` is a finite number for which `holds(value)` is true.
 
     >>> check_number("rate", 1.5, "above 0 and below 1", lambda rate: 0 < rate < 1)
     Traceback (most recent call last):
@@ -37,7 +37,7 @@ def check_number(name: str, value: Any, says: str, holds: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raise ValueError unless the value is one of these strings.
+    """Raise ValueError unless `value` is one of the strings in `choices`.
 
     >>> check_choice("store", "disk", ("zero", "latent"))
     Traceback (most recent call last):
@@ -71,7 +71,7 @@ def check_fields(of: str, config: Any, known: Iterable[str], needed: Iterable[st
 
 
 def check_function(name: str, value: Any, of: str) -> None:
-    """Raise ValueError unless the argument `name` is callable; `of` names the arguments that it takes.
+    """Raise ValueError unless `value` is callable; `of` describes the expected arguments in the error.
 
     >>> check_function("train", None, "a model and a seed")
     Traceback (most recent call last):
@@ -83,7 +83,7 @@ def check_function(name: str, value: Any, of: str) -> None:
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Raise ValueError unless the argument `name` is True or False.
+    """Raise ValueError unless `value` is True or False.
 
     >>> check_flag("first", False)
     """
@@ -92,7 +92,7 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_arrays(name: str, value: Any) -> None:
-    """Raise ValueError unless the argument `name` is a dict that maps names to arrays.
+    """Raise ValueError unless `value` is a dict that maps names to arrays.
 
     >>> check_arrays("initial", {"dense/kernel": [[0.0]]})
     """
@@ -113,7 +113,7 @@ def check_strings(name: str, value: Any) -> tuple[str, ...]:
 
 
 def check_path(name: str, path: Any) -> None:
-    """Raise ValueError unless the argument `name` can be the path of a file or folder.
+    """Raise ValueError unless `path` can be the path of a file or folder.
 
     >>> check_path("folder", "out/lottery")
     """
@@ -124,7 +124,7 @@ def check_path(name: str, path: Any) -> None:
 
 
 def check_npz(name: str, path: Any) -> None:
-    """Raise ValueError unless the argument `name` is the path of an .npz file.
+    """Raise ValueError unless `path` is the path of an .npz file.
 
     >>> check_npz("path", "ticket.npz")
     """
@@ -134,7 +134,7 @@ def check_npz(name: str, path: Any) -> None:
 
 
 def check_expression(expression: Any, name: str = "expression") -> None:
-    """Raise ValueError unless the argument `name` is a str that is a valid regular expression.
+    """Raise ValueError unless `expression` is a str that is a valid regular expression.
 
     >>> check_expression("conv|dense")
     """

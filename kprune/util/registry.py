@@ -60,7 +60,7 @@ class Registry:
         return add
 
     def family(self, expression: str, shown: str) -> Callable[[Entry], Entry]:
-        r"""Return a decorator for a function that makes entries from the numbers in names that match `expression`.
+        r"""Return a decorator that registers a function that makes entries for names that match `expression`.
 
         >>> shapes = Registry("shape")
         >>> @shapes.family(r"(\d+)x(\d+)", "hxw")
@@ -160,7 +160,7 @@ class Registry:
         return any(re.fullmatch(expression, name) for expression, _ in self._families.values())
 
     def get(self, entry: str | Callable[..., Any]) -> Callable[..., Any]:
-        """Return the callable registered under a name, or a callable as it is; raise ValueError for anything else."""
+        """Return the callable registered under a name, or `entry` itself if it is callable; reject anything else."""
         if callable(entry):
             return entry
         if not isinstance(entry, str):
@@ -176,7 +176,7 @@ class Registry:
         return self._entries[entry]
 
     def name_of(self, entry: Any) -> str:
-        """Return the name of an entry for messages: its registered name, else the function's own, else the kind."""
+        """Return an entry's name for messages: the registered name or, without one, the function name or the kind."""
         plain = _unwrapped(entry)
         names = [name for name, registered in self._entries.items() if registered is plain]
         return entry if isinstance(entry, str) else names[0] if names else getattr(plain, "__name__", self.kind)
@@ -186,7 +186,7 @@ class Registry:
 
 
 def trait(entry: Callable[..., Any], name: str, default: Any) -> Any:
-    """Return a trait of a registered function, or of a `functools.partial` of it; `default` if it has none.
+    """Return the trait `name` of a function or of the function in a `functools.partial`, or `default` if it is unset.
 
     >>> import functools
     >>> def draft(context, steps=1): ...
@@ -198,7 +198,7 @@ def trait(entry: Callable[..., Any], name: str, default: Any) -> Any:
 
 
 def own_trait(entry: Callable[..., Any], name: str) -> Any:
-    """Return a function's trait that lets callers skip or simplify its call, or None if it lacks that trait.
+    """Return a trait that the function defines itself, or None if it lacks the trait or wraps another function.
 
     `functools.wraps` copies all traits to a function that may do something else, so that one has none.
 

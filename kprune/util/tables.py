@@ -15,7 +15,7 @@ _LINES = box.Box("    \n    \n -- \n    \n    \n -- \n    \n    \n", ascii=True)
 
 
 def printable(text: str) -> str:
-    """Escape unprintable characters, which a terminal might take as commands, as Python does; keep line breaks.
+    """Escape unprintable characters as `repr` does, so that a terminal does not run them as commands; keep line breaks.
 
     >>> print(printable("dense" + chr(27) + "[31m") == "dense" + chr(92) + "x1b[31m")
     True
@@ -35,7 +35,7 @@ def _one_line(cell: str) -> str:
 
 
 class Printed:
-    """A report whose str is a plain-text table that notebooks display, too.
+    """A report whose str is a plain-text table, which notebooks display as well.
 
     >>> class Report(Printed):
     ...     def __str__(self): return "method  accuracy <= 1"
@@ -53,7 +53,7 @@ def new_table(**settings: Any) -> Table:
 
 
 def table_lines(table: Table) -> list[str]:
-    """Return the lines of a table, not wrapped to the terminal's width because logs and files have none.
+    """Return the lines of a table at full length, because logs and files do not have a terminal's width.
 
     >>> table = new_table()
     >>> table.add_column("method"); table.add_column("accuracy", justify="right")
