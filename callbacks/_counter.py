@@ -110,7 +110,7 @@ class Counter:
         return [-1 if self.begun is None else self.begun, self._batches, self._own, *self._acted]
 
     def set_state(self, state: Any) -> None:
-        """Restore what `get_state` returned, before the fit begins an epoch."""
+        """Restore the state that `get_state` returned; to be called before the first epoch of `fit` begins."""
         self.forget()
         begun, self._batches, own = map(int, state[:3])
         self.begun, self._own = None if begun < 0 else begun, bool(own)

@@ -193,7 +193,7 @@ def _outputs(calls: list[Call], weight: MaskedWeight) -> list[Any]:
 
 
 def per_unit(layer: Any, layout: Layout, tensor: Any) -> np.ndarray:
-    """Return a layer's output as an array (examples and positions, units), with units in the layout's order."""
+    """Return a layer's output as an array of shape (examples * positions, units), with units in the layout's order."""
     value = as_numpy(tensor)
     if is_a(layer, "EinsumDense"):
         _, kernel, output = einsum_labels(layer)
@@ -212,7 +212,7 @@ def per_unit(layer: Any, layout: Layout, tensor: Any) -> np.ndarray:
 
 
 def _activations(calls: list[Call], weight: MaskedWeight) -> list[np.ndarray]:
-    """Return the activations of a weight's units as arrays (examples and positions, units)."""
+    """Return the activations of a weight's units as arrays of shape (examples * positions, units)."""
     layer, layout, found = _owner(weight), layout_of(weight), []
     for tensor in _outputs(calls, weight):
         made = [tensor]

@@ -32,7 +32,7 @@ class Plan:
     new_biases: dict[int, np.ndarray] = field(default_factory=dict)
 
     def stays(self, atoms: np.ndarray) -> np.ndarray:
-        """Return whether each of these atoms stays."""
+        """Return, for each of these atoms, whether it is kept."""
         return self.living[self.graph.roots(atoms)]
 
     def cut(self, variable: Any, value: np.ndarray) -> np.ndarray:

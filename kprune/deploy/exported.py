@@ -48,7 +48,7 @@ class Export:
 
     @property
     def zipped_bytes(self) -> int:
-        """The size in bytes of the SavedModel as a zip archive, which is the size of a download."""
+        """The size in bytes of the SavedModel as a zip archive, which is its download size."""
         return self.card.entry("saved_model").zipped
 
     def to_dict(self) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def measure_by(model: Any, evaluate: Any) -> Callable[[], tuple[str, float]]:
         raise ValueError(f"{wrong}. Received: evaluate={evaluate!r:.200}")
     if getattr(model, "optimizer", None) is None:
         raise ValueError(
-            "Evaluating on data requires compiled metrics: compile the model, or pass a function of the model. "
-            f"Received: model={model.name!r}"
+            "Evaluating on data requires compiled metrics: compile the model, or pass a function that takes the model "
+            f"and returns a number. Received: model={model.name!r}"
         )
     return lambda: _by_metric(model, inputs())
 
@@ -84,8 +84,8 @@ def _by_metric(model: Any, inputs: dict[str, Any]) -> tuple[str, float]:
     names = [name for name in names if name in results and name != "loss" and not name.endswith("_loss")]
     if not names:
         raise ValueError(
-            "The model has no metric besides the loss: compile it with metrics=['accuracy'], or pass a function of "
-            f"the model. Received: model={model.name!r}, metrics={list(results)}"
+            "The model has no metric besides the loss: compile it with metrics=['accuracy'], or pass a function "
+            f"that takes the model and returns a number. Received: model={model.name!r}, metrics={list(results)}"
         )
     return names[0], float(results[names[0]])
 

@@ -1,4 +1,4 @@
-"""The sweep that shows layer collapse by measuring accuracy at many compressions for several criteria."""
+"""The sweep that shows layer collapse by measuring accuracy at many compression ratios for several criteria."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def sweep(
     settings: dict[str, Any] | None = None,
     verbose: Any = "auto",
 ) -> Sweep:
-    """Prune a network by several criteria at many compressions, then train it (arXiv:2006.05467, figure 1).
+    """Prune a network by several criteria at many compression ratios, then train it (arXiv:2006.05467, figure 1).
 
     Each cell builds the network from its seed, prunes it to sparsity = 1 - 1 / compression by
     `kprune.callbacks.PruneAtInit` and trains it. Criteria that need data get 10 training examples of each class.

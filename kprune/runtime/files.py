@@ -198,7 +198,7 @@ def _checksum(description: bytes, stored: Mapping[str, np.ndarray]) -> str:
 
 
 def _members(data: bytes) -> dict[str, np.ndarray]:
-    """Return the members of an npz that `pack` wrote, by name, as uint8 vectors (the checksum is one str)."""
+    """Return the members of an npz that `pack` wrote: uint8 vectors by name, and the checksum as a str."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         for member in members:

@@ -9,7 +9,7 @@ import keras
 
 
 def input_like(model: Any, make: Callable[[tuple[int, ...], str], Any], batch: int = 1) -> dict[str, Any]:
-    """Return keyword arguments for calling a model, built by `make(shape, dtype)` for each of its inputs.
+    """Return keyword arguments for calling a model, with `make(shape, dtype)` as the value of each input.
 
     Args:
         model: a built model; Functional, Sequential or subclassed.

@@ -22,7 +22,7 @@ FILE_TYPES = (".png", ".svg", ".pdf")
 
 
 def written(path: str | os.PathLike[str] | None, make: Callable[[], Figure]) -> Figure:
-    """Draw a figure with `make` and write it to `path`, if given; check the ending of `path` before drawing."""
+    """Draw a figure with `make` and write it to `path`, if given; check the file extension of `path` before drawing."""
     if path is not None:
         check_path("path", path)
         if os.path.splitext(path)[1].lower() not in FILE_TYPES:

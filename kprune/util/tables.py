@@ -24,7 +24,7 @@ def printable(text: str) -> str:
 
 
 class _Plain(Table):
-    """A table with single-line cells, because names of layers come from files and may contain line breaks."""
+    """A table that keeps each cell on one line, because layer names come from files and may contain line breaks."""
 
     def add_row(self, *cells: Any, **settings: Any) -> None:
         super().add_row(*(_one_line(cell) if isinstance(cell, str) else cell for cell in cells), **settings)

@@ -120,7 +120,7 @@ LOTTERY = Command(
         *_training_options(),
         Option("weight_decay", None, f"{_DECAY} [0; for adamw 0.004]", float, common.at_least(0)),
         common.LIBRARY,
-        Option("out_dir", "out", "folder for lottery.csv and lottery-levels/, from which a second run resumes"),
+        Option("out_dir", "out", "folder for lottery.csv and lottery-levels/ (a later run resumes from them)"),
         Option(
             "plot",
             None,

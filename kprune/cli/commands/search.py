@@ -101,7 +101,7 @@ SEARCH = Command(
         *_training_options(),
         common.PATTERN,
         common.LIBRARY,
-        Option("out_dir", "out", "folder for search.csv, from which a second run resumes, and for sparsest.keras"),
+        Option("out_dir", "out", "folder for search.csv (a later run resumes from it) and sparsest.keras"),
         Option("plot", None, "file for the figure [OUT_DIR/search.png]", str, common.FIGURE),
         *common.LOGGING,
     ),

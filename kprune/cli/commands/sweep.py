@@ -84,7 +84,7 @@ SWEEP = Command(
         ),
         *common.training_options("vgg-11", 0.25, 10, 0.01),
         common.LIBRARY,
-        Option("out_dir", "out", "folder for collapse.csv, from which a second run resumes, and for collapse.png"),
+        Option("out_dir", "out", "folder for collapse.csv (a later run resumes from it) and collapse.png"),
         *common.LOGGING,
     ),
     f"Criteria: {', '.join(_CRITERIA)}\n{common.NETWORK_NOTES}",

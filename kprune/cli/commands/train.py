@@ -148,7 +148,7 @@ TRAIN = Command(
         Option(
             "strategy",
             "auto",
-            "devices: all TPU cores, all GPUs (mirrored), all workers, or only the first device (none)",
+            "devices: all TPU cores (tpu), all GPUs (mirrored), all workers (multiworker), or the first device (none)",
             STRATEGIES,
         ),
         Option(
