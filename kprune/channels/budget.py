@@ -42,7 +42,7 @@ def check_budget(budget: Any) -> tuple[str, float]:
     check_number(
         f"budget[{unit!r}]",
         fraction,
-        "above 0 and below 1, the fraction of the cost to keep",
+        "above 0 and below 1 (the fraction of the cost to keep)",
         lambda value: 0 < value < 1,
     )
     return unit, float(fraction)

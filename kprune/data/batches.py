@@ -125,7 +125,7 @@ def _finite(data: Any) -> Iterator[Any]:
         size += 0 if known else sum(getattr(part, "nbytes", 0) or np.asarray(part).nbytes for part in _leaves(batch))
         if not known and (n >= MOST_BATCHES or size > MOST_BYTES):
             raise ValueError(
-                f"`data` is longer than {MOST_BATCHES} batches or {MOST_BYTES / 2**30:.3g} GiB: pass `batches`, "
+                f"`data` exceeds {MOST_BATCHES} batches or {MOST_BYTES / 2**30:.3g} GiB: pass `batches`, "
                 "the number of batches to use. Received: batches=None"
             )
         yield batch

@@ -105,7 +105,7 @@ def run_lotteries(
     check_epochs(epochs)
     if not isinstance(data.train, tuple):
         raise ValueError(
-            "`data` must be stored in arrays, because the order of a stream of batches cannot be rewound. "
+            "`data` must be stored in arrays, because a stream of batches cannot be replayed in the same order. "
             f"Received: data={data.name!r}"
         )
     own = {

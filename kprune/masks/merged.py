@@ -75,8 +75,9 @@ def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None])
             if name not in KEEP_ZEROS:
                 raise ValueError(
                     f"A masked layer can be quantized only to {' or '.join(KEEP_ZEROS)}, which keep its zeros. For "
-                    "other modes, call kprune.strip(model) first. GPTQ then adds rounding errors to later columns, "
-                    f"including their zeros; kprune.summary counts the zeros that remain. Received: mode={name!r}"
+                    "other modes, call kprune.strip(model) first. GPTQ may then turn zeros into other values, because "
+                    "it spreads each column's rounding errors over the columns after it; kprune.summary counts the zeros "
+                    f"that remain. Received: mode={name!r}"
                 )
             unmask()
             logging.info("kprune: %s was quantized. Its zeros were kept, but its masks were removed.", layer.path)

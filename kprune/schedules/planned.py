@@ -100,4 +100,4 @@ def steps_of(name: str, value: float | int, steps: int | None) -> int:
 
 
 def _check_goal(name: str, value: Any) -> None:
-    check_number(name, value, "above 0 and below 1, the fraction of zeros to reach", lambda v: 0 < v < 1)
+    check_number(name, value, "above 0 and below 1 (the target fraction of zeros)", lambda v: 0 < v < 1)
