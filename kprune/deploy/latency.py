@@ -88,8 +88,8 @@ def latency_budget(
         bar.update()
         if smallest > fraction:
             raise ValueError(
-                f"The latency cannot be reached: the smallest network that pruning can leave, with {least:.4g} of the "
-                f"multiply-adds, takes {smallest:.2f} times as long as the dense network on this machine. "
+                "The target latency cannot be reached: even the smallest network that pruning can produce, with "
+                f"{least:.4g} of the multiply-adds, takes {smallest:.2f} times as long as the dense network on this machine. "
                 f"Raise `fraction`. Received: fraction={fraction}, model={model.name!r}"
             )
         low, high = least, 1.0

@@ -136,7 +136,7 @@ def sensitivity(
     config = PruningConfig(criterion, scope="layerwise", pattern=pattern, rounds=1, seed=seed)
     if not config.data_free:
         raise ValueError(
-            "The scan does not train, so it does not support criteria that need the loss or records of training. "
+            "The scan does not train the model, so it does not support criteria that need the loss or training statistics. "
             f"Received: criterion={config.name!r}"
         )
     sparsities = _checked(sparsities)

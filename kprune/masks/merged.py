@@ -76,8 +76,8 @@ def quantize_unmasked(layer: Any, plain_class: type, unmask: Callable[[], None])
                 raise ValueError(
                     f"A masked layer can be quantized only to {' or '.join(KEEP_ZEROS)}, which keep its zeros. For "
                     "other modes, call kprune.strip(model) first. GPTQ may then turn zeros into other values, because "
-                    "it spreads each column's rounding errors over the columns after it; kprune.summary counts the zeros "
-                    f"that remain. Received: mode={name!r}"
+                    "it spreads each column's rounding errors over the columns after it; kprune.summary counts the "
+                    f"zeros that remain. Received: mode={name!r}"
                 )
             unmask()
             logging.info("kprune: %s was quantized. Its zeros were kept, but its masks were removed.", layer.path)

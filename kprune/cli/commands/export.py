@@ -121,7 +121,7 @@ EXPORT = Command(
     ),
     f"Formats: {', '.join(FORMATS)}.\n"
     "DATA is the name of a dataset, an .npz file or a .csv file, as for kprune train.\n"
-    "MODEL is a .keras file of Keras 3 or tf_keras, masked or plain. A model saved on a TPU runtime\n"
-    "without TensorFlow can be exported on any machine that has TensorFlow.",
+    "MODEL is a .keras file saved by Keras 3 or tf_keras; the model may be masked or plain. A model saved on a\n"
+    "TPU runtime without TensorFlow can be exported on any machine that has TensorFlow.",
     run,
 )
