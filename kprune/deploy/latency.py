@@ -89,8 +89,8 @@ def latency_budget(
         if smallest > fraction:
             raise ValueError(
                 "The target latency cannot be reached: even the smallest network that pruning can produce, with "
-                f"{least:.4g} of the multiply-adds, takes {smallest:.2f} times as long as the dense network on this machine. "
-                f"Raise `fraction`. Received: fraction={fraction}, model={model.name!r}"
+                f"{least:.4g} of the multiply-adds, takes {smallest:.2f} times as long as the dense network on this "
+                f"machine. Raise `fraction`. Received: fraction={fraction}, model={model.name!r}"
             )
         low, high = least, 1.0
         for _ in range(trials):

@@ -136,8 +136,8 @@ def sensitivity(
     config = PruningConfig(criterion, scope="layerwise", pattern=pattern, rounds=1, seed=seed)
     if not config.data_free:
         raise ValueError(
-            "The scan does not train the model, so it does not support criteria that need the loss or training statistics. "
-            f"Received: criterion={config.name!r}"
+            "The scan does not train the model, so it does not support criteria that need the loss or "
+            f"training statistics. Received: criterion={config.name!r}"
         )
     sparsities = _checked(sparsities)
     measure = measure_by(model, evaluate)

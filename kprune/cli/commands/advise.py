@@ -43,7 +43,7 @@ ADVISE = Command(
         Option("json", False, "print JSON instead of text", bool),
         *common.LOGGING,
     ),
-    "MODEL is a .keras file saved by Keras 3 or tf_keras; the model may be trained or not.\nThe estimate does not run the model. To "
-    "measure the savings, use kprune export.",
+    "MODEL is a .keras file saved by Keras 3 or tf_keras; the model may be trained or not.\n"
+    "The estimate does not run the model. To measure the savings, use kprune export.",
     run,
 )
