@@ -108,10 +108,15 @@ def weight_agnostic(
 
 def _checked(values: Any) -> list[float]:
     listed = list(values) if isinstance(values, Sequence | np.ndarray) and not isinstance(values, str) else []
-    numbers = [float(v) for v in listed if isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v)]
-    if not numbers or len(set(numbers)) < len(listed):
+    for value in listed:
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(
+                f"`values` must contain finite numbers, but {value!r:.100} is none. Received: values={values!r:.200}"
+            )
+    numbers = [float(value) for value in listed]
+    if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(
-            f"`values` must contain at least one number, all finite and distinct. Received: values={values!r:.200}"
+            f"`values` must contain at least one number, and each only once. Received: values={values!r:.200}"
         )
     return numbers
 
