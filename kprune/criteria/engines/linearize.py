@@ -82,8 +82,8 @@ def kind(layer: Any) -> str:
             return "as is"  # a model, or a layer made of layers that are looked at one by one
     raise ValueError(
         "SynFlow requires positively homogeneous layers, and this layer is not known to be homogeneous. Use "
-        "another criterion, or remove the layer. If its output doubles when its input doubles, declare it with "
-        f"kprune.criteria.assume_homogeneous({type(layer).__name__}). Received: layer={layer.name!r}, "
+        "another criterion, or remove the layer. If its output doubles when its input and its biases double, declare "
+        f"it with kprune.criteria.assume_homogeneous({type(layer).__name__}). Received: layer={layer.name!r}, "
         f"class={_plain_name(layer)}"
     )
 
