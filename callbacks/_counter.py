@@ -83,6 +83,8 @@ class Counter:
     def after_batch(self, batch: int, due: int | None) -> int | None:
         """Record the end of a batch; return the count if it may have reached `due`, else None.
 
+        It is also returned after the first batch of a fit, and after each one where batches are counted here.
+
         Args:
             batch: its index within the epoch, from 0; with `steps_per_execution`, that of the last of several.
             due: the number that is waited for; None for none.

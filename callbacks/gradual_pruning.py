@@ -210,17 +210,20 @@ class GradualPruning(UpdatingCallback):
 
     def _warn_of_steps_not_reached(self, end: int, how: str) -> bool:
         """Return whether the schedule continues after the fit's last step, and log a warning if so."""
+        advice = f"end_step to at most {end}"
+        if self._planned is not None:
+            advice = f"end to at most {end - (self._counter.begun or 0)} steps"  # from where the fit starts
         short = {} if self.schedule is None else self.schedule.members()
         short = {expression: schedule for expression, schedule in short.items() if end < schedule.end_step}
         for expression, schedule in short.items():
             logging.warning(
                 "GradualPruning%s: %s, before the schedule's end_step=%d, so the final sparsity is %.4g "
-                "instead of %.4g. Set end_step to at most %d, or train longer.",
+                "instead of %.4g. Set %s, or train longer.",
                 "" if expression is None else f" for {expression!r}",
                 how,
                 schedule.end_step,
                 schedule.applied(end),
                 schedule.final_sparsity,
-                end,
+                advice,
             )
         return bool(short)

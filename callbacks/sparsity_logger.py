@@ -21,8 +21,7 @@ class SparsityLogger(Callback):
       of the epoch and the callbacks after this one (CSVLogger, TensorBoard: as `epoch_sparsity`).
     - `sparsity_of_all`, pruned entries as a fraction of all parameters of the model, goes there, too.
     - A table of all weights goes through absl logging, at level INFO (`absl.logging.set_verbosity("info")` shows it).
-    - With `log_dir`, one TensorBoard scalar per weight, `sparsity/<path>`, against the epoch; of
-      several processes that train together, the first writes them.
+    - With `log_dir`, one TensorBoard scalar per weight, `sparsity/<path>`, against the epoch.
 
     Args:
         log_dir: a folder for TensorBoard; None writes nothing. Needs TensorFlow, on the JAX backend too. Of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -225,7 +226,7 @@ def instability(
         evaluate: a function of the model that returns a number, or data, as in `kprune.sensitivity`.
         at: `kprune.Snapshot` from which both are trained, optimizer and dropout's seeds included, as
             `kprune.callbacks.TakeSnapshot` takes it; by default the model as it is now.
-        seeds: two numbers for `train`.
+        seeds: two different integers for `train`.
         points, prepare, verbose: as in `linear_path`.
 
     Returns:
@@ -249,7 +250,8 @@ def instability(
     check_function("train", train, "a model and a seed")
     if prepare is not None:
         check_function("prepare", prepare, "a model")
-    if not isinstance(seeds, Sequence) or len(seeds) != 2 or seeds[0] == seeds[1]:
+    integers = isinstance(seeds, Sequence) and all(isinstance(s, Integral) and not isinstance(s, bool) for s in seeds)
+    if not integers or len(seeds) != 2 or seeds[0] == seeds[1]:
         raise ValueError(f"`seeds` must be two different integers. Received: seeds={seeds!r}")
     if at is not None and not isinstance(at, Snapshot):
         raise ValueError(f"`at` must be a kprune.Snapshot, which includes the optimizer. Received: at={type(at)}")

@@ -99,11 +99,18 @@ def stable_point(
     check_number("threshold", threshold, "above 0", lambda value: value > 0)
     if barrier not in ("fall", "rise"):
         raise ValueError(f"`barrier` must be 'fall' or 'rise'. Received: barrier={barrier!r}")
-    if not isinstance(snapshots, Mapping) or not snapshots or not all(isinstance(step, int) for step in snapshots):
+    if not isinstance(snapshots, Mapping) or not snapshots:
         raise ValueError(
             "`snapshots` must be a non-empty dict that maps steps to kprune.Snapshot objects. Received: "
             f"snapshots={snapshots!r:.200}"
         )
+    for step, taken in snapshots.items():
+        check_integer("step", step, 0)
+        if not isinstance(taken, Snapshot):
+            raise ValueError(
+                "Each value of `snapshots` must be a kprune.Snapshot. Received: "
+                f"snapshots[{step!r}]={type(taken).__name__}"
+            )
     steps, paths = sorted(snapshots), {}
 
     def stable(position: int) -> bool:

@@ -108,11 +108,14 @@ def weight_agnostic(
 
 def _checked(values: Any) -> list[float]:
     listed = list(values) if isinstance(values, Sequence | np.ndarray) and not isinstance(values, str) else []
-    numbers = [float(v) for v in listed if isinstance(v, Real) and not isinstance(v, bool) and math.isfinite(v)]
-    if not numbers or len(set(numbers)) < len(listed):
-        raise ValueError(
-            f"`values` must contain one or more distinct, finite numbers. Received: values={values!r:.200}"
-        )
+    for value in listed:
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(
+                f"`values` must contain finite numbers, but {value!r:.100} is not one. Received: values={values!r:.200}"
+            )
+    numbers = [float(value) for value in listed]
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError(f"`values` must contain one or more distinct numbers. Received: values={values!r:.200}")
     return numbers
 
 

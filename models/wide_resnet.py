@@ -35,7 +35,7 @@ def wide_resnet(
         input_shape: (height, width, channels) of one image.
         classes: number of logits.
         width: the widening factor k of the stages' channels (rounded, at least 1); the stem keeps its 16.
-        depth: layers, 4 more than a multiple of 6.
+        depth: layers, at least 10, and 4 more than a multiple of 6.
         library: the Keras to build with: None for Keras 3, or the module `tf_keras`.
 
     Returns:
@@ -51,7 +51,7 @@ def wide_resnet(
     """
     require(
         isinstance(depth, int) and depth >= 10 and depth % 6 == 4,
-        "`depth` must be 4 more than a multiple of 6, such as 10, 16, 22 or 28.",
+        "`depth` must be at least 10, and 4 more than a multiple of 6, such as 10, 16, 22 or 28.",
         depth=depth,
     )
     net = Network("wide_resnet", input_shape, classes, width, library)

@@ -354,6 +354,8 @@ def test_a_bad_instability_is_refused_before_it_trains():
         (dict(seeds=(1, 1)), r"Received: seeds=\(1, 1\)$"),
         (dict(seeds=(1,)), r"Received: seeds=\(1,\)$"),
         (dict(seeds=5), r"Received: seeds=5$"),
+        (dict(seeds="ab"), r"must be two different integers. Received: seeds='ab'$"),
+        (dict(seeds=(False, True)), r"Received: seeds=\(False, True\)$"),
         (dict(at=kprune.Ticket({}, {})), r"Received: at=<class 'kprune.lottery.ticket.Ticket'>$"),
         (dict(points=0), "Received: points=0$"),
         (dict(evaluate=None), "Received: evaluate=None$"),
@@ -459,6 +461,8 @@ def test_values_that_cannot_be_shared_are_refused(tmp_path):
     for values in ([], [1, 1], [np.nan], ["1"], 3, "12", [True]):
         with pytest.raises(ValueError, match=r"`values` must contain.*Received: values="):
             kprune.analysis.weight_agnostic(model, lambda m: 0.0, values)
+    with pytest.raises(ValueError, match=r"finite numbers, but 'two' is not one. Received: values=\[1, 'two'\]$"):
+        kprune.analysis.weight_agnostic(model, lambda m: 0.0, [1, "two"])
     found = kprune.analysis.weight_agnostic(model, lambda m: 0.0, [1])
     found.plot(tmp_path / "found.png")
     assert (tmp_path / "found.png").stat().st_size > 0

@@ -147,6 +147,20 @@ def test_wrong_arguments():
 def test_flops_that_are_not_known_are_refused():
     given = keras.Input((None, None, 2))
     model = keras.Model(given, layers.Conv2D(2, 1)(layers.Conv2D(4, 3)(given)))
-    with pytest.raises(ValueError, match="multiply-adds cannot be counted"):
+    with pytest.raises(
+        ValueError, match=r"cannot be counted: .* Cause: An input .* unknown dimension.*, budget='flops'$"
+    ):
         kprune.prune(model, "magnitude", budget={"flops": 0.5}, groups="channels")
     kprune.prune(model, "magnitude", budget={"parameters": 0.5}, groups="channels", verbose=0)
+
+
+@pytest.mark.once
+def test_a_trial_run_that_fails_gives_its_reason(monkeypatch):
+    def fails(model):
+        raise RuntimeError("it needs real values")
+
+    monkeypatch.setattr("kprune.flops._run_once", fails)
+    with pytest.raises(
+        ValueError, match=r"cannot be counted: .* Cause: it needs real values. Received: budget='flops'$"
+    ):
+        kprune.prune(mlp(), "magnitude", budget={"flops": 0.5}, groups="channels")

@@ -185,8 +185,13 @@ def test_a_fit_that_ends_early_says_what_it_did_not_reach(caplog):
     with caplog.at_level("WARNING", logger="absl"):
         fit(model, [callback, stop], steps=6, epochs=3)
     said = "training ended at step 6, before the schedule's end_step=12, so the final sparsity is 0 instead of 0.8"
-    assert said in caplog.text
+    assert f"{said}. Set end_step to at most 6, or train longer." in caplog.text
     assert caplog.text.count("GradualPruning") == 1
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="absl"):
+        fit(model, [GradualPruning(0.8, end=12)], steps=6)  # from step 6 on
+    assert "before the schedule's end_step=18" in caplog.text
+    assert "Set end to at most 6 steps, or train longer." in caplog.text
 
 
 # A sparsity alone

@@ -23,7 +23,9 @@ def test_export_of_a_file_in_other_formats(run, tmp_path):
     files = {"net", "net.packed", "net.card.json", "net.card.md"}
     assert set(os.listdir(tmp_path / "to")) == files
     status, _, err = run(*words)
-    assert status == 1 and err.endswith(f"add --overwrite. Received: out='{tmp_path}/to/net'\n")
+    assert status == 1 and err.endswith(
+        f"exist. To replace existing files, add --overwrite. Received: out='{tmp_path}/to/net'\n"
+    )
     assert run(*words, "--overwrite", "--shrink")[0] == 0
     status, out, _ = run("inspect", tmp_path / "to" / "net", "--json")
     assert [row["shape"] for row in json.loads(out)["rows"]] == [[64, 30], [30, 3]]
@@ -34,7 +36,9 @@ def test_export_with_data(run, tmp_path):
     model = kprune.models.lenet_300_100((8, 8, 1), 10, 0.1)
     model.save(tmp_path / "net.keras")
     words = ["export", tmp_path / "net.keras", "--dataset=digits", f"--out={tmp_path}/made"]
-    assert run(*words, "--format=keras")[0] == 0
+    (tmp_path / "made.keras").touch()
+    assert f"error: {tmp_path}/made.keras already exists. To replace" in run(*words, "--format=keras")[2]
+    assert run(*words, "--format=keras", "--overwrite")[0] == 0
     [accuracy] = {e["accuracy"] for e in json.loads((tmp_path / "made.card.json").read_text())["card"]["entries"]} - {
         None
     }

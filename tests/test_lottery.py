@@ -321,6 +321,8 @@ def test_find_ticket_shuffles_each_level_alike_with_a_seed():
         {"rate": 0.0},
         {"rate": 1.0},
         {"rate": 1},
+        {"rate": True},
+        {"rate": "0.5"},
         {"epochs_per_level": 0},
         {"rewind": "all"},
         {"rewind": "finetune"},
@@ -342,6 +344,10 @@ def test_find_ticket_shuffles_each_level_alike_with_a_seed():
 def test_wrong_arguments_are_refused(wrong):
     with pytest.raises(ValueError, match="Received: "):
         LotteryTicket(**{"levels": 1, "epochs_per_level": 1, **wrong})
+
+
+def test_a_rate_may_be_a_number_of_numpy():
+    assert LotteryTicket(1, 1, rate=np.float32(0.25)).lottery.settings["rate"] == 0.25
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,7 @@ def test_image_too_small_to_pool_is_refused(name, size):
 def test_wide_resnet_depth_must_fit(depth):
     with pytest.raises(ValueError) as error:
         models.wide_resnet(depth=depth)
+    assert str(error.value).startswith("`depth` must be at least 10, and 4 more than a multiple of 6")
     assert str(error.value).endswith(f"Received: depth={depth!r}")
 
 

@@ -118,7 +118,7 @@ def damages():
         "no config": (without("config.json"), "contains no config.json"),
         "no metadata": (without("metadata.json"), "contains no metadata.json"),
         "no weights": (without("model.weights.h5"), "contains no model.weights.h5"),
-        "two configs": (twice, "contains 2 config.json"),
+        "two configs": (twice, "contains 2 files named config.json"),
         "config is no JSON": (replaced("config.json", b"{"), "damaged"),
         "config is a list": (replaced("config.json", []), "does not describe a model"),
         "config is no model": (replaced("config.json", {"name": "net"}), "does not describe a model"),

@@ -441,7 +441,7 @@ def test_bad_arguments(cls, name, value):
     assert_names(str(error.value), name, value)
 
 
-@pytest.mark.parametrize("value", [0, -1, math.nan, "3", None])
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "3", None])
 def test_bad_powers(value):
     with pytest.raises(ValueError) as error:
         PolynomialDecay(**GOOD, power=value)

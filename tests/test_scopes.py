@@ -1,4 +1,4 @@
-"""Scopes: how a sparsity is shared, in exact integers."""
+"""Scopes: how many entries each weight keeps at an overall sparsity, in exact integers."""
 
 import math
 from fractions import Fraction

@@ -1,6 +1,7 @@
 """`kprune selftest`: what it checks, and that it notices a broken promise."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -25,6 +26,7 @@ def test_it_names_the_broken_promise_and_keeps_the_others(monkeypatch, tmp_path,
     output = capsys.readouterr()
     assert "not 0: ['conv/kernel']" in output.out and "BROKEN" in output.out
     assert "failed on this machine: zeros." in output.err
+    assert re.search(r", devices \w+:0", output.out.lower())
     report = json.loads((tmp_path / "report.json").read_text())
     kept = {"sparsity": True, "traces": True, "copies": True, "selection": True}
     assert report["checks"] == {"zeros": False, **kept} and not report["passed"]

@@ -12,10 +12,10 @@ from kprune.cli.main import main
 from kprune.targets import TARGETS
 
 
-def mobile(pad="valid", middle=()):
+def mobile(pad="valid", zeros=1, middle=()):
     """What XNNPACK can lay out by channels: a 3x3 entry of stride 2, depthwise and 1x1 convolutions, global pooling."""
-    given = keras.Input((9, 9, 3))
-    x = layers.Conv2D(8, 3, strides=2, padding=pad, use_bias=False, name="entry")(given)
+    given = keras.Input((7, 7, 3))
+    x = layers.Conv2D(8, 3, strides=2, padding=pad, use_bias=False, name="entry")(layers.ZeroPadding2D(zeros)(given))
     x = layers.ReLU(max_value=6.0)(layers.BatchNormalization()(x))
     for layer in middle:
         x = layer(x)
@@ -108,11 +108,27 @@ def test_xnnpack_takes_what_it_can_lay_out_by_channels():
         (lambda: mobile(middle=[layers.MaxPooling2D(name="x")]), "x", "MaxPooling2D is not supported"),
         (lambda: mobile(middle=[layers.Activation("softmax", name="x")]), "x", "activation 'softmax' is not supported"),
         (
-            lambda: mobile(
-                middle=[layers.DepthwiseConv2D(3, strides=2, padding="same", name="x")],
-            ),
+            lambda: mobile(middle=[layers.DepthwiseConv2D(5, strides=2, padding="same", name="x")]),
             "x",
-            "pads even sizes on one side only",
+            "must be padded by 2 on each side: put ZeroPadding2D(2) before it",
+        ),
+        (lambda: mobile(middle=[layers.DepthwiseConv2D(3, name="x")]), "x", "must be padded by 1 on each side"),
+        (lambda: mobile(zeros=((0, 1), (0, 1))), "entry", "must be padded by 1 on each side"),
+        (lambda: mobile(pad="same"), "entry", "must be padded by 1 on each side"),
+        (
+            lambda: mobile(middle=[layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", name="x")]),
+            "x",
+            "its depth_multiplier is 2, but must be 1",
+        ),
+        (
+            lambda: mobile(middle=[layers.DepthwiseConv2D(7, padding="same", name="x")]),
+            "x",
+            "7x7 depthwise convolutions are not",
+        ),
+        (
+            lambda: mobile(middle=[layers.DepthwiseConv2D(3, dilation_rate=2, padding="same", name="x")]),
+            "x",
+            "stride 1 or 2, and no dilation",
         ),
         (mlp, None, "does not contain a GlobalAveragePooling2D layer"),
     ],

@@ -83,7 +83,10 @@ def test_the_points_table():
     ("wrong", "message"),
     [
         ({"snapshots": {}}, r"Received: snapshots=\{\}"),
-        ({"snapshots": {"init": 0}}, "Received: snapshots="),
+        ({"snapshots": 5}, "Received: snapshots=5$"),
+        ({"snapshots": {"init": Snapshot({}, {})}}, "`step` must be an integer >= 0. Received: step='init'$"),
+        ({"snapshots": {True: Snapshot({}, {})}}, "Received: step=True$"),
+        ({"snapshots": {0: Snapshot({}, {}), 5: None}}, r"a kprune.Snapshot. Received: snapshots\[5\]=NoneType$"),
         ({"threshold": 0}, "Received: threshold=0"),
         ({"barrier": "accuracy"}, "Received: barrier='accuracy'"),
     ],

@@ -10,12 +10,12 @@ import numpy as np
 
 from ..flops import kernel_uses
 from ..masks import Masks, library_of, masked_weights
-from ..util.checks import check_number
+from ..util.checks import check_number, received_with
 from ..util.ranking import zeros_for
 from .groups import ChannelGroups, divisor_of
 
 UNITS = ("flops", "parameters")
-_USES: weakref.WeakKeyDictionary[Any, dict[int, int | None]] = weakref.WeakKeyDictionary()
+_USES: weakref.WeakKeyDictionary[Any, tuple[dict[int, int | None], str]] = weakref.WeakKeyDictionary()
 
 
 def check_budget(budget: Any) -> tuple[str, float]:
@@ -72,18 +72,18 @@ class Costs:
         uses: dict[int, int | None] = {}
         if unit == "flops":
             if model not in _USES:
-                _USES[model] = kernel_uses(model)[0]
-            uses = _USES[model]
+                _USES[model] = kernel_uses(model)
+            uses, reason = _USES[model]
         self._parts: list[tuple[int, list[np.ndarray]]] = []
         for _, v in {id(v): (layer, v) for layer, v in library_of(model).owned_weights(model)}.values():
             if unit == "flops" and len(v.shape) < 2:
                 continue
             factor = uses.get(id(v), 0) if unit == "flops" else 1
             if factor is None:
+                cause = received_with(reason or "the shape of a layer's output is not fixed", f"budget={unit!r}")
                 raise ValueError(
-                    "This model's multiply-adds cannot be counted, because the shape of an input or of a layer's "
-                    'output is not fixed: fix these shapes, or use a budget for "parameters". Received: '
-                    f"budget={unit!r}, model={model.name!r}"
+                    "This model's multiply-adds cannot be counted: fix the cause, or use a budget for "
+                    f'"parameters". Cause: {cause}'
                 )
             labeled = groups.axes.get(id(v), [])
             rest = math.prod(int(size) for axis, size in enumerate(v.shape) if axis not in {a for a, _ in labeled})

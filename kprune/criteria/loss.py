@@ -38,7 +38,7 @@ def snip(context: Context, training: bool = False) -> Scores:
     """
     gradients = _summed(context, training, 1.0)
     scores = [np.abs(v * g) for (_, v), g in zip(context.values(), gradients, strict=True)]
-    return _normalised(context, scores, sum(float(score.sum()) for score in scores))
+    return _normalized(context, scores, sum(float(score.sum()) for score in scores))
 
 
 @CRITERIA.register("iterative_snip", needs=("data", "loss"), default_rounds=100)
@@ -145,7 +145,7 @@ def grasp(context: Context, training: bool = False, temperature: float = 200.0) 
     derivatives = gradients_of(context, training, temperature)
     products = _sum(derivatives.curvature(values, total, batch) for batch in context.data)
     scores = [v * p for v, p in zip(values, products, strict=True)]
-    return _normalised(context, scores, abs(sum(float(score.sum()) for score in scores)))
+    return _normalized(context, scores, abs(sum(float(score.sum()) for score in scores)))
 
 
 @CRITERIA.register("taylor", needs=("data", "loss"))
@@ -221,8 +221,8 @@ def _sum(parts) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
     return total
 
 
-def _normalised(context: Context, scores: list[np.ndarray], total: float) -> Scores:
-    # All scores zero, or cancelling: they are left as they are.
+def _normalized(context: Context, scores: list[np.ndarray], total: float) -> Scores:
+    # All scores zero, or canceling: they are left as they are.
     return _by_path(context, [score / total for score in scores] if total > 0 else scores)
 
 

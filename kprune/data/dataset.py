@@ -8,6 +8,7 @@ import numpy as np
 from absl import logging
 
 from ..runtime.distribution import local_rows, replicas
+from ..util.checks import check_integer
 from .batches import balanced_sample
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -118,19 +119,18 @@ class Dataset:
             be more than one batch.
 
         Raises:
-            ValueError: `per_class` is below 1.
+            ValueError: `per_class` is not an integer >= 1.
 
         Example:
             >>> import kprune
-        >>> x, y = kprune.data.load("digits").sample(per_class=2)
+            >>> x, y = kprune.data.load("digits").sample(per_class=2)
             >>> x.shape, y[:4].tolist()
             ((20, 8, 8, 1), [0, 0, 1, 1])
         """
         if isinstance(self.train, tuple):
             x, y = self.train
             return balanced_sample(x, y, per_class, seed)
-        if per_class < 1:
-            raise ValueError(f"`per_class` must be an integer >= 1. Received: per_class={per_class!r}")
+        check_integer("per_class", per_class, 1)
         missing = np.full(self.classes, per_class)
         images, labels = [], []
         for x, y in self.train:

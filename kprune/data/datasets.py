@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from ..util.checks import did_you_mean
+from ..util.checks import check_integer, did_you_mean
 from .dataset import Arrays, Dataset
 from .own import from_csv, from_folder, from_npz, scaled
 
@@ -91,8 +91,7 @@ def load(
         >>> data.input_shape, data.classes
         ((8, 8, 1), 10)
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be an integer >= 1. Received: batch_size={batch_size!r}")
+    check_integer("batch_size", batch_size, 1)
     kind = kind_of(name)
     for argument, value, kinds in (
         ("directory", directory, ("imagenet",)),

@@ -15,6 +15,7 @@ from ..util.checks import did_you_mean
 from .dataset import Arrays, Dataset
 
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_MOST_CLASSES = 10**6
 
 
 def scaled(images: np.ndarray, maximum: int) -> np.ndarray:
@@ -30,11 +31,14 @@ def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
     """Load a dataset from an .npz file in the format described in `kprune.data.load`."""
     received = f"Received: name={os.fspath(path)!r}"
     try:
+        with open(path, "rb") as opened:
+            if not zipfile.is_zipfile(opened):
+                raise ValueError("it is not an .npz file, or it is damaged")
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in _ARRAYS if name not in file]
             if missing:
                 raise ValueError(f"it is missing {', '.join(missing)} (found: {', '.join(file) or 'no arrays'})")
-            arrays = {name: file[name] for name in _ARRAYS}
+            arrays = {name: _array(file, name) for name in _ARRAYS}
         x_train, x_test = (_inputs(name, arrays[name]) for name in ("x_train", "x_test"))
         y_train, y_test = (_class_ids(name, arrays[name]) for name in ("y_train", "y_test"))
         for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
@@ -48,6 +52,15 @@ def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
         raise ValueError(f"The file cannot be used as a dataset: {str(error).rstrip('.')}. {received}") from error
     classes = int(max(y_train.max(), y_test.max())) + 1
     return Dataset(Path(path).name, (x_train, y_train), (x_test, y_test), x_train.shape[1:], classes, batch_size)
+
+
+def _array(file: Any, name: str) -> np.ndarray:
+    try:
+        return file[name]
+    except ValueError as error:
+        if "Object arrays" not in str(error):  # NumPy has no class for this error (checked with 2.4)
+            raise
+        raise ValueError(f"{name} contains Python objects: save arrays of numbers") from error
 
 
 def _inputs(name: str, x: np.ndarray) -> np.ndarray:
@@ -66,11 +79,15 @@ def _inputs(name: str, x: np.ndarray) -> np.ndarray:
 def _class_ids(name: str, y: np.ndarray) -> np.ndarray:
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
-    if y.ndim != 1 or y.dtype.kind not in "fiub" or (y != np.floor(y)).any() or (y < 0).any() or (y > 1e6).any():
+    if y.ndim != 1 or y.dtype.kind not in "fiub":
         raise ValueError(
-            f"{name} must contain one class id per example (an integer >= 0), but it has dtype {y.dtype} and shape "
-            f"{y.shape} (convert one-hot rows with y.argmax(axis=1))"
+            f"{name} must contain one class id per example, but it has dtype {y.dtype} and shape {y.shape} (convert "
+            "one-hot rows with y.argmax(axis=1))"
         )
+    ids = y.astype(np.float64)
+    wrong = y[~((ids >= 0) & (ids <= _MOST_CLASSES) & (ids == np.floor(ids)))]
+    if wrong.size:
+        raise ValueError(f"{name} must contain integers from 0 to {_MOST_CLASSES:,}, but it contains {wrong[0]}")
     return y.astype(np.int32)
 
 
@@ -82,7 +99,9 @@ def from_csv(path: str | os.PathLike, target: str | None, batch_size: int) -> Da
             first = file.readline()
             file.seek(0)
             delimiter = max(",;\t", key=first.count)
-            header, *rows = [row for row in csv.reader(file, delimiter=delimiter) if row] or [[]]
+            reader = csv.reader(file, delimiter=delimiter)
+            # A row that goes over several lines has the number of its last one.
+            (_, header), *rows = [(reader.line_num, row) for row in reader if row] or [(0, [])]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"The file is not a valid CSV file: {error}. {received}") from error
     columns = ", ".join(header[:20]) + (" ..." if len(header) > 20 else "")
@@ -94,13 +113,13 @@ def from_csv(path: str | os.PathLike, target: str | None, batch_size: int) -> Da
             f"Received: target={target!r}"
         )
     place = header.index(target)
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         if len(row) != len(header):
             raise ValueError(f"Line {number} has {len(row)} cells, but the header has {len(header)}. {received}")
     x = np.empty((len(rows), len(header) - 1), np.float32)
     for at, column in enumerate(i for i in range(len(header)) if i != place):
-        x[:, at] = [_number(row[column], header[column], number, received) for number, row in enumerate(rows, start=2)]
-    y, classes = _classes([row[place].strip() for row in rows], target, received)
+        x[:, at] = [_number(row[column], header[column], number, received) for number, row in rows]
+    y, classes = _classes([row[place].strip() for _, row in rows], target, received)
     test = _a_fifth(y)
     if not x.shape[1] or not test.any():
         raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..runtime.distribution import local_rows
 from ..runtime.optimizers import batches_taken
+from ..util.checks import check_integer
 
 
 class RewindableBatches(keras.utils.PyDataset):
@@ -54,10 +55,8 @@ class RewindableBatches(keras.utils.PyDataset):
                 "`x` and `y` must be arrays with the same number of examples, at least one (`x` may also be a list or "
                 f"dict of arrays). Received: shapes={shapes[:4]}"
             )
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be an integer >= 1. Received: batch_size={batch_size!r}")
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ValueError(f"`seed` must be an integer >= 0. Received: seed={seed!r}")
+        check_integer("batch_size", batch_size, 1)
+        check_integer("seed", seed, 0)
         if getattr(model, "optimizer", None) is None:
             raise ValueError(
                 "The model must be compiled first, because the order of the batches follows its optimizer's step "

@@ -29,8 +29,8 @@ def load(file: Path, model: Any) -> Any:
         loaded = library.package.models.load_model(str(file), compile=False)
     except TypeError as error:
         raise ValueError(
-            "Export: the .keras file of this model cannot be loaded, so nothing was written. Decorate "
-            "custom classes with @keras.saving.register_keras_serializable(), or export with "
+            "Export: the .keras file of this model cannot be loaded, so nothing was written. Decorate custom classes "
+            f"with @{library.package.__name__}.saving.register_keras_serializable(), or export with "
             'format="saved_model". '
             f"Cause: {' '.join(str(error).split())[:100]} ... Received: model={model.name!r}"
         ) from error

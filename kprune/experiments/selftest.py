@@ -259,12 +259,17 @@ def _random_data(steps: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _machine(library: Any, strategy: Any) -> dict[str, str]:
     backend = keras.backend.backend() if library is keras else "tensorflow"
-    devices = keras.distribution.list_devices() if backend == "jax" else []
+    if backend == "jax":
+        devices = keras.distribution.list_devices()
+    else:
+        import tensorflow as tf
+
+        devices = [device.name.removeprefix("/device:").lower() for device in tf.config.list_logical_devices()]
     return {
         "kprune": __version__,
         library.__name__: library.__version__,
         "backend": backend,
         "strategy": type(strategy).__name__,
-        "devices": ", ".join(map(str, devices)) or "of the strategy",
+        "devices": ", ".join(map(str, devices)),
         "machine": platform.machine(),
     }

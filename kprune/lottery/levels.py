@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,14 @@ class Lottery:
     def of(cls, levels: int, rate: float, rewind_to: Any, rewind: str, pruner: Pruner) -> Lottery:
         """Build the lottery that the user's arguments describe; raise ValueError if any argument is invalid."""
         check_integer("levels", levels, 1)
-        if not isinstance(rate, float) or not 0 < rate < 1:
+        if not isinstance(rate, Real) or not 0 < rate < 1:  # True is 1, and False is 0
             raise ValueError(
                 "`rate` must be a number above 0 and below 1, the fraction of the remaining weights to prune per level."
                 f" Received: rate={rate!r}"
             )
         check_rewind("rewind", rewind)
         check_no_budget("A lottery", pruner.config.budget)
-        return cls(levels, rate, RewindPoint.of(rewind_to), rewind, pruner)
+        return cls(levels, float(rate), RewindPoint.of(rewind_to), rewind, pruner)
 
     def run(self, model: Any, state: State, optimizer: Any = None) -> Iterator[Level]:
         """Yield the unfinished levels; the model is pruned and rewound when the next level is requested.

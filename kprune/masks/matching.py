@@ -62,7 +62,7 @@ def check_numbers(name: str, arrays: Any) -> None:
     """
     check_arrays(name, arrays)
     for path, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufcV":  # "V": bfloat16
+        if array.dtype.kind not in "biufcV":  # "V": bfloat16
             raise ValueError(
                 f"Each value of `{name}` must be a NumPy array of numbers. Received: {name}[{path!r}]={array!r:.200}"
             )

@@ -119,7 +119,8 @@ def _check_members(members: list[zipfile.ZipInfo], limit: int) -> None:
     names = [member.filename for member in members]
     for name in (_METADATA, _CONFIG, _WEIGHTS):
         if names.count(name) != 1:
-            raise _Unfit(f"it is a zip archive, but not a .keras file: it contains {names.count(name) or 'no'} {name}")
+            found = f"{names.count(name)} files named {name}" if name in names else f"no {name}"
+            raise _Unfit(f"it is a zip archive, but not a .keras file: it contains {found}")
     for member in members:
         most = _LIMITS.get(member.filename, limit)
         if member.file_size > most:

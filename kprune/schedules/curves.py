@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..util.checks import check_number
 from .base import SCHEDULES, Schedule, check_sparsity
 
 
@@ -172,8 +173,7 @@ class PolynomialDecay(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.power, int | float) or not self.power > 0:
-            raise ValueError(f"`power` must be positive. Received: power={self.power!r}")
+        check_number("power", self.power, "above 0", lambda value: value > 0)
 
     def at(self, progress: float) -> float:
         return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * (1 - progress) ** self.power

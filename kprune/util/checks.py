@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def check_integer(name: str, value: Any, least: int) -> None:
     """Raise ValueError unless `value` is an integer >= `least`; a bool is not accepted.
@@ -92,12 +94,15 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_arrays(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a dict that maps names to arrays.
+    """Raise ValueError unless `value` is a dict that maps names to NumPy arrays.
 
-    >>> check_arrays("initial", {"dense/kernel": [[0.0]]})
+    >>> check_arrays("initial", {"dense/kernel": np.zeros((1, 1))})
     """
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ValueError(f"`{name}` must be a dict that maps paths to arrays. Received: {name}={value!r:.200}")
+    for key, array in value.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"Each value of `{name}` must be a NumPy array. Received: {name}[{key!r}]={array!r:.200}")
 
 
 def check_strings(name: str, value: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from tf_keras import layers
 from tfk_helpers import assert_same, masked_mlp, outputs, sequential, state, wrappers
 
 import kprune
+from kprune.deploy import keras_file
 from kprune.report import saved
 
 MODELS = {
@@ -101,6 +102,16 @@ def test_a_plain_model_and_its_path_that_exists(tmp_path):
     with pytest.raises(ValueError, match=r"pass overwrite=True.*Received: path="):
         kprune.export(model, tmp_path / "plain")
     kprune.export(model, tmp_path / "plain", overwrite=True)
+
+
+def test_a_class_that_is_not_registered_is_told_what_to_do_with_this_keras(tmp_path):
+    class Unknown(layers.Layer):
+        pass
+
+    model = sequential((4,), Unknown())
+    model.save(str(tmp_path / "m.keras"))
+    with pytest.raises(ValueError, match=r"@tf_keras\.saving\.register_keras_serializable\(\)"):
+        keras_file.load(tmp_path / "m.keras", model)
 
 
 def test_a_saved_model_of_tf_keras_is_read_without_what_training_left(tmp_path):

@@ -199,6 +199,16 @@ def load_data(values: Any, seed: int) -> data.Dataset:
     )
 
 
+def check_new(files: Iterable[Path], received: str) -> None:
+    """Raise ValueError, ending with `received`, if one of these files exists."""
+    existing = [str(file) for file in files if file.exists()]
+    if existing:
+        verb = "exists" if len(existing) == 1 else "exist"
+        raise ValueError(
+            f"{', '.join(existing)} already {verb}. To replace existing files, add --overwrite. {received}"
+        )
+
+
 def new_network(
     values: Any,
     dataset: data.Dataset,

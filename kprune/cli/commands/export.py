@@ -30,12 +30,8 @@ def run(values: Any, arguments: list[str]) -> None:
         ValueError, OSError, ImportError, RuntimeError: as `kprune.export` raises them.
     """
     out = Path(values.out) if values.out else Path(arguments[0]).with_suffix("")
-    existing = [] if values.overwrite else [str(file) for file in targets(out, values.format) if file.exists()]
-    if existing:
-        raise ValueError(
-            f"These files already exist: {', '.join(existing)}. To replace them, add --overwrite. Received: "
-            f"out={str(out)!r}"
-        )
+    if not values.overwrite:
+        common.check_new(targets(out, values.format), f"Received: out={str(out)!r}")
     dataset = None if values.dataset is None else data.load(values.dataset, target=values.target)
     representative = _representative(values, dataset)
     done = export(

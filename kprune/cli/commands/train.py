@@ -65,12 +65,8 @@ def _check_target(target: Path, values: Any) -> None:
     try:
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"--export_dir must be a folder, but {folder} is a file. {given}")
-        existing = [] if values.overwrite else [file for file in targets(target) if file.exists()]
-        if existing:
-            verb = "exists" if len(existing) == 1 else "exist"
-            raise ValueError(
-                f"{', '.join(map(str, existing))} already {verb}. To replace existing files, add --overwrite. {given}"
-            )
+        if not values.overwrite:
+            common.check_new(targets(target), given)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -92,8 +88,8 @@ def _kept(network: Any, target: Path | None) -> Iterator[None]:
                 network.save(str(file))
             except OSError:
                 continue
-            message = f"{str(error) or type(error).__name__} The trained network was saved with its masks to {file}"
-            raise RuntimeError(message) from error
+            reason = (str(error) or type(error).__name__).rstrip(".")
+            raise RuntimeError(f"{reason}. The trained network was saved with its masks to {file}") from error
         raise
 
 

@@ -23,7 +23,7 @@ from .precision import computing_in, patched_attributes
 class Gradients:
     """Derivatives of the compiled loss with respect to the masked weights.
 
-    The loss is the model's own `compute_loss`: what `fit` minimises, weights of the losses, of the samples and
+    The loss is the model's own `compute_loss`: what `fit` minimizes, weights of the losses, of the samples and
     regularizers included. The weights are replaced by the values given and the masks are left out, so that the
     gradient is that by the effective weight, also where a mask cuts it off. Nothing in the model changes. Whatever
     the layers' own policies are, all is computed in float32, or in float64 where the weights are float64: there, the

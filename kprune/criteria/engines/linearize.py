@@ -82,8 +82,9 @@ def kind(layer: Any) -> str:
             return "as is"  # a model, or a layer made of layers that are looked at one by one
     raise ValueError(
         "SynFlow requires positively homogeneous layers, and this layer is not known to be homogeneous. Use "
-        "another criterion, or remove the layer. If the layer's output doubles when its input doubles, declare "
-        f"the layer with kprune.criteria.assume_homogeneous({type(layer).__name__}). Received: layer={layer.name!r}, "
+        "another criterion, or remove the layer. If the layer's output doubles when its input and its biases double, "
+        "declare the layer with kprune.criteria.assume_homogeneous"
+        f"({type(layer).__name__}). Received: layer={layer.name!r}, "
         f"class={_plain_name(layer)}"
     )
 
