@@ -3,7 +3,7 @@
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo quick test test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
+.PHONY: help demo quick test test-slow test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
 	strategies bench bench-check bench-applications bench-shrink bench-export bench-trained test-formats run-formats clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow \
 	test-jax test-jax-distribution test-tf-keras test-tf-distribute install-demo install-test install-gpu install-tpu install-docs install-formats
 
@@ -19,6 +19,7 @@ help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
 	@echo "make quick  run the tests of the seams, in a minute or two"
 	@echo "make test   check style and types, run all tests"
+	@echo "make test-slow   run the tests that make test leaves out: deep networks, more kills, more combinations"
 	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end; read"
 	@echo "                   10,000 damaged and hostile files of each kind, and bombs; shrink 500 random networks"
 	@echo "make strategies   run the tests on several devices and in several processes, print a table of them"
@@ -95,13 +96,13 @@ quick: install-test
 # Tests with a process of their own, by the targets below.
 APART := tf_keras tf_distribute jax_distribution tpu
 test-tensorflow: install-test
-	KERAS_BACKEND=tensorflow $(PYTEST) tests $(APART:%=--ignore=tests/%)
+	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow" tests $(APART:%=--ignore=tests/%)
 
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends: these files, and what
 # is marked `once` in others.
 ONCE := bombs data faults files fuzz golden_masks layout locks lottery_runs models own_data patterns plotting schedules scopes shrink_random sweep
 test-jax: install-test
-	KERAS_BACKEND=jax $(PYTEST) -m "not once" tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
+	KERAS_BACKEND=jax $(PYTEST) -m "not once and not slow" tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
 
 # On four virtual devices, and in several processes. A file stays in one worker, which compiles each step once.
 test-jax-distribution: install-test
@@ -177,15 +178,22 @@ compile-for-tpu: install-tpu
 
 # In a process of their own, as tfmot changes what `tf.keras` is.
 test-tf-keras: install-test
-	KERAS_BACKEND=tensorflow $(PYTEST) tests/tf_keras
+	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow" tests/tf_keras
 
 # In a process of their own, as TensorFlow is given several CPU devices before it uses the first. A file per process, as
 # the tests of a file share what they trace and the workers they start.
 test-tf-distribute: install-test
-	KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2 --dist loadfile --junitxml=out/tf_distribute.xml tests/tf_distribute
+	$(TF_DISTRIBUTE) -m "not slow" tests/tf_distribute
+TF_DISTRIBUTE := KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2 --dist loadfile --junitxml=out/tf_distribute.xml
 
-# What these two have shown, as a table.
-strategies: test-jax-distribution test-tf-distribute
+test-slow: install-test
+	KERAS_BACKEND=tensorflow $(PYTEST) -m slow tests $(APART:%=--ignore=tests/%)
+	KERAS_BACKEND=jax $(PYTEST) -m "slow and not once" tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
+	$(TF_DISTRIBUTE) -m slow tests/tf_distribute
+
+# What all tests on several devices have shown, as a table.
+strategies: test-jax-distribution
+	$(TF_DISTRIBUTE) tests/tf_distribute
 	$(BIN)/python tests/strategies_table.py out/jax_distribution.xml out/tf_distribute.xml
 
 # The wheel is built from the sdist, so what the sdist lacks would be missed here. Each is then installed in a fresh

@@ -122,23 +122,30 @@ def test_criterion_under_mixed_precision(name, policy):
     mixed.set_weights(values)
 
 
+def scores_by_layer(name, make):
+    """Layer -> scores, of a network with the weights of the flat one."""
+    values, model = {layer.name: layer.get_weights() for layer in shared("flat", masked=False).layers}, make()
+    for layer in all_layers(model):
+        if values.get(layer.name):
+            layer.set_weights(values[layer.name])
+    model.compile("sgd", "mse")
+    kprune.mask(model)
+    return {path.split("/")[-2]: score for path, score in scores_of(model, name).items()}
+
+
+@functools.cache
+def scores_of_flat(name):
+    return scores_by_layer(name, flat)
+
+
 @pytest.mark.parametrize("kind", ["nested", "subclassed"])
 @pytest.mark.parametrize("name", CRITERIA_ROWS)
 def test_the_way_a_model_is_written_does_not_matter(name, kind):
-    values = {layer.name: layer.get_weights() for layer in shared("flat", masked=False).layers}
-    scores = []
-    for make in (flat, MODELS[kind]):
-        model = make()
-        for layer in all_layers(model):
-            if values.get(layer.name):
-                layer.set_weights(values[layer.name])
-        model.compile("sgd", "mse")
-        kprune.mask(model)
-        scores.append({path.split("/")[-2]: score for path, score in scores_of(model, name).items()})
-    assert scores[0].keys() == scores[1].keys() == {"hidden1", "hidden2", "logits"}
-    for layer, score in scores[0].items():
-        if not CRITERIA_ROWS[name].seeded or list(scores[0]) == list(scores[1]):
-            assert_programs_agree(score, scores[1][layer], rtol=1e-12, err_msg=layer)
+    one, other = scores_of_flat(name), scores_by_layer(name, MODELS[kind])
+    assert one.keys() == other.keys() == {"hidden1", "hidden2", "logits"}
+    for layer, score in one.items():
+        if not CRITERIA_ROWS[name].seeded or list(one) == list(other):
+            assert_programs_agree(score, other[layer], rtol=1e-12, err_msg=layer)
 
 
 @pytest.mark.parametrize("how", [dict(run_eagerly=True), dict(jit_compile=True), dict(jit_compile=False)], ids=str)

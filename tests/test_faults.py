@@ -53,14 +53,11 @@ def assert_same_end(one, other):
 @pytest.mark.parametrize(
     ("kind", "kills"),
     [
-        (
-            "lottery",
-            [("in a step", 5), ("half a file", 2), ("in rewinding", 1)],
-        ),
-        ("find_ticket", [("before the rename", 5)]),
+        pytest.param("lottery", [("in a step", 5), ("half a file", 2), ("in rewinding", 1)], marks=pytest.mark.slow),
+        pytest.param("find_ticket", [("before the rename", 5)], marks=pytest.mark.slow),
         ("synflow", [("in setting masks", 1)]),
         ("large_init", [("in pruning", 4)]),
-        ("tf_keras lottery", [("before the rename", 3), ("in rewinding", 1)]),
+        pytest.param("tf_keras lottery", [("before the rename", 3), ("in rewinding", 1)], marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_these_points(kind, kills, tmp_path, trainings):

@@ -488,9 +488,9 @@ def mapped():
 NOT_ANEW = {
     "a schedule of one's own": (
         lambda: keras.optimizers.SGD(OwnRate()),
-        r"Register classes.*Received: optimizer='sgd'$",
+        r"Register custom classes.*Received: optimizer='sgd'$",
     ),
-    "a lambda": (lambda: keras.optimizers.SGD(lambda: 0.1), r"Register classes.*Received: optimizer='sgd'$"),
+    "a lambda": (lambda: keras.optimizers.SGD(lambda: 0.1), r"Register custom classes.*Received: optimizer='sgd'$"),
     "another config": (lambda: Forgets(0.1), r"a different config\. Register.*Received: optimizer='forgets'$"),
     "a map": (mapped, r"a MultiOptimizer chooses.*Received: optimizer="),
 }

@@ -313,14 +313,16 @@ def test_one_trace_serves_all_rounds():
 
 
 SMALL = {"input_shape": (32, 32, 3)}
-# TensorFlow compiles nothing; XLA takes as long for the deep ones as for all other tests of this file.
-NETWORKS, APPLICATIONS = ["conv-6", "resnet-20", "wide-resnet"], ["MobileNetV2"]
-if keras.backend.backend() == "tensorflow":
-    NETWORKS += ["conv-2", "vgg-11", "vgg-19", "resnet-18", "resnet-50", "resnet-110"]
-    APPLICATIONS += ["ResNet50", "VGG16", "EfficientNetB0"]
+# One of each kind of block; the deep ones take as long as all other tests of this file.
+NETWORKS, DEEP = ["conv-6", "resnet-20", "wide-resnet"], ["vgg-11", "vgg-19", "resnet-18", "resnet-50", "resnet-110"]
+APPLICATIONS, DEEP_APPLICATIONS = ["MobileNetV2"], ["ResNet50", "VGG16", "EfficientNetB0"]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+def with_slow(names, slow):
+    return [*names, *(pytest.param(name, marks=pytest.mark.slow) for name in slow)]
+
+
+@pytest.mark.parametrize("name", with_slow(NETWORKS, DEEP))
 def test_reference_networks_of_each_kind_at_a_quarter_of_their_width(name):
     width = 1.0 if name == "wide-resnet" else 0.25
     extra = {"depth": 10} if name == "wide-resnet" else {}
@@ -331,7 +333,7 @@ def test_reference_networks_of_each_kind_at_a_quarter_of_their_width(name):
     assert [path for path, mask in masks.items() if not mask.any() and "shortcut" not in path] == []
 
 
-@pytest.mark.parametrize("name", APPLICATIONS)
+@pytest.mark.parametrize("name", with_slow(APPLICATIONS, DEEP_APPLICATIONS))
 def test_keras_applications(name):
     top = {"include_top": name != "VGG16", "classes": 10} if name != "VGG16" else {"include_top": False}
     model = getattr(keras.applications, name)(weights=None, input_shape=(64, 64, 3), **top)

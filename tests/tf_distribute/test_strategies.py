@@ -129,8 +129,18 @@ def test_every_callback_has_a_row():
     assert set(CALLBACKS) == set(kprune.callbacks.__all__)
 
 
+# `make test` has every callback on two replicas, and these on all strategies; `make strategies` has all.
+EVERYWHERE = ("GradualPruning", "DynamicSparseTraining", "LotteryTicket", "STR", "BackupAndRestore")
+
+
+def cell(strategy, library, name):
+    slow = strategy != "mirrored" and name not in EVERYWHERE
+    marks = [pytest.mark.slow] if slow else []
+    return pytest.param(strategy, library, name, id=f"{strategy}-{library}-{name}", marks=marks)
+
+
 CELLS = [
-    pytest.param(strategy, library, name, id=f"{strategy}-{library}-{name}")
+    cell(strategy, library, name)
     for strategy in STRATEGIES
     for library in LIBRARIES
     for name in kprune.callbacks.__all__
