@@ -5,7 +5,7 @@
 .NOTPARALLEL:
 .PHONY: help demo quick test test-slow test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
 	strategies bench bench-check bench-applications bench-shrink bench-export bench-trained test-formats run-formats clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow \
-	test-jax test-jax-distribution test-tf-keras test-tf-distribute install-demo install-test install-gpu install-tpu install-docs install-formats
+	test-jax test-jax-distribution test-tf-keras test-tf-distribute test-on-devices install-demo install-test install-gpu install-tpu install-docs install-formats
 
 PYTHON ?= python3
 VENV := .venv
@@ -69,7 +69,7 @@ bench-check: install-demo
 bench-applications: install-demo
 	$(BIN)/python benchmarks/applications.py
 
-test: lint types docs doctest test-tensorflow test-jax test-tf-keras test-jax-distribution test-tf-distribute
+test: lint types docs doctest test-tensorflow test-jax test-tf-keras test-on-devices
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -106,7 +106,8 @@ test-jax: install-test
 
 # On four virtual devices, and in several processes. A file stays in one worker, which compiles each step once.
 test-jax-distribution: install-test
-	KERAS_BACKEND=jax $(PYTEST) --dist loadfile --junitxml=out/jax_distribution.xml tests/jax_distribution
+	$(JAX_DISTRIBUTION)
+JAX_DISTRIBUTION := KERAS_BACKEND=jax $(PYTEST) --dist loadfile --junitxml=out/jax_distribution.xml tests/jax_distribution
 
 test-faults: install-test
 	KERAS_BACKEND=tensorflow KPRUNE_FUZZ=10000 $(PYTEST) tests/test_fuzz.py -rP
@@ -185,6 +186,13 @@ test-tf-keras: install-test
 test-tf-distribute: install-test
 	$(TF_DISTRIBUTE) -m "not slow" tests/tf_distribute
 TF_DISTRIBUTE := KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2 --dist loadfile --junitxml=out/tf_distribute.xml
+
+# These two wait for processes more than they compute, so they run side by side.
+test-on-devices: install-test
+	@mkdir -p out
+	$(JAX_DISTRIBUTION) >out/jax_distribution.txt 2>&1 & jax=$$!; \
+		$(TF_DISTRIBUTE) -m "not slow" tests/tf_distribute; tf=$$?; \
+		wait $$jax; jax=$$?; cat out/jax_distribution.txt; exit $$((tf | jax))
 
 test-slow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) -m slow tests $(APART:%=--ignore=tests/%)
