@@ -122,7 +122,7 @@ class Counter:
         return self._given if self._given is not None else getattr(self._callback.model, "optimizer", None)
 
     def _groups(self) -> int:
-        """Return how many optimizer steps, counted from batches, may have been completed since the last check."""
+        """Return how many groups of `_accumulated` batches may have been completed since the last check."""
         return -(-self._since // self._accumulated)
 
     def _check(self, optimizer: Any) -> None:

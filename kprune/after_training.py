@@ -175,7 +175,7 @@ def _groups_of(pattern: Any, sparsity: float | dict[str, float]) -> tuple[int, i
 def _blocks(living: np.ndarray, block: int, sparsity: float) -> tuple[list[int], Choose]:
     """Return the first input of each block, and a function that chooses what a block keeps to reach the sparsity.
 
-    Fewer where later blocks have so many pruned already that all together would come out sparser.
+    It prunes fewer where later blocks have so many pruned already that all together would come out sparser.
     """
     inputs, outputs = living.shape
     total, zeros = zeros_for(living.size, sparsity), 0

@@ -152,7 +152,7 @@ _ABSENT = object()
 
 
 def _first_shape(structure: Any, strings: bool) -> Shape:
-    """Return the shape of the first tensor; the batch size, which is unknown for text split into words, becomes 1."""
+    """Return the shape of the first tensor; a batch size that is unknown, as for text split into words, becomes 1."""
     shape = tuple(keras.tree.flatten(structure)[0].shape)
     return (1, *shape[1:]) if strings and shape and shape[0] is None else shape
 

@@ -182,7 +182,7 @@ def fan_in(score: np.ndarray, n_keep: int) -> np.ndarray:
 
 @PATTERNS.family(r"(\d+)x(\d+)", "hxw")
 def block(h: int, w: int) -> Pattern:
-    """Keep or prune whole tiles of h inputs x w outputs, at each position of a convolution (arXiv:1711.02782).
+    """A pattern of whole tiles of h inputs x w outputs, at each position of a convolution (arXiv:1711.02782).
 
     By name "4x4", "1x8" and so on. At the edges, where h or w does not divide the axis, the tiles are smaller.
 
@@ -271,7 +271,7 @@ def _keep_whole(score: np.ndarray, n_keep: int, blocks: Blocks) -> np.ndarray:
 
 
 def _measured(score: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each entry's block, and each block's mean score (-inf if fully pruned) and number of remaining entries."""
+    """Return each entry's block (flat), and each block's mean (-inf if fully pruned) and count of entries left."""
     shape = score.shape if score.ndim > 1 else (*score.shape, 1)
     numbers, flat = blocks(shape).reshape(-1), score.reshape(-1)
     living = flat > -np.inf

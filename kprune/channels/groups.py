@@ -198,7 +198,7 @@ class ChannelGroups:
     def _ranked(
         self, scores: dict[str, np.ndarray], masks: Masks, paths: list[str], divisible_by: int
     ) -> tuple[np.ndarray, np.ndarray, Callable[[int], np.ndarray]]:
-        """Return each group's entry count, the removable groups by score, and a function that marks what to keep."""
+        """Return each group's unpruned entry count, removable groups by score, and a function that marks those kept."""
         means, counts = self.pooled(scores, masks)
         within = np.array([self._makers[number] <= {*paths} for number in range(self.n)])
         candidates = np.flatnonzero(within & (counts > 0))

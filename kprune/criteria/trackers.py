@@ -72,7 +72,7 @@ class ArrayTracker(Tracker):
 
 
 class InitialWeights(ArrayTracker):
-    """The weights at the start of a `fit` call, or at a lottery's rewind point.
+    """The weights at the start of training, such as a `fit` call, or at a lottery's rewind point.
 
     For the criteria "large_init", "magnitude_increase" and "init_final_sign" (arXiv:1905.01067).
 

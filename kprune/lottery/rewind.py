@@ -190,7 +190,7 @@ def check_rewind(name: str, word: Any, words: Sequence[str] = REWINDS) -> None:
 
 
 def model_weights(model: Any) -> dict[str, Any]:
-    """Map paths to the model's weights in order, excluding masks; each masked weight has the path of its mask."""
+    """Map paths to the model's weights in order, excluding masks; masked weights have their `MaskedWeight.path`."""
     masked = {id(weight.variable): weight.path for weight in masked_weights(model)}
     library = library_of(model)
     variables, seeds = library.plain_variables(model), library.seed_states(model)

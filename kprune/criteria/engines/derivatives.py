@@ -69,7 +69,7 @@ class Gradients:
 
 
 def gradients_of(context: Context, training: bool = False, temperature: float = 1.0) -> Gradients:
-    """Return the `Gradients` of a context, reused from earlier rounds or updates with the same compiled loss."""
+    """Return the `Gradients` of a context, reusing those of an earlier round or update with the same compiled loss."""
     name = f"gradients {training} {temperature} {context.dtype()}"
     found: Gradients | None = context.compiled.get(name)
     if found is None or found.loss is not _compiled_loss(context.model):

@@ -110,7 +110,7 @@ class Survivors:
         side_by_side(write, zip(self.kept, self._absolute, self.masks, strict=True), self._size)
 
     def _bracket(self, parts: list[Derivative], n: int) -> tuple[float, float]:
-        """Return bounds that almost surely enclose the n-th highest score, or (0, inf) if the sample is too small."""
+        """Return bounds that almost surely enclose the n-th highest score, or (0, inf) if the sample cannot tell."""
         # What has survived of a sample of survivors is one of today's.
         self._sample = [at[mask.reshape(-1)[at]] for at, mask in zip(self._sample, self.masks, strict=False)]
         if sum(at.size for at in self._sample) < SAMPLE // 2:
