@@ -105,7 +105,8 @@ def stable_point(
             f"snapshots={snapshots!r:.200}"
         )
     for step, taken in snapshots.items():
-        check_integer("step", step, 0)
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ValueError(f"Each key of `snapshots` must be an integer >= 0 (a step). Received: key={step!r}")
         if not isinstance(taken, Snapshot):
             raise ValueError(
                 "Each value of `snapshots` must be a kprune.Snapshot. Received: "
