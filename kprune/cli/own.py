@@ -110,7 +110,7 @@ def comes_compiled(values: Any, name: str, model: Any, dataset: Dataset) -> bool
         reported = model.evaluate(*_some(dataset), verbose=0, return_dict=True)
     if "accuracy" not in reported:
         raise ValueError(
-            "The model must be compiled with metrics=['accuracy'] to be used on the command line. Received: "
+            "The model is already compiled, but it must be compiled with metrics=['accuracy']. Received: "
             f"model={name!r}, metrics={list(reported)}"
         )
     return True

@@ -113,7 +113,7 @@ def examples(batch: Batch) -> Iterator[Batch]:
 
 
 def _finite(data: Any) -> Iterator[Any]:
-    """Yield all batches of an iterable, or raise ValueError if it never ends."""
+    """Yield all batches of an iterable; raise ValueError if it never ends or, without a length, exceeds a limit."""
     endless = "`data` never ends: pass `batches`, the number of batches to use. Received: batches=None"
     if hasattr(data, "cardinality") and int(data.cardinality()) == -1:  # of a tf.data.Dataset: infinite
         raise ValueError(endless)

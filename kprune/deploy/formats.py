@@ -103,7 +103,7 @@ class Format:
             )
 
     def compared_on(self, batch: Sample) -> Sample:
-        """Return the inputs to compare a file on; for a quantized file, these are the calibration examples."""
+        """Return the inputs to compare a file on; for a quantized file, these are the first calibration examples."""
         return batch.representative.first(32) if self.quantized and batch.representative else batch
 
     def allowed(self, model: Any) -> float:

@@ -207,7 +207,7 @@ def _train(
 
 
 def _keys(methods: Sequence[str], compressions: Sequence[float], seeds: Sequence[int]) -> list[tuple[str, float, int]]:
-    """Return the keys of the cells, sorted by seed so that an interrupted sweep completes one seed after another."""
+    """Return the keys of the cells, grouped by seed so that an interrupted sweep completes one seed after another."""
     check_each_once("methods", methods)
     check_each_once("compressions", compressions)
     check_seeds(seeds)

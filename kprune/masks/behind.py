@@ -31,7 +31,7 @@ class Behind:
 
     @classmethod
     def of(cls, store: str | None, gradient: str | None, known: Behind | None) -> Behind:
-        """Return the requested `Behind`, or raise ValueError if the existing masks use a different one, `known`."""
+        """Return the requested `Behind`, or raise ValueError if it is invalid or existing masks differ (`known`)."""
         if store is not None:
             check_choice("store", store, STORES)
         if gradient is not None:

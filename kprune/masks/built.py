@@ -12,7 +12,7 @@ from .below import all_layers
 
 
 def check_built(model: Any) -> None:
-    """Raise ValueError if a model is unbuilt or has no weights because of unbuilt layers, and name these layers.
+    """Raise ValueError, naming the unbuilt layers, if a model with such layers is itself unbuilt or has no weights.
 
     A Keras 3 model that was only told its input shape is called on a symbolic input of that shape: Keras on TensorFlow
     has made no weights by then. Layers that a built model has never called are warned of.

@@ -271,7 +271,7 @@ def _unmask(layer: Any) -> None:
 
 
 def detach(layer: Any) -> None:
-    """Undo `attach` for the layer and all layers below it: restore their classes, stores and regularizers.
+    """Undo `attach` for the layer and all layers below it: remove their stores, restore classes and regularizers.
 
     The weights keep the values that they have stored.
     """

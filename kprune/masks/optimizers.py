@@ -51,7 +51,7 @@ def held_optimizers(model: Any, optimizer: Any = None) -> list[Any]:
 
 
 def trainers(model: Any, variables: Iterable[Any], besides: Any = None) -> list[Any]:
-    """Return the live optimizers of the model's library that train these variables, and `besides` if given."""
+    """Return the live optimizers of the model's library that train any of these variables, and `besides` if given."""
     candidates = _IN_FIT[model] if fits(model) else _live_optimizers(model)
     variables = list(variables)
     found = [optimizer for optimizer in candidates if trains(optimizer, variables)]

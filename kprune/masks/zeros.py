@@ -29,7 +29,7 @@ def note_change(model: Any) -> None:
 
 
 def check_zeros(weights: list[MaskedWeight], optimizer: Any = None) -> float:
-    """Return the fraction of pruned entries, or raise RuntimeError if a pruned entry that should be 0 is not."""
+    """Return the fraction of pruned entries; raise RuntimeError, naming the weights, if one that should be 0 is not."""
     counts = pruned_entries([(weight.variable, weight.mask) for weight in weights])
     found = zip(weights, counts, strict=True)
     wrong = [weight for weight, (_, moved) in found if moved and weight.store == "zero"]

@@ -129,7 +129,7 @@ def whole_layout(variable: Any) -> Any:
 
 
 def from_chief(data: bytes | None) -> bytes | None:
-    """Return the chief's value in every process; all processes must call this function."""
+    """Return the chief's `data` in every JAX process (all must call this); on other backends, return `data` itself."""
     if keras.backend.backend() == "jax":
         import jax
 

@@ -151,7 +151,7 @@ def split(arrays: Mapping[str, np.ndarray], *parts: str) -> dict[str, dict[str, 
 
 
 def read(path: str | os.PathLike[str]) -> bytes | None:
-    """Return the bytes of a file, or None if it does not exist; in distributed training, only the chief reads it.
+    """Read a file in the chief process; return its bytes, or None if it does not exist (see `from_chief` for others).
 
     Raises:
         OSError: as `contents`.

@@ -16,7 +16,7 @@ DENSE_UPDATES = ("Muon",)
 
 
 def inner_optimizers(optimizer: Any) -> list[Any]:
-    """Return the optimizers that hold the slots, found inside loss scales, stand-ins and MultiOptimizers."""
+    """Return the optimizers that hold the slots: those inside `optimizer` if it wraps others, or else `optimizer`."""
     if isinstance(optimizer, StandIn):
         return inner_optimizers(optimizer.inner())
     if hasattr(optimizer, "inner_optimizer"):
