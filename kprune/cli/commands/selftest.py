@@ -53,7 +53,7 @@ SELFTEST = Command(
         Option(
             "strategy",
             "auto",
-            "devices: all TPU cores (tpu), all GPUs (mirrored), all workers (multiworker), or the first device (none)",
+            "devices: TPUs (tpu), GPUs (mirrored), workers (multiworker), or the first device (none)",
             STRATEGIES,
         ),
         Option("json", False, "print JSON instead of a table", bool),

@@ -144,7 +144,7 @@ TRAIN = Command(
         Option(
             "strategy",
             "auto",
-            "devices: all TPU cores (tpu), all GPUs (mirrored), all workers (multiworker), or the first device (none)",
+            "devices: TPUs (tpu), GPUs (mirrored), workers (multiworker), or the first device (none)",
             STRATEGIES,
         ),
         Option(
