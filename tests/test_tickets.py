@@ -85,7 +85,7 @@ def test_the_points_table():
         ({"snapshots": {}}, r"Received: snapshots=\{\}"),
         ({"snapshots": 5}, "Received: snapshots=5$"),
         ({"snapshots": {"init": Snapshot({}, {})}}, "Each key of `snapshots` must be .*Received: key='init'$"),
-        ({"snapshots": {True: Snapshot({}, {})}}, "Received: step=True$"),
+        ({"snapshots": {True: Snapshot({}, {})}}, "Received: key=True$"),
         ({"snapshots": {0: Snapshot({}, {}), 5: None}}, r"a kprune.Snapshot. Received: snapshots\[5\]=NoneType$"),
         ({"threshold": 0}, "Received: threshold=0"),
         ({"barrier": "accuracy"}, "Received: barrier='accuracy'"),
