@@ -193,6 +193,7 @@ def test_what_the_masks_prune_is_zero_along_the_path():
     assert_unchanged(model, before)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("call", [0, 1, 3])
 @pytest.mark.parametrize("function", ["linear_path", "supermask"])
@@ -309,6 +310,7 @@ def test_by_default_it_begins_now_and_equal_orders_end_alike():
     assert path.values[0] == path.values[1] == path.values[2] and path.rise == path.fall == 0
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("masked", [False, True])
 def test_after_a_training_that_raises_the_model_is_as_it_was(masked):
@@ -401,6 +403,7 @@ def test_a_ticket_of_another_model_is_refused():
         assert_unchanged(model, before)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_supermasks_and_stability_on_digits():
     digits = kprune.data.load("digits")

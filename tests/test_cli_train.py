@@ -147,6 +147,7 @@ def test_what_was_trained_is_kept_whatever_fails_later(says, run, tmp_path, monk
     assert kprune.summary(kprune.report.saved.load(file)).zeros == 2088
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_train_on_a_folder_of_images(run, tmp_path):
     for part in ("train", "val"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import CHEAP, built, data, mlp
 from kprune.callbacks import BackupAndRestore, EarlyBird, GradualPruning, LotteryTicket, PruneAtInit
+from marks import with_slow
 from test_prune import zeros
 
 import kprune
@@ -226,7 +227,7 @@ def test_find_ticket_watches_as_the_callback_does(rewind):
     assert [steps for _, steps in made] == ([6, 6] if rewind == "weights" else [6, 12])
 
 
-@pytest.mark.parametrize("kind", ["movement", "large_init"])
+@pytest.mark.parametrize("kind", with_slow(["movement"], ["large_init"]))
 @pytest.mark.parametrize(
     "make",
     [

@@ -21,6 +21,7 @@ from contract_models import (
 )
 from contract_rows import CRITERIA_ROWS, Broken
 from helpers import assert_programs_agree, assert_zero
+from marks import with_slow
 from test_prune import assert_unchanged, snapshot, zeros
 
 import kprune
@@ -108,7 +109,7 @@ def scores_in_float32(name):
     return scores_of(shared("nested"), name)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", with_slow(["mixed_float16"], ["mixed_bfloat16"]))
 @pytest.mark.parametrize("name", CRITERIA_ROWS)
 def test_criterion_under_mixed_precision(name, policy):
     model, mixed = shared("nested"), shared("nested", policy=policy)

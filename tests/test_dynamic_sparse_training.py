@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import CHEAP, assert_zero, built, data, mlp
 from kprune.callbacks import BackupAndRestore, DynamicSparseTraining
+from marks import with_slow
 from test_prune import zeros
 
 import kprune
@@ -131,7 +132,7 @@ def test_a_fit_without_an_update_says_so(caplog):
     assert "because the first update was due at step 100, but updates ended at step 9" in caplog.text
 
 
-@pytest.mark.parametrize("method", ["set", "rigl", "snfs"])
+@pytest.mark.parametrize("method", with_slow(["snfs"], ["set", "rigl"]))
 def test_it_goes_on_from_a_backup_to_the_bit(method, tmp_path):
     def callback():
         options = {"frequency": 5, "gradient_frequency": 3, "stop": 0.9, "seed": 2}

@@ -165,6 +165,7 @@ def test_an_infinite_score_is_an_error_in_the_midst_of_a_fit():
         fit(model, 3, EarlyBird(sparsity=0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_an_early_bird_on_digits():
     digits = kprune.data.load("digits")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers import mlp
 from keras import layers
+from marks import with_slow
 
 import kprune
 from kprune.deploy import interchange
@@ -227,7 +228,7 @@ def test_a_missing_package_is_one_clear_line(format, package, cure, tmp_path, mo
 
 @LITERT
 @ONCE
-@pytest.mark.parametrize("kind", ["LSTM", "Bidirectional"])
+@pytest.mark.parametrize("kind", with_slow(["Bidirectional"], ["LSTM"]))
 def test_recurrent_layers_take_batches_of_any_size(kind, tmp_path, rng):
     from ai_edge_litert.interpreter import Interpreter
 

@@ -11,6 +11,7 @@ import pytest
 from golden_networks import NAMES, build, float64, load
 from helpers import assert_finite_differences, data, mlp
 from keras import layers, ops
+from marks import with_slow
 from test_prune import assert_unchanged, snapshot
 
 import kprune
@@ -83,7 +84,7 @@ on_tensorflow = pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX
 
 
 @on_tensorflow
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", with_slow(["snip"], ["grasp"]))
 def test_scores_of_a_deep_network_in_training_mode_equal_the_authors_in_float64(criterion):
     golden = load(DEEP[0])
     with float64():
@@ -95,7 +96,7 @@ def test_scores_of_a_deep_network_in_training_mode_equal_the_authors_in_float64(
     assert largest(scores) == pytest.approx(largest(golden.scores(f"{criterion}_train")), rel=1.7e-3)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("criterion", with_slow(["snip"], ["grasp"]))
 def test_scores_of_a_deep_network_in_training_mode_in_float32(criterion):
     golden = load(DEEP[0])
     scores = CRITERIA[criterion](context_of(golden_model(golden), (golden.x, golden.y)), training=True)

@@ -6,6 +6,7 @@ import pytest
 from helpers import assert_zero
 from keras import layers
 from kprune.callbacks import LotteryTicket, TakeSnapshot
+from marks import with_slow
 from sklearn.datasets import load_digits
 
 import kprune
@@ -106,7 +107,7 @@ def test_epochs_may_be_a_number_of_numpy():
     assert taker.snapshot is not None
 
 
-@pytest.mark.parametrize("at", [7, "step:7", "epoch:1", 0.35, "fraction:0.35"])
+@pytest.mark.parametrize("at", with_slow([7, "epoch:1", "fraction:0.35"], ["step:7", 0.35]))
 def test_a_rewind_to_a_step_is_a_run_that_stopped_there(at):
     model = network()
     early = TakeSnapshot(at)

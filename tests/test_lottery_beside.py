@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import assert_programs_agree
 from kprune.callbacks import LotteryTicket, TakeSnapshot
+from marks import with_slow
 from test_lottery import STEPS, X, Y, network, train
 
 import kprune
@@ -156,7 +157,7 @@ def test_accumulated_gradients_see_all_data_in_each_epoch(accumulated):
     assert len(epochs) == 3 and all(sorted(epoch) == x[:, 0].tolist() for epoch in epochs)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("policy", with_slow(["mixed_float16"], ["float32"]))
 @pytest.mark.parametrize(("accumulated", "at", "batches"), [(4, "epoch:3", 30), (16, "epoch:1", 10), (4, 3, 12)])
 def test_accumulated_gradients_are_rewound_to_the_batch(accumulated, at, batches, policy):
     keras.config.set_dtype_policy(policy)

@@ -269,6 +269,7 @@ def test_a_comparison_that_was_killed_before_its_first_row_leaves_no_settings_be
     assert without_seconds(report.cells) == without_seconds(fresh.cells)
 
 
+@pytest.mark.slow
 def test_a_finished_file_is_only_read_and_a_larger_comparison_goes_on_with_it(finished):
     path, first = finished
     before = path.read_bytes()

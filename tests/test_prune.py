@@ -505,6 +505,7 @@ def test_models_that_cannot_be_pruned():
             kprune.prune(thing, "magnitude", 0.5)
 
 
+@pytest.mark.slow
 def test_compiled_functions_still_train_after_a_failure():
     model = trained(jit_compile=True)
     with pytest.raises(OwnError):

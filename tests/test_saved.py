@@ -18,6 +18,7 @@ from crafted import entry, parts_of, write
 from fuzz import bounded_memory
 from helpers import halve, mlp
 from keras import layers
+from marks import with_slow
 
 import kprune
 from kprune.cli import main as cli
@@ -378,8 +379,13 @@ MANY = "creates more than 131,072 intermediate tensors"
     "part, words",
     [
         (entry("keras.src.ops.numpy", "Split", {"indices_or_sections": 200_000, "axis": 1}), MANY),
-        (entry("keras.src.ops.numpy", "ArraySplit", {"indices_or_sections": 200_000, "axis": 1}), MANY),
-        (entry("keras.src.ops.core", "Unstack", {"axis": 1}), MANY),
+        *with_slow(
+            [],
+            [
+                (entry("keras.src.ops.numpy", "ArraySplit", {"indices_or_sections": 200_000, "axis": 1}), MANY),
+                (entry("keras.src.ops.core", "Unstack", {"axis": 1}), MANY),
+            ],
+        ),
         (entry("keras.src.ops.numpy", "ExpandDims", {"axis": [0] * 6000}), "are longer than the limit of 16,384"),
         (entry("keras.layers", "IntegerLookup", LOOKUP), "has num_oov_indices=100,000, more than the limit of 65,536"),
         (entry("keras.layers", "TextVectorization", {"ngrams": 10**5}), "has ngrams=100,000, more than the limit"),

@@ -36,6 +36,7 @@ class Trainings:
         return kprune.search(model, self.train, self.quality, verbose=0, **options)
 
 
+@pytest.mark.slow
 def test_the_sparsest_network_within():
     model, trainings = network(), Trainings(lambda sparsity, seed: 1.0 if sparsity <= 0.9 else 0.9)
     found = trainings.search(model, steps=5, seeds=(0, 1))

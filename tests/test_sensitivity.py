@@ -97,6 +97,7 @@ def digits():
     return model, *loaded.test
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_digits_rank_sensibly_and_as_pruned_by_hand(digits):
     model, x, y = digits
@@ -121,6 +122,7 @@ def test_digits_rank_sensibly_and_as_pruned_by_hand(digits):
         assert rows[name].values[sparsity] == pytest.approx(accuracy, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_all_kinds_of_data_say_the_same(digits):
     import tensorflow as tf
@@ -222,6 +224,7 @@ def breaking_at(call):
     return evaluate
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "pruned"])
 @pytest.mark.parametrize("call", [0, 1, 5], ids=["never", "at once", "in the middle"])

@@ -113,6 +113,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_where_it_stopped(tmp_path):
     path, built = tmp_path / "cells.csv", []
     arguments = dict(compressions=[1, 10], seeds=[0, 1])

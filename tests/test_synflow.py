@@ -9,6 +9,7 @@ import pytest
 from golden_networks import NAMES, build, load
 from helpers import mlp
 from keras import layers
+from marks import with_slow
 
 import kprune
 from kprune.config import PruningConfig
@@ -316,10 +317,6 @@ SMALL = {"input_shape": (32, 32, 3)}
 # One of each kind of block; the deep ones take as long as all other tests of this file.
 NETWORKS, DEEP = ["conv-6", "resnet-20", "wide-resnet"], ["vgg-11", "vgg-19", "resnet-18", "resnet-50", "resnet-110"]
 APPLICATIONS, DEEP_APPLICATIONS = ["MobileNetV2"], ["ResNet50", "VGG16", "EfficientNetB0"]
-
-
-def with_slow(names, slow):
-    return [*names, *(pytest.param(name, marks=pytest.mark.slow) for name in slow)]
 
 
 @pytest.mark.parametrize("name", with_slow(NETWORKS, DEEP))
