@@ -101,8 +101,11 @@ test-tensorflow: install-test
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends: these files, and what
 # is marked `once` in others.
 ONCE := bombs data faults files fuzz golden_masks layout locks lottery_runs models own_data patterns plotting schedules scopes shrink_random sweep
+# What stands on trainings and files that other tests hold on JAX is left to `make test-slow`.
+SLOW_ON_JAX := analysis c_client cli_export cli_inspect report saved saved_variables search sensitivity targets tickets
 test-jax: install-test
-	KERAS_BACKEND=jax $(PYTEST) -m "not once and not slow" tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
+	KERAS_BACKEND=jax $(PYTEST) -m "not once and not slow" tests $(APART:%=--ignore=tests/%) \
+		$(ONCE:%=--ignore=tests/test_%.py) $(SLOW_ON_JAX:%=--ignore=tests/test_%.py)
 
 # On four virtual devices, and in several processes. A file stays in one worker, which compiles each step once.
 test-jax-distribution: install-test
@@ -197,6 +200,7 @@ test-on-devices: install-test
 test-slow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) -m slow tests $(APART:%=--ignore=tests/%)
 	KERAS_BACKEND=jax $(PYTEST) -m "slow and not once" tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
+	KERAS_BACKEND=jax $(PYTEST) -m "not once and not slow" $(SLOW_ON_JAX:%=tests/test_%.py)
 	$(TF_DISTRIBUTE) -m slow tests/tf_distribute
 
 # What all tests on several devices have shown, as a table.

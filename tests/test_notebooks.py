@@ -44,9 +44,10 @@ def run(name, folder):
     return "".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, saved",
-    [("colab_tpu", "sparse.keras"), pytest.param("colab_tpu_tf", "exported.keras", marks=pytest.mark.slow)],
+    [("colab_tpu", "sparse.keras"), ("colab_tpu_tf", "exported.keras")],
 )
 def test_a_notebook_prunes_finds_a_ticket_and_exports(name, saved, tmp_path):
     printed = run(f"{name}.ipynb", tmp_path)

@@ -130,11 +130,12 @@ def test_every_callback_has_a_row():
 
 
 # `make test` has every callback on two replicas, and these on all strategies; `make strategies` has all.
-EVERYWHERE = ("GradualPruning", "DynamicSparseTraining", "LotteryTicket", "STR", "BackupAndRestore")
+EVERYWHERE = ("GradualPruning", "LotteryTicket")
 
 
 def cell(strategy, library, name):
-    slow = strategy != "mirrored" and name not in EVERYWHERE
+    every = (strategy, library) == ("mirrored", "keras") or (strategy, name) == ("mirrored_4", "STR")
+    slow = not every and name not in EVERYWHERE
     marks = [pytest.mark.slow] if slow else []
     return pytest.param(strategy, library, name, id=f"{strategy}-{library}-{name}", marks=marks)
 
