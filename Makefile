@@ -18,11 +18,11 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
 	@echo "make quick  run the tests of the seams, in a minute or two"
-	@echo "make test   check style and types, run all tests"
-	@echo "make test-slow   run the tests that make test leaves out: deep networks, more kills, more combinations"
+	@echo "make test   check style, types and documentation, run the tests"
+	@echo "make test-slow   run what make test leaves out: deep networks, more kills, the notebooks, more on JAX"
 	@echo "make test-faults   kill trainings at random, ten times of each of eight kinds, and compare how they end; read"
 	@echo "                   10,000 damaged and hostile files of each kind, and bombs; shrink 500 random networks"
-	@echo "make strategies   run the tests on several devices and in several processes, print a table of them"
+	@echo "make strategies   run every callback on every strategy, in one process and in several, print a table"
 	@echo "make mutations   damage 30 functions, one after the other, and see which test notices (an hour)"
 	@echo "make test-oldest   run the tests with the oldest versions that kprune is for"
 	@echo "make test-newest   run the tests of what Keras and JAX keep private with the newest of both"
@@ -101,11 +101,9 @@ test-tensorflow: install-test
 # What works on NumPy's arrays, or takes minutes to start processes, is the same on both backends: these files, and what
 # is marked `once` in others.
 ONCE := bombs data faults files fuzz golden_masks layout locks lottery_runs models own_data patterns plotting schedules scopes shrink_random sweep
-# What stands on trainings and files that other tests hold on JAX is left to `make test-slow`.
-SLOW_ON_JAX := analysis c_client cli_export cli_inspect report saved saved_variables search sensitivity targets tickets
+ON_JAX := tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
 test-jax: install-test
-	KERAS_BACKEND=jax $(PYTEST) -m "not once and not slow" tests $(APART:%=--ignore=tests/%) \
-		$(ONCE:%=--ignore=tests/test_%.py) $(SLOW_ON_JAX:%=--ignore=tests/test_%.py)
+	KERAS_BACKEND=jax $(PYTEST) -m "not once and not slow and not slow_on_jax" $(ON_JAX)
 
 # On four virtual devices, and in several processes. A file stays in one worker, which compiles each step once.
 test-jax-distribution: install-test
@@ -149,7 +147,7 @@ test-private: install-test
 # loss go back to default precision: their scores must not need this.
 GPU := XLA_FLAGS=--xla_gpu_autotune_level=0 XLA_PYTHON_CLIENT_PREALLOCATE=false TF_FORCE_GPU_ALLOW_GROWTH=true
 FULL := JAX_DEFAULT_MATMUL_PRECISION=highest JAX_DISABLE_MOST_OPTIMIZATIONS=0
-ON_GPU := -m "not once" tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
+ON_GPU := -m "not once" $(ON_JAX)
 test-gpu:
 	$(MAKE) VENV=.venv-gpu run-on-gpu
 run-on-gpu: install-gpu
@@ -187,25 +185,24 @@ test-tf-keras: install-test
 # In a process of their own, as TensorFlow is given several CPU devices before it uses the first. A file per process, as
 # the tests of a file share what they trace and the workers they start.
 test-tf-distribute: install-test
-	$(TF_DISTRIBUTE) -m "not slow" tests/tf_distribute
-TF_DISTRIBUTE := KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2 --dist loadfile --junitxml=out/tf_distribute.xml
+	$(SOME_TF_DISTRIBUTE)
+TF_DISTRIBUTE := KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2 --dist loadfile --junitxml=out/tf_distribute.xml tests/tf_distribute
+SOME_TF_DISTRIBUTE := $(TF_DISTRIBUTE) -m "not slow"
 
 # These two wait for processes more than they compute, so they run side by side.
 test-on-devices: install-test
 	@mkdir -p out
 	$(JAX_DISTRIBUTION) >out/jax_distribution.txt 2>&1 & jax=$$!; \
-		$(TF_DISTRIBUTE) -m "not slow" tests/tf_distribute; tf=$$?; \
+		$(SOME_TF_DISTRIBUTE); tf=$$?; \
 		wait $$jax; jax=$$?; cat out/jax_distribution.txt; exit $$((tf | jax))
 
 test-slow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) -m slow tests $(APART:%=--ignore=tests/%)
-	KERAS_BACKEND=jax $(PYTEST) -m "slow and not once" tests $(APART:%=--ignore=tests/%) $(ONCE:%=--ignore=tests/test_%.py)
-	KERAS_BACKEND=jax $(PYTEST) -m "not once and not slow" $(SLOW_ON_JAX:%=tests/test_%.py)
-	$(TF_DISTRIBUTE) -m slow tests/tf_distribute
+	KERAS_BACKEND=jax $(PYTEST) -m "(slow or slow_on_jax) and not once" $(ON_JAX)
 
 # What all tests on several devices have shown, as a table.
 strategies: test-jax-distribution
-	$(TF_DISTRIBUTE) tests/tf_distribute
+	$(TF_DISTRIBUTE)
 	$(BIN)/python tests/strategies_table.py out/jax_distribution.xml out/tf_distribute.xml
 
 # The wheel is built from the sdist, so what the sdist lacks would be missed here. Each is then installed in a fresh

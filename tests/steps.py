@@ -5,9 +5,12 @@ import re
 
 import keras
 import numpy as np
+import pytest
 from helpers import EachBatch
 
 import kprune
+import kprune.masks.types
+import kprune.updates
 from kprune.masks.keras3 import pull
 from kprune.masks.pulls import is_pulled
 
@@ -94,6 +97,25 @@ class TracedSteps:
     def lowered(self):
         """The StableHLO module of the step that was traced last."""
         return lowered(self.step, *self.arguments[-1])
+
+
+@contextlib.contextmanager
+def updates_on_device():
+    """Masks are updated by compiled programs, as on accelerators; yields their names, one for each trace."""
+    traces = []
+
+    def counted(name):
+        function = getattr(kprune.updates, name)
+        return lambda *given: (traces.append(name), function(*given))[1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for place in (kprune.updates, kprune.masks.types):
+            patch.setattr(place, "on_host", lambda variables: False)
+        for name in ("_look", "_count", "_written"):
+            patch.setattr(kprune.updates, name, counted(name))
+        kprune.updates._programs.cache_clear()
+        yield traces
+    kprune.updates._programs.cache_clear()
 
 
 class MoreZeros(EachBatch):

@@ -16,7 +16,7 @@ from kprune.analysis import LinearPath, barrier, instability, linear_path, mask_
 from kprune.lottery.rewind import Snapshot
 from kprune.lottery.rewind import snapshot as point
 
-pytestmark = pytest.mark.one_session
+pytestmark = [pytest.mark.one_session, pytest.mark.slow_on_jax]
 
 
 class Broken(Exception):
@@ -194,7 +194,6 @@ def test_what_the_masks_prune_is_zero_along_the_path():
 
 
 @pytest.mark.slow
-@pytest.mark.once
 @pytest.mark.parametrize("call", [0, 1, 3])
 @pytest.mark.parametrize("function", ["linear_path", "supermask"])
 def test_the_model_is_as_it_was(function, call):
@@ -311,7 +310,6 @@ def test_by_default_it_begins_now_and_equal_orders_end_alike():
 
 
 @pytest.mark.slow
-@pytest.mark.once
 @pytest.mark.parametrize("masked", [False, True])
 def test_after_a_training_that_raises_the_model_is_as_it_was(masked):
     model = trained(**CHEAP)
@@ -404,7 +402,6 @@ def test_a_ticket_of_another_model_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.once
 def test_supermasks_and_stability_on_digits():
     digits = kprune.data.load("digits")
     keras.utils.set_random_seed(0)

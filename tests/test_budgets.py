@@ -56,7 +56,7 @@ def cost(model, unit):
     return report.flops + report.other_flops if unit == "flops" else model.count_params()
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("unit", ["flops", "parameters"])
 def test_it_is_what_the_shrunk_model_costs(unit):
     from kprune.channels import ChannelGroups, Costs
@@ -154,7 +154,7 @@ def test_flops_that_are_not_known_are_refused():
     kprune.prune(model, "magnitude", budget={"parameters": 0.5}, groups="channels", verbose=0)
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_a_trial_run_that_fails_gives_its_reason(monkeypatch):
     def fails(model):
         raise RuntimeError("it needs real values")

@@ -10,6 +10,8 @@ from keras import layers
 
 import kprune
 
+pytestmark = pytest.mark.slow_on_jax
+
 tf = pytest.importorskip("tensorflow")
 SOURCE = pathlib.Path(__file__).with_name("saved_model_client.c")
 HOME = pathlib.Path(tf.__file__).parent
@@ -27,7 +29,7 @@ def client(tmp_path_factory):
     return program
 
 
-@pytest.mark.parametrize("shrink", [False, pytest.param(True, marks=pytest.mark.once)])
+@pytest.mark.parametrize("shrink", [False, True])
 def test_the_c_api_computes_the_same_bits(shrink, client, tmp_path, rng):
     hidden = [layers.Dense(256, "relu", name="wide"), layers.BatchNormalization()]
     model = keras.Sequential([keras.Input((128,)), *hidden, layers.Dense(3)])

@@ -9,8 +9,9 @@ import pytest
 
 import kprune
 
+pytestmark = pytest.mark.slow_on_jax
 
-@pytest.mark.once
+
 def test_export_of_a_file_in_other_formats(run, tmp_path):
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(300, name="wide"), keras.layers.Dense(3)])
     kprune.prune(model, "magnitude", {"wide": 0.9}, pattern="channel", verbose=0)
@@ -46,7 +47,6 @@ def test_export_with_data(run, tmp_path):
     assert accuracy == pytest.approx(np.mean(model.predict(x, verbose=0).argmax(-1) == y))
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("given", ["npy", "npz", "dataset"])
 def test_export_of_8_bit_integers(given, run, tmp_path, rng):
     pytest.importorskip("ai_edge_litert")

@@ -10,6 +10,8 @@ from helpers import new_process
 
 import kprune
 
+pytestmark = pytest.mark.slow_on_jax
+
 
 @pytest.fixture
 def masked(tmp_path):
@@ -20,7 +22,6 @@ def masked(tmp_path):
     return model, tmp_path / "masked.keras"
 
 
-@pytest.mark.once
 def test_inspect_a_masked_model(run, masked):
     model, file = masked
     status, out, _ = run("inspect", file)
@@ -69,7 +70,6 @@ def test_inspect_what_is_no_model(run, tmp_path, masked, kind):
     assert err.startswith("kprune: error: ") and err.count("\n") == 1 and str(file) in err
 
 
-@pytest.mark.once
 def test_sensitivity(run, tmp_path):
     model = kprune.models.lenet_300_100((8, 8, 1), 10, 0.1)
     kprune.prune(model, "random", 0.2)
@@ -109,7 +109,6 @@ def test_sensitivity_of_what_does_not_fit(run, tmp_path):
     assert status == 1 and "load the .keras file" in err and f"Received: path='{tmp_path}/saved'" in err
 
 
-@pytest.mark.once
 def test_a_command_is_quiet(masked):
     """TensorFlow's C++ writes its lines as it is imported, and as it first looks for devices."""
     done = new_process("-m", "_kprune", "inspect", str(masked[1]))

@@ -130,7 +130,7 @@ def test_classes_must_be_those_of_the_data(folder):
         network("--model=three_nets:fixed")
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_a_csv_and_a_named_network(folder, capsys):
     rows = [f"{'yes' if i % 3 else 'no'},{i % 3},{i % 7}" for i in range(60)]
     (folder / "own.csv").write_text("\n".join(["kind,a,b", *rows]))

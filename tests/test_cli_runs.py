@@ -13,7 +13,7 @@ from helpers import new_process
 import kprune
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_sweep(run, tmp_path):
     words = [*SWEEP, "--compressions=1,10^0.5", f"--out_dir={tmp_path}/new"]
     status, out, err = run(*words)

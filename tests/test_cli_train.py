@@ -83,7 +83,7 @@ def test_every_criterion_that_needs_no_earlier_weights_is_a_method(run, tmp_path
     assert set(option.kind) == {"dense", "gradual"} | known - earlier
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_criteria_that_ask_the_loss_get_as_many_images_of_each_class(run, monkeypatch):
     asked = []
     plan = kprune.callbacks.PruneAtInit.__init__
@@ -100,7 +100,7 @@ def test_criteria_that_ask_the_loss_get_as_many_images_of_each_class(run, monkey
     assert np.bincount(batch[1]).tolist() == np.bincount(y).tolist() == [10] * 10
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_the_same_seed_trains_the_same_network(run, tmp_path):
     def weights(seed, folder):
         words = [f"--seed={seed}", "--method=random", f"--export_dir={tmp_path / folder}"]
@@ -148,7 +148,7 @@ def test_what_was_trained_is_kept_whatever_fails_later(says, run, tmp_path, monk
 
 
 @pytest.mark.slow
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_train_on_a_folder_of_images(run, tmp_path):
     for part in ("train", "val"):
         for number, name in enumerate(("cat", "dog")):

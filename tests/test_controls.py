@@ -151,7 +151,7 @@ def test_shuffled_gives_each_entry_the_same_chance():
 # shuffle_masks
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_shuffled_masks_on_the_initial_weights():
     model = mlp(units=40)
     model.compile(keras.optimizers.Adam(0.01), "mse", **CHEAP)
@@ -277,7 +277,7 @@ def disturb(model):
             v.assign(rng.normal(5, 1, size=v.shape))
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_masked_weights_are_drawn_anew():
     model = zoo()
     disturb(model)
@@ -313,7 +313,7 @@ def test_pruned_entries_come_back_with_the_values_of_a_fresh_draw():
     assert all((value != fresh[path]).any() for path, value in values_of(model).items())
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_each_layers_own_initializer_draws():
     model = mlp(units=300)
     for layer, initializer in zip(

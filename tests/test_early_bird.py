@@ -25,7 +25,7 @@ class Drawn(keras.callbacks.Callback):
         self.masks.append(self.plan.masks(self.model, 0.75))
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("plan", [{}, {"scope": "layerwise", "pattern": "2:4"}], ids=["global", "2:4"])
 @pytest.mark.parametrize("patience", [2, 4])
 def test_it_prunes_when_the_newest_mask_is_near_all_that_are_kept(patience, plan):
@@ -116,7 +116,7 @@ class KilledAtTheEnd(keras.callbacks.Callback):
         raise KeyboardInterrupt
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(("kind", "first"), [("keras", False), ("kprune", True)])
 def test_killed_after_it_has_stopped_it_does_not_train_on(kind, first, tmp_path):
     def callbacks():
@@ -166,7 +166,7 @@ def test_an_infinite_score_is_an_error_in_the_midst_of_a_fit():
 
 
 @pytest.mark.slow
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_an_early_bird_on_digits():
     digits = kprune.data.load("digits")
     x, y = digits.train

@@ -38,7 +38,7 @@ def images():
     return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_exported_files_load_without_kprune(tmp_path, rng):
     model = images()
     model.compile("adam", "mse")
@@ -60,7 +60,7 @@ def test_exported_files_load_without_kprune(tmp_path, rng):
     assert_zero(model)
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_zeros_make_the_download_smaller(tmp_path):
     sizes = []
     for sparsity in (0.0, 0.95):
@@ -84,7 +84,7 @@ def test_a_plain_model_is_exported_too(tmp_path):
     assert kprune.export(mlp(), tmp_path / "m").saved_model.is_dir()
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_nothing_is_replaced_unless_told(tmp_path):
     model = mlp()
     kprune.export(model, tmp_path / "m")
@@ -107,7 +107,7 @@ def test_own_inputs_for_a_model_of_open_shape(tmp_path):
     assert kprune.export(model, tmp_path / "m", inputs=np.ones((2, 9, 3), "float32")).saved_model.is_dir()
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_a_file_that_predicts_something_else_is_not_kept(tmp_path, monkeypatch):
     model = mlp()
     kprune.prune(model, "magnitude", 0.5)
@@ -144,7 +144,7 @@ def test_masks_survive_an_export_that_fails(tmp_path, monkeypatch):
     assert_zero(model)
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(("writer", "cause"), [("write_out", "OutOfRangeError"), ("save", "OSError")])
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_what_was_there(tmp_path, monkeypatch, writer, cause):
     model, limits = mlp(), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -202,13 +202,13 @@ def test_at_any_moment_there_is_a_file_and_it_is_on_the_disk(tmp_path, monkeypat
     assert goal.read_text() == "new" and len(synced) == 2  # the file, and the folder's names
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_names_may_be_as_long_as_the_file_system_allows(tmp_path):
     kprune.export(mlp(), tmp_path / ("x" * 245))
     assert sorted(len(path.name) for path in tmp_path.iterdir()) == [245, 251, 253, 255]
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_of_several_processes_the_chiefs_files_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("kprune.deploy.export"), "is_chief", lambda: False)
     assert kprune.export(mlp(), tmp_path / "plain").keras_bytes > 0
@@ -241,7 +241,7 @@ def test_inputs_are_taken_as_predict_takes_them(dtype, tmp_path, rng):
     assert done.difference < 1e-5
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("subclassed", [False, True])
 def test_integer_ids(subclassed, tmp_path, rng):
     ids = rng.integers(0, 20, (4, 12))
@@ -264,7 +264,7 @@ def test_a_batch_size_that_the_graph_uses_is_kept(tmp_path):
     assert kprune.export(model, tmp_path / "m", "saved_model").difference < 1e-5
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_a_class_that_is_not_registered_is_told_what_to_do(tmp_path):
     class Unknown(keras.Model):
         def __init__(self):
@@ -371,7 +371,7 @@ def test_unknown_formats(format, tmp_path):
         kprune.export(mlp(), tmp_path / "m", format)
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_a_slow_file_is_given_a_reason_only_where_it_is_known():
     def entry(format, network, milliseconds):
         return Entry(format, network, 100 if network == "dense" else 50, 50, 1, 10, milliseconds)
@@ -385,7 +385,7 @@ def test_a_slow_file_is_given_a_reason_only_where_it_is_known():
     ]
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_the_card(tmp_path, capsys, rng):
     model = keras.Sequential([keras.Input((64,)), layers.Dense(128), layers.Dense(10)])
     kprune.prune(model, "magnitude", 0.75)
@@ -455,7 +455,7 @@ def test_a_packed_saved_model_is_small_and_equal_to_the_bit(tmp_path, rng):
     assert ran.returncode == 0, ran.stderr
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_packed_models_beside_each_other_keep_their_own_weights(tmp_path):
     tf, x, models = pytest.importorskip("tensorflow"), np.ones((2, 8, 8, 2), "float32"), []
     for seed in range(2):
@@ -468,7 +468,7 @@ def test_packed_models_beside_each_other_keep_their_own_weights(tmp_path):
         np.testing.assert_allclose(loaded.serve(tf.constant(x)), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_what_is_not_sparse_is_not_packed(tmp_path):
     model = mlp()
     model.layers[0].kernel.assign(-0.0 * np.asarray(model.layers[0].kernel))  # zeros, half of them with a sign
@@ -495,7 +495,7 @@ def test_tables_and_several_inputs_are_packed_too(tmp_path):
         }
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_a_shrunk_file_is_held_against_the_whole_network(tmp_path):
     model = keras.Sequential([keras.Input((32,)), layers.Dense(64, "relu"), layers.Dense(10)])
     kprune.prune(model, "magnitude", {"dense/": 0.75}, pattern="channel")

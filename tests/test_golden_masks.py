@@ -124,10 +124,10 @@ def assert_the_authors(golden: Golden, name: str, key: str, masks: dict[str, np.
 DEEP = "resnet20_w8"
 CASES = [(name, run) for name in NAMES for run in RUNS if keys_of(name, run)]
 # Of the deep network, SynFlow's masks; by all other criteria it takes as long as all other networks.
-LATER = [(name, run) for name, run in CASES if name == DEEP and not run.startswith("synflow")]
+SLOW = [(name, run) for name, run in CASES if name == DEEP and not run.startswith("synflow")]
 
 
-@pytest.mark.parametrize(("name", "run"), with_slow([case for case in CASES if case not in LATER], LATER))
+@pytest.mark.parametrize(("name", "run"), with_slow([case for case in CASES if case not in SLOW], SLOW))
 def test_masks_equal_the_authors(name, run):
     golden, how = load(name), RUNS[run]
     keys, criterion = keys_of(name, run), traced_once(how.criterion)

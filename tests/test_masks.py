@@ -344,7 +344,7 @@ def test_masks_are_stored_bit_packed(tmp_path):
     assert [(a.dtype, a.size) for a in arrays] == [(np.dtype("uint8"), (8100 + 7) // 8)]
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_loads_after_import_kprune_alone(tmp_path):
     """In a fresh process, in which no layer has been masked before."""
     inputs = keras.Input((5, 4))

@@ -45,10 +45,7 @@ def run(name, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, saved",
-    [("colab_tpu", "sparse.keras"), ("colab_tpu_tf", "exported.keras")],
-)
+@pytest.mark.parametrize("name, saved", [("colab_tpu", "sparse.keras"), ("colab_tpu_tf", "exported.keras")])
 def test_a_notebook_prunes_finds_a_ticket_and_exports(name, saved, tmp_path):
     printed = run(f"{name}.ipynb", tmp_path)
     assert "strategy none: 1 cpu" in printed and "1437 training images, 360 test images" in printed

@@ -19,6 +19,8 @@ from kprune.masks import library_of
 from kprune.report.summary import Row, Summary
 from kprune.util.plotting import short_paths
 
+pytestmark = pytest.mark.slow_on_jax
+
 
 def sequential(shape, *stack, dtype="float32"):
     return keras.Sequential([keras.Input(shape, dtype=dtype), *stack])
@@ -149,7 +151,6 @@ HAND_COUNTED = {
 }
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", HAND_COUNTED)
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 def test_multiply_adds_are_those_worked_out_by_hand(name, masked):

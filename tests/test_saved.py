@@ -18,13 +18,14 @@ from crafted import entry, parts_of, write
 from fuzz import bounded_memory
 from helpers import halve, mlp
 from keras import layers
-from marks import with_slow
 
 import kprune
 from kprune.cli import main as cli
 from kprune.masks.masked_layers import Masked
 from kprune.report import saved
 from kprune.targets.advice import Advice
+
+pytestmark = pytest.mark.slow_on_jax
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,6 @@ def bomb(path, parts, name, size):
     return path
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", ["metadata.json", "config.json", "model.weights.h5", "assets/vocabulary.txt"])
 def test_members_that_unpack_to_more_than_they_say(name, masked, tmp_path, capsys):
     """The size that the list of members gives is that of the honest beginning, and so is the checksum."""
@@ -230,7 +230,6 @@ def peak(call):
         tracemalloc.stop()
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", ["metadata.json", "config.json", "model.weights.h5", "assets/vocabulary.txt"])
 def test_members_that_unpack_to_more_than_a_model_needs(name, masked, tmp_path, capsys):
     parts = {**parts_of(masked), "assets/vocabulary.txt": b"word"}
@@ -282,7 +281,6 @@ def in_many_attributes(file):
     file.attrs["dtype"] = np.zeros(2000, "uint8")
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "fill, words",
     [
@@ -315,7 +313,6 @@ def test_more_members_than_any_model_has(masked, tmp_path, capsys):
     assert "it contains 5,003 files, more than the limit of" in refusal(write(tmp_path / "many.keras", parts), capsys)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("depth", [1, 150])
 @pytest.mark.parametrize("parts", [2**18 - 1000, 2_700_000])
 def test_a_config_of_many_parts_takes_little(depth, parts, masked, tmp_path, capsys):
@@ -374,18 +371,12 @@ LOOKUP = {"max_tokens": None, "vocabulary": [1, 2], "num_oov_indices": 10**5}
 MANY = "creates more than 131,072 intermediate tensors"
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     "part, words",
     [
         (entry("keras.src.ops.numpy", "Split", {"indices_or_sections": 200_000, "axis": 1}), MANY),
-        *with_slow(
-            [],
-            [
-                (entry("keras.src.ops.numpy", "ArraySplit", {"indices_or_sections": 200_000, "axis": 1}), MANY),
-                (entry("keras.src.ops.core", "Unstack", {"axis": 1}), MANY),
-            ],
-        ),
+        (entry("keras.src.ops.numpy", "ArraySplit", {"indices_or_sections": 200_000, "axis": 1}), MANY),
+        (entry("keras.src.ops.core", "Unstack", {"axis": 1}), MANY),
         (entry("keras.src.ops.numpy", "ExpandDims", {"axis": [0] * 6000}), "are longer than the limit of 16,384"),
         (entry("keras.layers", "IntegerLookup", LOOKUP), "has num_oov_indices=100,000, more than the limit of 65,536"),
         (entry("keras.layers", "TextVectorization", {"ngrams": 10**5}), "has ngrams=100,000, more than the limit"),

@@ -15,6 +15,8 @@ import kprune
 from kprune.cli import main as cli
 from kprune.report import saved
 
+pytestmark = pytest.mark.slow_on_jax
+
 tf = pytest.importorskip("tensorflow")
 
 

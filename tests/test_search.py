@@ -9,6 +9,8 @@ from keras import layers
 
 import kprune
 
+pytestmark = pytest.mark.slow_on_jax
+
 X = np.random.default_rng(0).normal(size=(16, 8)).astype("float32")
 
 

@@ -15,6 +15,8 @@ import kprune
 from kprune.experiments.sensitivity import Sensitivity, SensitivityRow
 from kprune.util.ranking import zeros_for
 
+pytestmark = pytest.mark.slow_on_jax
+
 CHEAP = dict(jit_compile=keras.backend.backend() == "jax")
 SPARSITIES = (0.0, 0.5, 0.9, 0.99)
 
@@ -98,7 +100,6 @@ def digits():
 
 
 @pytest.mark.slow
-@pytest.mark.once
 def test_digits_rank_sensibly_and_as_pruned_by_hand(digits):
     model, x, y = digits
     before = snapshot(model)
@@ -123,7 +124,6 @@ def test_digits_rank_sensibly_and_as_pruned_by_hand(digits):
 
 
 @pytest.mark.slow
-@pytest.mark.once
 def test_all_kinds_of_data_say_the_same(digits):
     import tensorflow as tf
 
@@ -225,7 +225,6 @@ def breaking_at(call):
 
 
 @pytest.mark.slow
-@pytest.mark.once
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "pruned"])
 @pytest.mark.parametrize("call", [0, 1, 5], ids=["never", "at once", "in the middle"])
 def test_the_model_is_as_it_was(call, masked):

@@ -66,7 +66,7 @@ def test_a_bias_is_made_where_there_is_none():
     assert [w.tolist() for w in small.get_weights()] == [[[1], [1]], [0], [[2]], [15]]
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_constants_before_zero_padding_become_one():
     steps = layers.Conv2D(6, 3, name="a"), layers.BatchNormalization(), layers.Conv2D(3, 3, padding="same", name="b")
     model = values(functional((6, 6, 2), *steps, layers.GlobalAveragePooling2D()), zero={"a/kernel": OUT})
@@ -75,7 +75,7 @@ def test_constants_before_zero_padding_become_one():
     agree(model, small, (6, 6, 2))
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_constants_fold_where_nothing_pads():
     steps = layers.Conv2D(6, 3, name="a"), layers.BatchNormalization(), layers.Conv2D(3, 3, name="b")
     model = values(functional((6, 6, 2), *steps, layers.Flatten(), layers.Dense(2)), zero={"a/kernel": OUT})
@@ -108,7 +108,7 @@ def test_partners_of_an_addition_go_together():
     agree(model, small, (4,))
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_a_depthwise_convolution_follows():
     steps = [layers.Conv2D(4, 1, name="a"), layers.DepthwiseConv2D(3, depth_multiplier=2, name="d")]
     model = functional((5, 5, 2), *steps, layers.Conv2D(3, 1, name="b"))
@@ -118,7 +118,7 @@ def test_a_depthwise_convolution_follows():
     agree(model, small, (5, 5, 2))
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU, layers.SimpleRNN])
 def test_units_of_a_recurrent_layer_go_only_where_nothing_reads_them(kind):
     model = functional((5, 3), kind(4, name="r"), layers.Dense(2, name="b"))
@@ -131,7 +131,7 @@ def test_units_of_a_recurrent_layer_go_only_where_nothing_reads_them(kind):
     agree(model, small, (5, 3))
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_heads_that_nothing_reads_go():
     given = keras.Input((5, 6))
     model = keras.Model(given, layers.MultiHeadAttention(3, 2, name="m")(given, given))
@@ -141,7 +141,7 @@ def test_heads_that_nothing_reads_go():
     agree(model, small, (5, 6))
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     "barrier",
     [layers.LayerNormalization, layers.Softmax, lambda: layers.GroupNormalization(2), layers.UnitNormalization],
@@ -347,7 +347,7 @@ def test_a_difference_is_an_error():
         kprune.shrink(model)
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("mode", ["concat", "sum", "ave", "mul"])
 def test_units_of_two_directions_go_together(mode):
     given = keras.Input((5, 3))
@@ -363,7 +363,7 @@ def test_units_of_two_directions_go_together(mode):
     assert all(w.kept().all() for w in kprune.masked_weights(small))
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("bias", [True, False])
 def test_what_runs_at_each_time_step(bias):
     given = keras.Input((4, 6, 6, 2))
@@ -388,7 +388,7 @@ def test_a_unit_that_only_the_state_reads_stays(both):
     assert kprune.shrink(model).count_params() == model.count_params()
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize(
     ("first", "second", "given", "axis"),
     [
@@ -434,7 +434,7 @@ def test_what_an_einsum_dense_does_beyond_a_product_is_a_barrier(equation, shape
     assert small.get_layer("a").units == 4 and kprune.channels.channel_graph(model).barriers.keys() == {"e"}
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("causal", [False, True])
 def test_heads_that_share_a_key_go_together(causal):
     inputs = keras.Input((5, 6))

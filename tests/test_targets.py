@@ -11,6 +11,8 @@ import kprune
 from kprune.cli.main import main
 from kprune.targets import TARGETS
 
+pytestmark = pytest.mark.slow_on_jax
+
 
 def mobile(pad="valid", zeros=1, middle=()):
     """What XNNPACK can lay out by channels: a 3x3 entry of stride 2, depthwise and 1x1 convolutions, global pooling."""
@@ -50,7 +52,6 @@ def test_2_of_4_by_hand():
     assert not nothing.pays and "no sparse kernels for GRU layers" in nothing.obstacles["gru"]
 
 
-@pytest.mark.once
 def test_shrink_is_what_shrink_does():
     model = mlp(units=24)
     advice = kprune.advise(model, "shrink", sparsity=0.5)
@@ -78,7 +79,6 @@ def test_a_tpu_has_tiles_of_128():
     assert "TPUs do not skip n:m" in str(advice)
 
 
-@pytest.mark.once
 def test_litert_by_hand():
     dense = kprune.advise(wide(), "litert-cpu", sparsity=0.8)
     assert dense.pattern in ("pattern='4x1'", "groups='channels'")

@@ -155,7 +155,7 @@ def test_blocks_on_kernels_of_any_rank():
                 assert np.array_equal(tile.all((-1, -2)), tile.any((-1, -2)))
 
 
-@pytest.mark.once
+@pytest.mark.slow_on_jax
 def test_tf_keras_is_not_imported_for_a_keras_3_model():
     script = (
         "import sys, keras, kprune\n"

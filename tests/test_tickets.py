@@ -16,6 +16,8 @@ from kprune import tickets
 from kprune.analysis import LinearPath
 from kprune.lottery.rewind import Snapshot
 
+pytestmark = pytest.mark.slow_on_jax
+
 X, Y = data()
 
 
@@ -148,7 +150,6 @@ def test_a_transfer_trains_the_ticket_and_its_controls():
         assert mixed["hidden"][0].sum() == mask.sum() and (mixed["hidden"][0] != mask).any()
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -6,6 +6,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from steps import updates_on_device
 
 import kprune
 import kprune.updates
@@ -191,22 +192,14 @@ def test_ctrl_c_interrupts_when_all_weights_are_written(model, elsewhere, monkey
 
 
 def test_a_new_sparsity_compiles_nothing(model, elsewhere, monkeypatch):
-    traces, counts = [], []
-
-    def counted(name, function):
-        return lambda *given: (traces.append(name), function(*given))[1]
-
-    for name in ("_look", "_count", "_written"):
-        monkeypatch.setattr(kprune.updates, name, counted(name, getattr(kprune.updates, name)))
+    counts = []
     monkeypatch.setattr(kprune.updates, "fits", lambda model: True)  # whose steps donate their arrays
-    kprune.updates._programs.cache_clear()
-    dense(model, normal)
-    for name in ("floor", "2:4"):
-        for sparsity in (0.1, 0.2, 0.7):
-            dense(model, normal)
-            by_programs(model, CONFIGS[name], sparsity)
-            counts.append(list(traces))
-    kprune.updates._programs.cache_clear()
+    with updates_on_device() as traces:
+        for name in ("floor", "2:4"):
+            for sparsity in (0.1, 0.2, 0.7):
+                dense(model, normal)
+                by_programs(model, CONFIGS[name], sparsity)
+                counts.append(list(traces))
     assert counts == [["_look", "_count", "_written"]] * 3 + [["_look", "_count", "_written", "_look", "_written"]] * 3
 
 

@@ -333,11 +333,7 @@ def _mask_once_built(layer: Any, pending: Pending, named: Callable[[type], type]
 
 
 def attach_pending(layer: Any) -> None:
-    """Mask the weights that a loaded config names, once all weights of the layer exist.
-
-    That is after `build`, or after the first call of a layer without a `build` of its own, whose sublayers are built by
-    that call.
-    """
+    """Mask the weights that a loaded config names once all exist: after `build`, or the first call if there is none."""
     if "_pending_masks" not in vars(layer):
         return
     pending: Pending = vars(layer)["_pending_masks"]

@@ -4,27 +4,26 @@ import numpy as np
 import pytest
 from kprune.callbacks import GradualPruning
 from small import BATCH, DISTRIBUTIONS, STEPS, data, distribute, network
-from steps import TracedSteps
+from steps import TracedSteps, updates_on_device
 from test_callbacks_on_devices import check_shards
 
 import kprune
-import kprune.masks.types
 import kprune.updates
 from kprune.config import PruningConfig
 from kprune.masks import current_masks
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(monkeypatch):
-    """As if these four devices were accelerators; programs that are compiled for them are forgotten afterwards."""
-    for place in (kprune.updates, kprune.masks.types):
-        monkeypatch.setattr(place, "on_host", lambda variables: False)
-    kprune.updates._programs.cache_clear()
-    yield
-    kprune.updates._programs.cache_clear()
+@pytest.fixture
+def traces():
+    with updates_on_device() as traces:
+        yield traces
+
+
+FIFTY = kprune.schedules.PolynomialDecay(0.1, 0.7, begin_step=1, end_step=50, frequency=1)
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "2x2", "channel"])
+@pytest.mark.usefixtures("traces")
 def test_update(pattern):
     config = PruningConfig("magnitude", pattern=pattern, scope="global")
     with distribute("model_parallel"):
@@ -43,36 +42,25 @@ def test_update(pattern):
                 np.testing.assert_array_equal(weight.kept(), followers[weight.path])
 
 
-def test_a_fit_with_50_updates_compiles_nothing_anew(monkeypatch):
-    traces = []
-    for name in ("_look", "_count", "_written"):
-        function = getattr(kprune.updates, name)
-        monkeypatch.setattr(kprune.updates, name, lambda *given, f=function: (traces.append(f), f(*given))[1])
-    schedule = kprune.schedules.PolynomialDecay(0.1, 0.7, begin_step=1, end_step=50, frequency=1)
+def fit(model, callback):
+    """A fit of 54 steps; how often its step had been traced at the end of each."""
+    steps = TracedSteps(model)
+    model.fit(*data(), batch_size=BATCH, epochs=9, shuffle=False, verbose=0, callbacks=[callback, steps.count])
+    assert len(steps.counts) == 9 * STEPS == 54
+    return steps.counts
+
+
+def test_50_updates_on_the_devices_compile_nothing_anew(traces):
     with distribute("model_parallel"):
         model = network()
-        callback = GradualPruning(schedule, "magnitude", pattern="channel")
-        steps = TracedSteps(model)
-        model.fit(*data(), batch_size=BATCH, epochs=9, shuffle=False, verbose=0, callbacks=[callback, steps.count])
-        assert len(traces) == len(set(traces)) == 3
-        assert len(steps.counts) == 9 * STEPS and set(steps.counts) == {1}
+        assert set(fit(model, GradualPruning(FIFTY, pattern="channel"))) == {1}
+        assert sorted(traces) == ["_count", "_look", "_written"]
         assert kprune.summary(model).sparsity > 0.5
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_50_updates_by_the_host_do_not_retrace_the_step(name, monkeypatch):
-    monkeypatch.undo()
-    schedule = kprune.schedules.PolynomialDecay(0.1, 0.7, begin_step=1, end_step=50, frequency=1)
+def test_50_updates_by_the_host_compile_nothing_anew(name):
     with distribute(name):
         model = network()
-        steps = TracedSteps(model)
-        model.fit(
-            *data(),
-            batch_size=BATCH,
-            epochs=9,
-            shuffle=False,
-            verbose=0,
-            callbacks=[GradualPruning(schedule), steps.count],
-        )
-        assert len(steps.counts) == 9 * STEPS and set(steps.counts) == {1}
+        assert set(fit(model, GradualPruning(FIFTY))) == {1}
         assert kprune.summary(model).sparsity == pytest.approx(0.7, abs=0.01)

@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,11 +25,10 @@ from distributed import (
 )
 from helpers import new_process
 from kprune.callbacks.base import Callback
-from steps import TracedSteps
+from steps import TracedSteps, updates_on_device
 from tpu_strategy import TPUStrategyOnCPU
 
 import kprune
-import kprune.masks.types
 import kprune.updates
 from kprune.lottery.rewind import snapshot
 from kprune.masks import plain
@@ -181,16 +181,15 @@ def test_what_is_made_outside_of_the_scope_is_on_every_replica(library):
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "channel"])
-def test_an_update_on_the_devices_reaches_every_replica(pattern, monkeypatch):
-    for place in (kprune.updates, kprune.masks.types):
-        monkeypatch.setattr(place, "on_host", lambda variables: False)  # as on accelerators
+def test_an_update_on_the_devices_reaches_every_replica(pattern):
     with mirrored(2).scope():
         model = network("keras")
     kprune.prune(model, "magnitude", 0.0, pattern=pattern, verbose=0)
     config = kprune.PruningConfig("magnitude", pattern=pattern)
     for sparsity in (0.3, 0.6):
         expected = config.masks(model, sparsity)
-        assert kprune.updates.update_on_device(model, config, sparsity) is not None
+        with updates_on_device():
+            assert kprune.updates.update_on_device(model, config, sparsity) is not None
         for weight in kprune.masked_weights(model):
             for mask, value in zip(on_replicas(model, weight.mask), on_replicas(model, weight.variable), strict=True):
                 np.testing.assert_array_equal(mask, expected[weight.path])
@@ -198,23 +197,16 @@ def test_an_update_on_the_devices_reaches_every_replica(pattern, monkeypatch):
 
 
 @pytest.mark.parametrize("on_device", [False, True])
-def test_50_updates_do_not_retrace_the_step(on_device, monkeypatch):
-    if on_device:
-        for place in (kprune.updates, kprune.masks.types):
-            monkeypatch.setattr(place, "on_host", lambda variables: False)  # as on accelerators
-    traces = []
-    for name in ("_look", "_count", "_written"):
-        function = getattr(kprune.updates, name)
-        monkeypatch.setattr(kprune.updates, name, lambda *given, f=function: (traces.append(f), f(*given))[1])
+def test_50_updates_compile_nothing_anew(on_device):
     with mirrored(2).scope():
         model = network("keras")
     steps = TracedSteps(model)
     schedule = kprune.schedules.PolynomialDecay(0.1, 0.7, begin_step=1, end_step=50, frequency=1)
-    epochs = -(-54 // STEPS)
     callbacks = [kprune.callbacks.GradualPruning(schedule), steps.count]
-    model.fit(X, Y, batch_size=BATCH_SIZE, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
-    assert len(steps.counts) == epochs * STEPS and len(set(steps.counts)) == 1
-    assert len(traces) == (3 if on_device else 0)
+    with updates_on_device() if on_device else nullcontext([]) as traces:
+        model.fit(X, Y, batch_size=BATCH_SIZE, epochs=9, shuffle=False, verbose=0, callbacks=callbacks)
+    assert len(steps.counts) == 9 * STEPS and set(steps.counts) == {2}  # once for each replica
+    assert sorted(traces) == (["_count", "_look", "_written"] if on_device else [])
     assert kprune.summary(model).sparsity == pytest.approx(0.7, abs=0.01)
 
 
