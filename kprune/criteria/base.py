@@ -16,11 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import keras
 import numpy as np
 
 from ..data.batches import Batch
 from ..masks import MaskedWeight, Masks
 from ..util.registry import Registry
+from ..util.threads import side_by_side
 
 Scores = dict[str, np.ndarray]
 # (values of the weights, vectors of their shapes, batch) -> arrays of their shapes
@@ -94,13 +96,18 @@ class Context:
 
     def dtype(self) -> str:
         """Return the dtype of scoring: "float64" if any weight is float64, else "float32"."""
-        return np.result_type(np.float32, *(value.dtype for _, value in self.values())).name
+        dtypes = {keras.backend.standardize_dtype(weight.variable.dtype) for weight in self.weights}
+        return "float64" if "float64" in dtypes else "float32"
 
     def kept_values(self) -> list[np.ndarray]:
         """Return the weights' values under this round's masks (w where kept, else 0), as float32 or float64."""
-        return [np.where(self.masks[w.path], v, np.zeros((), v.dtype)) for w, v in self.values()]
+        found = [(self.masks[weight.path], _wide(weight.seen())) for weight in self.weights]
+        return side_by_side(lambda pair: np.where(*pair, np.zeros((), pair[1].dtype)), found, self.size)
 
     def values(self) -> list[tuple[MaskedWeight, np.ndarray]]:
         """Return the masked weights with their stored values, as float32 or float64."""
-        wide = [(w, w.value()) for w in self.weights]
-        return [(w, v if v.dtype == np.float64 else v.astype(np.float32)) for w, v in wide]
+        return [(weight, _wide(weight.value())) for weight in self.weights]
+
+
+def _wide(value: np.ndarray) -> np.ndarray:
+    return value if value.dtype == np.float64 else value.astype(np.float32, copy=False)

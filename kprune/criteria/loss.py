@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from ..data.batches import examples
+from ..util.threads import side_by_side
 from .base import CRITERIA, Context, Scores
 from .engines.derivatives import gradients_of
 
@@ -36,9 +39,9 @@ def snip(context: Context, training: bool = False) -> Scores:
     >>> dense.kernel.numpy().tolist()
     [[1.0], [0.0]]
     """
-    gradients = _summed(context, training, 1.0)
-    scores = [np.abs(v * g) for (_, v), g in zip(context.values(), gradients, strict=True)]
-    return _normalized(context, scores, sum(float(score.sum()) for score in scores))
+    products = _times(context, [value for _, value in context.values()], _summed(context, training, 1.0))
+    scores = side_by_side(lambda product: np.abs(product, out=product), products, context.size)
+    return _normalized(context, scores, sum(side_by_side(_total, scores, context.size)))
 
 
 @CRITERIA.register("iterative_snip", needs=("data", "loss"), default_rounds=100)
@@ -139,13 +142,14 @@ def grasp(context: Context, training: bool = False, temperature: float = 200.0) 
     22
     """
     values = context.kept_values()
-    total = [g.astype(v.dtype) for g, v in zip(_summed(context, training, temperature), values, strict=True)]
     # A pruned weight has no gradient: what would flow to it is not part of the network's.
-    total = [g * context.masks[w.path] for g, w in zip(total, context.weights, strict=True)]
+    kept = [context.masks[weight.path] for weight in context.weights]
+    parts = [*zip(_summed(context, training, temperature), values, kept, strict=True)]
+    total = side_by_side(lambda part: part[0].astype(part[1].dtype) * part[2], parts, context.size)
     derivatives = gradients_of(context, training, temperature)
-    products = _sum(derivatives.curvature(values, total, batch) for batch in context.data)
-    scores = [v * p for v, p in zip(values, products, strict=True)]
-    return _normalized(context, scores, abs(sum(float(score.sum()) for score in scores)))
+    products = _sum(context, (derivatives.curvature(values, total, batch) for batch in context.data))
+    scores = _times(context, values, products)
+    return _normalized(context, scores, abs(sum(side_by_side(_total, scores, context.size))))
 
 
 @CRITERIA.register("taylor", needs=("data", "loss"))
@@ -177,7 +181,7 @@ def taylor(context: Context, training: bool = False) -> Scores:
     parts = (
         [np.abs(v * g) for v, g in zip(values, derivatives.gradient(values, b), strict=True)] for b in context.data
     )
-    return _by_path(context, [part / len(context.data) for part in _sum(parts)])
+    return _by_path(context, [part / len(context.data) for part in _sum(context, parts)])
 
 
 @CRITERIA.register("fisher", needs=("data", "loss"))
@@ -204,26 +208,43 @@ def fisher(context: Context) -> Scores:
     """
     values, derivatives = context.kept_values(), gradients_of(context)
     singles = [example for batch in context.data for example in examples(batch)]
-    squares = _sum([g.astype(np.float64) ** 2 for g in derivatives.gradient(values, one)] for one in singles)
+    parts = ([g.astype(np.float64) ** 2 for g in derivatives.gradient(values, one)] for one in singles)
+    squares = _sum(context, parts)
     return _by_path(context, [v**2 * square / len(singles) / 2 for v, square in zip(values, squares, strict=True)])
 
 
 def _summed(context: Context, training: bool, temperature: float) -> list[np.ndarray]:
     """The gradient with respect to the masked weights, summed over the batches."""
     values, derivatives = context.kept_values(), gradients_of(context, training, temperature)
-    return _sum(derivatives.gradient(values, batch) for batch in context.data)
+    return _sum(context, (derivatives.gradient(values, batch) for batch in context.data))
 
 
-def _sum(parts) -> list[np.ndarray]:  # type: ignore[no-untyped-def]
+def _sum(context: Context, parts: Iterable[list[np.ndarray]]) -> list[np.ndarray]:
+    """Return the sum of lists of arrays, entry by entry, in float64."""
     total: list[np.ndarray] = []
     for part in parts:
-        total = [a + b for a, b in zip(total, part, strict=True)] if total else [a.astype(np.float64) for a in part]
+        if not total:
+            total = side_by_side(lambda array: array.astype(np.float64), part, context.size)
+        else:
+            side_by_side(lambda pair: np.add(*pair, out=pair[0]), zip(total, part, strict=True), context.size)
     return total
 
 
+def _times(context: Context, values: list[np.ndarray], products: list[np.ndarray]) -> list[np.ndarray]:
+    """Multiply float64 arrays by the weights' values, in place, and return them."""
+    pairs = [*zip(products, values, strict=True)]
+    return side_by_side(lambda pair: np.multiply(*pair, out=pair[0]), pairs, context.size)
+
+
+def _total(score: np.ndarray) -> float:
+    return float(score.sum())
+
+
 def _normalized(context: Context, scores: list[np.ndarray], total: float) -> Scores:
-    # All scores zero, or canceling: they are left as they are.
-    return _by_path(context, [score / total for score in scores] if total > 0 else scores)
+    """Divide the scores by a total, in place, and return them by path."""
+    if total > 0:  # otherwise all scores are zero, or they cancel: they are left as they are
+        side_by_side(lambda score: np.divide(score, total, out=score), scores, context.size)
+    return _by_path(context, scores)
 
 
 def _by_path(context: Context, scores: list[np.ndarray]) -> Scores:
