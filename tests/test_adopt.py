@@ -63,6 +63,7 @@ def normalized(shared=False):
     return keras.Model(inputs, layers.Dense(2)(x))
 
 
+@pytest.mark.slow_on_jax
 def test_statistics_are_those_of_the_data_and_nothing_else_changes(rng):
     model, x = normalized(), rng.normal(3.0, 2.0, (300, 6)).astype("float32")
     model.compile("adam", "mse", **CHEAP)

@@ -92,6 +92,7 @@ def inputs_of(model, x):
     return {w.path: np.concatenate(list(features(calls, w))) for w in weights}
 
 
+@pytest.mark.slow_on_jax
 def test_sparsegpt_of_a_transformer():
     keras.utils.set_random_seed(3)
     model, x = transformer(), tokens()

@@ -67,6 +67,7 @@ def test_the_committed_sweep_is_the_default_one_and_says_what_the_docs_say(run, 
     assert "*" not in "".join(shown["synflow"].values())
 
 
+@pytest.mark.slow_on_jax
 def test_lottery(run, tmp_path):
     words = [*LOTTERY, "--modes=init,shuffle", f"--out_dir={tmp_path}/new"]
     status, out, err = run(*words)

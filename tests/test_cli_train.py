@@ -14,6 +14,7 @@ from kprune.cli import main as cli
 from kprune.cli.commands import train
 
 
+@pytest.mark.slow_on_jax
 def test_train_prunes_reports_and_exports(run, tmp_path):
     status, out, err = run("train", *TINY, f"--export_dir={tmp_path}/out", f"--plot={tmp_path}/figures/left.png")
     assert status == 0 and "WARNING" not in err

@@ -149,7 +149,9 @@ def test_the_way_a_model_is_written_does_not_matter(name, kind):
             assert_programs_agree(score, other[layer], rtol=1e-12, err_msg=layer)
 
 
-@pytest.mark.parametrize("how", [dict(run_eagerly=True), dict(jit_compile=True), dict(jit_compile=False)], ids=str)
+@pytest.mark.parametrize(
+    "how", with_slow([dict(run_eagerly=True), dict(jit_compile=True)], [dict(jit_compile=False)]), ids=str
+)
 def test_the_way_a_model_is_compiled_does_not_matter(how):
     reference, model = flat(), trained("flat", **how)
     reference.compile("sgd", "mse")

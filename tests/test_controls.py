@@ -328,6 +328,7 @@ def test_each_layers_own_initializer_draws():
     assert uniform.min() >= 2 and uniform.max() <= 3 and abs(uniform.mean() - 2.5) < 0.05
 
 
+@pytest.mark.slow_on_jax
 def test_all_weights_are_drawn_anew():
     model = zoo()
     built = {w.path: w.numpy() for w in model.weights}

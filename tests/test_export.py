@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import assert_zero, data, mlp, new_process
 from keras import layers
+from marks import with_slow
 
 import kprune
 from kprune.deploy.card import Card, Entry
@@ -70,7 +71,7 @@ def test_zeros_make_the_download_smaller(tmp_path):
     assert sizes[1] < 0.3 * sizes[0]
 
 
-@pytest.mark.parametrize("structure", ["list", "dict"])
+@pytest.mark.parametrize("structure", with_slow(["dict"], ["list"]))
 def test_several_inputs_and_outputs(structure, tmp_path):
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
     x = layers.Add()([layers.Dense(5)(a), layers.Dense(5)(b)])
@@ -335,6 +336,7 @@ def augmented():
     return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(turned)))
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("make", [vae, sampling, stateful, augmented])
 def test_seeds_and_states_are_left_as_they_were(make, tmp_path):
     model = make()
@@ -347,6 +349,7 @@ def test_seeds_and_states_are_left_as_they_were(make, tmp_path):
         np.testing.assert_array_equal(value, np.asarray(v))
 
 
+@pytest.mark.slow_on_jax
 def test_each_variable_is_written_once_and_the_optimizer_never(tmp_path):
     model = keras.Sequential([keras.Input((64,)), layers.Dense(256), layers.BatchNormalization(), layers.Dense(64)])
     model.compile("adam", "mse")
@@ -442,6 +445,7 @@ def sparse_images():
     return model
 
 
+@pytest.mark.slow_on_jax
 def test_a_packed_saved_model_is_small_and_equal_to_the_bit(tmp_path, rng):
     model = sparse_images()
     done = kprune.export(model, tmp_path / "m", ("saved_model", "saved_model_packed"))

@@ -138,13 +138,24 @@ def model_of(kind):
 # Kinds that differ in how they are masked: one kernel, two kernels, two in a loop, layers within the layer, a table
 # that is looked up, a layer of one's own, and layers of those.
 DIFFERENT = ("Dense", "SeparableConv2D", "LSTM", "MultiHeadAttention", "Embedding", "custom", "subclassed")
+# Kinds that are masked as another one of KINDS is.
+ALIKE = ("Conv1D", "Conv3D", "Conv1DTranspose", "Conv3DTranspose", "DepthwiseConv1D", "SeparableConv1D", "GRU")
+ALIKE += ("SimpleRNN", "Bidirectional", "TimeDistributed LSTM", "GroupQueryAttention")
 # Every kind as each backend runs it by default: TensorFlow without XLA, JAX by XLA. Those that differ the other way,
 # too, and with XLA's optimizations.
-EACH_KIND = [(kind, keras.backend.backend() == "jax") for kind in [*KINDS, "subclassed"]]
+DEFAULT = keras.backend.backend() == "jax"
+EACH_KIND, SLOW = [(kind, DEFAULT) for kind in [*KINDS, "subclassed"]], [(kind, DEFAULT) for kind in ALIKE]
 if keras.backend.backend() == "tensorflow":
     EACH_KIND += [(kind, True) for kind in DIFFERENT]
+    # XLA compiles them in the tests on JAX.
+    SLOW += [(kind, True) for kind in ("LSTM", "MultiHeadAttention", "Embedding", "subclassed")]
 else:
     EACH_KIND += [("Dense", False), ("Conv2D", False), ("subclassed", False)]
+
+
+def marks(kind, jit):
+    optimized = [pytest.mark.optimized] if kind in DIFFERENT else []
+    return [*optimized, pytest.mark.slow] if (kind, jit) in SLOW else optimized
 
 
 def outputs(model, x, kind):
@@ -157,7 +168,7 @@ def outputs(model, x, kind):
 @pytest.mark.private_api
 @pytest.mark.parametrize(
     ("kind", "jit"),
-    [pytest.param(*each, marks=pytest.mark.optimized if each[0] in DIFFERENT else ()) for each in EACH_KIND],
+    [pytest.param(*each, marks=marks(*each)) for each in EACH_KIND],
     ids=lambda value: {True: "jit", False: "plain"}.get(value, value),
 )
 def test_every_layer_kind(kind, jit, tmp_path, rng):

@@ -87,7 +87,7 @@ def test_the_old_word_is_answered_with_the_new_one():
         LotteryTicket(levels=1, epochs_per_level=1, rewind="finetune")
 
 
-@pytest.mark.parametrize("optimizer", [None, "sgd", "adamw", "lion"])
+@pytest.mark.parametrize("optimizer", with_slow([None, "adamw"], ["sgd", "lion"]))
 def test_a_level_after_a_rewind_to_init_is_a_fresh_fit_under_its_mask(optimizer):
     model = network(optimizer)
     lottery = LotteryTicket(levels=1, epochs_per_level=2, rate=0.6)
@@ -107,7 +107,7 @@ def test_epochs_may_be_a_number_of_numpy():
     assert taker.snapshot is not None
 
 
-@pytest.mark.parametrize("at", with_slow([7, "epoch:1", "fraction:0.35"], ["step:7", 0.35]))
+@pytest.mark.parametrize("at", with_slow([7, "fraction:0.35"], ["epoch:1", "step:7", 0.35]))
 def test_a_rewind_to_a_step_is_a_run_that_stopped_there(at):
     model = network()
     early = TakeSnapshot(at)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from marks import with_slow
 
 import kprune
 from kprune.report.quantized import kept
@@ -27,7 +28,7 @@ def read_kernel(layer):
     return made
 
 
-@pytest.mark.parametrize("mode", ["int8", "float8", "int4", "int4 in blocks"])
+@pytest.mark.parametrize("mode", with_slow(["int8", "int4 in blocks"], ["float8", "int4"]))
 def test_zeros_are_kept_and_counted_as_dequantized(mode, tmp_path):
     model, zeros = stripped()
     before = {layer: np.asarray(layer.kernel) == 0 for layer in model.layers}

@@ -319,6 +319,7 @@ NETWORKS, DEEP = ["conv-6", "resnet-20", "wide-resnet"], ["vgg-11", "vgg-19", "r
 APPLICATIONS, DEEP_APPLICATIONS = ["MobileNetV2"], ["ResNet50", "VGG16", "EfficientNetB0"]
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("name", with_slow(NETWORKS, DEEP))
 def test_reference_networks_of_each_kind_at_a_quarter_of_their_width(name):
     width = 1.0 if name == "wide-resnet" else 0.25
@@ -330,6 +331,7 @@ def test_reference_networks_of_each_kind_at_a_quarter_of_their_width(name):
     assert [path for path, mask in masks.items() if not mask.any() and "shortcut" not in path] == []
 
 
+@pytest.mark.slow_on_jax
 @pytest.mark.parametrize("name", with_slow(APPLICATIONS, DEEP_APPLICATIONS))
 def test_keras_applications(name):
     top = {"include_top": name != "VGG16", "classes": 10} if name != "VGG16" else {"include_top": False}

@@ -123,6 +123,7 @@ def is_2_of_4(model):
     return all(group.sum(-2).max() <= 2 for w in weights for group in groups_of_four(w.path, w.kept()))
 
 
+@pytest.mark.slow_on_jax
 def test_2_of_4_in_layers_of_every_kind_follows_the_schedule_and_outlives_a_file(tmp_path):
     model, seen = attentive(), []
     model.compile("adam", "mse")
