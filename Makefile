@@ -5,7 +5,7 @@
 .NOTPARALLEL:
 .PHONY: help demo quick test test-slow test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
 	strategies bench bench-check bench-applications bench-shrink bench-export bench-trained test-formats run-formats clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow \
-	test-jax test-jax-distribution test-tf-keras test-tf-distribute test-on-devices install-demo install-test install-gpu install-tpu install-docs install-formats
+	test-jax test-jax-distribution test-tf-keras test-tf-distribute test-rest install-demo install-test install-gpu install-tpu install-docs install-formats
 
 PYTHON ?= python3
 VENV := .venv
@@ -69,7 +69,7 @@ bench-check: install-demo
 bench-applications: install-demo
 	$(BIN)/python benchmarks/applications.py
 
-test: lint types docs doctest test-tensorflow test-jax test-tf-keras test-on-devices
+test: lint types docs doctest test-tensorflow test-jax test-rest
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -180,7 +180,8 @@ compile-for-tpu: install-tpu
 
 # In a process of their own, as tfmot changes what `tf.keras` is.
 test-tf-keras: install-test
-	KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow" tests/tf_keras
+	$(TF_KERAS)
+TF_KERAS := KERAS_BACKEND=tensorflow $(PYTEST) -m "not slow" tests/tf_keras
 
 # In a process of their own, as TensorFlow is given several CPU devices before it uses the first. A file per process, as
 # the tests of a file share what they trace and the workers they start.
@@ -189,12 +190,15 @@ test-tf-distribute: install-test
 TF_DISTRIBUTE := KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2 --dist loadfile --junitxml=out/tf_distribute.xml tests/tf_distribute
 SOME_TF_DISTRIBUTE := $(TF_DISTRIBUTE) -m "not slow"
 
-# These two wait for processes more than they compute, so they run side by side.
-test-on-devices: install-test
+# Tests on several devices wait for processes more than they compute, so they run beside those of tf_keras.
+test-rest: install-test
 	@mkdir -p out
 	$(JAX_DISTRIBUTION) >out/jax_distribution.txt 2>&1 & jax=$$!; \
-		$(SOME_TF_DISTRIBUTE); tf=$$?; \
-		wait $$jax; jax=$$?; cat out/jax_distribution.txt; exit $$((tf | jax))
+		$(SOME_TF_DISTRIBUTE) >out/tf_distribute.txt 2>&1 & tf=$$!; \
+		$(TF_KERAS); status=$$?; \
+		wait $$jax || status=1; cat out/jax_distribution.txt; \
+		wait $$tf || status=1; cat out/tf_distribute.txt; \
+		exit $$status
 
 test-slow: install-test
 	KERAS_BACKEND=tensorflow $(PYTEST) -m slow tests $(APART:%=--ignore=tests/%)

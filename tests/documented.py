@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import gc
 import io
 import pathlib
 import re
@@ -59,6 +60,8 @@ if __name__ == "__main__":
     session: dict[str, Any] = {"__name__": "__main__"}
     with optimizations(keras.backend.backend(), on=False):
         for name in sys.argv[1:]:
+            # Keras collects garbage where a page quantizes: what the pages before it made is not looked at again.
+            gc.freeze()
             for block in blocks(pathlib.Path(name)):
                 block.run(session)
             print(f"{name}: ran")

@@ -60,7 +60,7 @@ def latency_budget(
     >>> import keras, kprune
     >>> wide = [keras.layers.Dense(2048, "relu") for _ in range(2)]
     >>> model = keras.Sequential([keras.Input((64,)), *wide, keras.layers.Dense(10)])
-    >>> budget = kprune.latency_budget(model, 0.6, trials=1, verbose=0)
+    >>> budget = kprune.latency_budget(model, 0.8, trials=1, verbose=0)
     >>> _ = kprune.prune(model, "magnitude", budget=budget, groups="channels")
     """
     check_number("fraction", fraction, "above 0 and below 1", lambda value: 0 < value < 1)
