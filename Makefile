@@ -5,7 +5,7 @@
 .NOTPARALLEL:
 .PHONY: help demo quick test test-slow test-faults test-oldest test-newest test-private test-gpu run-on-gpu test-like-gpu test-tpu mutations compile-for-tpu \
 	strategies bench bench-check bench-applications bench-shrink bench-export bench-trained test-formats run-formats clean lint types docs doctest dist try-dist try-dist-jax test-tensorflow \
-	test-jax test-jax-distribution test-tf-keras test-tf-distribute test-rest install-demo install-test install-gpu install-tpu install-docs install-formats
+	test-jax test-jax-distribution test-tf-keras test-tf-distribute test-tf-keras-and-devices install-demo install-test install-gpu install-tpu install-docs install-formats
 
 PYTHON ?= python3
 VENV := .venv
@@ -69,7 +69,7 @@ bench-check: install-demo
 bench-applications: install-demo
 	$(BIN)/python benchmarks/applications.py
 
-test: lint types docs doctest test-tensorflow test-jax test-rest
+test: lint types docs doctest test-tensorflow test-jax test-tf-keras-and-devices
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -191,7 +191,7 @@ TF_DISTRIBUTE := KERAS_BACKEND=tensorflow $(BIN)/pytest -q -n 2 --dist loadfile 
 SOME_TF_DISTRIBUTE := $(TF_DISTRIBUTE) -m "not slow"
 
 # Tests on several devices wait for processes more than they compute, so they run beside those of tf_keras.
-test-rest: install-test
+test-tf-keras-and-devices: install-test
 	@mkdir -p out
 	$(JAX_DISTRIBUTION) >out/jax_distribution.txt 2>&1 & jax=$$!; \
 		$(SOME_TF_DISTRIBUTE) >out/tf_distribute.txt 2>&1 & tf=$$!; \

@@ -18,8 +18,10 @@ import gc
 
 import pytest
 
-# A sixth of the time of importing TensorFlow and JAX, and nothing is collected.
-gc.disable()
+
+def pytest_collectstart():
+    """Garbage is looked for in a sixth of the time of importing TensorFlow and JAX, and there is none."""
+    gc.disable()
 
 
 def pytest_collection_finish():

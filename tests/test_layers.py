@@ -153,7 +153,7 @@ else:
     EACH_KIND += [("Dense", False), ("Conv2D", False), ("subclassed", False)]
 
 
-def marks(kind, jit):
+def marks_of(kind, jit):
     optimized = [pytest.mark.optimized] if kind in DIFFERENT else []
     return [*optimized, pytest.mark.slow] if (kind, jit) in SLOW else optimized
 
@@ -168,7 +168,7 @@ def outputs(model, x, kind):
 @pytest.mark.private_api
 @pytest.mark.parametrize(
     ("kind", "jit"),
-    [pytest.param(*each, marks=marks(*each)) for each in EACH_KIND],
+    [pytest.param(*each, marks=marks_of(*each)) for each in EACH_KIND],
     ids=lambda value: {True: "jit", False: "plain"}.get(value, value),
 )
 def test_every_layer_kind(kind, jit, tmp_path, rng):

@@ -115,7 +115,6 @@ def test_a_few_mutations(reader, files, tmp_path):
     READERS[reader](files, tmp_path, 60)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not INPUTS, reason="many mutations: make test-faults")
 @pytest.mark.parametrize("reader", READERS)
 def test_many_random_mutations(reader, files, tmp_path):

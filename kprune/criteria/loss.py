@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -39,9 +40,10 @@ def snip(context: Context, training: bool = False) -> Scores:
     >>> dense.kernel.numpy().tolist()
     [[1.0], [0.0]]
     """
-    products = _times(context, [value for _, value in context.values()], _summed(context, training, 1.0))
-    scores = side_by_side(lambda product: np.abs(product, out=product), products, context.size)
-    return _normalized(context, scores, sum(side_by_side(_total, scores, context.size)))
+    values = [value for _, value in context.values()]
+    scores = _each(context, _times, _summed(context, training, 1.0), values)
+    _each(context, lambda score: np.abs(score, out=score), scores)
+    return _normalized(context, scores, sum(_each(context, _total, scores)))
 
 
 @CRITERIA.register("iterative_snip", needs=("data", "loss"), default_rounds=100)
@@ -144,12 +146,12 @@ def grasp(context: Context, training: bool = False, temperature: float = 200.0) 
     values = context.kept_values()
     # A pruned weight has no gradient: what would flow to it is not part of the network's.
     kept = [context.masks[weight.path] for weight in context.weights]
-    parts = [*zip(_summed(context, training, temperature), values, kept, strict=True)]
-    total = side_by_side(lambda part: part[0].astype(part[1].dtype) * part[2], parts, context.size)
+    gradients = _summed(context, training, temperature)
+    total = _each(context, lambda g, value, mask: g.astype(value.dtype) * mask, gradients, values, kept)
     derivatives = gradients_of(context, training, temperature)
     products = _sum(context, (derivatives.curvature(values, total, batch) for batch in context.data))
-    scores = _times(context, values, products)
-    return _normalized(context, scores, abs(sum(side_by_side(_total, scores, context.size))))
+    scores = _each(context, _times, products, values)
+    return _normalized(context, scores, abs(sum(_each(context, _total, scores))))
 
 
 @CRITERIA.register("taylor", needs=("data", "loss"))
@@ -224,16 +226,19 @@ def _sum(context: Context, parts: Iterable[list[np.ndarray]]) -> list[np.ndarray
     total: list[np.ndarray] = []
     for part in parts:
         if not total:
-            total = side_by_side(lambda array: array.astype(np.float64), part, context.size)
+            total = _each(context, lambda array: array.astype(np.float64), part)
         else:
-            side_by_side(lambda pair: np.add(*pair, out=pair[0]), zip(total, part, strict=True), context.size)
+            _each(context, lambda array, more: np.add(array, more, out=array), total, part)
     return total
 
 
-def _times(context: Context, values: list[np.ndarray], products: list[np.ndarray]) -> list[np.ndarray]:
-    """Multiply float64 arrays by the weights' values, in place, and return them."""
-    pairs = [*zip(products, values, strict=True)]
-    return side_by_side(lambda pair: np.multiply(*pair, out=pair[0]), pairs, context.size)
+def _each(context: Context, function: Callable[..., Any], *lists: list[np.ndarray]) -> list[Any]:
+    """Return the function's results for the arrays of each weight, computed side by side."""
+    return side_by_side(lambda arrays: function(*arrays), zip(*lists, strict=True), context.size)
+
+
+def _times(array: np.ndarray, value: np.ndarray) -> np.ndarray:
+    return np.multiply(array, value, out=array)
 
 
 def _total(score: np.ndarray) -> float:
@@ -243,7 +248,7 @@ def _total(score: np.ndarray) -> float:
 def _normalized(context: Context, scores: list[np.ndarray], total: float) -> Scores:
     """Divide the scores by a total, in place, and return them by path."""
     if total > 0:  # otherwise all scores are zero, or they cancel: they are left as they are
-        side_by_side(lambda score: np.divide(score, total, out=score), scores, context.size)
+        _each(context, lambda score: np.divide(score, total, out=score), scores)
     return _by_path(context, scores)
 
 

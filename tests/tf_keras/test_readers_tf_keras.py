@@ -69,7 +69,6 @@ def test_the_mutations_run_in_tf_keras_itself(source, mark):
     pytest.fail("none ran")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not INPUTS, reason="many mutations: make test-faults")
 def test_many_random_mutations(source, mark):
     print(f".keras of tf_keras: {mutate(source, mark, INPUTS)}")
