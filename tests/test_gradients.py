@@ -257,6 +257,18 @@ def test_by_hand():
     np.testing.assert_allclose(score[:, 0], [152 / 232, 80 / 232], rtol=1e-6)
 
 
+def test_grasp_counts_no_gradient_of_a_pruned_weight():
+    dense = layers.Dense(1, use_bias=False)
+    model = keras.Sequential([keras.Input((3,)), dense])
+    dense.set_weights([np.array([[0.5], [1.0], [1.0]])])
+    model.compile("sgd", "mse")
+    kprune.prune(model, "magnitude", 0.34)  # w = (pruned, 1, 1)
+    x = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]], "float32")
+    [score] = grasp(context_of(model, (x, Y)), temperature=1.0).values()
+    # H = x1 x1' + x2 x2', g = H w = (1, 1, 1), of which (0, 1, 1) counts: H g = (1, 1, 1); of all of g it is (2, 2, 1).
+    np.testing.assert_allclose(score[:, 0], [0, 0.5, 0.5], rtol=1e-6)
+
+
 @kprune.criteria.assume_homogeneous
 class Noting(layers.Layer):
     """Updates a variable, and draws a random number, in inference too."""
