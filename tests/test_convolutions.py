@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from kprune.criteria.engines.convolutions import convolutions_as_products
+from kprune.criteria.engines import convolutions
+from kprune.criteria.engines.convolutions import convolutions_as_products, small_images_as_products
 
 KEPT = [
     (layers.Conv2D(4, (3, 2), strides=(2, 1), padding="same"), (7, 6, 3)),
@@ -16,13 +17,18 @@ KEPT = [
 ]
 
 
+EITHER = pytest.mark.parametrize("as_products", [convolutions_as_products, small_images_as_products])
+
+
+@EITHER
 @pytest.mark.parametrize(("layer", "shape"), KEPT, ids=lambda value: getattr(value, "name", None))
-def test_is_what_keras_computes(layer, shape):
+def test_is_what_keras_computes(layer, shape, as_products):
     draw = np.random.default_rng(0)
-    layer.build((2, *shape))
+    if not layer.built:
+        layer.build((2, *shape))
     x = ops.convert_to_tensor(draw.random((2, *shape)), "float32")
     kernel = ops.convert_to_tensor(draw.random(layer.kernel.shape), "float32")
-    ((patched, name, product),) = convolutions_as_products([layer])
+    ((patched, name, product),) = as_products([layer])
     assert patched is layer and name == "convolution_op"
     expected = layer.convolution_op(x, kernel)
     np.testing.assert_allclose(
@@ -30,7 +36,29 @@ def test_is_what_keras_computes(layer, shape):
     )
 
 
-def test_others_are_left_alone():
+@pytest.mark.parametrize(
+    ("layer", "size", "small"),
+    [
+        (layers.Conv2D(2, 3, padding="same"), 3, False),
+        (layers.Conv2D(2, 3, padding="same"), 2, True),  # 4 positions, windows of 9
+        (layers.Conv2D(2, 3, padding="same", strides=2), 6, False),
+        (layers.Conv2D(2, 3, padding="same", strides=2), 4, True),  # its gradient is a convolution of 2x2 images
+        (layers.Conv2D(2, 3), 5, False),
+        (layers.Conv2D(2, 3), 4, True),
+        (layers.Conv2D(2, 1), 1, False),
+    ],
+)
+def test_only_small_images_become_products(monkeypatch, layer, size, small):
+    layer.build((1, size, size, 1))
+    products = []
+    monkeypatch.setattr(convolutions, "_product", lambda *_: products.append(None))
+    ((_, _, convolve),) = small_images_as_products([layer])
+    convolve(ops.ones((1, size, size, 1)), ops.convert_to_tensor(layer.kernel))
+    assert bool(products) == small
+
+
+@EITHER
+def test_others_are_left_alone(as_products):
     class Own(layers.Conv2D):
         def convolution_op(self, inputs, kernel):
             return 2 * super().convolution_op(inputs, kernel)
@@ -44,4 +72,4 @@ def test_others_are_left_alone():
         layers.Conv2DTranspose(2, 3),
         keras.layers.Dense(2),
     ]
-    assert convolutions_as_products(others) == []
+    assert as_products(others) == []

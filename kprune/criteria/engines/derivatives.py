@@ -15,8 +15,9 @@ from ...data.batches import Batch
 from ...masks import library_of
 from ...masks.below import all_layers
 from ...masks.masked_layers import is_masked
-from ...runtime.distribution import device_layout, to_numpy, undistributed
+from ...runtime.distribution import device_layout, on_host, to_numpy, undistributed
 from ..base import Context, Derivative
+from .convolutions import convolutions_as_products, small_images_as_products
 from .precision import computing_in, patched_attributes
 
 
@@ -99,8 +100,10 @@ def _no_loss(model: Any) -> ValueError:
     )
 
 
-def _own_loss(model: Any, batch: Batch) -> Any:
+def _own_loss(model: Any, batch: Batch, run: Callable[[Callable[[], Any]], Any]) -> Any:
     """Return a copy of the compiled loss that has separate trackers for several outputs.
+
+    `run` calls the function that it is given, or returns other tensors of the shapes of its results.
 
     `_compile_loss` has no public name (checked with Keras 3.13.2 and 3.15.1; a model that was never trained, in
     tests/test_gradients.py).
@@ -109,7 +112,7 @@ def _own_loss(model: Any, batch: Batch) -> Any:
     own = None if loss is None else type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
     one = keras.tree.map_structure(lambda part: ops.convert_to_tensor(part[:1]), batch, none_is_leaf=False)
     with keras.StatelessScope(collect_losses=True) as scope, undistributed():
-        y_pred = model(one[0])
+        y_pred = run(lambda: model(one[0]))
         if own is None and type(model).compute_loss is keras.Model.compute_loss and not scope.losses:
             raise _no_loss(model)
         if own is not None and one[1] is None:  # what it will be called with is known to `compute_loss` alone
@@ -122,9 +125,14 @@ def _own_loss(model: Any, batch: Batch) -> Any:
 
 
 @contextmanager
-def _scoring(model: Any, loss: Any, dtype: str) -> Iterator[None]:
+def _scoring(model: Any, loss: Any, dtype: str, products: bool = False) -> Iterator[None]:
+    """Make the model compute this loss in `dtype`; with `products`, as matrix products what XLA is slow at on a CPU."""
     with computing_in(model, dtype) as patch, undistributed():
         patch(model, "_compile_loss", loss)
+        if products:
+            as_products = convolutions_as_products if dtype == "float64" else small_images_as_products
+            for change in as_products(all_layers(model)):
+                patch(*change)
         yield
 
 
@@ -158,7 +166,7 @@ def _tensorflow_derivatives(
     from .precision_tensorflow import without_tf32
 
     model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
-    own_loss = _own_loss(model, context.data[0])
+    own_loss = _own_loss(model, context.data[0], lambda forward: forward())
     variables = [w.variable for w in context.weights]
 
     def gradient(values: list[Any], batch: Any) -> list[Any]:
@@ -192,12 +200,17 @@ def _tensorflow_derivatives(
 def _jax_derivatives(context: Context, training: bool, heat: Callable[[Any], Any]) -> tuple[Derivative, Derivative]:
     import jax
 
+    def zeros_like_its_results(forward: Callable[[], Any]) -> Any:
+        # Run for real, each operation would be compiled by itself, for seconds.
+        return jax.tree.map(lambda result: jax.numpy.zeros(result.shape, result.dtype), jax.eval_shape(forward))
+
     model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
-    own_loss = _own_loss(model, context.data[0])
+    own_loss = _own_loss(model, context.data[0], zeros_like_its_results)
     scored = {id(w.variable) for w in context.weights} | {id(m) for m in masks}
     variables = [w.variable for w in context.weights]
     others = [v for v in model.variables if id(v) not in scored]
     layouts = [device_layout(v) for v in variables]
+    products = on_host(variables)  # XLA's convolutions on a CPU take several times as long as its products
 
     def loss(values: list[Any], constants: list[Any], batch: Any) -> Any:
         updates = [*zip(variables, values, strict=True), *zip(others, constants, strict=True)]
@@ -216,7 +229,7 @@ def _jax_derivatives(context: Context, training: bool, heat: Callable[[Any], Any
             batch = jax.tree.map(lambda part: part.astype(jax.dtypes.canonicalize_dtype(part.dtype)), batch)
             # Spread like the weights: what only several devices together can hold is not put on one of them.
             spread = [list(map(keras.distribution.distribute_tensor, part, layouts)) for part in (values, vectors)]
-            with _scoring(model, own_loss, dtype), jax.default_matmul_precision("highest"):
+            with _scoring(model, own_loss, dtype, products), jax.default_matmul_precision("highest"):
                 return [to_numpy(d) for d in function(*spread, [v.value for v in others], batch)]
 
         return call
