@@ -109,8 +109,10 @@ class Pruner:
         self.tracker, self._compiled, self._warned = None, Compiled(), False
 
     def end(self) -> None:
-        """Drop the programs that were compiled for the training run that has ended."""
+        """Drop what only the training run needed that has ended: compiled programs, and tensors on its devices."""
         self._compiled = Compiled()
+        if self.tracker is not None:
+            self.tracker.end()
 
     def begin(self, model: Any) -> None:
         """Check that the budget can be met, and start tracking training from the current weights."""

@@ -39,7 +39,7 @@ from .programs import (
     number,
     ranked_tiles,
 )
-from .runtime.distribution import on_host
+from .runtime.distribution import as_tensor, on_host
 from .runtime.optimizers import slots
 from .scopes import SCOPES
 from .selection import warn_of_ties
@@ -66,7 +66,7 @@ def update_on_device(
     if form is None:
         return None
     programs = _programs(keras.backend.backend(), _alone(model), fits(model))
-    values = [(_tensor(weight.variable), _tensor(weight.mask)) for weight in weights]
+    values = [(as_tensor(weight.variable), as_tensor(weight.mask)) for weight in weights]
     # As numbers, by which TensorFlow, too, sees that they are the same in each update.
     layouts = [astuple(layout_of(weight)) for weight in weights]
     seen = programs.look((*form, tuple(layouts)), values)
@@ -133,7 +133,7 @@ def _write(
 ) -> None:
     held = [[pair for one in optimizers for pair in slots(one, weight.variable)] for weight in weights]
     initial = [[np.asarray(start, slot.dtype) for slot, start in of_one] for of_one in held]
-    tensors = [[_tensor(slot) for slot, _ in of_one] for of_one in held]
+    tensors = [[as_tensor(slot) for slot, _ in of_one] for of_one in held]
     new = programs.write(form, values, tensors, initial, np.array(n_keep, np.int32))
     for weight, of_one, (mask, value, rest) in zip(weights, held, new, strict=True):
         weight.mask.assign(mask)
@@ -229,14 +229,6 @@ def _kept(form: Any, values: list[tuple[Any, Any]], n_keep: Any) -> list[Any]:
 
 def _where(mask: Any, value: Any, start: Any) -> Any:
     return ops.where(mask, value, ops.cast(start, value.dtype))
-
-
-def _tensor(variable: Any) -> Any:
-    if keras.backend.backend() == "jax":
-        return variable.value
-    import tensorflow as tf
-
-    return tf.convert_to_tensor(variable.value)
 
 
 def _alone(model: Any) -> bool:

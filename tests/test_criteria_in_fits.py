@@ -285,6 +285,31 @@ def test_a_pruned_weight_keeps_the_movement_it_had():
         assert np.mean(score[mask] != earlier[mask]) > 0.5
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_movement_is_added_up_in_float64(dtype):
+    """2^12 * 2^12 + 2^13 * (2^-3 - 2^13) + 2^-3 * 2^-4, of which float32 loses the last; a pruned weight has none."""
+    dense = layers.Dense(1, use_bias=False, dtype=dtype)
+    model = keras.Sequential([keras.Input((2,)), dense])
+    kprune.mask(model)
+    (weight,), moved = kprune.masked_weights(model), Movement()
+    kprune.set_masks(model, {weight.path: np.array([[True], [False]])})
+    dense.kernel.assign([[2.0**12], [0.0]])
+    moved.begin(model)
+    for value in (2.0**13, 2.0**-3, 1.5 * 2.0**-3):
+        dense.kernel.assign([[value], [value]])
+        moved.after_step(model)
+    np.testing.assert_array_equal(moved.arrays, [[[2.0**24 + 2.0**10 - 2.0**26 + 2.0**-7], [0.0]]])
+
+
+def test_movement_leaves_nothing_on_the_device_when_training_ends():
+    model, callback = compiled(), GradualPruning(PolynomialDecay(0.0, 0.8, begin_step=0, end_step=2), "movement")
+    fit(model, callback)
+    tracker = callback.pruner.tracker
+    assert tracker.ready()
+    held = keras.tree.flatten(vars(tracker))
+    assert held and all(type(array) is np.ndarray for array in held)
+
+
 @pytest.mark.parametrize(
     "how", [{}, dict(jit_compile=True), dict(steps_per_execution=3), dict(run_eagerly=True)], ids=str
 )

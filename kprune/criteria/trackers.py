@@ -29,6 +29,9 @@ class Tracker:
     def after_step(self, model: Any) -> None:
         """Record an optimizer step, or n steps if `steps_per_execution` is n."""
 
+    def end(self) -> None:
+        """Free what only training needs, as it has ended."""
+
     def ready(self) -> bool:
         """Return whether enough training has been recorded for the criterion to score weights."""
         return True

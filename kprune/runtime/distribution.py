@@ -83,6 +83,18 @@ def as_numpy(value: Any) -> np.ndarray:
     return np.asarray(sys.modules["tensorflow"].convert_to_tensor(tensor))
 
 
+def as_tensor(variable: Any) -> Any:
+    """Return the value of a Keras 3 or tf_keras variable as a tensor where it lies; of one on many replicas, the first.
+
+    >>> as_tensor(keras.Variable([1.0, 2.0])).shape.as_list()
+    [2]
+    """
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    if "jax" in sys.modules and isinstance(value, sys.modules["jax"].Array):
+        return value
+    return sys.modules["tensorflow"].convert_to_tensor(value)
+
+
 def copies(variable: Any) -> list[np.ndarray]:
     """Return the part (or all) of a Keras 3 or tf_keras variable that each device of this process holds.
 

@@ -42,6 +42,10 @@ CALLBACKS = {
     "GradualPruning": lambda folder: callbacks.GradualPruning(
         PolynomialDecay(0.0, 0.7, 2, 20, frequency=9), "snip", data=SNIP_BATCH
     ),
+    # By sums that lie beside the weights.
+    "GradualPruning by movement": lambda folder: callbacks.GradualPruning(
+        PolynomialDecay(0.0, 0.7, 2, 20, frequency=9), "movement"
+    ),
     "SynFlow": lambda folder: callbacks.SynFlow(0.7, rounds=5, verbose=False),
     "LotteryTicket": lambda folder: callbacks.LotteryTicket(
         levels=2, epochs_per_level=2, rate=0.5, rewind_to=3, path=folder / "ticket.npz"
