@@ -79,7 +79,7 @@ CRITERIA_ROWS = {
     "grasp": CriterionRow(breaks_layer_calls),
     "init_final_sign": CriterionRow(broken("maximum")),
     "iterative_snip": CriterionRow(breaks_layer_calls),
-    "lamp": CriterionRow(broken("argsort")),
+    "lamp": CriterionRow(broken("cumsum")),
     "large_final": CriterionRow(breaks_reading),
     "large_init": CriterionRow(broken("abs")),
     "magnitude_increase": CriterionRow(broken("abs")),

@@ -59,12 +59,27 @@ def lamp(context: Context) -> Scores:
     >>> one.kernel.numpy().tolist(), round(float(two.kernel.numpy()[0, 0]), 4)
     ([[9.0, 0.0]], 0.3)
     """
-    scores = {}
-    for weight, value in zip(context.weights, context.kept_values(), strict=True):
-        squares = value.reshape(-1).astype(np.float64) ** 2
-        order = np.argsort(squares, kind="stable")
-        above = np.cumsum(squares[order][::-1])[::-1]
-        score = np.zeros(squares.size)
-        score[order] = np.divide(squares[order], above, out=np.zeros(squares.size), where=above > 0)
-        scores[weight.path] = score.reshape(weight.shape)
-    return scores
+    scores = side_by_side(_lamp, context.kept_values(), context.size)
+    return dict(zip((weight.path for weight in context.weights), scores, strict=True))
+
+
+def _lamp(value: np.ndarray) -> np.ndarray:
+    order, magnitudes = _ascending(value.reshape(-1))
+    squares = magnitudes.astype(np.float64) ** 2
+    above = np.cumsum(squares[::-1])[::-1]
+    score = np.empty(squares.size)
+    score[order] = np.divide(squares, above, out=np.zeros(squares.size), where=above > 0)
+    return score.reshape(value.shape)
+
+
+def _ascending(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices that sort the magnitudes of a float32 or float64 vector, equal ones in order, and these."""
+    magnitudes = np.abs(values)
+    if values.dtype != np.float32 or values.size >= 1 << 32:
+        order = np.argsort(magnitudes, kind="stable")
+        return order, magnitudes[order]
+    # Bits of floats above zero are in the floats' order, and integers are sorted several times as fast as indices are.
+    keys = magnitudes.view(np.uint32).astype(np.uint64) << np.uint64(32)
+    keys |= np.arange(values.size, dtype=np.uint64)
+    keys.sort()
+    return keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
