@@ -26,6 +26,9 @@ flags.DEFINE_integer("steps", 1000, "Steps of an epoch.")
 CALLBACKS = {
     "none": lambda: [],
     "GradualPruning": lambda: [GradualPruning(PolynomialDecay(0.5, 0.9, 1, 10**9, frequency=10**8))],
+    "GradualPruning by movement": lambda: [
+        GradualPruning(PolynomialDecay(0.5, 0.9, 1, 10**9, frequency=10**8), "movement")
+    ],
     "PruneAtInit": lambda: [PruneAtInit("magnitude", 0.5, verbose=0)],
     "SparsityLogger": lambda: [SparsityLogger(table=False)],
 }

@@ -7,7 +7,8 @@ from typing import Any
 
 from absl import logging
 
-from kprune.report.summary import summary
+from kprune.flops import kernel_uses
+from kprune.report.summary import summary_of
 from kprune.runtime.distribution import is_chief
 from kprune.util.checks import check_path
 
@@ -43,9 +44,15 @@ class SparsityLogger(Callback):
         self.log_dir = log_dir
         self.table = table
         self._writer: Any = None
+        self._uses: Any = None  # of the model's kernels; to find them, its call is traced
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        super().on_train_begin(logs)
+        self._uses = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        report = summary(self.model)
+        self._uses = self._uses or kernel_uses(self.model)
+        report = summary_of(self.model, self._uses)
         if logs is not None:
             logs.update(sparsity=report.sparsity, sparsity_of_all=report.sparsity_of_all)
         if self.table:

@@ -11,6 +11,7 @@ from keras import layers
 from kprune.callbacks import EarlyBird, GradualPruning, PruneAtInit, SparsityLogger, SynFlow
 
 import kprune
+from kprune.flops import kernel_uses
 from kprune.report.reached import reached
 from kprune.runtime.optimizers import iterations
 from kprune.schedules import Constant, PerLayer, PolynomialDecay
@@ -404,6 +405,18 @@ def test_sparsity_logger(caplog, tmp_path):
     assert len(events.Tags()["tensors"]) == 2 + 3
     # Beside 276 masked entries there are 27 biases.
     assert history.history["sparsity_of_all"] == [zeros_for(TOTAL, 0.2) / 303, zeros_for(TOTAL, 0.8) / 303]
+
+
+def test_the_sparsity_logger_traces_the_model_once_in_each_fit(monkeypatch, caplog):
+    traced, model, logger = [], compiled(), SparsityLogger()
+    monkeypatch.setattr(
+        "kprune.callbacks.sparsity_logger.kernel_uses", lambda model: traced.append(model) or kernel_uses(model)
+    )
+    for fits in (1, 2):
+        with caplog.at_level("INFO", logger="absl"):
+            fit(model, [GradualPruning(PolynomialDecay(0.2, 0.8, 0, 8, frequency=8)), logger], steps=2, epochs=2)
+        assert len(traced) == fits
+        assert str(kprune.summary(model)) in caplog.text
 
 
 def test_the_model_is_masked_without_being_asked():
