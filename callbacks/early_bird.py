@@ -138,6 +138,10 @@ class EarlyBird(MaskingCallback):
         if self.settled_at is not None and self.stop:
             self.model.stop_training = True
 
+    def on_train_end(self, logs: Any = None) -> None:
+        super().on_train_end(logs)
+        self.pruner.end()
+
     def _draw(self, epoch: int) -> None:
         """Compute the masks after an epoch, and apply them if they have settled."""
         self._drawn = epoch

@@ -276,6 +276,7 @@ class LotteryTicket(MaskingCallback):
         if self._carrier.loaded_epoch is not None:  # there was no epoch left to begin
             self._catch_up(self._carrier.loaded_epoch + 1)
         super().on_train_end(logs)
+        self.lottery.pruner.end()
         expected = self._total(self._taker.first_epoch())
         if self._ended < expected:
             raise RuntimeError(

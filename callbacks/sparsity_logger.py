@@ -46,8 +46,8 @@ class SparsityLogger(Callback):
         self._writer: Any = None
         self._uses: Any = None  # of the model's kernels; to find them, its call is traced
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        super().on_train_begin(logs)
+    def set_model(self, model: Any) -> None:
+        super().set_model(model)
         self._uses = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 
 import keras
 import numpy as np
@@ -62,6 +63,9 @@ def test_export_of_8_bit_integers(given, run, tmp_path, rng):
 def test_representative_examples_that_cannot_be_used(run, tmp_path):
     kprune.models.lenet_300_100((8, 8, 1), 10, 0.1).save(tmp_path / "net.keras")
     np.savez(tmp_path / "two.npz", a=np.ones(3), b=np.ones(3)), np.save(tmp_path / "words.npy", np.array(["a"]))
+    np.save(tmp_path / "objects.npy", np.array([None])), (tmp_path / "text.csv").write_text("1,2")
+    with zipfile.ZipFile(tmp_path / "text.zip", "w") as file:
+        file.writestr("text.csv", "1,2")
     words, int8 = ["export", tmp_path / "net.keras"], "--format=litert_int8"
     for more, says in {
         (int8,): "add --representative with an .npy or .npz file",
@@ -72,8 +76,12 @@ def test_representative_examples_that_cannot_be_used(run, tmp_path):
         ): "numeric array with one example per row. Cause: it contains a, b.",
         (int8, f"--representative={tmp_path}/words.npy"): "it contains an array of dtype <U1 and shape (1,)",
         (int8, f"--representative={tmp_path}/net.keras"): "single numeric array",
+        (int8, f"--representative={tmp_path}/objects.npy"): "it contains Python objects: save arrays of numbers.",
+        (int8, f"--representative={tmp_path}/text.csv"): "it is not an .npy or .npz file, or it is damaged.",
+        (int8, f"--representative={tmp_path}/text.zip"): "text.csv is not an array.",
         (int8, f"--representative={tmp_path}/none.npy"): "No such file",
     }.items():
         status, _, err = run(*words, *more)
         assert status == 1 and says in err and "Traceback" not in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.keras", "two.npz", "words.npy"]
+    given = ["net.keras", "objects.npy", "text.csv", "text.zip", "two.npz", "words.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == given

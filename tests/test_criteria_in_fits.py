@@ -1,11 +1,13 @@
 """Criteria that need more than weights and masks, in `fit`: data, the initial weights, how the weights moved."""
 
+import copy
+
 import keras
 import numpy as np
 import pytest
 from helpers import CHEAP, EachBatch, assert_zero, built, data, mlp
 from keras import layers
-from kprune.callbacks import DynamicSparseTraining, GradualPruning, PruneAtInit
+from kprune.callbacks import ACDC, DynamicSparseTraining, EarlyBird, GradualPruning, LotteryTicket, PruneAtInit
 from sklearn.datasets import load_digits
 from test_prune import assert_unchanged, snapshot, zeros
 
@@ -301,13 +303,36 @@ def test_movement_is_added_up_in_float64(dtype):
     np.testing.assert_array_equal(moved.arrays, [[[2.0**24 + 2.0**10 - 2.0**26 + 2.0**-7], [0.0]]])
 
 
-def test_movement_leaves_nothing_on_the_device_when_training_ends():
-    model, callback = compiled(), GradualPruning(PolynomialDecay(0.0, 0.8, begin_step=0, end_step=2), "movement")
-    fit(model, callback)
-    tracker = callback.pruner.tracker
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GradualPruning(PolynomialDecay(0.0, 0.8, begin_step=0, end_step=4), "movement"),
+        lambda: ACDC(0.5, "movement", begin=2, end=10, cycles=1),
+        lambda: EarlyBird("movement", 0.5, patience=2, threshold=1.0, stop=False),
+        lambda: LotteryTicket(levels=1, epochs_per_level=1, rate=0.5, rewind_to=3, criterion="movement"),
+    ],
+    ids=["GradualPruning", "ACDC", "EarlyBird", "LotteryTicket"],
+)
+def test_movement_leaves_nothing_on_the_device_when_training_ends(make):
+    model, callback = compiled(), make()
+    fit(model, callback, epochs=2)
+    tracker = callback.lottery.pruner.tracker if isinstance(callback, LotteryTicket) else callback.pruner.tracker
     assert tracker.ready()
-    held = keras.tree.flatten(vars(tracker))
-    assert held and all(type(array) is np.ndarray for array in held)
+    assert {type(held) for held in keras.tree.flatten(vars(tracker))} - {type(None)} == {np.ndarray}
+    again = copy.deepcopy(tracker)
+    assert all(map(np.array_equal, again.arrays, tracker.arrays))
+    fit(model, make() if isinstance(callback, LotteryTicket) else callback, epochs=2)
+
+
+def test_movement_that_was_not_begun_is_refused():
+    model, moved = compiled(), Movement()
+    kprune.mask(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"call its `begin\(model\)` before training, and again after `end`"):
+            moved.after_step(model)
+        moved.begin(model)
+        moved.after_step(model)
+        moved.end()
 
 
 @pytest.mark.parametrize(

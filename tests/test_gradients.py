@@ -495,6 +495,52 @@ def test_a_loss_that_layers_add_is_the_loss():
         kprune.prune(bare, "snip", 0.5, data=np.ones((2, 2)))
 
 
+class Keeping(keras.Model):
+    """Its call keeps a tensor for its loss, which is twice the squared error and needs targets."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(1, use_bias=False)
+        self.dense.build((None, 2))
+        self.built = True
+
+    def call(self, inputs):
+        self.kept = self.dense(inputs)
+        return {"output": self.kept, "name": "not a tensor"} if self.loss is None else self.kept
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if self.loss is None:
+            return 2 * ops.mean(ops.square(self.kept - y))
+        return super().compute_loss(x, x[:, :1] * 0.0 if y is None else y, y_pred, sample_weight, training)
+
+
+@pytest.mark.parametrize("how", ["compiled", "compiled, without targets", "own"])
+def test_a_loss_may_read_what_the_call_keeps(how):
+    """As test_by_hand: dL/dw of 2 (3 w1 + w2)^2 at (1, 2) is 4 * 5 * (3, 1)."""
+    model, x, y = Keeping(), np.array([[3.0, 1.0]], "float32"), np.zeros((1, 1), "float32")
+    model.dense.set_weights([np.array([[1.0], [2.0]])])
+    loss = None if how == "own" else lambda y, p: ops.mean(ops.square(p - y) + ops.square(model.kept - y))
+    model.compile("sgd", loss)
+    context = context_of(model, (x,) if "without" in how else (x, y))
+    (scores,) = kprune.criteria.gradient(context).values()
+    np.testing.assert_allclose(scores, [[60.0], [20.0]], rtol=1e-6)
+
+
+def test_a_convolution_may_have_its_own_idea_of_its_shape():
+    class Vague(layers.Conv2D):
+        def compute_output_shape(self, input_shape):
+            return (None, None, None, self.filters)
+
+    model = keras.Sequential([keras.Input((2, 2, 1)), Vague(2, 3, padding="same"), layers.GlobalAveragePooling2D()])
+    model.compile("sgd", "mse")
+    plain = keras.Sequential([keras.Input((2, 2, 1)), layers.Conv2D(2, 3, padding="same"), *model.layers[1:]])
+    plain.set_weights(model.get_weights())
+    plain.compile("sgd", "mse")
+    batch = (np.random.default_rng(0).normal(size=(4, 2, 2, 1)).astype("float32"), np.ones((4, 2), "float32"))
+    (scores,), (expected,) = (snip(context_of(one, batch)).values() for one in (model, plain))
+    np.testing.assert_array_equal(scores, expected)
+
+
 def test_balanced_sample():
     x, y = np.arange(10), np.array([0] * 6 + [1] * 3 + [2])
     drawn, classes = balanced_sample(x, y, per_class=2)

@@ -1,5 +1,7 @@
 """Data of one's own: an .npz of arrays, a .csv, a folder of images."""
 
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -60,6 +62,14 @@ def test_what_is_not_uint8_is_taken_as_it_is(tmp_path):
 def test_what_an_npz_lacks_is_said(tmp_path, changed, says):
     with pytest.raises(ValueError, match=rf"cannot be used as a dataset: .*{says}.*\. Received: name='.*own.npz'$"):
         data.load(saved(tmp_path, **changed))
+
+
+def test_an_archive_with_a_file_that_is_no_array(tmp_path):
+    path = saved(tmp_path, x_test=None)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("x_test", "1,2")
+    with pytest.raises(ValueError, match=r"cannot be used as a dataset: x_test is not an array\. Received"):
+        data.load(path)
 
 
 def test_a_file_that_is_none(tmp_path):

@@ -73,12 +73,12 @@ def _lamp(value: np.ndarray) -> np.ndarray:
 
 
 def _ascending(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices that sort the magnitudes of a float32 or float64 vector, equal ones in order, and these."""
+    """Return the indices that sort a vector's magnitudes, equal ones in their order, and the sorted magnitudes."""
     magnitudes = np.abs(values)
     if values.dtype != np.float32 or values.size >= 1 << 32:
         order = np.argsort(magnitudes, kind="stable")
         return order, magnitudes[order]
-    # Bits of floats above zero are in the floats' order, and integers are sorted several times as fast as indices are.
+    # The bits of nonnegative floats are in their order, and sorting integers is several times as fast as argsort.
     keys = magnitudes.view(np.uint32).astype(np.uint64) << np.uint64(32)
     keys |= np.arange(values.size, dtype=np.uint64)
     keys.sort()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,19 +10,23 @@ import numpy as np
 from ..masks import library_of, masked_weights
 from ..runtime.distribution import as_tensor, on_host, to_numpy
 from .base import CRITERIA, Context, Scores
-from .engines.precision import compiled_with_float64
+from .engines.precision import with_float64
 from .trackers import ArrayTracker
 
 
 class Movement(ArrayTracker):
     """A running sum of how training moves the weights, for the criterion "movement": S += w_t * (w_{t+1} - w_t).
 
-    The callbacks of `kprune.callbacks` have their own; this one is for a training loop of yours. S is added up in
-    float64 where the weights lie, beside a copy of the last step's weights: 12 bytes for each float32 weight.
+    The callbacks of `kprune.callbacks` have their own; this one is for a training loop of yours. Until it is told that
+    training has ended, S lies in float64 on the weights' devices, beside a copy of the last step's weights: 12 bytes
+    for each float32 weight.
 
     Attributes:
-        arrays: S so far, float64 arrays of the weights' shapes, in model order, copied from where they lie. A pruned
-            weight keeps the S it had.
+        arrays: a copy of S so far, float64 arrays of the weights' shapes, in model order. A pruned weight keeps the S
+            it had.
+
+    Raises:
+        ValueError: by `after_step`, if `begin` was not called.
 
     >>> import keras, kprune, numpy as np
     >>> dense = keras.layers.Dense(1, use_bias=False)
@@ -38,50 +41,81 @@ class Movement(ArrayTracker):
     [[0.0], [2.0]]
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: list[Any] = []
+        self._add: Any = None  # the program of a step
+
     @property
-    def arrays(self) -> list[np.ndarray]:  # type: ignore[override]
+    def arrays(self) -> list[np.ndarray]:
         return [total if isinstance(total, np.ndarray) else to_numpy(total) for total in self._totals]
 
     @arrays.setter
     def arrays(self, arrays: list[np.ndarray]) -> None:
         self._totals: list[Any] = list(arrays)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_add": None}
+
     def begin(self, model: Any) -> None:
-        values, _, (start, _) = _now(model)
-        zeros, self._last = start(values)
-        self._totals = self._totals or zeros
+        beside = _beside_of_jax if library_of(model).backend() == "jax" else _beside_of_tensorflow
+        values = [as_tensor(weight.variable) for weight in masked_weights(model)]
+        pairs = [beside(*pair) for pair in zip(self._totals or [None] * len(values), values, strict=True)]
+        self._totals, self._last = [total for total, _ in pairs], [last for _, last in pairs]
 
     def after_step(self, model: Any) -> None:
-        values, masks, (_, add) = _now(model)
-        self._totals, self._last = add(self._totals, self._last, values, masks)
+        weights = masked_weights(model)
+        if len(self._last) != len(weights):
+            raise ValueError(
+                "Movement has not watched this model: call its `begin(model)` before training, and again after `end`. "
+                f"Received: model={model.name!r}"
+            )
+        values = [as_tensor(weight.variable) for weight in weights]
+        self._add = self._add or _program(library_of(model).backend(), on_host(weight.variable for weight in weights))
+        self._totals, self._last = self._add(
+            self._totals, self._last, values, [as_tensor(weight.mask) for weight in weights]
+        )
 
     def end(self) -> None:
-        self.arrays, self._last = self.arrays, []
+        self.arrays, self._last, self._add = self.arrays, [], None
 
     def ready(self) -> bool:
         return any(score.any() for score in self.arrays)
 
 
-def _now(model: Any) -> tuple[list[Any], list[Any], Any]:
-    """Return the tensors of the masked weights and of their masks, and the programs for them."""
-    weights = masked_weights(model)
-    fused = on_host(weight.variable for weight in weights)
-    programs = _programs(library_of(model).backend(), fused)
-    return [as_tensor(weight.variable) for weight in weights], [as_tensor(weight.mask) for weight in weights], programs
+def _beside_of_jax(total: np.ndarray | None, value: Any) -> tuple[Any, Any]:
+    """Return S, or zeros, and a copy of the value, both laid out as the value is."""
+    import jax
+
+    with with_float64():
+        zeros = jax.numpy.zeros_like(value, "float64", device=value.sharding)
+        return zeros if total is None else jax.device_put(total, value.sharding), jax.numpy.copy(value)
 
 
-@functools.cache
-def _programs(backend: str, fused: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return two programs: values -> (zeros, copies), and (S, last values, values, masks) -> (S, copies of values)."""
+def _beside_of_tensorflow(total: np.ndarray | None, value: Any) -> tuple[Any, Any]:
+    import tensorflow as tf
+
+    return tf.zeros_like(value, "float64") if total is None else tf.convert_to_tensor(total), value
+
+
+def _program(backend: str, fused: bool) -> Callable[..., Any]:
+    """Return a compiled function (S, last values, values, masks) -> (S, copies of the values).
+
+    Args:
+        backend: of the model.
+        fused: whether XLA compiles it on TensorFlow, too, which saves passes through the memory of a CPU.
+    """
+    cast: Any
+    where: Any
+    copy: Any
     if backend == "jax":
-        from jax.numpy import astype as cast
-        from jax.numpy import copy, where, zeros_like
-    else:
-        from tensorflow import cast, where, zeros_like
-        from tensorflow import identity as copy
+        import jax
 
-    def start(values: list[Any]) -> tuple[list[Any], list[Any]]:
-        return [zeros_like(value, "float64") for value in values], list(map(copy, values))
+        cast, where, copy = jax.numpy.astype, jax.numpy.where, jax.numpy.copy
+    else:
+        import tensorflow as tf
+
+        cast, where, copy = tf.cast, tf.where, tf.identity
 
     def add(totals: list[Any], lasts: list[Any], values: list[Any], masks: list[Any]) -> tuple[list[Any], list[Any]]:
         sums = []
@@ -91,7 +125,15 @@ def _programs(backend: str, fused: bool) -> tuple[Callable[..., Any], Callable[.
         # Copies, since the next training step may give the memory of the values themselves away.
         return sums, list(map(copy, values))
 
-    return compiled_with_float64(start, backend, fused), compiled_with_float64(add, backend, fused, (0, 1))
+    if backend != "jax":
+        return tf.function(add, autograph=False, jit_compile=fused or None)
+    compiled = jax.jit(add, donate_argnums=(0, 1))
+
+    def with_wide_floats(*tensors: Any) -> Any:
+        with with_float64():
+            return compiled(*tensors)
+
+    return with_wide_floats
 
 
 @CRITERIA.register("movement", tracker=Movement)

@@ -4,12 +4,14 @@ import csv
 import io
 import os
 import zipfile
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 
 from ..util.checks import did_you_mean
 from .dataset import Arrays, Dataset
@@ -54,13 +56,44 @@ def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
     return Dataset(Path(path).name, (x_train, y_train), (x_test, y_test), x_train.shape[1:], classes, batch_size)
 
 
-def _array(file: Any, name: str) -> np.ndarray:
+def examples(path: str) -> np.ndarray:
+    """Return the only array, which must be numeric, of an .npy or .npz file."""
     try:
-        return file[name]
+        with open(path, "rb") as opened:
+            is_npy = opened.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
+        if is_npy:
+            array = _numbers("it", lambda: np.load(path, allow_pickle=False))
+        elif zipfile.is_zipfile(path):
+            with np.load(path, allow_pickle=False) as file:
+                if len(file.files) != 1:
+                    raise ValueError(f"it contains {', '.join(file.files) or 'no array'}")
+                array = _array(file, file.files[0])
+        else:
+            raise ValueError("it is not an .npy or .npz file, or it is damaged")
+        if array.dtype.kind not in "fiub" or not array.ndim or not len(array):
+            raise ValueError(f"it contains an array of dtype {array.dtype} and shape {array.shape}")
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(
+            f"The file must contain a single numeric array with one example per row. Cause: {str(error).rstrip('.')}. "
+            f"Received: representative={path!r}"
+        ) from error
+    return array
+
+
+def _array(file: Any, name: str) -> np.ndarray:
+    return _numbers(name, lambda: file[name])
+
+
+def _numbers(name: str, read: Callable[[], np.ndarray]) -> np.ndarray:
+    try:
+        array = read()
     except ValueError as error:
         if "Object arrays" not in str(error):  # NumPy has no class for this error (checked with 2.4)
             raise
         raise ValueError(f"{name} contains Python objects: save arrays of numbers") from error
+    if not isinstance(array, np.ndarray):  # but the bytes of another file in the archive
+        raise ValueError(f"{name} is not an array")
+    return array
 
 
 def _inputs(name: str, x: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from ..report.summary import percentage, summary, weight_paths
 from ..runtime.distribution import to_numpy
 from ..util.tables import new_table, table_lines
+from .formats import FORMATS
 
 _ROUNDS = 15
 # Above this fraction of dense, a file gains nothing.
@@ -171,18 +172,11 @@ class Card:
         ratios = self._ratios(entry)
         if entry.zeros == 0 and entry.size == self.dense_of(entry).size:
             return
+        form = FORMATS[entry.format]
         if ratios["bytes_of_dense"] > _GAIN:  # type: ignore[operator]
-            reason = (
-                "no kernel is large and sparse enough for packing to gain anything"
-                if entry.format == "saved_model_packed"
-                else "a zero takes as many bytes as any other value until the file is zipped"
-            )
-            yield f"{entry.format}: as large as the dense file, because {reason}"
+            yield f"{entry.format}: as large as the dense file, because {form.large}"
         if (ratios["latency_of_dense"] or 0.0) > _GAIN:
-            # Sparse kernels may leave the zeros out, and 8-bit kernels differ from those of the dense file.
-            unknown = entry.format in ("litert_sparse", "litert_int8")
-            reason = "" if unknown else ", because it multiplies by zeros as by any other value"
-            yield f"{entry.format}: as slow as the dense file{reason}"
+            yield f"{entry.format}: as slow as the dense file" + (form.slow and f", because {form.slow}")
 
 
 @contextmanager

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ... import data
+from ...data import own
 from ...deploy.export import export, targets
 from ...deploy.formats import FORMATS
 from ...report.saved import load
@@ -57,7 +57,7 @@ def _representative(values: Any, dataset: data.Dataset | None) -> np.ndarray | N
                 "--representative applies only to --format=litert_int8. Received: "
                 f"representative={values.representative!r}, format={','.join(values.format)!r}"
             )
-        return _examples(values.representative)
+        return own.examples(values.representative)
     if quantized and dataset is None:
         raise ValueError(
             f"--format={quantized[0]} needs example inputs to set its quantization ranges: add "
@@ -65,25 +65,6 @@ def _representative(values: Any, dataset: data.Dataset | None) -> np.ndarray | N
             "Received: representative=None, dataset=None"
         )
     return dataset.train[0][:EXAMPLES] if quantized and dataset is not None else None  # type: ignore[index]
-
-
-def _examples(path: str) -> np.ndarray:
-    """Load the only numeric array in a .npy or .npz file."""
-    try:
-        read = np.load(path, allow_pickle=False)
-        if not isinstance(read, np.ndarray):
-            with read as file:
-                if len(file.files) != 1:
-                    raise ValueError(f"it contains {', '.join(file.files) or 'no array'}")
-                read = file[file.files[0]]
-        if read.dtype.kind not in "fiub" or not read.ndim or not len(read):
-            raise ValueError(f"it contains an array of dtype {read.dtype} and shape {read.shape}")
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(
-            f"The file must contain a single numeric array with one example per row. Cause: {str(error).rstrip('.')}. "
-            f"Received: representative={path!r}"
-        ) from error
-    return read
 
 
 EXPORT = Command(

@@ -1,7 +1,8 @@
-"""Convolutions as matrix products, for compilers that have fast float64 products but slow float64 convolutions.
+"""Convolutions as matrix products, where a compiler has fast products but slow convolutions.
 
-XLA on a CPU is such a compiler: SynFlow's scores of VGG-16 took it four to eight times as much processor time by its
-own float64 convolution (JAX 0.10).
+XLA on a CPU is such a compiler for float64: SynFlow's scores of VGG-16 took it four to eight times as much processor
+time by its own convolution (JAX 0.10). For float32 it is one where a window has more entries than the output has
+positions: there, it takes 20 to 30 times as long as the product, and elsewhere less.
 """
 
 from __future__ import annotations
@@ -39,17 +40,14 @@ def convolutions_as_products(layers: list[Any]) -> list[tuple[Any, str, Any]]:
 
 
 def small_images_as_products(layers: list[Any]) -> list[tuple[Any, str, Any]]:
-    """Return patches as `convolutions_as_products` does, which only change what is done to images below the window.
-
-    XLA's float32 convolution on a CPU, elsewhere the faster of the two, takes 20 to 30 times as long as the product
-    where a window has more entries than the image has positions (JAX 0.10).
-    """
+    """Return the same patches, but of which each makes products only of outputs with fewer positions than a window."""
     plain = filter(is_plain_convolution, layers)
     return [(layer, "convolution_op", functools.partial(_product_if_small, layer)) for layer in plain]
 
 
 def _product_if_small(layer: Any, inputs: Any, kernel: Any) -> Any:
-    positions, window = layer.compute_output_shape(inputs.shape)[1:-1], kernel.shape[:-2]
+    # Past the layer's own `compute_output_shape`, if it has one.
+    positions, window = keras.layers.Conv2D.compute_output_shape(layer, inputs.shape)[1:-1], kernel.shape[:-2]
     convolve = _product if math.prod(positions) < math.prod(window) else type(layer).convolution_op
     return convolve(layer, inputs, kernel)
 

@@ -103,7 +103,8 @@ def _no_loss(model: Any) -> ValueError:
 def _own_loss(model: Any, batch: Batch, run: Callable[[Callable[[], Any]], Any]) -> Any:
     """Return a copy of the compiled loss that has separate trackers for several outputs.
 
-    `run` calls the function that it is given, or returns other tensors of the shapes of its results.
+    `run` calls the function that it is given, or returns other tensors of the shapes of its results. That is asked for
+    only where the results, and what the call leaves in the model, are of no importance.
 
     `_compile_loss` has no public name (checked with Keras 3.13.2 and 3.15.1; a model that was never trained, in
     tests/test_gradients.py).
@@ -112,7 +113,7 @@ def _own_loss(model: Any, batch: Batch, run: Callable[[Callable[[], Any]], Any])
     own = None if loss is None else type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
     one = keras.tree.map_structure(lambda part: ops.convert_to_tensor(part[:1]), batch, none_is_leaf=False)
     with keras.StatelessScope(collect_losses=True) as scope, undistributed():
-        y_pred = run(lambda: model(one[0]))
+        y_pred = model(one[0]) if own is None or one[1] is None else run(lambda: model(one[0]))
         if own is None and type(model).compute_loss is keras.Model.compute_loss and not scope.losses:
             raise _no_loss(model)
         if own is not None and one[1] is None:  # what it will be called with is known to `compute_loss` alone
@@ -126,7 +127,7 @@ def _own_loss(model: Any, batch: Batch, run: Callable[[Callable[[], Any]], Any])
 
 @contextmanager
 def _scoring(model: Any, loss: Any, dtype: str, products: bool = False) -> Iterator[None]:
-    """Make the model compute this loss in `dtype`; with `products`, as matrix products what XLA is slow at on a CPU."""
+    """Make the model compute this loss in `dtype`; with `products`, without convolutions that XLA's CPU is slow at."""
     with computing_in(model, dtype) as patch, undistributed():
         patch(model, "_compile_loss", loss)
         if products:
@@ -200,17 +201,20 @@ def _tensorflow_derivatives(
 def _jax_derivatives(context: Context, training: bool, heat: Callable[[Any], Any]) -> tuple[Derivative, Derivative]:
     import jax
 
-    def zeros_like_its_results(forward: Callable[[], Any]) -> Any:
-        # Run for real, each operation would be compiled by itself, for seconds.
+    def traced(forward: Callable[[], Any]) -> Any:
         return jax.tree.map(lambda result: jax.numpy.zeros(result.shape, result.dtype), jax.eval_shape(forward))
 
     model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
-    own_loss = _own_loss(model, context.data[0], zeros_like_its_results)
+    try:
+        # If it is run, each operation is compiled by itself, for seconds.
+        own_loss = _own_loss(model, context.data[0], traced)
+    except TypeError:  # the loss reads what the model's call has kept, which is a value only if that has run
+        own_loss = _own_loss(model, context.data[0], lambda forward: forward())
     scored = {id(w.variable) for w in context.weights} | {id(m) for m in masks}
     variables = [w.variable for w in context.weights]
     others = [v for v in model.variables if id(v) not in scored]
     layouts = [device_layout(v) for v in variables]
-    products = on_host(variables)  # XLA's convolutions on a CPU take several times as long as its products
+    products = on_host(variables)  # some of XLA's convolutions on a CPU are many times slower than its products
 
     def loss(values: list[Any], constants: list[Any], batch: Any) -> Any:
         updates = [*zip(variables, values, strict=True), *zip(others, constants, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -61,37 +61,20 @@ def computing_in(model: Any, dtype: str) -> Iterator[Patch]:
 
 @contextmanager
 def float64_on(device: Any) -> Iterator[None]:
-    """Enable float64 in JAX and compute on this device (None: the default one) within the context."""
+    """Enable float64 in JAX and compute on this device within the context."""
+    import jax
+
+    with with_float64(), jax.default_device(device):
+        yield
+
+
+def with_float64() -> AbstractContextManager[Any]:
+    """Enable float64 in JAX within the context."""
     import jax
 
     # `jax.enable_x64` since JAX 0.8; before, as on Colab's TPU runtime (0.7.2), it was experimental.
     x64 = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-    with x64.enable_x64(True), jax.default_device(device):
-        yield
-
-
-def compiled_with_float64(
-    program: Callable[..., Any], backend: str, fused: bool, donated: tuple[int, ...] = ()
-) -> Callable[..., Any]:
-    """Compile a program for wherever its tensors lie, with float64 in JAX, too.
-
-    Args:
-        fused: whether XLA compiles it on TensorFlow, which saves passes through memory on a CPU.
-        donated: the arguments whose memory JAX may take for the results.
-    """
-    if backend != "jax":
-        import tensorflow as tf
-
-        return tf.function(program, autograph=False, jit_compile=fused or None)
-    import jax
-
-    compiled = jax.jit(program, donate_argnums=donated)
-
-    def call(*tensors: Any) -> Any:
-        with float64_on(None):
-            return compiled(*tensors)
-
-    return call
+    return x64.enable_x64(True)
 
 
 def host_of_jax() -> Any:
