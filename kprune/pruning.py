@@ -109,7 +109,7 @@ class Pruner:
         self.tracker, self._compiled, self._warned = None, Compiled(), False
 
     def end(self) -> None:
-        """Drop what only the training run needed that has ended: compiled programs, and tensors on its devices."""
+        """Drop what only the finished training run needed: compiled programs and tensors on its devices."""
         self._compiled = Compiled()
         if self.tracker is not None:
             self.tracker.end()

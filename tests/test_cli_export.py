@@ -73,12 +73,15 @@ def test_representative_examples_that_cannot_be_used(run, tmp_path):
         (
             int8,
             f"--representative={tmp_path}/two.npz",
-        ): "numeric array with one example per row. Cause: it contains a, b.",
+        ): "numeric array with one example per row. Cause: it contains 2 arrays (a, b): save one.",
         (int8, f"--representative={tmp_path}/words.npy"): "it contains an array of dtype <U1 and shape (1,)",
         (int8, f"--representative={tmp_path}/net.keras"): "single numeric array",
         (int8, f"--representative={tmp_path}/objects.npy"): "it contains Python objects: save arrays of numbers.",
-        (int8, f"--representative={tmp_path}/text.csv"): "it is not an .npy or .npz file, or it is damaged.",
-        (int8, f"--representative={tmp_path}/text.zip"): "text.csv is not an array.",
+        (
+            int8,
+            f"--representative={tmp_path}/text.csv",
+        ): "it is not an .npy or .npz file, or it is damaged: save the array with np.save.",
+        (int8, f"--representative={tmp_path}/text.zip"): "text.csv is not an array: write the file with np.savez.",
         (int8, f"--representative={tmp_path}/none.npy"): "No such file",
     }.items():
         status, _, err = run(*words, *more)

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 from kprune.criteria.engines import convolutions
-from kprune.criteria.engines.convolutions import convolutions_as_products, small_images_as_products
+from kprune.criteria.engines.convolutions import convolutions_as_products
 
 KEPT = [
     (layers.Conv2D(4, (3, 2), strides=(2, 1), padding="same"), (7, 6, 3)),
@@ -17,18 +17,13 @@ KEPT = [
 ]
 
 
-EITHER = pytest.mark.parametrize("as_products", [convolutions_as_products, small_images_as_products])
-
-
-@EITHER
 @pytest.mark.parametrize(("layer", "shape"), KEPT, ids=lambda value: getattr(value, "name", None))
-def test_is_what_keras_computes(layer, shape, as_products):
+def test_is_what_keras_computes(layer, shape):
     draw = np.random.default_rng(0)
-    if not layer.built:
-        layer.build((2, *shape))
+    layer.build((2, *shape))
     x = ops.convert_to_tensor(draw.random((2, *shape)), "float32")
     kernel = ops.convert_to_tensor(draw.random(layer.kernel.shape), "float32")
-    ((patched, name, product),) = as_products([layer])
+    ((patched, name, product),) = convolutions_as_products([layer])
     assert patched is layer and name == "convolution_op"
     expected = layer.convolution_op(x, kernel)
     np.testing.assert_allclose(
@@ -50,15 +45,20 @@ def test_is_what_keras_computes(layer, shape, as_products):
 )
 def test_only_small_images_become_products(monkeypatch, layer, size, small):
     layer.build((1, size, size, 1))
-    products = []
-    monkeypatch.setattr(convolutions, "_product", lambda *_: products.append(None))
-    ((_, _, convolve),) = small_images_as_products([layer])
-    convolve(ops.ones((1, size, size, 1)), ops.convert_to_tensor(layer.kernel))
+    products, product = [], convolutions._product
+    monkeypatch.setattr(convolutions, "_product", lambda *given: products.append(given) or product(*given))
+    ((_, _, convolve),) = convolutions_as_products([layer], only_small=True)
+    given = (
+        ops.reshape(ops.arange(size * size, dtype="float32"), (1, size, size, 1)),
+        ops.convert_to_tensor(layer.kernel),
+    )
+    found, expected = (ops.convert_to_numpy(one(*given)) for one in (convolve, layer.convolution_op))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert bool(products) == small
 
 
-@EITHER
-def test_others_are_left_alone(as_products):
+@pytest.mark.parametrize("only_small", [False, True])
+def test_others_are_left_alone(only_small):
     class Own(layers.Conv2D):
         def convolution_op(self, inputs, kernel):
             return 2 * super().convolution_op(inputs, kernel)
@@ -72,4 +72,4 @@ def test_others_are_left_alone(as_products):
         layers.Conv2DTranspose(2, 3),
         keras.layers.Dense(2),
     ]
-    assert as_products(others) == []
+    assert convolutions_as_products(others, only_small) == []

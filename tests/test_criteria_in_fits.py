@@ -319,20 +319,39 @@ def test_movement_leaves_nothing_on_the_device_when_training_ends(make):
     tracker = callback.lottery.pruner.tracker if isinstance(callback, LotteryTicket) else callback.pruner.tracker
     assert tracker.ready()
     assert {type(held) for held in keras.tree.flatten(vars(tracker))} - {type(None)} == {np.ndarray}
-    again = copy.deepcopy(tracker)
-    assert all(map(np.array_equal, again.arrays, tracker.arrays))
-    fit(model, make() if isinstance(callback, LotteryTicket) else callback, epochs=2)
 
 
-def test_movement_that_was_not_begun_is_refused():
+def test_movement_can_be_copied_while_it_watches():
+    model, moved = compiled(), Movement()
+    kprune.mask(model)
+    moved.begin(model)
+    for _ in range(2):
+        fit(model)
+        before = moved.arrays
+        again = copy.deepcopy(moved)
+        moved.after_step(model), again.after_step(model)
+        for one, other, earlier in zip(again.arrays, moved.arrays, before, strict=True):
+            np.testing.assert_array_equal(one, other)
+            assert np.any(one != earlier)
+
+
+def test_movement_of_another_model_or_not_begun_is_refused():
     model, moved = compiled(), Movement()
     kprune.mask(model)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"call its `begin\(model\)` before training, and again after `end`"):
+        with pytest.raises(
+            ValueError, match=r"call its `begin\(model\)` before training.*Received: arrays=\[\], weights="
+        ):
             moved.after_step(model)
         moved.begin(model)
         moved.after_step(model)
         moved.end()
+    moved.begin(model)
+    other = mlp(units=5)
+    kprune.mask(other)
+    for refused in (moved.begin, moved.after_step):
+        with pytest.raises(ValueError, match=r"has not watched this model: .*\(12, 12\).*\(5, 5\)"):
+            refused(other)
 
 
 @pytest.mark.parametrize(

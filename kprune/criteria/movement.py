@@ -17,16 +17,17 @@ from .trackers import ArrayTracker
 class Movement(ArrayTracker):
     """A running sum of how training moves the weights, for the criterion "movement": S += w_t * (w_{t+1} - w_t).
 
-    The callbacks of `kprune.callbacks` have their own; this one is for a training loop of yours. Until it is told that
-    training has ended, S lies in float64 on the weights' devices, beside a copy of the last step's weights: 12 bytes
-    for each float32 weight.
+    The callbacks of `kprune.callbacks` have their own; this one is for a training loop of yours. Until `end` is
+    called, S lies in float64 on the weights' devices, beside a copy of the last step's weights: 12 bytes for each
+    float32 weight.
 
     Attributes:
-        arrays: a copy of S so far, float64 arrays of the weights' shapes, in model order. A pruned weight keeps the S
-            it had.
+        arrays: S so far, float64 arrays of the weights' shapes, in model order, copied from the devices. A pruned
+            weight keeps the S it had.
 
     Raises:
-        ValueError: by `after_step`, if `begin` was not called.
+        ValueError: by `begin` and `after_step`, if S is that of another model; by `after_step`, if `begin` was not
+            called.
 
     >>> import keras, kprune, numpy as np
     >>> dense = keras.layers.Dense(1, use_bias=False)
@@ -55,21 +56,19 @@ class Movement(ArrayTracker):
         self._totals: list[Any] = list(arrays)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_add": None}
+        return {**vars(self), "_add": None}  # a compiled program cannot be copied; the next step makes it again
 
     def begin(self, model: Any) -> None:
-        beside = _beside_of_jax if library_of(model).backend() == "jax" else _beside_of_tensorflow
-        values = [as_tensor(weight.variable) for weight in masked_weights(model)]
+        beside, weights = _BESIDE[library_of(model).backend()], masked_weights(model)
+        if self._totals:
+            self._check_shapes(self._totals, weights)
+        values = [as_tensor(weight.variable) for weight in weights]
         pairs = [beside(*pair) for pair in zip(self._totals or [None] * len(values), values, strict=True)]
         self._totals, self._last = [total for total, _ in pairs], [last for _, last in pairs]
 
     def after_step(self, model: Any) -> None:
         weights = masked_weights(model)
-        if len(self._last) != len(weights):
-            raise ValueError(
-                "Movement has not watched this model: call its `begin(model)` before training, and again after `end`. "
-                f"Received: model={model.name!r}"
-            )
+        self._check_shapes(self._last, weights)
         values = [as_tensor(weight.variable) for weight in weights]
         self._add = self._add or _program(library_of(model).backend(), on_host(weight.variable for weight in weights))
         self._totals, self._last = self._add(
@@ -98,12 +97,15 @@ def _beside_of_tensorflow(total: np.ndarray | None, value: Any) -> tuple[Any, An
     return tf.zeros_like(value, "float64") if total is None else tf.convert_to_tensor(total), value
 
 
+_BESIDE = {"jax": _beside_of_jax, "tensorflow": _beside_of_tensorflow, "tf_keras": _beside_of_tensorflow}
+
+
 def _program(backend: str, fused: bool) -> Callable[..., Any]:
     """Return a compiled function (S, last values, values, masks) -> (S, copies of the values).
 
     Args:
         backend: of the model.
-        fused: whether XLA compiles it on TensorFlow, too, which saves passes through the memory of a CPU.
+        fused: whether TensorFlow, too, compiles it by XLA, which reads and writes a CPU's memory fewer times.
     """
     cast: Any
     where: Any
@@ -122,7 +124,7 @@ def _program(backend: str, fused: bool) -> Callable[..., Any]:
         for total, last, value, mask in zip(totals, lasts, values, masks, strict=True):
             before, now = cast(last, "float64"), cast(value, "float64")
             sums.append(where(cast(mask, "bool"), total + before * (now - before), total))
-        # Copies, since the next training step may give the memory of the values themselves away.
+        # Copies, because the next training step may donate the memory of the values themselves.
         return sums, list(map(copy, values))
 
     if backend != "jax":

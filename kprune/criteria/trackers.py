@@ -15,7 +15,8 @@ class Tracker:
 
     A criterion that is registered with `CRITERIA.register(name, tracker=Cls)` gets an instance of `Cls` as
     `context.tracker`. Callbacks make it, tell it of the training, and keep its state in backups; outside of `fit` that
-    is the user's part: `begin`, `after_step` after each step, `kprune.prune(..., trackers=tracker)`.
+    is the user's part: `begin`, `after_step` after each step, `kprune.prune(..., trackers=tracker)`, and `end` when
+    training is over.
 
     >>> import keras, kprune
     >>> @kprune.criteria.CRITERIA.register("steps_seen", tracker=type("Steps", (Tracker,), {}))
@@ -30,7 +31,7 @@ class Tracker:
         """Record an optimizer step, or n steps if `steps_per_execution` is n."""
 
     def end(self) -> None:
-        """Free what only training needs, as it has ended."""
+        """Release what is needed only during training, which has ended."""
 
     def ready(self) -> bool:
         """Return whether enough training has been recorded for the criterion to score weights."""
@@ -56,13 +57,17 @@ class ArrayTracker(Tracker):
 
     def of(self, weights: Any) -> dict[str, np.ndarray]:
         """Map each path to its array; raise ValueError if the arrays do not belong to these weights."""
-        shapes, expected = [array.shape for array in self.arrays], [weight.shape for weight in weights]
+        arrays = self.arrays  # once, as it may be copied from devices
+        self._check_shapes(arrays, weights)
+        return dict(zip((weight.path for weight in weights), arrays, strict=True))
+
+    def _check_shapes(self, arrays: list[Any], weights: Any) -> None:
+        shapes, expected = [tuple(array.shape) for array in arrays], [weight.shape for weight in weights]
         if shapes != expected:
             raise ValueError(
                 f"{type(self).__name__} has not watched this model: call its `begin(model)` before training. "
                 f"Received: arrays={str(shapes)[:200]}, weights={str(expected)[:200]}"
             )
-        return dict(zip((weight.path for weight in weights), self.arrays, strict=True))
 
     def get_state(self) -> dict[str, np.ndarray]:
         return {str(i): array for i, array in enumerate(self.arrays)}

@@ -57,19 +57,20 @@ def from_npz(path: str | os.PathLike, batch_size: int) -> Dataset:
 
 
 def examples(path: str) -> np.ndarray:
-    """Return the only array, which must be numeric, of an .npy or .npz file."""
+    """Load the only array of an .npy or .npz file, which must be numeric, with one example per row."""
     try:
         with open(path, "rb") as opened:
             is_npy = opened.read(len(MAGIC_PREFIX)) == MAGIC_PREFIX
         if is_npy:
-            array = _numbers("it", lambda: np.load(path, allow_pickle=False))
+            array = _read("it", lambda: np.load(path, allow_pickle=False))
         elif zipfile.is_zipfile(path):
             with np.load(path, allow_pickle=False) as file:
                 if len(file.files) != 1:
-                    raise ValueError(f"it contains {', '.join(file.files) or 'no array'}")
+                    names = f" ({', '.join(file.files)})" if file.files else ""
+                    raise ValueError(f"it contains {len(file.files)} arrays{names}: save one")
                 array = _array(file, file.files[0])
         else:
-            raise ValueError("it is not an .npy or .npz file, or it is damaged")
+            raise ValueError("it is not an .npy or .npz file, or it is damaged: save the array with np.save")
         if array.dtype.kind not in "fiub" or not array.ndim or not len(array):
             raise ValueError(f"it contains an array of dtype {array.dtype} and shape {array.shape}")
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
@@ -81,18 +82,19 @@ def examples(path: str) -> np.ndarray:
 
 
 def _array(file: Any, name: str) -> np.ndarray:
-    return _numbers(name, lambda: file[name])
+    return _read(name, lambda: file[name])
 
 
-def _numbers(name: str, read: Callable[[], np.ndarray]) -> np.ndarray:
+def _read(name: str, read: Callable[[], Any]) -> np.ndarray:
+    """Return the result of `read`; raise ValueError if it is no array, or one of Python objects."""
     try:
         array = read()
     except ValueError as error:
         if "Object arrays" not in str(error):  # NumPy has no class for this error (checked with 2.4)
             raise
         raise ValueError(f"{name} contains Python objects: save arrays of numbers") from error
-    if not isinstance(array, np.ndarray):  # but the bytes of another file in the archive
-        raise ValueError(f"{name} is not an array")
+    if not isinstance(array, np.ndarray):  # NumPy gives the bytes of an archive's members that are not .npy files
+        raise ValueError(f"{name} is not an array: write the file with np.savez")
     return array
 
 

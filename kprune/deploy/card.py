@@ -174,9 +174,11 @@ class Card:
             return
         form = FORMATS[entry.format]
         if ratios["bytes_of_dense"] > _GAIN:  # type: ignore[operator]
-            yield f"{entry.format}: as large as the dense file, because {form.large}"
+            yield f"{entry.format}: as large as the dense file, because {form.why_no_smaller}"
         if (ratios["latency_of_dense"] or 0.0) > _GAIN:
-            yield f"{entry.format}: as slow as the dense file" + (form.slow and f", because {form.slow}")
+            yield f"{entry.format}: as slow as the dense file" + (
+                form.why_no_faster and f", because {form.why_no_faster}"
+            )
 
 
 @contextmanager

@@ -70,8 +70,8 @@ class Format:
         tf_keras: whether models of tf_keras can be written.
         tolerance: the largest difference of the outputs, relative to the largest output, that is let pass.
         hint: what may be the cause of a larger one, and the cure.
-        large: why the file of a sparse model may be no smaller than the dense one's.
-        slow: why it may be no faster; "" where that cannot be told.
+        why_no_smaller: why the file of a sparse model may be no smaller than the dense one's.
+        why_no_faster: why it may be no faster; "" where that cannot be told.
     """
 
     title: str
@@ -85,8 +85,8 @@ class Format:
     tf_keras: bool = True
     tolerance: float = TOLERANCE
     hint: str = f"If the random inputs are the cause, {HINT}."
-    large: str = "a zero takes as many bytes as any other value until the file is zipped"
-    slow: str = "it multiplies by zeros as by any other value"
+    why_no_smaller: str = "a zero takes as many bytes as any other value until the file is zipped"
+    why_no_faster: str = "it multiplies by zeros as by any other value"
 
     def check(self, name: str, model: Any) -> None:
         """Raise ImportError if a package is missing, or ValueError if the format does not support this model."""
@@ -222,7 +222,7 @@ FORMATS: dict[str, Format] = {
         ".packed",
         packed.write,
         _open_saved_model,
-        large="no kernel is large and sparse enough for packing to gain anything",
+        why_no_smaller="no kernel is large and sparse enough for packing to gain anything",
     ),
     "keras": Format("the .keras file", ".keras", keras_file.write, _open_keras, timed=False, needs=()),
     "litert": Format("the LiteRT file", ".tflite", litert.write, _open_litert, needs=_LITERT, extra="litert"),
@@ -234,7 +234,7 @@ FORMATS: dict[str, Format] = {
         needs=_LITERT,
         extra="litert",
         hint=_SPARSE,
-        slow="",  # its sparse kernels may leave zeros out
+        why_no_faster="",  # its sparse kernels may leave zeros out
     ),
     "litert_int8": Format(
         "the 8-bit LiteRT file",
@@ -245,7 +245,7 @@ FORMATS: dict[str, Format] = {
         extra="litert",
         tolerance=0.2,
         hint=_INT8,
-        slow="",  # its 8-bit kernels are others than the dense file's
+        why_no_faster="",  # its 8-bit kernels differ from the dense file's
     ),
     "onnx": Format(
         "the ONNX file", ".onnx", interchange.write_onnx, _open_onnx, needs=_ONNX, extra="onnx", tf_keras=False

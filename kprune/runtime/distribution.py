@@ -84,7 +84,7 @@ def as_numpy(value: Any) -> np.ndarray:
 
 
 def as_tensor(variable: Any) -> Any:
-    """Return the value of a Keras 3 or tf_keras variable as a tensor where it lies; of one on many replicas, the first.
+    """Return the value of a Keras 3 or tf_keras variable as a tensor on its device, or on the first local replica's.
 
     >>> as_tensor(keras.Variable([1.0, 2.0])).shape.as_list()
     [2]

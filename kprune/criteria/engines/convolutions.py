@@ -1,8 +1,8 @@
 """Convolutions as matrix products, where a compiler has fast products but slow convolutions.
 
 XLA on a CPU is such a compiler for float64: SynFlow's scores of VGG-16 took it four to eight times as much processor
-time by its own convolution (JAX 0.10). For float32 it is one where a window has more entries than the output has
-positions: there, it takes 20 to 30 times as long as the product, and elsewhere less.
+time by its own convolution (JAX 0.10). For float32 its convolution takes 20 to 30 times as long as the product where a
+window has more positions than the output, and otherwise mostly less time than the product.
 """
 
 from __future__ import annotations
@@ -33,20 +33,18 @@ def is_plain_convolution(layer: Any) -> bool:
     )
 
 
-def convolutions_as_products(layers: list[Any]) -> list[tuple[Any, str, Any]]:
-    """Return (layer, "convolution_op", replacement) for each Keras 3 convolution that can be a matrix product."""
-    plain = filter(is_plain_convolution, layers)
-    return [(layer, "convolution_op", functools.partial(_product, layer)) for layer in plain]
+def convolutions_as_products(layers: list[Any], only_small: bool = False) -> list[tuple[Any, str, Any]]:
+    """Return (layer, "convolution_op", replacement) for each Keras 3 convolution that can be a matrix product.
 
-
-def small_images_as_products(layers: list[Any]) -> list[tuple[Any, str, Any]]:
-    """Return the same patches, but of which each makes products only of outputs with fewer positions than a window."""
+    With `only_small`, a replacement uses the product only where the output has fewer positions than a window has.
+    """
+    product = _product_if_small if only_small else _product
     plain = filter(is_plain_convolution, layers)
-    return [(layer, "convolution_op", functools.partial(_product_if_small, layer)) for layer in plain]
+    return [(layer, "convolution_op", functools.partial(product, layer)) for layer in plain]
 
 
 def _product_if_small(layer: Any, inputs: Any, kernel: Any) -> Any:
-    # Past the layer's own `compute_output_shape`, if it has one.
+    # The base class's method, since one of the layer's own may leave sizes unknown.
     positions, window = keras.layers.Conv2D.compute_output_shape(layer, inputs.shape)[1:-1], kernel.shape[:-2]
     convolve = _product if math.prod(positions) < math.prod(window) else type(layer).convolution_op
     return convolve(layer, inputs, kernel)

@@ -17,7 +17,7 @@ from ...masks.below import all_layers
 from ...masks.masked_layers import is_masked
 from ...runtime.distribution import device_layout, on_host, to_numpy, undistributed
 from ..base import Context, Derivative
-from .convolutions import convolutions_as_products, small_images_as_products
+from .convolutions import convolutions_as_products
 from .precision import computing_in, patched_attributes
 
 
@@ -100,11 +100,11 @@ def _no_loss(model: Any) -> ValueError:
     )
 
 
-def _own_loss(model: Any, batch: Batch, run: Callable[[Callable[[], Any]], Any]) -> Any:
+def _own_loss(model: Any, batch: Batch, run: Callable[[Callable[[], Any]], Any] = lambda forward: forward()) -> Any:
     """Return a copy of the compiled loss that has separate trackers for several outputs.
 
-    `run` calls the function that it is given, or returns other tensors of the shapes of its results. That is asked for
-    only where the results, and what the call leaves in the model, are of no importance.
+    `run` returns the result of the forward pass that it is given, or tensors of the same structure, shapes and dtypes,
+    which are enough to build the trackers.
 
     `_compile_loss` has no public name (checked with Keras 3.13.2 and 3.15.1; a model that was never trained, in
     tests/test_gradients.py).
@@ -112,15 +112,16 @@ def _own_loss(model: Any, batch: Batch, run: Callable[[Callable[[], Any]], Any])
     loss = model._compile_loss
     own = None if loss is None else type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
     one = keras.tree.map_structure(lambda part: ops.convert_to_tensor(part[:1]), batch, none_is_leaf=False)
+    has_targets = one[1] is not None
     with keras.StatelessScope(collect_losses=True) as scope, undistributed():
-        y_pred = model(one[0]) if own is None or one[1] is None else run(lambda: model(one[0]))
+        y_pred = run(lambda: model(one[0])) if own is not None and has_targets else model(one[0])
         if own is None and type(model).compute_loss is keras.Model.compute_loss and not scope.losses:
             raise _no_loss(model)
-        if own is not None and one[1] is None:  # what it will be called with is known to `compute_loss` alone
+        if own is not None and not has_targets:  # what it will be called with is known to `compute_loss` alone
             with patched_attributes() as patch:
                 patch(model, "_compile_loss", own)
                 _compute_loss(model, one, y_pred, training=False)
-    if own is not None and one[1] is not None:
+    if own is not None and has_targets:
         own(one[1], y_pred)
     return own
 
@@ -131,8 +132,7 @@ def _scoring(model: Any, loss: Any, dtype: str, products: bool = False) -> Itera
     with computing_in(model, dtype) as patch, undistributed():
         patch(model, "_compile_loss", loss)
         if products:
-            as_products = convolutions_as_products if dtype == "float64" else small_images_as_products
-            for change in as_products(all_layers(model)):
+            for change in convolutions_as_products(all_layers(model), only_small=dtype != "float64"):
                 patch(*change)
         yield
 
@@ -167,7 +167,7 @@ def _tensorflow_derivatives(
     from .precision_tensorflow import without_tf32
 
     model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
-    own_loss = _own_loss(model, context.data[0], lambda forward: forward())
+    own_loss = _own_loss(model, context.data[0])
     variables = [w.variable for w in context.weights]
 
     def gradient(values: list[Any], batch: Any) -> list[Any]:
@@ -206,10 +206,10 @@ def _jax_derivatives(context: Context, training: bool, heat: Callable[[Any], Any
 
     model, dtype, masks = context.model, context.dtype(), _mask_variables(context.model)
     try:
-        # If it is run, each operation is compiled by itself, for seconds.
+        # Run eagerly, each operation would be compiled separately, which takes seconds.
         own_loss = _own_loss(model, context.data[0], traced)
-    except TypeError:  # the loss reads what the model's call has kept, which is a value only if that has run
-        own_loss = _own_loss(model, context.data[0], lambda forward: forward())
+    except TypeError:  # JAX's for tracers: the loss reads a tensor that the model's call has stored
+        own_loss = _own_loss(model, context.data[0])
     scored = {id(w.variable) for w in context.weights} | {id(m) for m in masks}
     variables = [w.variable for w in context.weights]
     others = [v for v in model.variables if id(v) not in scored]
