@@ -14,6 +14,8 @@ BIN := $(VENV)/bin
 # A worker takes up to 3 GB.
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 6
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Otherwise each process would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo   train a network on digits dense and sparse, export it, draw out/demo.png (2 minutes on 2 cores)"
@@ -234,6 +236,7 @@ try-dist-jax: $(BIN)/python
 	KERAS_BACKEND=jax $(BIN)/python tests/without_tensorflow.py "$$(mktemp -d)"
 
 # What kprune needs, once and again when that changes; then kprune itself, each time, so that no run sees stale code.
+# Python compiles the modules that it imports; for pip to compile all of them takes half a minute.
 # setuptools leaves `build` and `kprune.egg-info` behind, from where a deleted module would find its way into a wheel.
 install-demo: $(VENV)/.stamp-demo
 install-test: $(VENV)/.stamp-test
@@ -253,7 +256,7 @@ $(VENV)/.stamp-tpu: EXTRAS := demo,test,tpu
 $(VENV)/.stamp-docs: EXTRAS := docs
 $(VENV)/.stamp-formats: EXTRAS := demo,jax,litert,onnx,openvino,test
 $(foreach kind,demo test gpu tpu docs formats,$(VENV)/.stamp-$(kind)): $(BIN)/python setup.cfg pyproject.toml $(CONSTRAINTS)
-	$(BIN)/pip install -q --disable-pip-version-check -c $(CONSTRAINTS) ".[$(EXTRAS)]"
+	$(BIN)/pip install -q --disable-pip-version-check --no-compile -c $(CONSTRAINTS) ".[$(EXTRAS)]"
 	@touch $@
 
 $(BIN)/python:
