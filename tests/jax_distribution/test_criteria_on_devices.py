@@ -55,6 +55,21 @@ def test_scores(distribution, name):
         np.testing.assert_array_equal(found_masks[path], masks[path], err_msg=path)
 
 
+def test_sums_of_movement_are_spread_like_the_weights():
+    with distribute("model_parallel"):
+        model, moved = network(), kprune.criteria.Movement()
+        kprune.mask(model)
+        values = [weight.variable.value for weight in kprune.masked_weights(model)]
+        assert not all(value.sharding.is_fully_replicated for value in values)
+        for _ in ("from zeros", "from arrays of the host"):
+            moved.begin(model)
+            for after in (moved.after_step, lambda model: None):
+                for array, value in zip([*moved._totals, *moved._last], [*values, *values], strict=True):
+                    assert array.sharding.is_equivalent_to(value.sharding, value.ndim)
+                after(model)
+            moved.end()
+
+
 def test_gradients_are_spread_like_the_weights(monkeypatch):
     """A model that only several devices together can hold is not scored on one of them."""
     placed, put = [], jax.device_put
