@@ -23,12 +23,11 @@ FLAGS = flags.FLAGS
 flags.DEFINE_integer("repeats", 5, "Fits of two epochs of each, in turns.")
 flags.DEFINE_integer("steps", 1000, "Steps of an epoch.")
 
+SCHEDULE = PolynomialDecay(0.5, 0.9, 1, 10**9, frequency=10**8)
 CALLBACKS = {
     "none": lambda: [],
-    "GradualPruning": lambda: [GradualPruning(PolynomialDecay(0.5, 0.9, 1, 10**9, frequency=10**8))],
-    "GradualPruning by movement": lambda: [
-        GradualPruning(PolynomialDecay(0.5, 0.9, 1, 10**9, frequency=10**8), "movement")
-    ],
+    "GradualPruning": lambda: [GradualPruning(SCHEDULE)],
+    "GradualPruning by movement": lambda: [GradualPruning(SCHEDULE, "movement")],
     "PruneAtInit": lambda: [PruneAtInit("magnitude", 0.5, verbose=0)],
     "SparsityLogger": lambda: [SparsityLogger(table=False)],
 }

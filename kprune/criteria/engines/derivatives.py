@@ -112,16 +112,15 @@ def _own_loss(model: Any, batch: Batch, run: Callable[[Callable[[], Any]], Any] 
     loss = model._compile_loss
     own = None if loss is None else type(loss)(loss._user_loss, loss._user_loss_weights, output_names=loss.output_names)
     one = keras.tree.map_structure(lambda part: ops.convert_to_tensor(part[:1]), batch, none_is_leaf=False)
-    has_targets = one[1] is not None
     with keras.StatelessScope(collect_losses=True) as scope, undistributed():
-        y_pred = run(lambda: model(one[0])) if own is not None and has_targets else model(one[0])
+        y_pred = run(lambda: model(one[0]))
         if own is None and type(model).compute_loss is keras.Model.compute_loss and not scope.losses:
             raise _no_loss(model)
-        if own is not None and not has_targets:  # what it will be called with is known to `compute_loss` alone
+        if own is not None and one[1] is None:  # what it will be called with is known to `compute_loss` alone
             with patched_attributes() as patch:
                 patch(model, "_compile_loss", own)
                 _compute_loss(model, one, y_pred, training=False)
-    if own is not None and has_targets:
+    if own is not None and one[1] is not None:
         own(one[1], y_pred)
     return own
 
@@ -208,7 +207,7 @@ def _jax_derivatives(context: Context, training: bool, heat: Callable[[Any], Any
     try:
         # Run eagerly, each operation would be compiled separately, which takes seconds.
         own_loss = _own_loss(model, context.data[0], traced)
-    except TypeError:  # JAX's for tracers: the loss reads a tensor that the model's call has stored
+    except TypeError:  # JAX's where the loss reads a tensor that the call has stored, or an output is no array
         own_loss = _own_loss(model, context.data[0])
     scored = {id(w.variable) for w in context.weights} | {id(m) for m in masks}
     variables = [w.variable for w in context.weights]
