@@ -54,15 +54,22 @@ def in_fit_of(model: Any) -> bool:
 
 
 def beside(pruning: Any) -> list[Any]:
-    """Return all callbacks of the `fit` call that invoked this callback.
+    """Return all callbacks of the `fit` call that invoked this callback; none under a loop of the user's own."""
+    listed = list_of(pruning)
+    return [] if listed is None else list(listed.callbacks)
+
+
+def list_of(callback: Any) -> Any:
+    """Return the CallbackList that invoked this callback, or None under a loop of the user's own.
 
     A callback is not told of the others; the list of callbacks is what calls it (checked with Keras 3.13.2 and 3.15.1
-    and tf_keras 2.21; tests/test_after_pruning.py). Under a loop of the user's own there may be none.
+    and tf_keras 2.21; tests/test_after_pruning.py).
     """
     frame = inspect.currentframe()
     while frame is not None:
         caller: Any = frame.f_locals.get("self")
-        if type(caller).__name__ == "CallbackList" and pruning in caller.callbacks:
-            return list(caller.callbacks)
+        names = (cls.__name__ for cls in type(caller).__mro__)
+        if "CallbackList" in names and any(one is callback for one in caller.callbacks):
+            return caller
         frame = frame.f_back
-    return []
+    return None

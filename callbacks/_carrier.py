@@ -31,6 +31,7 @@ from kprune.runtime.distribution import to_numpy
 from kprune.runtime.files import pack, understanding, unpack
 
 from ._beside import warn_of_denser_best
+from ._waiting import Waits
 
 
 class Zeros:
@@ -60,6 +61,7 @@ class Carrier:
         undo: what the model was, until the last callback has begun the first epoch.
         callbacks: of this fit, in their order.
         zeros: when to look at the pruned entries.
+        waits: which steps Keras must wait for.
         runs: whether the fit has begun and not ended; not in `evaluate` or `predict`.
         starts: whether the fit has begun no epoch yet. Weights that are loaded then are a backup's; later, also after
             a fit that was interrupted, they are a checkpoint's, whose state is not taken over.
@@ -71,6 +73,7 @@ class Carrier:
         self.model, self.fit, self.undo = model, fit, undo
         self.callbacks: list[Any] = []
         self.zeros = Zeros(model)
+        self.waits = Waits()
         self.runs = False
         self.holders: dict[str, Any] = {}
         self.starts = True
@@ -92,20 +95,21 @@ class Carrier:
             self.holders[f"{number} {name}"] = holder
 
     @contextmanager
-    def undone(self) -> Iterator[None]:
+    def undone(self, callback: Any) -> Iterator[None]:
         """Cancel the fit if an exception occurs while a callback starts, unless the first epoch has already begun."""
         try:
-            self._start()
+            self._start(callback)
             yield
         except BaseException:
             self._cancel()
             raise
 
-    def _start(self) -> None:
+    def _start(self, starting: Any) -> None:
         """Ask each callback once whether the fit is possible, before any of them changes the model."""
         if self.runs:
             return
         self.runs = True
+        self.waits = Waits(starting, self.callbacks)
         self.undo = self.undo or Undo(self.model)
         if library_of(self.model).IN_PLACE:
             unpull(self.model)  # what ADMM or SynFlowPenalty left in a fit that was interrupted
@@ -137,6 +141,7 @@ class Carrier:
     def end(self) -> None:
         """Record that the fit has ended."""
         self.runs, self.undo = False, None
+        self.waits.end()
         end_fit(self.model)
         release(self.model)
 

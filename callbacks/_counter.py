@@ -46,13 +46,15 @@ class Counter:
         self._others: list[tuple[Any, int]] = []
         self._known, self._since, self._rate, self._accumulated = 0, 0, 1, 1
         self._place, self._first = -1, True
+        self._model: Any = None  # that of the callback, which on JAX it is slow to ask for
+        self._ended: list[int] = []  # noted since a batch began last
 
     def now(self) -> int:
         """Return the current count."""
         optimizer = None if self._own else self._optimizer()
         if optimizer is None:
             return (self.begun or 0) + self._batches
-        value, groups = self._ask(optimizer), self._groups()
+        value, groups = self._ask(optimizer), self._groups(self._since)
         if groups:
             self._rate = max(self._rate, -((self._known - value) // groups))
         self._known, self._since = value, 0
@@ -69,6 +71,8 @@ class Counter:
     def begin_epoch(self) -> int:
         """Record the start of an epoch and return the current count."""
         self._place, optimizer = -1, self._optimizer()
+        self._ended.clear()
+        self._model = self._callback.model
         if optimizer is not None:
             self._accumulated = 1 if self._of_batches else batches_per_step(optimizer)
             self._acted = self._acted or has_acted(optimizer)
@@ -89,21 +93,44 @@ class Counter:
             batch: its index within the epoch, from 0; with `steps_per_execution`, that of the last of several.
             due: the number that is waited for; None for none.
         """
+        self._pass(batch, 1)
+        if self._first:
+            self._first, optimizer = False, self._optimizer()
+            if any(iterations(one) != known for one, known in self._others):
+                self._check(optimizer)
+            return self.now()
+        reached = self._own or (due is not None and self._known + self._rate * self._groups(self._since) >= due)
+        return self.now() if reached else None
+
+    def begin_batch(self, batch: int, due: int | None) -> bool:
+        """Record that those before a batch have ended, and return whether `after_batch` must record the end of it.
+
+        It must where it may return the count; after other batches `note_end` is enough.
+        """
+        self._pass(batch - 1, 0)
+        self._ended.clear()
+        if self._first or self._own:
+            return True
+        since = self._since + getattr(self._model, "steps_per_execution", 1)
+        return due is not None and self._known + self._rate * self._groups(since) >= due
+
+    def note_end(self, batch: int) -> None:
+        """Note the end of a batch; may be called from any thread, in any order."""
+        self._ended.append(batch)
+
+    def _pass(self, batch: int, least: int) -> None:
+        """Count the batches up to one that has ended, and at least so many."""
         last = (self._callback.params or {}).get("steps")
         batch = batch if last is None else min(batch, last - 1)  # several may reach past the epoch's end
-        passed, self._place = max(1, batch - self._place), batch
+        passed = max(least, batch - self._place)
         self._batches += passed
         self._since += passed
-        if self._first:
-            self._first = False
-            if any(iterations(one) != known for one, known in self._others):
-                self._check(self._optimizer())
-            return self.now()
-        reached = self._own or (due is not None and self._known + self._rate * self._groups() >= due)
-        return self.now() if reached else None
+        self._place = batch
 
     def end_epoch(self) -> int:
         """Record the end of an epoch and return the current count."""
+        if self._ended:
+            self._pass(max(self._ended), 0)
         self._check(self._optimizer())
         return self.now()
 
@@ -119,11 +146,12 @@ class Counter:
         self._acted = tuple(map(float, state[3:]))
 
     def _optimizer(self) -> Any:
-        return self._given if self._given is not None else getattr(self._callback.model, "optimizer", None)
+        compiled = getattr(self._callback.model, "optimizer", None)  # which on JAX updates all variables
+        return self._given if self._given is not None else compiled
 
-    def _groups(self) -> int:
-        """Return how many groups of `_accumulated` batches may have been completed since the last check."""
-        return -(-self._since // self._accumulated)
+    def _groups(self, batches: int) -> int:
+        """Return how many groups of `_accumulated` batches may have been completed in so many since the last check."""
+        return -(-batches // self._accumulated)
 
     def _check(self, optimizer: Any) -> None:
         """Switch to counting batches if there is no optimizer, or if it has taken no steps since the fit began."""

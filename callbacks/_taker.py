@@ -86,9 +86,16 @@ class SnapshotTaker:
         if self.snapshot is None:
             self._take(self._counter.begin_epoch())
 
-    def after_batch(self, batch: int) -> None:
-        if self.snapshot is None:
+    def works_after(self, batch: int) -> bool:
+        """Return whether the snapshot may be due at the end of the call that begins with this batch."""
+        return self.snapshot is None and self._counter.begin_batch(batch, (self._counter.begun or 0) + self.due)
+
+    def after_batch(self, batch: int, works: bool) -> None:
+        """Take the snapshot if it is due at the end of a batch; if there is no work, only count the batch."""
+        if self.snapshot is None and works:
             self._take(self._counter.after_batch(batch, (self._counter.begun or 0) + self.due))
+        elif self.snapshot is None:
+            self._counter.note_end(batch)
 
     def end_epoch(self) -> None:
         if self.snapshot is None:

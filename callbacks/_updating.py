@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kprune.masks import check_is_optimizer
+from kprune.pruning import Pruner
 
 from ._counter import Counter
 from .base import MaskingCallback
@@ -21,6 +22,9 @@ class UpdatingCallback(MaskingCallback):
     """
 
     prunes = "during"
+
+    pruner: Pruner
+    """What it prunes by, in those that prune by a config: its tracker is told of every step."""
 
     def __init__(self, optimizer: Any = None):
         super().__init__()
@@ -48,10 +52,23 @@ class UpdatingCallback(MaskingCallback):
             self.update(taken)
         super().on_epoch_begin(epoch)
 
+    def _works_after(self, batch: int) -> bool:
+        due = self._counter.begin_batch(batch, self.next_due())
+        return due or self._watches()  # in this order: the counter counts
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if not self._carrier.waits.works(self):
+            self._counter.note_end(batch)
+            return
+        if self._watches():
+            self.pruner.after_step(self.model)
         taken = self._counter.after_batch(batch, self.next_due())
         if taken is not None:
             self.update(taken)
+
+    def _watches(self) -> bool:
+        pruner = getattr(self, "pruner", None)
+        return pruner is not None and pruner.watches
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.update(self._counter.end_epoch())

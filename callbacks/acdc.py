@@ -96,11 +96,6 @@ class ACDC(UpdatingCallback):
         super().on_epoch_begin(epoch)
         self.pruner.resume(self.model)
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self.pruner.watches:
-            self.pruner.after_step(self.model)
-        super().on_train_batch_end(batch)
-
     def plan(self, taken: int, epoch: int) -> None:
         if self.switches:
             return

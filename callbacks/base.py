@@ -127,7 +127,7 @@ class MaskingCallback(Callback):
     @contextmanager
     def undone(self) -> Iterator[None]:
         """Restore the model bit for bit if an exception occurs while the fit begins."""
-        with self._carrier.undone():
+        with self._carrier.undone(self):
             yield
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -142,6 +142,14 @@ class MaskingCallback(Callback):
         if self._carrier.callbacks[0] is self and zeros.due():
             check_zeros(self.model)
             zeros.checked()
+        self._carrier.waits.before_step(self, batch)
+
+    def _works_after(self, batch: int) -> bool:
+        """Return whether `on_train_batch_end` has work to do on the model after the step that begins with this batch.
+
+        If not, it may run in another thread, while the next step has begun.
+        """
+        return False
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         sparsity = check_zeros(self.model)

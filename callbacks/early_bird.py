@@ -122,6 +122,9 @@ class EarlyBird(MaskingCallback):
             self._end = snapshot(self.model)
             self.model.stop_training = True
 
+    def _works_after(self, batch: int) -> bool:
+        return self._end is not None or self.pruner.watches
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._end is not None:
             rewind(self.model, self._end)

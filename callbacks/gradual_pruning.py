@@ -164,11 +164,6 @@ class GradualPruning(UpdatingCallback):
         super().on_epoch_begin(epoch)
         self.pruner.resume(self.model)
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        if self.pruner.watches:
-            self.pruner.after_step(self.model)
-        super().on_train_batch_end(batch)
-
     def on_train_end(self, logs: Any = None) -> None:
         super().on_train_end(logs)
         self.pruner.end()

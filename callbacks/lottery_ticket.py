@@ -244,10 +244,14 @@ class LotteryTicket(MaskingCallback):
                 )
             self._rewound = {}
 
+    def _works_after(self, batch: int) -> bool:
+        due = self._taker.works_after(batch)
+        return due or self.lottery.pruner.watches  # in this order: the counter counts
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.lottery.pruner.watches:
             self.lottery.pruner.after_step(self.model)
-        self._taker.after_batch(batch)
+        self._taker.after_batch(batch, self._carrier.waits.works(self))
 
     def _took(self) -> None:
         if self._state is not None:

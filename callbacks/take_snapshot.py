@@ -60,8 +60,11 @@ class TakeSnapshot(MaskingCallback):
         self._taker.begin_epoch(epoch)
         super().on_epoch_begin(epoch)
 
+    def _works_after(self, batch: int) -> bool:
+        return self._taker.works_after(batch)
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._taker.after_batch(batch)
+        self._taker.after_batch(batch, self._carrier.waits.works(self))
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)

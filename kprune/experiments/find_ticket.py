@@ -153,6 +153,9 @@ class _Watching(MaskingCallback):
         super().on_epoch_begin(epoch)
         self._pruner.resume(self.model)
 
+    def _works_after(self, batch: int) -> bool:
+        return self._pruner.watches
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._pruner.watches:
             self._pruner.after_step(self.model)
