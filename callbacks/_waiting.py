@@ -48,9 +48,10 @@ class Waits:
         """Have Keras wait for the step that begins with a batch if a callback has work after it."""
         if self._list is None:
             return
-        (self._working.add if callback._works_after(batch) else self._working.discard)(id(callback))
-        if self._working and self._list._async_train:
-            self._list._flush_futures()
+        works = callback._works_after(batch)
+        if works and self._list._async_train:
+            self._list._flush_futures()  # first: what still runs in another thread must find no work
+        (self._working.add if works else self._working.discard)(id(callback))
         self._list._async_train = not self._working
 
     def works(self, callback: Any) -> bool:

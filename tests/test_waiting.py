@@ -9,6 +9,7 @@ import pytest
 from contract_rows import CALLBACK_ROWS
 from helpers import CHEAP, built, data, mlp
 from kprune.callbacks import EarlyBird, GradualPruning, LotteryTicket, PruneAtInit, SparsityLogger, TakeSnapshot
+from kprune.callbacks._counter import Counter
 
 import kprune
 from kprune.schedules import PolynomialDecay
@@ -73,6 +74,24 @@ def test_keras_waits_only_where_an_update_may_be_due(options, batches):
     fit(model, GradualPruning(SCHEDULE), TakeSnapshot(), SparsityLogger(table=False), waited, steps=18, epochs=2)
     assert waited.batches == batches
     assert kprune.summary(model).sparsity == 0.75
+
+
+@pytest.mark.private_api
+def test_a_thread_that_lags_behind_finds_no_work(monkeypatch):
+    """The call after the third step goes on only when Keras is to wait for the fourth, after which there is work."""
+    flushed, threads = threading.Event(), []
+    flush, record = keras.callbacks.CallbackList._flush_futures, Counter.after_batch
+
+    class Lags(keras.callbacks.Callback):
+        async_safe = True
+
+        def on_train_batch_end(self, batch, logs=None):
+            assert batch != 2 or flushed.wait(60)
+
+    monkeypatch.setattr(keras.callbacks.CallbackList, "_flush_futures", lambda self: flushed.set() or flush(self))
+    monkeypatch.setattr(Counter, "after_batch", lambda *given: threads.append(threading.get_ident()) or record(*given))
+    fit(compiled(), Lags(), GradualPruning(SCHEDULE))
+    assert threads == 4 * [threading.get_ident()]
 
 
 @pytest.mark.private_api
