@@ -37,17 +37,18 @@ class Waited(keras.callbacks.Callback):
             self.zeros.append(sum(int((~weight.kept()).sum()) for weight in kprune.masked_weights(self.model)))
 
 
-class Waits(keras.callbacks.Callback):
+class Plain(keras.callbacks.Callback):
     """Has Keras wait for each step, as any callback does that is not `async_safe`."""
 
     def on_train_batch_end(self, batch, logs=None):
         pass
 
 
-def compiled(**options):
+def compiled(accumulated=None, **options):
     keras.utils.set_random_seed(0)
     model = mlp()
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", **{**CHEAP, **options})
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9, gradient_accumulation_steps=accumulated)
+    model.compile(optimizer, "mse", **CHEAP, **options)
     return built(model)
 
 
@@ -62,15 +63,12 @@ def fit(model, *callbacks, steps=10, epochs=1):
     [
         # The first, since a train_step may take several steps; then those that may end at an update.
         ({}, [0, 3, 5, 7]),
-        ({"optimizer": keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)}, [0, 7, 10, 11, 14, 15]),
+        ({"accumulated": 2}, [0, 7, 10, 11, 14, 15]),
         ({"steps_per_execution": 3}, [2, 5, 8]),
     ],
 )
 def test_keras_waits_only_where_an_update_may_be_due(options, batches):
-    waited, optimizer = Waited(), options.pop("optimizer", None)
-    model = compiled(**options)
-    if optimizer is not None:
-        model.compile(optimizer, "mse", **CHEAP)
+    model, waited = compiled(**options), Waited()
     fit(model, GradualPruning(SCHEDULE), TakeSnapshot(), SparsityLogger(table=False), waited, steps=18, epochs=2)
     assert waited.batches == batches
     assert kprune.summary(model).sparsity == 0.75
@@ -142,6 +140,20 @@ class OwnStart(PruneAtInit):
 def test_keras_waits_for_every_step_where_it_is_not_known_that_there_is_no_work(make):
     waited = Waited()
     fit(compiled(), make(), waited, epochs=2)
+    assert waited.batches == 2 * list(range(10))
+
+
+@pytest.mark.private_api
+def test_keras_waits_for_every_step_of_a_ticket_that_is_found_by_movement():
+    waited = Waited()
+    kprune.find_ticket(
+        compiled(),
+        lambda model, level: fit(model, *level.callbacks, waited),
+        levels=1,
+        rate=0.5,
+        criterion="movement",
+        verbose=0,
+    )
     assert waited.batches == 2 * list(range(10))
 
 
@@ -235,7 +247,7 @@ def test_the_network_is_the_same_as_if_keras_waited_for_each_step(name, together
         snapshot = getattr(callback, "snapshot", None)
         return [*model.get_weights(), *(weight.kept() for weight in kprune.masked_weights(model))], snapshot
 
-    (alone, early), (waiting, same) = trained(), trained(Waits())
+    (alone, early), (waiting, same) = trained(), trained(Plain())
     for one, other in zip(alone, waiting, strict=True):
         np.testing.assert_array_equal(one, other)
     if early is not None:
