@@ -1,7 +1,8 @@
 """Selection of the highest scores inside compiled programs of either backend, for several patterns.
 
 The order of floats is that of their bits, those below zero flipped: a cut is found bit by bit, in 32 counts, and equal
-scores are put in order only where they straddle it. Everything has a static shape, and the numbers to keep are tensors.
+scores are put in order only where they straddle it. Of float64 there are two words of 32 bits, and so 64 counts: a
+program may have no wider type. Everything has a static shape, and the numbers to keep are tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from keras import ops
 from .masks.layout import Layout
 from .patterns import Tiles
 
-LOWEST = -(2**31)  # the key of what is pruned; that of -infinity is above it
+Words = tuple[Any, ...]
+"""Signed int32 tensors of a weight's shape, the most significant first, in the order of the scores; -0.0 equals 0.0."""
+
+LOWEST = -(2**31)  # each word of what is pruned; the first of -infinity is above it
+_INFINITY = 0x7F800000  # of float32; as the first word of a float64, 2**1017
 
 
 @dataclass(frozen=True)
@@ -26,22 +31,49 @@ class Ranked:
     """The parts of a weight that are kept or pruned as a whole, in C order: its single entries or its blocks.
 
     Attributes:
-        scores: float tensor.
-        alive: bool tensor of its shape: not pruned already.
-        entries: the number of entries that each stands for, int32: a tensor of its shape, or 1.
+        given: the words of their scores, which say nothing of what is pruned already.
+        alive: bool tensor of their shape: not pruned already.
+        entries: the number of entries that each stands for, int32: a tensor of their shape, or 1.
     """
 
-    scores: Any
+    given: Words
     alive: Any
     entries: Any
 
     @property
-    def keys(self) -> Any:
-        """Signed int32 keys in the order of the scores; -0.0 equals 0.0, and pruned entries rank below all others."""
-        wide = ops.cast(self.scores, "float32")
-        raw = _bits(ops.where(wide == 0, ops.zeros((), "float32"), wide))
-        flipped = ops.bitwise_xor(raw, np.int32(2**31 - 1))
-        return ops.where(self.alive, ops.where(raw < 0, flipped, raw), np.int32(LOWEST))
+    def words(self) -> Words:
+        """The words, of which pruned entries rank below all others."""
+        return tuple(ops.where(self.alive, word, np.int32(LOWEST)) for word in self.given)
+
+    @property
+    def finite(self) -> Any:
+        """Whether all scores of what is alive are neither NaN nor infinite, or nearly so, as a bool scalar."""
+        inside = ops.logical_and(self.given[0] < np.int32(_INFINITY), self.given[0] > np.int32(~_INFINITY))
+        return ops.all(ops.logical_or(inside, ops.logical_not(self.alive)))
+
+
+def words_of(score: Any) -> Words:
+    """Return the one word of a float tensor of at most 32 bits."""
+    wide = ops.cast(score, "float32")
+    raw = _bits(ops.where(wide == 0, ops.zeros((), "float32"), wide))
+    return (ops.where(raw < 0, _flipped(raw), raw),)
+
+
+def words_of_float64(score: Any, emulated: bool) -> Words:
+    """Return the two words of a float64 tensor; JAX must allow that type where this is traced.
+
+    Args:
+        score: the tensor.
+        emulated: whether the device has no float64, but adds up two float32 in its place, as TPUs do.
+    """
+    if emulated:
+        first = ops.cast(score, "float32")
+        return words_of(first) + words_of(score - ops.cast(first, "float64"))
+    pair = _bits(score)
+    low, high = pair[..., 0], pair[..., 1]
+    high = ops.where(ops.logical_and(high == np.int32(LOWEST), low == 0), np.int32(0), high)  # -0.0
+    low = ops.where(high < 0, ops.bitwise_not(low), low)
+    return ops.where(high < 0, _flipped(high), high), _signed(low)
 
 
 def ranked_tiles(score: Any, mask: Any, layout: Layout, tiles: Tiles) -> Ranked:
@@ -53,7 +85,7 @@ def ranked_tiles(score: Any, mask: Any, layout: Layout, tiles: Tiles) -> Ranked:
     wide = _tiled(ops.where(mask, ops.cast(score, "float32"), ops.zeros((), "float32")), layout, tiles)
     entries = ops.sum(_tiled(ops.cast(mask, "int32"), layout, tiles), axis=(2, 4))
     means = ops.sum(wide, axis=(2, 4)) / ops.cast(ops.maximum(entries, 1), "float32")
-    return Ranked(means, entries > 0, entries)
+    return Ranked(words_of(means), entries > 0, entries)
 
 
 def kept_tiles(kept: Any, layout: Layout, tiles: Tiles) -> Any:
@@ -75,64 +107,82 @@ def _tiled(tensor: Any, layout: Layout, tiles: Tiles) -> Any:
 
 def cut_of_all(ranked: list[Ranked], n: Any) -> tuple[Any, Any]:
     """Count the entries of each weight that are above the n-th highest score of all weights, and those equal to it."""
-    keys = [one.keys for one in ranked]
-
-    def counts(compare: Callable[[Any], Any]) -> list[Any]:
-        return [number(compare(key), one.entries) for key, one in zip(keys, ranked, strict=True)]
-
-    cut = _highest(lambda trial: sum(counts(lambda key: key >= _signed(trial))) >= n, ops.zeros((), "int32"))
-    cut = _signed(cut)
-    return ops.stack(counts(lambda key: key > cut)), ops.stack(counts(lambda key: key == cut))
+    entries = [one.entries for one in ranked]
+    above, equal, _ = _beside_cut([one.words for one in ranked], entries, n, together=True)
+    return _numbers(above, entries), _numbers(equal, entries)
 
 
-def keep_highest_of_each(keys: list[Any], entries: list[Any], n_keep: Any) -> list[Any]:
-    """Return masks that keep the highest of keys[i] until n_keep[i] entries are kept; ties go to the lowest index.
+def keep_highest_of_each(words: list[Words], entries: list[Any], n_keep: Any) -> list[Any]:
+    """Return masks that keep the highest of the i-th weight until n_keep[i] entries are kept; ties: the lowest index.
 
     Args:
-        keys: int32 tensors.
+        words: of each weight.
         entries: as of `Ranked`: where all stand for 1, exactly n_keep[i] are kept.
         n_keep: int32 vector.
     """
-
-    def counts(compare: Callable[[int, Any], Any]) -> Any:
-        return ops.stack([number(compare(i, key), entries[i]) for i, key in enumerate(keys)])
-
-    cut = _signed(
-        _highest(
-            lambda trial: counts(lambda i, key: key >= _signed(trial[i])) >= n_keep, ops.zeros((len(keys),), "int32")
-        )
-    )
-    above = counts(lambda i, key: key > cut[i])
-    equal = counts(lambda i, key: key == cut[i])
+    above, equal, left = _beside_cut(words, entries, n_keep, together=False)
 
     def from_the_cut() -> list[Any]:
-        return [key >= cut[i] for i, key in enumerate(keys)]
+        return _each(ops.logical_or, above, equal)
 
     def in_order() -> list[Any]:
-        # The same search over indices: of equal keys those up to `last` stay, before which there are too few.
-        places = [_places(key.shape) for key in keys]
+        # The same search over indices: of equal scores those up to `last` stay, before which there are too few.
+        places = [_places(flags.shape) for flags in equal]
 
-        def too_few(trial: Any) -> Any:
-            before = counts(lambda i, key: ops.logical_and(key == cut[i], places[i] < trial[i]))
-            return before < n_keep - above
+        def up_to(compare: Callable[[Any, Any], Any], index: Any) -> list[Any]:
+            return [ops.logical_and(flags, compare(places[i], index[i])) for i, flags in enumerate(equal)]
 
-        last = _highest(too_few, ops.zeros((len(keys),), "int32"), bits=31)
-        return [
-            ops.logical_or(key > cut[i], ops.logical_and(key == cut[i], places[i] <= last[i]))
-            for i, key in enumerate(keys)
-        ]
+        last = _highest(
+            lambda trial: _numbers(up_to(ops.less, trial), entries) < left,
+            ops.zeros((len(words),), "int32"),
+            bits=31,
+        )
+        return _each(ops.logical_or, above, up_to(ops.less_equal, last))
 
-    return ops.cond(ops.all(above + equal == n_keep), from_the_cut, in_order)
+    return ops.cond(ops.all(_numbers(equal, entries) == left), from_the_cut, in_order)
 
 
-def keep_winners_first(keys: list[Any], layouts: list[Layout], n_keep: Any, n: int, m: int) -> list[Any]:
+def _beside_cut(words: list[Words], entries: list[Any], n: Any, together: bool) -> tuple[list[Any], list[Any], Any]:
+    """Return which entries are above the n-th highest and which equal it, as bool tensors, and n less those above.
+
+    Args:
+        words: of each weight.
+        entries: as of `Ranked`.
+        n: int32: a scalar, if the n-th highest is that of all weights together; else a vector, one for each weight.
+        together: which of the two.
+    """
+
+    def count(flags: list[Any]) -> Any:
+        return sum(map(number, flags, entries)) if together else _numbers(flags, entries)
+
+    def beside(word: tuple[Any, ...], among: list[Any], n: Any) -> tuple[list[Any], list[Any]]:
+        def against(compare: Callable[[Any, Any], Any], cut: Any) -> list[Any]:
+            flags = [compare(one, cut if together else cut[i]) for i, one in enumerate(word)]
+            return _each(ops.logical_and, among, flags) if among else flags
+
+        cut = _signed(_highest(lambda trial: count(against(ops.greater_equal, _signed(trial))) >= n, ops.zeros_like(n)))
+        return against(ops.greater, cut), against(ops.equal, cut)
+
+    above: list[Any] = []
+    equal: list[Any] = []  # in the words so far
+    for word in zip(*words, strict=True):
+        higher, equal = beside(word, equal, n)
+        above = _each(ops.logical_or, above, higher) if above else higher
+        n = n - count(higher)
+    return above, equal, n
+
+
+def keep_winners_first(words: list[Words], layouts: list[Layout], n_keep: Any, n: int, m: int) -> list[Any]:
     """Return masks as `kprune.patterns.n_of_m` does: the n highest of each group rank above all others."""
-    keys = [ops.reshape(_canonical(key, layout), layout.shape) for key, layout in zip(keys, layouts, strict=True)]
-    won = [_winners(key, n, m) for key in keys]
-    pruned, single = np.int32(LOWEST), [1] * len(keys)
-    first = ops.minimum(n_keep, ops.stack([number(win) for win in won]))
-    leading = [ops.where(win, key, pruned) for key, win in zip(keys, won, strict=True)]
-    others = [ops.where(win, pruned, key) for key, win in zip(keys, won, strict=True)]
+    words = [
+        tuple(ops.reshape(_canonical(word, layout), layout.shape) for word in one)
+        for one, layout in zip(words, layouts, strict=True)
+    ]
+    won = [_winners(one, n, m) for one in words]
+    pruned, single = np.int32(LOWEST), [1] * len(words)
+    first = ops.minimum(n_keep, _numbers(won, single))
+    leading = [tuple(ops.where(win, word, pruned) for word in one) for one, win in zip(words, won, strict=True)]
+    others = [tuple(ops.where(win, pruned, word) for word in one) for one, win in zip(words, won, strict=True)]
     kept = zip(
         keep_highest_of_each(leading, single, first),
         keep_highest_of_each(others, single, n_keep - first),
@@ -142,28 +192,51 @@ def keep_winners_first(keys: list[Any], layouts: list[Layout], n_keep: Any, n: i
     return [_original(ops.logical_or(one, other), layout) for one, other, layout in kept]
 
 
-def _winners(key: Any, n: int, m: int) -> Any:
+def _winners(words: Words, n: int, m: int) -> Any:
     """Return a bool tensor that marks the n highest of each group of m along the input axis; ties go to the first."""
-    *positions, rows, columns = key.shape if len(key.shape) > 1 else (*key.shape, 1)
+    shape = words[0].shape
+    *positions, rows, columns = shape if len(shape) > 1 else (*shape, 1)
     n_groups = -(-rows // m)
     padding = [(0, 0)] * len(positions) + [(0, n_groups * m - rows), (0, 0)]
-    padded = ops.pad(ops.reshape(key, (*positions, rows, columns)), padding, constant_values=LOWEST)
-    groups = ops.reshape(padded, (*positions, n_groups, m, columns))
-    members = [groups[..., j, :] for j in range(m)]
+
+    def grouped(word: Any) -> Any:
+        padded = ops.pad(ops.reshape(word, (*positions, rows, columns)), padding, constant_values=LOWEST)
+        return ops.reshape(padded, (*positions, n_groups, m, columns))
+
+    groups = [grouped(word) for word in words]
+    members = [tuple(group[..., j, :] for group in groups) for j in range(m)]
     ranks = [
         sum(
-            ops.cast(other >= member if k < j else other > member, "int32") for k, other in enumerate(members) if k != j
+            ops.cast(ops.logical_not(_above(member, other)) if k < j else _above(other, member), "int32")
+            for k, other in enumerate(members)
+            if k != j
         )
         for j, member in enumerate(members)
     ]
-    won = [ops.logical_and(rank < n, member > LOWEST) for rank, member in zip(ranks, members, strict=True)]
+    won = [ops.logical_and(rank < n, member[0] > LOWEST) for rank, member in zip(ranks, members, strict=True)]
     flat = ops.reshape(ops.stack(won, axis=-2), (*positions, n_groups * m, columns))
-    return ops.reshape(flat[..., :rows, :], key.shape)
+    return ops.reshape(flat[..., :rows, :], shape)
+
+
+def _above(words: Words, others: Words) -> Any:
+    """Return where the first are higher, entry by entry."""
+    higher = words[-1] > others[-1]
+    for word, other in zip(words[-2::-1], others[-2::-1], strict=True):
+        higher = ops.logical_or(word > other, ops.logical_and(word == other, higher))
+    return higher
 
 
 def number(flags: Any, entries: Any = 1) -> Any:
     """Return how many entries the True flags stand for, as int32."""
     return ops.sum(ops.cast(flags, "int32") * entries)
+
+
+def _numbers(flags: list[Any], entries: list[Any]) -> Any:
+    return ops.stack(list(map(number, flags, entries)))
+
+
+def _each(combine: Callable[[Any, Any], Any], ones: list[Any], others: list[Any]) -> list[Any]:
+    return list(map(combine, ones, others))
 
 
 def _canonical(tensor: Any, layout: Layout) -> Any:
@@ -190,7 +263,13 @@ def _signed(number: Any) -> Any:
     return ops.bitwise_xor(number, np.int32(LOWEST))
 
 
+def _flipped(word: Any) -> Any:
+    """Return the first word of a number below zero, whose bits fall as it rises, in the order of the numbers."""
+    return ops.bitwise_xor(word, np.int32(2**31 - 1))
+
+
 def _bits(value: Any) -> Any:
+    """Return the bits as int32; those of float64 with an axis more, last, the low word first."""
     if keras.backend.backend() == "jax":
         import jax
 

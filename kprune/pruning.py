@@ -147,7 +147,7 @@ class Pruner:
 
     def update(self, model: Any, sparsity: float | dict[str, float], optimizer: Any = None) -> None:
         """Prune the model during training, on its training device if possible."""
-        kept = update_on_device(model, self.config, sparsity, optimizer)
+        kept = update_on_device(model, self.config, sparsity, optimizer, self.tracker)
         if kept is None:
             set_masks(model, self.masks(model, sparsity), optimizer)
         else:

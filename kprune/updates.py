@@ -5,8 +5,11 @@ together, how many entries of each weight lie above the common cut, and the thir
 weight keeps, and writes. The scope itself runs on the host, in exact integers, and its numbers go back as int32
 tensors, so that a new sparsity compiles nothing. What lies in parts on several devices is counted where it lies.
 
-How a program finds a cut is in programs.py. On a CPU the NumPy path is faster, which is also the one for criteria,
-scopes and patterns of the user's own.
+The score of an entry is a function of its value (the criterion's trait `entrywise`), or the criterion has the scores of
+all weights on their devices (`tensors`), in float64: another program makes 32-bit words of them first.
+
+How a program finds a cut is in programs.py. On a CPU the NumPy path is faster, which is also the one for other
+criteria, and for scopes and patterns of the user's own.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ import numpy as np
 from keras import ops
 
 from .config import PruningConfig
-from .criteria import CRITERIA
+from .criteria import CRITERIA, Tracker
+from .criteria.engines.precision import with_float64
 from .cutting import shares_by_counts
 from .masks import MaskedWeight, followers, library_of, masked_weights
 from .masks.following import follow
@@ -38,8 +42,10 @@ from .programs import (
     kept_tiles,
     number,
     ranked_tiles,
+    words_of,
+    words_of_float64,
 )
-from .runtime.distribution import as_tensor, on_host
+from .runtime.distribution import as_tensor, on_host, platforms
 from .runtime.optimizers import slots
 from .scopes import SCOPES
 from .selection import warn_of_ties
@@ -47,14 +53,19 @@ from .sparsities import by_group
 from .util.interrupts import uninterrupted
 from .util.registry import own_trait
 
-Form = tuple[Callable[[Any], Any], str, tuple[Any, ...]]
-"""(the score of a weight's tensor, the kind of pattern, its sizes), the same object or numbers in each update."""
+Form = tuple[Callable[[Any], Any] | None, str, tuple[Any, ...]]
+"""(the score of a weight's tensor, or None if scores are given; the kind of pattern; its sizes): the same object or
+numbers in each update."""
 
 
 def update_on_device(
-    model: Any, config: PruningConfig, sparsity: float | dict[str, float], optimizer: Any = None
+    model: Any,
+    config: PruningConfig,
+    sparsity: float | dict[str, float],
+    optimizer: Any = None,
+    tracker: Tracker | None = None,
 ) -> dict[str, int] | None:
-    """Do what `set_masks(model, config.masks(model, sparsity), optimizer)` does, on the device of the model.
+    """Do what `set_masks(model, config.masks(model, sparsity, trackers=tracker), optimizer)` does, on the device.
 
     Returns:
         path -> number of entries to keep, of which a pattern of blocks keeps up to a block more; None, and nothing has
@@ -66,7 +77,16 @@ def update_on_device(
     if form is None:
         return None
     programs = _programs(keras.backend.backend(), _alone(model), fits(model))
-    values = [(as_tensor(weight.variable), as_tensor(weight.mask)) for weight in weights]
+    given: list[Any] = [()] * len(weights)
+    if form[0] is None:
+        scores = own_trait(CRITERIA.get(config.criterion), "tensors")(weights, tracker)
+        if scores is None:
+            return None
+        emulated = "tpu" in platforms(weight.variable for weight in weights)
+        given = programs.given((form[1], emulated), scores)
+    values = [
+        (as_tensor(one.variable), as_tensor(one.mask), scored) for one, scored in zip(weights, given, strict=True)
+    ]
     # As numbers, by which TensorFlow, too, sees that they are the same in each update.
     layouts = [astuple(layout_of(weight)) for weight in weights]
     seen = programs.look((*form, tuple(layouts)), values)
@@ -76,8 +96,8 @@ def update_on_device(
     by_path = {weight.path: one for weight, *one in zip(weights, values, layouts, strict=True)}
 
     def counts(paths: list[str], n: int) -> list[tuple[int, int]]:
-        pairs, asked = zip(*(by_path[path] for path in paths), strict=True)
-        above, equal = programs.count((*form, asked), list(pairs), np.array(n, np.int32))
+        some, asked = zip(*(by_path[path] for path in paths), strict=True)
+        above, equal = programs.count((*form, asked), list(some), np.array(n, np.int32))
         found = list(zip(np.asarray(above).tolist(), np.asarray(equal).tolist(), strict=True))
         if n < sum(left[path] for path in paths):  # else what equals the cut is pruned already
             warn_of_ties(paths, found, n)
@@ -100,11 +120,12 @@ def update_on_device(
 
 def device_form(config: PruningConfig, weights: list[MaskedWeight]) -> Form | None:
     """Return the criterion and pattern in the form that programs use, or None if the host must do the update."""
-    entrywise = own_trait(CRITERIA.get(config.criterion), "entrywise")
+    criterion = CRITERIA.get(config.criterion)
+    entrywise, given = own_trait(criterion, "entrywise"), own_trait(criterion, "tensors")
     pattern = _pattern_form(PATTERNS.get(config.pattern))
     dtypes = {keras.backend.standardize_dtype(weight.variable.dtype) for weight in weights}
     if (
-        entrywise is None
+        (entrywise is None and given is None)
         or pattern is None
         or config.rounds > 1
         or config.groups is not None
@@ -116,7 +137,7 @@ def device_form(config: PruningConfig, weights: list[MaskedWeight]) -> Form | No
         or on_host(weight.variable for weight in weights)
     ):
         return None
-    return getattr(ops, entrywise.__name__), *pattern
+    return entrywise and getattr(ops, entrywise.__name__), *pattern
 
 
 def _pattern_form(pattern: Callable[..., Any]) -> tuple[str, tuple[Any, ...]] | None:
@@ -145,17 +166,21 @@ def _write(
 
 @dataclass(frozen=True)
 class _Programs:
-    """The three programs of an update, each a function of tensors, recompiled only for new shapes.
+    """The programs of an update, each a function of tensors, recompiled only for new shapes.
 
-    A form is (score, kind of pattern, its sizes, the fields of the weights' layouts).
+    A form is (score, kind of pattern, its sizes, the fields of the weights' layouts). Values are a list of
+    (value, mask, given), where given is () if the form has the score.
 
     Attributes:
-        look: (form, [(value, mask)]) -> of each weight the number of entries that are alive, that of its largest block
-            (1 without blocks), and whether its scores are finite.
-        count: (form, [(value, mask)], n) -> how many entries of each are above the n-th highest of all, and equal it.
-        write: (form, [(value, mask)], slots, initial, n of each) -> [(mask, value, slots)] of what is kept.
+        given: ((kind of pattern, whether float64 is emulated), [float64 scores]) -> [their words, or for tiles float32
+            scores].
+        look: (form, values) -> of each weight the number of entries that are alive, that of its largest block (1
+            without blocks), and whether its scores are finite.
+        count: (form, values, n) -> how many entries of each are above the n-th highest of all, and equal it.
+        write: (form, values, slots, initial, n of each) -> [(mask, value, slots)] of what is kept.
     """
 
+    given: Callable[..., Any]
     look: Callable[..., Any]
     count: Callable[..., Any]
     write: Callable[..., Any]
@@ -163,30 +188,39 @@ class _Programs:
 
 @functools.cache
 def _programs(backend: str, compiled: bool, donate: bool) -> _Programs:
+    make: Callable[..., Any]
     if backend == "jax":
         import jax
 
-        def make(function: Callable[..., Any], donated: tuple[int, ...]) -> Callable[..., Any]:
-            return jax.jit(function, static_argnums=0, donate_argnums=donated if donate else ())
+        make = functools.partial(jax.jit, static_argnums=0)
+        programs = make(_given), make(_look), make(_count), make(_written, donate_argnums=(1, 2) if donate else ())
+        return _Programs(lambda *scores: _with_float64(programs[0], *scores), *programs[1:])
+    import tensorflow as tf
 
-    else:
-        import tensorflow as tf
-
-        def make(function: Callable[..., Any], donated: tuple[int, ...]) -> Callable[..., Any]:
-            return tf.function(function, autograph=False, jit_compile=compiled or None)
-
-    return _Programs(make(_look, ()), make(_count, ()), make(_written, (1, 2)))
+    make = functools.partial(tf.function, autograph=False, jit_compile=compiled or None)
+    return _Programs(make(_given), make(_look), make(_count), make(_written))
 
 
-def _look(form: Any, values: list[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
+def _with_float64(program: Callable[..., Any], *given: Any) -> Any:
+    with with_float64():
+        return program(*given)
+
+
+def _given(form: tuple[str, bool], scores: list[Any]) -> list[Any]:
+    pattern, emulated = form
+    if pattern == "tiles":
+        return [ops.cast(score, "float32") for score in scores]
+    return [words_of_float64(score, emulated) for score in scores]
+
+
+def _look(form: Any, values: list[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
     ranked = _ranked(form, values)
     alive = [number(one.alive, one.entries) for one in ranked]
     largest = [ops.max(ops.cast(one.alive, "int32") * one.entries) for one in ranked]
-    finite = [ops.all(ops.logical_or(ops.isfinite(one.scores), ops.logical_not(one.alive))) for one in ranked]
-    return ops.stack(alive), ops.stack(largest), ops.stack(finite)
+    return ops.stack(alive), ops.stack(largest), ops.stack([one.finite for one in ranked])
 
 
-def _count(form: Any, values: list[tuple[Any, Any]], n: Any) -> tuple[Any, Any]:
+def _count(form: Any, values: list[tuple[Any, Any, Any]], n: Any) -> tuple[Any, Any]:
     return cut_of_all(_ranked(form, values), n)
 
 
@@ -194,28 +228,28 @@ def _written(form: Any, values: Any, slots: Any, initial: Any, n_keep: Any) -> l
     masks = _kept(form, values, n_keep)
     return [
         (mask, _where(mask, value, 0), [_where(mask, slot, start) for slot, start in zip(held, starts, strict=True)])
-        for mask, (value, _), held, starts in zip(masks, values, slots, initial, strict=True)
+        for mask, (value, _, _), held, starts in zip(masks, values, slots, initial, strict=True)
     ]
 
 
-def _ranked(form: Any, values: list[tuple[Any, Any]]) -> list[Ranked]:
+def _ranked(form: Any, values: list[tuple[Any, Any, Any]]) -> list[Ranked]:
     score, pattern, sizes, layouts = form
     if pattern != "tiles":
-        return [Ranked(score(value), mask, 1) for value, mask in values]
+        return [Ranked(words_of(score(value)) if score else given, mask, 1) for value, mask, given in values]
     return [
-        ranked_tiles(score(value), mask, Layout(*layout), Tiles(*sizes))
-        for (value, mask), layout in zip(values, layouts, strict=True)
+        ranked_tiles(score(value) if score else given, mask, Layout(*layout), Tiles(*sizes))
+        for (value, mask, given), layout in zip(values, layouts, strict=True)
     ]
 
 
-def _kept(form: Any, values: list[tuple[Any, Any]], n_keep: Any) -> list[Any]:
+def _kept(form: Any, values: list[tuple[Any, Any, Any]], n_keep: Any) -> list[Any]:
     """Return masks that keep n_keep[i] entries of the i-th weight, or up to one block more if blocks are kept whole."""
     _, pattern, sizes, layouts = form
     ranked, known = _ranked(form, values), [Layout(*layout) for layout in layouts]
-    keys = [one.keys for one in ranked]
+    words = [one.words for one in ranked]
     if pattern == "n_of_m":
-        return keep_winners_first(keys, known, n_keep, *sizes)
-    kept = keep_highest_of_each(keys, [one.entries for one in ranked], n_keep)
+        return keep_winners_first(words, known, n_keep, *sizes)
+    kept = keep_highest_of_each(words, [one.entries for one in ranked], n_keep)
     if pattern != "tiles":
         return kept
     # While less than a block is too much, nothing is pruned.
@@ -224,7 +258,7 @@ def _kept(form: Any, values: list[tuple[Any, Any]], n_keep: Any) -> list[Any]:
         ops.logical_or(n_keep[i] > fewer, kept_tiles(one, layout, Tiles(*sizes)))
         for i, (fewer, one, layout) in enumerate(zip(most, kept, known, strict=True))
     ]
-    return [ops.logical_and(mask, one) for (_, mask), one in zip(values, whole, strict=True)]
+    return [ops.logical_and(mask, one) for (_, mask, _), one in zip(values, whole, strict=True)]
 
 
 def _where(mask: Any, value: Any, start: Any) -> Any:

@@ -111,7 +111,7 @@ def updates_on_device():
     with pytest.MonkeyPatch.context() as patch:
         for place in (kprune.updates, kprune.masks.types):
             patch.setattr(place, "on_host", lambda variables: False)
-        for name in ("_look", "_count", "_written"):
+        for name in ("_given", "_look", "_count", "_written"):
             patch.setattr(kprune.updates, name, counted(name))
         kprune.updates._programs.cache_clear()
         yield traces

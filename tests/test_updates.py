@@ -11,6 +11,7 @@ from steps import updates_on_device
 import kprune
 import kprune.updates
 from kprune.config import PruningConfig
+from kprune.criteria.engines.lamp_tensors import lamp_tensors
 from kprune.masks import current_masks, masked_weights
 from kprune.pruning import Pruner
 from kprune.scopes import kept_out, per_layer, with_ceiling, with_floor
@@ -78,12 +79,18 @@ def ties(draw, shape):
     return draw.integers(-2, 3, shape) * draw.choice([-0.0, 1.0], shape)
 
 
-def both_ways(model, config, values, steps=(0.3, 0.3, 0.75)):
+def fine(draw, shape):
+    """Values that float32 takes for equal, subnormal ones, and ties, of both signs."""
+    coarse, small = draw.integers(-2, 3, shape), draw.integers(-2, 3, shape)
+    return np.where(draw.random(shape) < 0.3, small * 2.0**-1070, coarse + small * 2.0**-40) * draw.choice([-1.0, 1.0])
+
+
+def both_ways(model, config, values, steps=(0.3, 0.3, 0.75), tracker=None):
     """The states after each step of the host's updates, and of those by programs."""
     ways = []
     for update in (
-        lambda sparsity: kprune.set_masks(model, config.masks(model, sparsity)),
-        lambda sparsity: by_programs(model, config, sparsity),
+        lambda sparsity: kprune.set_masks(model, config.masks(model, sparsity, trackers=tracker)),
+        lambda sparsity: by_programs(model, config, sparsity, tracker),
     ):
         dense(model, values)
         ways.append([])
@@ -93,43 +100,101 @@ def both_ways(model, config, values, steps=(0.3, 0.3, 0.75)):
     return ways
 
 
-def by_programs(model, config, sparsity):
-    asked = kprune.updates.update_on_device(model, config, sparsity)
+def by_programs(model, config, sparsity, tracker=None):
+    asked = kprune.updates.update_on_device(model, config, sparsity, tracker=tracker)
     kept = {path: int(mask.sum()) for path, mask in current_masks(model).items()}
     assert asked == kept or (config.pattern in BLOCKS and all(kept[path] >= n for path, n in asked.items()))
+
+
+def assert_the_same(host, device):
+    for one, other in zip(host, device, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("values", [normal, ties])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_is_what_numpy_makes_to_the_bit(model, elsewhere, name, values):
     host, device = both_ways(model, CONFIGS[name], values)
-    for one, other in zip(host, device, strict=True):
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a, b)
+    assert_the_same(host, device)
+
+
+def moved(model, values):
+    """A tracker whose sums lie on the weights' devices, as in a fit."""
+    tracker = kprune.criteria.Movement()
+    draw = np.random.default_rng(0)
+    tracker.set_state({str(i): values(draw, weight.shape) * 1.0 for i, weight in enumerate(masked_weights(model))})
+    tracker.begin(model)
+    return tracker
+
+
+@pytest.mark.parametrize("values", [fine, ties])
+@pytest.mark.parametrize("fields", [{}, {"scope": "layerwise"}, {"pattern": "2:4"}, {"pattern": "1:3"}])
+def test_movement_is_ranked_in_float64(model, elsewhere, fields, values):
+    dense(model, normal)
+    config = PruningConfig("movement", **fields)
+    assert_the_same(*both_ways(model, config, normal, tracker=moved(model, values)))
+
+
+def test_movement_is_ranked_in_pairs_of_float32_where_a_tpu_makes_float64_of_them(model, elsewhere, monkeypatch):
+    monkeypatch.setattr(kprune.updates, "platforms", lambda variables: {"tpu"})
+    dense(model, normal)
+    tracker = moved(model, lambda draw, shape: draw.integers(-2, 3, shape) + draw.integers(-2, 3, shape) * 2.0**-40)
+    assert_the_same(*both_ways(model, PruningConfig("movement"), normal, tracker=tracker))
+
+
+def test_movement_of_blocks(model, elsewhere):
+    config = PruningConfig("movement", pattern="channel", scope=with_floor("global", 0.2))
+    assert_the_same(*both_ways(model, config, normal, tracker=moved(model, ties)))
+
+
+@pytest.mark.parametrize("values", [normal, ties])
+def test_lamp(model, elsewhere, values):
+    assert_the_same(*both_ways(model, PruningConfig("lamp"), values))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lamp_has_its_scores_on_the_device(dtype):
+    keras.utils.set_random_seed(0)
+    made = keras.Sequential([keras.Input((20,)), *(keras.layers.Dense(units, dtype=dtype) for units in (30, 4))])
+    kprune.prune(made, "random", 0.3, verbose=0)
+    weights = masked_weights(made)
+    scores = kprune.criteria.lamp(kprune.criteria.Context(made, weights, current_masks(made)))
+    for weight, tensor in zip(weights, lamp_tensors(weights), strict=True):
+        np.testing.assert_allclose(np.asarray(tensor), scores[weight.path], rtol=1e-12, atol=0)
+
+
+def test_movement_before_anything_has_moved_is_left_to_the_host(model, elsewhere):
+    dense(model, normal)
+    begun, ended = moved(model, lambda draw, shape: np.zeros(shape)), moved(model, normal)
+    ended.end()
+    for tracker in (None, kprune.criteria.Movement(), begun, ended):
+        assert kprune.updates.update_on_device(model, PruningConfig("movement"), 0.5, tracker=tracker) is None
+
+
+def test_movement_of_another_model_is_refused(model, elsewhere):
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    kprune.mask(other)
+    with pytest.raises(ValueError, match="Movement has not watched this model"):
+        kprune.updates.update_on_device(model, PruningConfig("movement"), 0.5, tracker=moved(other, normal))
 
 
 def test_uniform_plus_whose_first_weight_stays_dense(model, elsewhere):
     config = PruningConfig("magnitude", scope="uniform_plus")
     host, device = both_ways(model, config, ties, [0.2, 0.6])
-    for one, other in zip(host, device, strict=True):
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a, b)
+    assert_the_same(host, device)
 
 
 def test_by_xla(model, elsewhere, monkeypatch):
     monkeypatch.setattr(kprune.updates, "_alone", lambda model: True)
     host, device = both_ways(model, CONFIGS["global"], ties)
-    for one, other in zip(host, device, strict=True):
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a, b)
+    assert_the_same(host, device)
 
 
 @pytest.mark.parametrize("name", ["global", "2x2"])
 def test_groups_of_their_own_sparsity(model, elsewhere, name):
     host, device = both_ways(model, CONFIGS[name], ties, [{"conv": 0.5}, {"conv": 0.5, "out": 0.9}])
-    for one, other in zip(host, device, strict=True):
-        for a, b in zip(one, other, strict=True):
-            np.testing.assert_array_equal(a, b)
+    assert_the_same(host, device)
 
 
 def test_channels_take_their_followers_along(elsewhere, monkeypatch):

@@ -7,6 +7,8 @@ A criterion is registered with the traits in which it differs from the plain cas
 - `tracker`: the class of what watches the training for it, a `Tracker`; it reads `context.tracker` then (None);
 - `entrywise`: the ufunc of NumPy, with one of its name in `keras.ops`, that makes a weight's entry its score; masks are
   then updated without holding the scores, or on an accelerator (None);
+- `tensors`: a function (weights, tracker) -> the scores of each weight, a float64 tensor on its device, or None if they
+  do not lie there; masks are then updated on an accelerator (None);
 - `revives`: whether a weight that an earlier round cut may return in a later one (False).
 """
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from ..util.threads import side_by_side
 from .base import CRITERIA, Context, Scores
+from .engines.lamp_tensors import lamp_tensors
 
 
 @CRITERIA.register("magnitude", entrywise=np.absolute)
@@ -40,7 +41,7 @@ def large_final(context: Context) -> Scores:
     return magnitude(context)
 
 
-@CRITERIA.register("lamp")
+@CRITERIA.register("lamp", tensors=lamp_tensors)
 def lamp(context: Context) -> Scores:
     """Layer-adaptive magnitude: score_u = w_u^2 / sum of w_v^2 over all v in the layer with |w_v| >= |w_u|.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import library_of, masked_weights
+from ..masks import MaskedWeight, library_of, masked_weights
 from ..runtime.distribution import as_tensor, on_host, to_numpy
 from .base import CRITERIA, Context, Scores
 from .engines.precision import with_float64
@@ -79,7 +79,22 @@ class Movement(ArrayTracker):
         self.arrays, self._last, self._add = self.arrays, [], None
 
     def ready(self) -> bool:
-        return any(score.any() for score in self.arrays)
+        return any(map(_any, self._totals))
+
+    def on_devices(self, weights: list[MaskedWeight]) -> list[Any] | None:
+        """Return S as float64 tensors, or None if nothing has moved or S does not lie on the weights' devices."""
+        if any(isinstance(total, np.ndarray) for total in self._totals) or not self.ready():
+            return None
+        self._check_shapes(self._totals, weights)
+        return self._totals
+
+
+def _any(total: Any) -> bool:
+    if hasattr(total, "any"):  # NumPy's and JAX's
+        return bool(total.any())
+    import tensorflow as tf
+
+    return bool(tf.reduce_any(tf.not_equal(total, 0)))
 
 
 def _beside_of_jax(total: np.ndarray | None, value: Any) -> tuple[Any, Any]:
@@ -138,7 +153,11 @@ def _program(backend: str, fused: bool) -> Callable[..., Any]:
     return with_wide_floats
 
 
-@CRITERIA.register("movement", tracker=Movement)
+def _tensors(weights: list[MaskedWeight], tracker: Any) -> list[Any] | None:
+    return None if tracker is None else tracker.on_devices(weights)
+
+
+@CRITERIA.register("movement", tracker=Movement, tensors=_tensors)
 def movement(context: Context) -> Scores:
     """Movement in training: score = sum over the steps t of w_t * (w_{t+1} - w_t), which is signed (arXiv:2005.07683).
 

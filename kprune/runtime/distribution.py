@@ -114,15 +114,23 @@ def on_host(variables: Iterable[Any]) -> bool:
     >>> on_host([keras.Variable([1.0])])
     True
     """
+    return platforms(variables) <= {"cpu"}
+
+
+def platforms(variables: Iterable[Any]) -> set[str]:
+    """Return the kinds of devices that these Keras 3 or tf_keras variables lie on: "cpu", "gpu" or "tpu".
+
+    >>> platforms([keras.Variable([1.0])])
+    {'cpu'}
+    """
+    found: set[str] = set()
     for v in variables:
         tensor = v.value if isinstance(v, keras.Variable) else v
         if hasattr(tensor, "sharding"):
-            platforms = {device.platform for device in tensor.sharding.device_set}
+            found |= {device.platform for device in tensor.sharding.device_set}
         else:
-            platforms = {str(tensor.device).rpartition("device:")[2].partition(":")[0].lower() or "cpu"}
-        if platforms != {"cpu"}:
-            return False
-    return True
+            found.add(str(tensor.device).rpartition("device:")[2].partition(":")[0].lower() or "cpu")
+    return found
 
 
 def device_layout(variable: Any) -> Any:

@@ -42,6 +42,40 @@ def test_update(pattern):
                 np.testing.assert_array_equal(weight.kept(), followers[weight.path])
 
 
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_update_by_movement_whose_sums_lie_as_the_weights_do(name, traces):
+    with distribute(name):
+        model = network()
+        kprune.mask(model)
+        tracker, config = kprune.criteria.Movement(), PruningConfig("movement")
+        tracker.begin(model)
+        for weight in kprune.masked_weights(model):
+            weight.variable.assign(weight.variable * np.random.default_rng(weight.size).normal(1, 0.1, weight.shape))
+        tracker.after_step(model)
+        for sparsity in (0.3, 0.6):
+            expected = config.masks(model, sparsity, trackers=tracker)
+            assert kprune.updates.update_on_device(model, config, sparsity, tracker=tracker) is not None
+            for path, mask in current_masks(model).items():
+                np.testing.assert_array_equal(mask, expected[path])
+        check_shards(model, parts=2 if name == "model_parallel" else 1)
+        assert sorted(traces) == ["_count", "_given", "_look", "_written"]
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.usefixtures("traces")
+def test_lamp_is_left_to_the_host_where_weights_lie_in_parts(name):
+    with distribute(name):
+        model = network()
+        kprune.mask(model)
+        config = PruningConfig("lamp")
+        expected = config.masks(model, 0.6)
+        kept = kprune.updates.update_on_device(model, config, 0.6)
+        assert (kept is None) == (name == "model_parallel")
+        if kept:
+            for path, mask in current_masks(model).items():
+                np.testing.assert_array_equal(mask, expected[path])
+
+
 def fit(model, callback):
     """A fit of 54 steps; how often its step had been traced at the end of each."""
     steps = TracedSteps(model)

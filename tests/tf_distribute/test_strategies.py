@@ -196,6 +196,23 @@ def test_an_update_on_the_devices_reaches_every_replica(pattern):
                 assert not value[~mask].any()
 
 
+def test_an_update_by_movement_on_the_devices_reaches_every_replica():
+    with mirrored(2).scope():
+        model = network("keras")
+    kprune.mask(model)
+    tracker, config = kprune.criteria.Movement(), kprune.PruningConfig("movement")
+    tracker.begin(model)
+    for weight in kprune.masked_weights(model):
+        weight.variable.assign(weight.value() * np.random.default_rng(weight.size).normal(1, 0.1, weight.shape))
+    tracker.after_step(model)
+    expected = config.masks(model, 0.5, trackers=tracker)
+    with updates_on_device():
+        assert kprune.updates.update_on_device(model, config, 0.5, tracker=tracker) is not None
+    for weight in kprune.masked_weights(model):
+        for mask in on_replicas(model, weight.mask):
+            np.testing.assert_array_equal(mask, expected[weight.path])
+
+
 @pytest.mark.parametrize("on_device", [False, True])
 def test_50_updates_compile_nothing_anew(on_device):
     with mirrored(2).scope():
