@@ -54,14 +54,22 @@ class UpdatingCallback(MaskingCallback):
 
     def _works_after(self, batch: int) -> bool:
         due = self._counter.begin_batch(batch, self.next_due())
-        return due or self._watches()  # in this order: the counter counts
+        if not self._watches():
+            return due
+        self.pruner.before_step(self._model)  # not `model`, into which Keras would bring its state
+        return due or not self.pruner.without_waiting or self._ends_epoch(batch)
+
+    def _ends_epoch(self, batch: int) -> bool:
+        """Return whether the step that begins may be an epoch's last, after which others may set the weights."""
+        steps = (self.params or {}).get("steps")
+        return not steps or batch + getattr(self._model, "steps_per_execution", 1) >= steps
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._watches() and self._carrier.waits.waited:
+            self.pruner.after_step(self.model)
         if not self._carrier.waits.works(self):
             self._counter.note_end(batch)
             return
-        if self._watches():
-            self.pruner.after_step(self.model)
         taken = self._counter.after_batch(batch, self.next_due())
         if taken is not None:
             self.update(taken)
@@ -71,5 +79,7 @@ class UpdatingCallback(MaskingCallback):
         return pruner is not None and pruner.watches
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._watches():
+            self.pruner.catch_up()  # an epoch may end early
         self.update(self._counter.end_epoch())
         super().on_epoch_end(epoch, logs)

@@ -58,6 +58,11 @@ class Waits:
         """Return whether a callback may have work after the step that has run; otherwise this may be another thread."""
         return self._list is None or id(callback) in self._working
 
+    @property
+    def waited(self) -> bool:
+        """Whether Keras waits for the step that runs, or has waited for the one that has run."""
+        return self._list is None or not self._list._async_train
+
     def end(self) -> None:
         """Leave Keras's list of callbacks as Keras made it."""
         if self._list is not None:

@@ -103,13 +103,15 @@ class Pruner:
         self.data = config.take(data, batches) or None
         self.tracker: Tracker | None = None
         self._compiled, self._warned = Compiled(), False
+        self._untold: Any = None  # the model, if the tracker has not been told of the step that ran last
 
     def forget(self) -> None:
         """Forget everything that was recorded or compiled in an earlier training run."""
-        self.tracker, self._compiled, self._warned = None, Compiled(), False
+        self.tracker, self._compiled, self._warned, self._untold = None, Compiled(), False, None
 
     def end(self) -> None:
         """Drop what only the finished training run needed: compiled programs and tensors on its devices."""
+        self.catch_up()
         self._compiled = Compiled()
         if self.tracker is not None:
             self.tracker.end()
@@ -122,21 +124,39 @@ class Pruner:
 
     def resume(self, model: Any) -> None:
         """Continue tracking training from the current weights, which other code may have set."""
+        self._untold = None
         if self.tracker is not None:
             self.tracker.begin(model)
 
     def after_step(self, model: Any) -> None:
         """Report a training step to the tracker, if there is one."""
+        self._untold = None
         if self.tracker is not None:
             self.tracker.after_step(model)
 
+    def before_step(self, model: Any) -> None:
+        """Report the step before, if `after_step` was not called, and this one at the latest before the next."""
+        self.catch_up()
+        self._untold = model if self.without_waiting else None
+
+    def catch_up(self) -> None:
+        """Report the step that has begun last, if `after_step` was not called."""
+        if self._untold is not None:
+            self.after_step(self._untold)
+
+    @property
+    def without_waiting(self) -> bool:
+        """Whether the tracker, if there is one, can be told of a step that has not ended (see `Tracker`)."""
+        return self.tracker is None or self.tracker.without_waiting
+
     @property
     def watches(self) -> bool:
-        """Whether each step must be reported; on JAX, this requires the weights to be synchronized."""
+        """Whether each step must be reported."""
         return self.tracker is not None and type(self.tracker).after_step is not Tracker.after_step
 
     def masks(self, model: Any, sparsity: float | dict[str, float] | None, **options: Any) -> Masks:
         """Return the masks of `PruningConfig.masks`; once per training run, warn if weights are pruned completely."""
+        self.catch_up()
         options = {"data": self.data, "batches": None, "trackers": self.tracker, "compiled": self._compiled, **options}
         if self.margin is None:
             masks = self.config.masks(model, sparsity, **options)
@@ -147,6 +167,7 @@ class Pruner:
 
     def update(self, model: Any, sparsity: float | dict[str, float], optimizer: Any = None) -> None:
         """Prune the model during training, on its training device if possible."""
+        self.catch_up()
         kept = update_on_device(model, self.config, sparsity, optimizer, self.tracker)
         if kept is None:
             set_masks(model, self.masks(model, sparsity), optimizer)
@@ -155,6 +176,7 @@ class Pruner:
 
     def get_state(self) -> dict[str, np.ndarray]:
         """Return the tracker's state for a backup."""
+        self.catch_up()
         return {} if self.tracker is None else self.tracker.get_state()
 
     def set_state(self, model: Any, state: dict[str, np.ndarray]) -> None:
@@ -162,7 +184,7 @@ class Pruner:
         self.tracker = self.config.tracker()
         if self.tracker is not None and state:
             self.tracker.set_state(state)
-            self.tracker.begin(model)
+            self.resume(model)
 
 
 def _emptied(masks: Masks) -> list[str]:

@@ -131,11 +131,10 @@ class OwnStart(PruneAtInit):
         lambda: OwnBatchEnd("magnitude", 0.5),
         lambda: OwnBegin(SCHEDULE),
         lambda: OwnStart("magnitude", 0.5),
-        lambda: GradualPruning(SCHEDULE, "movement"),
         lambda: LotteryTicket(levels=1, epochs_per_level=1, rate=0.5, criterion="movement"),
         lambda: EarlyBird("movement", 0.5),
     ],
-    ids=["end", "batch end", "begin", "start", "movement", "lottery by movement", "early bird by movement"],
+    ids=["end", "batch end", "begin", "start", "lottery by movement", "early bird by movement"],
 )
 def test_keras_waits_for_every_step_where_it_is_not_known_that_there_is_no_work(make):
     waited = Waited()
@@ -253,3 +252,85 @@ def test_the_network_is_the_same_as_if_keras_waited_for_each_step(name, together
     if early is not None:
         for one, other in zip(early.to_arrays().values(), same.to_arrays().values(), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def by_movement(*others, update=SCHEDULE, epochs=2, steps=10, fitted=fit, **options):
+    """The weights, masks and sums of a fit with GradualPruning by movement."""
+    model, callback = compiled(**options), GradualPruning(update, "movement")
+    fitted(model, callback, *others, steps=steps, epochs=epochs)
+    masks = [weight.kept() for weight in kprune.masked_weights(model)]
+    return [*model.get_weights(), *masks, *callback.pruner.tracker.arrays]
+
+
+@pytest.mark.private_api
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    [
+        # The last of each epoch, too, after which other callbacks may set weights.
+        ({}, [0, 3, 5, 7, 9, 9]),
+        ({"steps_per_execution": 3}, [2, 5, 8, 11, 11]),
+    ],
+)
+def test_keras_does_not_wait_for_the_steps_that_movement_adds_up(options, batches):
+    waited = Waited()
+    by_movement(waited, **options)
+    assert waited.batches == batches
+
+
+def unknown_length(model, *callbacks, steps, epochs):
+    x, y = data(n=8 * steps)
+    batches = [(x[at : at + 8], y[at : at + 8]) for at in range(0, 8 * steps, 8)]
+    model.fit((batch for batch in batches), epochs=1, verbose=0, callbacks=list(callbacks))
+
+
+def ends_early(model, *callbacks, steps, epochs):
+    """An epoch of fewer batches than promised."""
+    x, y = data(n=8 * steps)
+    batches = ((x[at : at + 8], y[at : at + 8]) for at in range(0, 8 * steps, 8))
+    model.fit(batches, steps_per_epoch=steps + 5, epochs=1, verbose=0, callbacks=list(callbacks))
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"steps_per_execution": 3},
+        {"accumulated": 2},
+        {"fitted": unknown_length},
+        {"fitted": ends_early},
+        {"fitted": ends_early, "update": PolynomialDecay(0.0, 0.5, 2, 3)},
+    ],
+)
+def test_the_sums_of_movement_are_the_same_as_if_keras_waited(options):
+    for one, other in zip(by_movement(**options), by_movement(Plain(), **options), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_movement_is_added_up_before_another_callback_prunes(first):
+    """That one has work after a step for which Keras would not wait otherwise."""
+
+    def trained(*others):
+        model, magnitude = compiled(), GradualPruning(PolynomialDecay(0.0, 0.5, 6, 7))
+        movement = GradualPruning(PolynomialDecay(0.0, 0.6, 8, 9), "movement")
+        fit(model, *((magnitude, movement) if first else (movement, magnitude)), *others)
+        return [*model.get_weights(), *movement.pruner.tracker.arrays]
+
+    for one, other in zip(trained(), trained(Plain()), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_interrupted_fit_leaves_movement_nothing_to_catch_up_with():
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 2:
+                raise KeyboardInterrupt
+
+    interrupted, other = (GradualPruning(SCHEDULE, "movement") for _ in range(2))
+    with pytest.raises(KeyboardInterrupt):
+        fit(compiled(), interrupted, Stop())
+    for callback in (interrupted, other):
+        fit(compiled(), callback)
+    for one, same in zip(interrupted.pruner.tracker.arrays, other.pruner.tracker.arrays, strict=True):
+        np.testing.assert_array_equal(one, same)

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..masks import MaskedWeight, library_of, masked_weights
 from ..runtime.distribution import as_tensor, on_host, to_numpy
+from ..runtime.jax_state import Places
 from .base import CRITERIA, Context, Scores
 from .engines.precision import with_float64
 from .trackers import ArrayTracker
@@ -45,6 +46,7 @@ class Movement(ArrayTracker):
     def __init__(self) -> None:
         super().__init__()
         self._last: list[Any] = []
+        self._places: Places | None = None  # of the weights and their masks, in turns
         self._add: Any = None  # the program of a step
 
     @property
@@ -56,7 +58,12 @@ class Movement(ArrayTracker):
         self._totals: list[Any] = list(arrays)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_add": None}  # a compiled program cannot be copied; the next step makes it again
+        # A compiled program cannot be copied, and the model is not the tracker's; `begin` makes both again.
+        return {**vars(self), "_add": None, "_places": None}
+
+    @property
+    def without_waiting(self) -> bool:
+        return self._places is not None and self._places.known
 
     def begin(self, model: Any) -> None:
         beside, weights = _BESIDE[library_of(model).backend()], masked_weights(model)
@@ -65,18 +72,20 @@ class Movement(ArrayTracker):
         values = [as_tensor(weight.variable) for weight in weights]
         pairs = [beside(*pair) for pair in zip(self._totals or [None] * len(values), values, strict=True)]
         self._totals, self._last = [total for total, _ in pairs], [last for _, last in pairs]
+        self._places = Places(model, [part for weight in weights for part in (weight.variable, weight.mask)])
+        self._add = _program_for(model, weights)
 
     def after_step(self, model: Any) -> None:
-        weights = masked_weights(model)
-        self._check_shapes(self._last, weights)
-        values = [as_tensor(weight.variable) for weight in weights]
-        self._add = self._add or _program(library_of(model).backend(), on_host(weight.variable for weight in weights))
-        self._totals, self._last = self._add(
-            self._totals, self._last, values, [as_tensor(weight.mask) for weight in weights]
-        )
+        tensors = None if self._places is None else self._places.tensors(model)
+        if tensors is None:
+            weights = masked_weights(model)
+            self._check_shapes(self._last, weights)
+            self._add = self._add or _program_for(model, weights)
+            tensors = [as_tensor(part) for weight in weights for part in (weight.variable, weight.mask)]
+        self._totals, self._last = self._add(self._totals, self._last, tensors[::2], tensors[1::2])
 
     def end(self) -> None:
-        self.arrays, self._last, self._add = self.arrays, [], None
+        self.arrays, self._last, self._places, self._add = self.arrays, [], None, None
 
     def ready(self) -> bool:
         return any(map(_any, self._totals))
@@ -113,6 +122,10 @@ def _beside_of_tensorflow(total: np.ndarray | None, value: Any) -> tuple[Any, An
 
 
 _BESIDE = {"jax": _beside_of_jax, "tensorflow": _beside_of_tensorflow, "tf_keras": _beside_of_tensorflow}
+
+
+def _program_for(model: Any, weights: list[MaskedWeight]) -> Callable[..., Any]:
+    return _program(library_of(model).backend(), on_host(weight.variable for weight in weights))
 
 
 def _program(backend: str, fused: bool) -> Callable[..., Any]:

@@ -24,6 +24,15 @@ class Tracker:
     ...     return {weight.path: weight.value() for weight in context.weights}
     """
 
+    @property
+    def without_waiting(self) -> bool:
+        """Whether `after_step` may be called as the next step begins, when Keras on JAX has not updated the variables.
+
+        Then Keras need not wait for each step, because `after_step` only starts work on the device and finds the
+        weights in `kprune.runtime.jax_state`.
+        """
+        return False
+
     def begin(self, model: Any) -> None:
         """Start recording as training begins, or as it continues from weights restored by a backup or a rewind."""
 
