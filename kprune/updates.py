@@ -84,20 +84,18 @@ def update_on_device(
             return None
         emulated = "tpu" in platforms(weight.variable for weight in weights)
         given = programs.given((form[1], emulated), scores)
-    values = [
-        (as_tensor(one.variable), as_tensor(one.mask), scored) for one, scored in zip(weights, given, strict=True)
-    ]
+    values = [(as_tensor(weight.variable), as_tensor(weight.mask)) for weight in weights]
     # As numbers, by which TensorFlow, too, sees that they are the same in each update.
     layouts = [astuple(layout_of(weight)) for weight in weights]
-    seen = programs.look((*form, tuple(layouts)), values)
+    seen = programs.look((*form, tuple(layouts)), values, given)
     alive, largest, finite = (np.asarray(numbers) for numbers in seen)
     if not finite.all():
         return None
-    by_path = {weight.path: one for weight, *one in zip(weights, values, layouts, strict=True)}
+    by_path = {weight.path: one for weight, *one in zip(weights, values, given, layouts, strict=True)}
 
     def counts(paths: list[str], n: int) -> list[tuple[int, int]]:
-        some, asked = zip(*(by_path[path] for path in paths), strict=True)
-        above, equal = programs.count((*form, asked), list(some), np.array(n, np.int32))
+        pairs, scored, asked = zip(*(by_path[path] for path in paths), strict=True)
+        above, equal = programs.count((*form, asked), list(pairs), list(scored), np.array(n, np.int32))
         found = list(zip(np.asarray(above).tolist(), np.asarray(equal).tolist(), strict=True))
         if n < sum(left[path] for path in paths):  # else what equals the cut is pruned already
             warn_of_ties(paths, found, n)
@@ -112,7 +110,8 @@ def update_on_device(
     optimizers = trainers(model, [weight.variable for weight in (*weights, *followed)], optimizer)
     with uninterrupted():
         if n_keep != left:
-            _write(weights, (*form, tuple(layouts)), values, list(n_keep.values()), optimizers, programs)
+            write = functools.partial(programs.write, (*form, tuple(layouts)), values, given)
+            _write(weights, write, list(n_keep.values()), optimizers)
         follow(model, followed, optimizers)
         note_change(model)
     return n_keep
@@ -149,13 +148,11 @@ def _pattern_form(pattern: Callable[..., Any]) -> tuple[str, tuple[Any, ...]] | 
     return ("unstructured", ()) if pattern is unstructured else None
 
 
-def _write(
-    weights: list[MaskedWeight], form: Any, values: Any, n_keep: list[int], optimizers: list[Any], programs: Any
-) -> None:
+def _write(weights: list[MaskedWeight], write: Callable[..., Any], n_keep: list[int], optimizers: list[Any]) -> None:
     held = [[pair for one in optimizers for pair in slots(one, weight.variable)] for weight in weights]
     initial = [[np.asarray(start, slot.dtype) for slot, start in of_one] for of_one in held]
     tensors = [[as_tensor(slot) for slot, _ in of_one] for of_one in held]
-    new = programs.write(form, values, tensors, initial, np.array(n_keep, np.int32))
+    new = write(tensors, initial, np.array(n_keep, np.int32))
     for weight, of_one, (mask, value, rest) in zip(weights, held, new, strict=True):
         weight.mask.assign(mask)
         weight.variable.assign(value)
@@ -168,16 +165,16 @@ def _write(
 class _Programs:
     """The programs of an update, each a function of tensors, recompiled only for new shapes.
 
-    A form is (score, kind of pattern, its sizes, the fields of the weights' layouts). Values are a list of
-    (value, mask, given), where given is () if the form has the score.
+    A form is (score, kind of pattern, its sizes, the fields of the weights' layouts). Values are
+    [(value, mask)], and given is a list of what was made of the scores, () if the form has them.
 
     Attributes:
         given: ((kind of pattern, whether float64 is emulated), [float64 scores]) -> [their words, or for tiles float32
             scores].
-        look: (form, values) -> of each weight the number of entries that are alive, that of its largest block (1
+        look: (form, values, given) -> of each weight the number of entries that are alive, that of its largest block (1
             without blocks), and whether its scores are finite.
-        count: (form, values, n) -> how many entries of each are above the n-th highest of all, and equal it.
-        write: (form, values, slots, initial, n of each) -> [(mask, value, slots)] of what is kept.
+        count: (form, values, given, n) -> how many entries of each are above the n-th highest of all, and equal it.
+        write: (form, values, given, slots, initial, n of each) -> [(mask, value, slots)] of what is kept.
     """
 
     given: Callable[..., Any]
@@ -193,7 +190,7 @@ def _programs(backend: str, compiled: bool, donate: bool) -> _Programs:
         import jax
 
         make = functools.partial(jax.jit, static_argnums=0)
-        programs = make(_given), make(_look), make(_count), make(_written, donate_argnums=(1, 2) if donate else ())
+        programs = make(_given), make(_look), make(_count), make(_written, donate_argnums=(1, 3) if donate else ())
         return _Programs(lambda *scores: _with_float64(programs[0], *scores), *programs[1:])
     import tensorflow as tf
 
@@ -213,39 +210,44 @@ def _given(form: tuple[str, bool], scores: list[Any]) -> list[Any]:
     return [words_of_float64(score, emulated) for score in scores]
 
 
-def _look(form: Any, values: list[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
-    ranked = _ranked(form, values)
+def _look(form: Any, values: Any, given: list[Any]) -> tuple[Any, Any, Any]:
+    ranked = _ranked(form, values, given)
     alive = [number(one.alive, one.entries) for one in ranked]
     largest = [ops.max(ops.cast(one.alive, "int32") * one.entries) for one in ranked]
     return ops.stack(alive), ops.stack(largest), ops.stack([one.finite for one in ranked])
 
 
-def _count(form: Any, values: list[tuple[Any, Any, Any]], n: Any) -> tuple[Any, Any]:
-    return cut_of_all(_ranked(form, values), n)
+def _count(form: Any, values: Any, given: list[Any], n: Any) -> tuple[Any, Any]:
+    return cut_of_all(_ranked(form, values, given), n)
 
 
-def _written(form: Any, values: Any, slots: Any, initial: Any, n_keep: Any) -> list[tuple[Any, Any, list[Any]]]:
-    masks = _kept(form, values, n_keep)
+def _written(
+    form: Any, values: Any, given: list[Any], slots: Any, initial: Any, n_keep: Any
+) -> list[tuple[Any, Any, list[Any]]]:
+    masks = _kept(form, values, given, n_keep)
     return [
         (mask, _where(mask, value, 0), [_where(mask, slot, start) for slot, start in zip(held, starts, strict=True)])
-        for mask, (value, _, _), held, starts in zip(masks, values, slots, initial, strict=True)
+        for mask, (value, _), held, starts in zip(masks, values, slots, initial, strict=True)
     ]
 
 
-def _ranked(form: Any, values: list[tuple[Any, Any, Any]]) -> list[Ranked]:
+def _ranked(form: Any, values: list[tuple[Any, Any]], given: list[Any]) -> list[Ranked]:
     score, pattern, sizes, layouts = form
     if pattern != "tiles":
-        return [Ranked(words_of(score(value)) if score else given, mask, 1) for value, mask, given in values]
+        return [
+            Ranked(words_of(score(value)) if score else words, mask, 1)
+            for (value, mask), words in zip(values, given, strict=True)
+        ]
     return [
-        ranked_tiles(score(value) if score else given, mask, Layout(*layout), Tiles(*sizes))
-        for (value, mask, given), layout in zip(values, layouts, strict=True)
+        ranked_tiles(score(value) if score else scored, mask, Layout(*layout), Tiles(*sizes))
+        for (value, mask), scored, layout in zip(values, given, layouts, strict=True)
     ]
 
 
-def _kept(form: Any, values: list[tuple[Any, Any, Any]], n_keep: Any) -> list[Any]:
+def _kept(form: Any, values: list[tuple[Any, Any]], given: list[Any], n_keep: Any) -> list[Any]:
     """Return masks that keep n_keep[i] entries of the i-th weight, or up to one block more if blocks are kept whole."""
     _, pattern, sizes, layouts = form
-    ranked, known = _ranked(form, values), [Layout(*layout) for layout in layouts]
+    ranked, known = _ranked(form, values, given), [Layout(*layout) for layout in layouts]
     words = [one.words for one in ranked]
     if pattern == "n_of_m":
         return keep_winners_first(words, known, n_keep, *sizes)
@@ -258,7 +260,7 @@ def _kept(form: Any, values: list[tuple[Any, Any, Any]], n_keep: Any) -> list[An
         ops.logical_or(n_keep[i] > fewer, kept_tiles(one, layout, Tiles(*sizes)))
         for i, (fewer, one, layout) in enumerate(zip(most, kept, known, strict=True))
     ]
-    return [ops.logical_and(mask, one) for (_, mask, _), one in zip(values, whole, strict=True)]
+    return [ops.logical_and(mask, one) for (_, mask), one in zip(values, whole, strict=True)]
 
 
 def _where(mask: Any, value: Any, start: Any) -> Any:

@@ -46,6 +46,12 @@ def test_scores_by_definition(dtype, seed):
     )
 
 
+def test_a_weight_that_is_no_number_has_no_score():
+    weights = np.array([[1.0], [np.nan], [2.0]])
+    assert np.isnan(scores_of(weights, np.ones((3, 1), bool), "float32")).any()
+    assert not np.isnan(scores_of(weights, np.array([[True], [False], [True]]), "float32")).any()
+
+
 @pytest.mark.skipif("float64" not in DTYPES, reason="there are none")
 def test_weights_in_float64_are_told_apart():
     weights = np.array([[1.0], [1.0 + 2.0**-40], [1.0 - 2.0**-40]])

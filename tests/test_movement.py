@@ -1,6 +1,7 @@
 """Movement: its scores by hand, in every way that a fit can run, and what it leaves behind."""
 
 import copy
+import pickle
 
 import keras
 import numpy as np
@@ -70,6 +71,21 @@ def test_movement_over_several_steps_at_once():
     assert look.calls == 2
     one, two, three = values
     np.testing.assert_allclose(callback.pruner.tracker.arrays[0], one * (two - one) + two * (three - two))
+
+
+def test_a_tracker_that_is_pickled_in_training_keeps_its_float64():
+    model = compiled()
+    kprune.mask(model)
+    moved = Movement()
+    moved.begin(model)
+    model.set_weights([1.001 * value for value in model.get_weights()])
+    moved.after_step(model)
+    again = pickle.loads(pickle.dumps(moved))
+    for one, other in zip(moved.arrays, again.arrays, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for tracker in (moved, again):
+        tracker.after_step(model)
+    assert again.arrays[0].dtype == "float64" and again.arrays[0].any()
 
 
 def test_a_pruned_weight_keeps_the_movement_it_had():

@@ -123,7 +123,7 @@ def moved(model, values):
     """A tracker whose sums lie on the weights' devices, as in a fit."""
     tracker = kprune.criteria.Movement()
     draw = np.random.default_rng(0)
-    tracker.set_state({str(i): values(draw, weight.shape) * 1.0 for i, weight in enumerate(masked_weights(model))})
+    tracker.set_state({str(i): values(draw, weight.shape) for i, weight in enumerate(masked_weights(model))})
     tracker.begin(model)
     return tracker
 
@@ -162,6 +162,29 @@ def test_lamp_has_its_scores_on_the_device(dtype):
     scores = kprune.criteria.lamp(kprune.criteria.Context(made, weights, current_masks(made)))
     for weight, tensor in zip(weights, lamp_tensors(weights), strict=True):
         np.testing.assert_allclose(np.asarray(tensor), scores[weight.path], rtol=1e-12, atol=0)
+
+
+@pytest.mark.filterwarnings("error:Some donated buffers")
+def test_the_sums_of_movement_outlive_an_update_to_which_the_weights_are_donated(model, elsewhere, monkeypatch):
+    monkeypatch.setattr(kprune.updates, "fits", lambda model: True)
+    dense(model, normal)
+    tracker = moved(model, fine)
+    before = tracker.arrays
+    with updates_on_device() as traces:
+        for sparsity in (0.2, 0.4, 0.7):
+            by_programs(model, PruningConfig("movement"), sparsity, tracker)
+            for weight in masked_weights(model):  # as steps do, which have other memory
+                weight.variable.assign(weight.value() * 1.5)
+    assert sorted(traces) == ["_count", "_given", "_look", "_written"]
+    for one, other in zip(before, tracker.arrays, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_movement_that_was_kept_in_float32_is_ranked(model, elsewhere):
+    dense(model, normal)
+    tracker = moved(model, lambda draw, shape: draw.normal(size=shape).astype("float32"))
+    assert {array.dtype for array in tracker.arrays} == {np.dtype("float64")}
+    by_programs(model, PruningConfig("movement"), 0.5, tracker)
 
 
 def test_movement_before_anything_has_moved_is_left_to_the_host(model, elsewhere):

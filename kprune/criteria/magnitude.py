@@ -69,7 +69,7 @@ def _lamp(value: np.ndarray) -> np.ndarray:
     squares = magnitudes.astype(np.float64) ** 2
     above = np.cumsum(squares[::-1])[::-1]
     score = np.empty(squares.size)
-    score[order] = np.divide(squares, above, out=np.zeros(squares.size), where=above > 0)
+    score[order] = np.divide(squares, above, out=np.zeros(squares.size), where=above != 0)
     return score.reshape(value.shape)
 
 

@@ -55,11 +55,12 @@ class Movement(ArrayTracker):
 
     @arrays.setter
     def arrays(self, arrays: list[np.ndarray]) -> None:
-        self._totals: list[Any] = list(arrays)
+        self._totals: list[Any] = [np.asarray(array, "float64") for array in arrays]
 
     def __getstate__(self) -> dict[str, Any]:
         # A compiled program cannot be copied, and the model is not the tracker's; `begin` makes both again.
-        return {**vars(self), "_add": None, "_places": None}
+        # JAX makes float32 of a float64 array that it unpickles.
+        return {**vars(self), "_totals": self.arrays, "_add": None, "_places": None}
 
     @property
     def without_waiting(self) -> bool:

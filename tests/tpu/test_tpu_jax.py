@@ -15,7 +15,6 @@ from tpu_rows import MODELS, prune_by
 import kprune
 import kprune.updates
 from kprune.criteria import CRITERIA
-from kprune.criteria.engines.lamp_tensors import scores_in_jax
 from kprune.criteria.engines.precision import with_float64
 from kprune.util.registry import trait
 
@@ -120,18 +119,18 @@ def test_mask_update(topology, pattern, split, note):
     """Weights that lie in parts on all devices are counted where they lie: numbers are added up, none is gathered."""
     spec = jax.ShapeDtypeStruct
     shapes, start, n_keep = [(32, 16), (64, 3, 3, 8)], spec((), "float32"), spec((2,), "int32")
-    values = [(spec(shape, "float32"), spec(shape, "bool"), ()) for shape in shapes]
+    values, given = [(spec(shape, "float32"), spec(shape, "bool")) for shape in shapes], [()] * len(shapes)
     slots = [[spec(shape, "float32")] * 2 for shape in shapes]
     several = split and len(tpu_devices(topology)) > 1
     layouts = tuple((shape, tuple(range(len(shape))), shape) for shape in shapes)
     form = (keras.ops.absolute, *UPDATES[pattern], layouts)
     for name, function, arguments in [
-        ("look", kprune.updates._look, (values,)),
-        ("count", kprune.updates._count, (values, spec((), "int32"))),
-        ("write", kprune.updates._written, (values, slots, [[start] * 2] * 2, n_keep)),
+        ("look", kprune.updates._look, (values, given)),
+        ("count", kprune.updates._count, (values, given, spec((), "int32"))),
+        ("write", kprune.updates._written, (values, given, slots, [[start] * 2] * 2, n_keep)),
     ]:
         function = functools.partial(function, form)
-        split_arguments = (0, 1) if name == "write" else (0,)
+        split_arguments = (0, 2) if name == "write" else (0,)
         program = compile_jax(function, arguments, topology, split_arguments if split else (), out_shardings=None)
         assert violations(program.module) == []
         assert bool(program.all_reduces) == several
@@ -141,20 +140,16 @@ def test_mask_update(topology, pattern, split, note):
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize("criterion", ["movement", "movement of tiles", "lamp"])
-def test_scores_for_an_update_that_lie_on_the_device(topology, criterion, note):
-    """In float64, which a TPU emulates; sums that lie in parts stay so."""
-    spec = jax.ShapeDtypeStruct
-    if criterion == "lamp":
-        function, arguments = scores_in_jax, (spec((64, 3, 3, 8), "float32"), spec((64, 3, 3, 8), "bool"))
-    else:
-        form = ("tiles" if "tiles" in criterion else "unstructured", True)
-        function, arguments = functools.partial(kprune.updates._given, form), ([spec((64, 16), "float64")],)
+@pytest.mark.parametrize("pattern", ["unstructured", "tiles"])
+def test_the_sums_of_movement_stay_in_parts_as_they_are_ranked(topology, pattern, note):
+    """They are float64, which a TPU emulates."""
+    function = functools.partial(kprune.updates._given, (pattern, True))
+    arguments = ([jax.ShapeDtypeStruct((64, 16), "float64")],)
     with with_float64():
-        program = compile_jax(function, arguments, topology, () if criterion == "lamp" else (0,), out_shardings=None)
+        program = compile_jax(function, arguments, topology, (0,), out_shardings=None)
     assert all(found.startswith("float64: ") for found in violations(program.module))
     assert "all-gather" not in program.hlo and "all-to-all" not in program.hlo
-    note(ROAD, f"scores: {criterion}, in float64", topology, program)
+    note(ROAD, f"mask update by movement, {pattern}: its sums", topology, program)
 
 
 def step_with(function):
