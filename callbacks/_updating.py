@@ -31,6 +31,7 @@ class UpdatingCallback(MaskingCallback):
         check_is_optimizer("optimizer", optimizer)
         self.optimizer = optimizer
         self._counter = Counter(self, optimizer)
+        self._follows = False  # whether the tracker does, in this epoch
 
     def next_due(self) -> int | None:
         """Return the step of the next update, or None if there is none."""
@@ -56,8 +57,14 @@ class UpdatingCallback(MaskingCallback):
         due = self._counter.begin_batch(batch, self.next_due())
         if not self._watches():
             return due
-        self.pruner.before_step(self._model)  # not `model`, into which Keras would bring its state
-        return due or not self.pruner.without_waiting or self._ends_epoch(batch)
+        self.pruner.catch_up()
+        model = self._model  # not `self.model`, into which Keras would bring its state
+        if batch == 0:
+            self._follows = self._carrier.waits.begins_alone and self.pruner.tracker.follows(model)
+        works = due or not self._follows or self._ends_epoch(batch)
+        if not works:
+            self.pruner.before_step(model)
+        return works
 
     def _ends_epoch(self, batch: int) -> bool:
         """Return whether the step that begins may be an epoch's last, after which others may set the weights."""

@@ -27,6 +27,9 @@ class Waits:
         callbacks: the pruning callbacks of the fit; each counts as having work until it says otherwise.
     """
 
+    begins_alone = False
+    """Whether no other callback of the fit does anything as a step begins."""
+
     def __init__(self, starting: Any = None, callbacks: list[Any] | None = None):
         self._list, self._working = None, {id(callback) for callback in callbacks or []}
         listed = None if starting is None else list_of(starting)
@@ -40,6 +43,7 @@ class Waits:
             and _never_waited_for(one for one in listed.callbacks if id(one) not in self._working)
         ):
             self._list, self._waited = listed, not _never_waited_for(listed.callbacks)
+            self.begins_alone = not any(_begins(one) for one in listed.callbacks if id(one) not in self._working)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_list": None}  # its threads cannot be copied
@@ -74,6 +78,12 @@ def _says_when(callback: Any) -> bool:
     hooks = {"on_train_batch_end", "on_batch_end"}
     first = next(vars(one) for one in type(callback).__mro__ if ({"_works_after"} | hooks) & vars(one).keys())
     return "_works_after" in first and not hooks & vars(callback).keys()
+
+
+def _begins(callback: Any) -> bool:
+    """Return whether a callback has a hook of its own for the beginning of a step."""
+    hooks = callback.on_train_batch_begin, callback.on_batch_begin
+    return not all(getattr(hook, "_is_default", False) for hook in hooks)
 
 
 def _never_waited_for(callbacks: Any) -> bool:

@@ -13,6 +13,7 @@ from .config import PruningConfig
 from .criteria import Compiled, Tracker
 from .growth import splice
 from .masks import Masks, masked, set_masks
+from .runtime.jax_state import last_step
 from .sparsities import check_one_goal
 from .updates import update_on_device
 from .util.progress import check_verbose
@@ -103,7 +104,7 @@ class Pruner:
         self.data = config.take(data, batches) or None
         self.tracker: Tracker | None = None
         self._compiled, self._warned = Compiled(), False
-        self._untold: Any = None  # the model, if the tracker has not been told of the step that ran last
+        self._untold: tuple[Any, Any] | None = None  # the model and its last step, as the one that is untold began
 
     def forget(self) -> None:
         """Forget everything that was recorded or compiled in an earlier training run."""
@@ -112,7 +113,7 @@ class Pruner:
     def end(self) -> None:
         """Drop what only the finished training run needed: compiled programs and tensors on its devices."""
         self.catch_up()
-        self._compiled = Compiled()
+        self._compiled, self._untold = Compiled(), None
         if self.tracker is not None:
             self.tracker.end()
 
@@ -135,19 +136,16 @@ class Pruner:
             self.tracker.after_step(model)
 
     def before_step(self, model: Any) -> None:
-        """Report the step before, if `after_step` was not called, and this one at the latest before the next."""
-        self.catch_up()
-        self._untold = model if self.without_waiting else None
+        """Have `catch_up` report the step that begins, for a tracker that `follows`."""
+        self._untold = model, last_step(model)
 
     def catch_up(self) -> None:
-        """Report the step that has begun last, if `after_step` was not called."""
+        """Report the step that `before_step` was told of, once it has run, unless `after_step` did."""
         if self._untold is not None:
-            self.after_step(self._untold)
-
-    @property
-    def without_waiting(self) -> bool:
-        """Whether the tracker, if there is one, can be told of a step that has not ended (see `Tracker`)."""
-        return self.tracker is None or self.tracker.without_waiting
+            model, before = self._untold
+            last = last_step(model)
+            if last is not None and last is not before:
+                self.after_step(model)
 
     @property
     def watches(self) -> bool:

@@ -12,6 +12,7 @@ from kprune.callbacks import EarlyBird, GradualPruning, LotteryTicket, PruneAtIn
 from kprune.callbacks._counter import Counter
 
 import kprune
+from kprune.criteria import Movement
 from kprune.schedules import PolynomialDecay
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "jax", reason="elsewhere Keras waits for every step")
@@ -254,10 +255,10 @@ def test_the_network_is_the_same_as_if_keras_waited_for_each_step(name, together
             np.testing.assert_array_equal(one, other)
 
 
-def by_movement(*others, update=SCHEDULE, epochs=2, steps=10, fitted=fit, **options):
+def by_movement(*others, first=(), update=SCHEDULE, fitted=fit, **options):
     """The weights, masks and sums of a fit with GradualPruning by movement."""
     model, callback = compiled(**options), GradualPruning(update, "movement")
-    fitted(model, callback, *others, steps=steps, epochs=epochs)
+    fitted(model, *first, callback, *others, steps=10, epochs=2)
     masks = [weight.kept() for weight in kprune.masked_weights(model)]
     return [*model.get_weights(), *masks, *callback.pruner.tracker.arrays]
 
@@ -280,7 +281,8 @@ def test_keras_does_not_wait_for_the_steps_that_movement_adds_up(options, batche
 def unknown_length(model, *callbacks, steps, epochs):
     x, y = data(n=8 * steps)
     batches = [(x[at : at + 8], y[at : at + 8]) for at in range(0, 8 * steps, 8)]
-    model.fit((batch for batch in batches), epochs=1, verbose=0, callbacks=list(callbacks))
+    for _ in range(epochs):
+        model.fit((batch for batch in batches), verbose=0, callbacks=list(callbacks))
 
 
 def ends_early(model, *callbacks, steps, epochs):
@@ -288,6 +290,18 @@ def ends_early(model, *callbacks, steps, epochs):
     x, y = data(n=8 * steps)
     batches = ((x[at : at + 8], y[at : at + 8]) for at in range(0, 8 * steps, 8))
     model.fit(batches, steps_per_epoch=steps + 5, epochs=1, verbose=0, callbacks=list(callbacks))
+
+
+class Swaps(keras.callbacks.Callback):
+    """Has other weights in place between two epochs, as SwapEMAWeights does."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.held = self.model.get_weights()
+        self.model.set_weights([1.5 * value if value.dtype == np.float32 else value for value in self.held])
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch:
+            self.model.set_weights(self.held)
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
@@ -302,8 +316,59 @@ def ends_early(model, *callbacks, steps, epochs):
         {"fitted": ends_early, "update": PolynomialDecay(0.0, 0.5, 2, 3)},
     ],
 )
-def test_the_sums_of_movement_are_the_same_as_if_keras_waited(options):
-    for one, other in zip(by_movement(**options), by_movement(Plain(), **options), strict=True):
+@pytest.mark.parametrize("first", [[], [Swaps]])
+def test_the_sums_of_movement_are_the_same_as_if_keras_waited(options, first):
+    alone = by_movement(**options, first=[make() for make in first])
+    waiting = by_movement(Plain(), **options, first=[make() for make in first])
+    for one, other in zip(alone, waiting, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.private_api
+def test_keras_waits_for_the_steps_of_movement_beside_a_callback_that_acts_as_they_begin():
+    class Begins(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 6:
+                self.model.get_layer(index=0).kernel.assign(self.model.get_layer(index=0).kernel * 0.5)
+
+    waited = Waited()
+    by_movement(Begins(), waited)
+    assert waited.batches == 2 * list(range(10))
+
+
+class Saves(GradualPruning):
+    """Asks for its state as some steps begin."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        super().on_train_batch_begin(batch)
+        if batch in (2, 6):
+            self.get_state()
+            self.model.evaluate(*data(n=8), verbose=0)
+
+
+class Reads(Movement):
+    """Reads the weights itself."""
+
+    def after_step(self, model):
+        super().after_step(model)
+        self.seen = [weight.value() for weight in kprune.masked_weights(model)]
+
+
+def of_its_own(context):
+    return context.tracker.of(context.weights)
+
+
+of_its_own.tracker = Reads
+
+
+@pytest.mark.parametrize("make", [lambda: Saves(SCHEDULE, "movement"), lambda: GradualPruning(SCHEDULE, of_its_own)])
+def test_no_step_is_told_twice_or_lost(make):
+    def trained(*others):
+        callback = make()
+        fit(compiled(), callback, *others, epochs=2)
+        return callback.pruner.tracker.arrays
+
+    for one, other in zip(trained(), trained(Plain()), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

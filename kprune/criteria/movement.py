@@ -62,10 +62,6 @@ class Movement(ArrayTracker):
         # JAX makes float32 of a float64 array that it unpickles.
         return {**vars(self), "_totals": self.arrays, "_add": None, "_places": None}
 
-    @property
-    def without_waiting(self) -> bool:
-        return self._places is not None and self._places.known
-
     def begin(self, model: Any) -> None:
         beside, weights = _BESIDE[library_of(model).backend()], masked_weights(model)
         if self._totals:
@@ -73,8 +69,14 @@ class Movement(ArrayTracker):
         values = [as_tensor(weight.variable) for weight in weights]
         pairs = [beside(*pair) for pair in zip(self._totals or [None] * len(values), values, strict=True)]
         self._totals, self._last = [total for total, _ in pairs], [last for _, last in pairs]
-        self._places = Places(model, [part for weight in weights for part in (weight.variable, weight.mask)])
         self._add = _program_for(model, weights)
+
+    def follows(self, model: Any) -> bool:
+        if type(self).after_step is not Movement.after_step:  # what it reads is not known
+            return False
+        parts = [part for weight in masked_weights(model) for part in (weight.variable, weight.mask)]
+        self._places = Places(model, parts)
+        return self._places.known
 
     def after_step(self, model: Any) -> None:
         tensors = None if self._places is None else self._places.tensors(model)

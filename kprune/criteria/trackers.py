@@ -24,20 +24,19 @@ class Tracker:
     ...     return {weight.path: weight.value() for weight in context.weights}
     """
 
-    @property
-    def without_waiting(self) -> bool:
-        """Whether `after_step` may be called as the next step begins, when Keras on JAX has not updated the variables.
-
-        Then Keras need not wait for each step, because `after_step` only starts work on the device and finds the
-        weights in `kprune.runtime.jax_state`.
-        """
-        return False
-
     def begin(self, model: Any) -> None:
         """Start recording as training begins, or as it continues from weights restored by a backup or a rewind."""
 
     def after_step(self, model: Any) -> None:
         """Record an optimizer step, or n steps if `steps_per_execution` is n."""
+
+    def follows(self, model: Any) -> bool:
+        """Return whether `after_step` may be called late, as the next step begins; asked before an epoch's first step.
+
+        If so, Keras on JAX need not wait for the steps: `after_step` only starts work on the device, and finds the
+        weights in `kprune.runtime.jax_state`, since the variables may have no values then.
+        """
+        return False
 
     def end(self) -> None:
         """Release what is needed only during training, which has ended."""

@@ -13,8 +13,14 @@ import keras
 _GROUPS = ("trainable_variables", "non_trainable_variables")
 
 
+def last_step(model: Any) -> Any:
+    """Return an object that is another one after each step of a fit, or None if that is not known."""
+    state = getattr(model, "_jax_state", None)
+    return state if state and state.get("optimizer_variables") else None  # which `evaluate` has none of
+
+
 class Places:
-    """The places of some variables in the state that Keras holds of their model; made between two epochs.
+    """The places of some variables in the state that Keras holds of their model; made before an epoch's first step.
 
     The state has no public name (checked with Keras 3.13.2 and 3.15.1; tests/test_waiting.py).
 
