@@ -81,8 +81,10 @@ def ties(draw, shape):
 
 def fine(draw, shape):
     """Values that float32 takes for equal, subnormal ones, and ties, of both signs."""
-    coarse, small = draw.integers(-2, 3, shape), draw.integers(-2, 3, shape)
-    return np.where(draw.random(shape) < 0.3, small * 2.0**-1070, coarse + small * 2.0**-40) * draw.choice([-1.0, 1.0])
+    coarse, middle, small = (draw.integers(-2, 3, shape) for _ in range(3))
+    # The lower half of a float64 begins at 2**-21 of it.
+    values = coarse + middle * 2.0**-21 + small * 2.0**-40
+    return np.where(draw.random(shape) < 0.3, small * 2.0**-1070, values) * draw.choice([-1.0, 1.0])
 
 
 def both_ways(model, config, values, steps=(0.3, 0.3, 0.75), tracker=None):
@@ -139,7 +141,7 @@ def test_movement_is_ranked_in_float64(model, elsewhere, fields, values):
 def test_movement_is_ranked_in_pairs_of_float32_where_a_tpu_makes_float64_of_them(model, elsewhere, monkeypatch):
     monkeypatch.setattr(kprune.updates, "platforms", lambda variables: {"tpu"})
     dense(model, normal)
-    tracker = moved(model, lambda draw, shape: draw.integers(-2, 3, shape) + draw.integers(-2, 3, shape) * 2.0**-40)
+    tracker = moved(model, lambda draw, shape: np.where(np.abs(values := fine(draw, shape)) < 1e-30, 0.0, values))
     assert_the_same(*both_ways(model, PruningConfig("movement"), normal, tracker=tracker))
 
 

@@ -344,6 +344,7 @@ class Saves(GradualPruning):
         if batch in (2, 6):
             self.get_state()
             self.model.evaluate(*data(n=8), verbose=0)
+            self.get_state()
 
 
 class Reads(Movement):

@@ -79,7 +79,7 @@ class Movement(ArrayTracker):
         return self._places.known
 
     def after_step(self, model: Any) -> None:
-        tensors = None if self._places is None else self._places.tensors(model)
+        tensors = None if self._places is None else self._places.tensors()
         if tensors is None:
             weights = masked_weights(model)
             self._check_shapes(self._last, weights)

@@ -35,9 +35,9 @@ class Places:
         self.known = all(id(v) in found for v in variables)
         self._places = [found[id(v)] for v in variables] if self.known else []
 
-    def tensors(self, model: Any) -> list[Any] | None:
+    def tensors(self) -> list[Any] | None:
         """Return the values of the variables, whose memory the next step may take; None if the variables have them."""
-        if not self.known or model is not self._model:
+        state = getattr(self._model, "_jax_state", None)
+        if not self.known or not state or self._model._jax_state_synced:
             return None
-        state = getattr(model, "_jax_state", None)
-        return [state[group][i] for group, i in self._places] if state and not model._jax_state_synced else None
+        return [state[group][i] for group, i in self._places]
