@@ -60,7 +60,7 @@ class UpdatingCallback(MaskingCallback):
         self.pruner.catch_up()
         model = self._model  # not `self.model`, into which Keras would bring its state
         if batch == 0:
-            self._follows = self._carrier.waits.begins_alone and self.pruner.tracker.follows(model)
+            self._follows = self._carrier.waits.begins_alone and self.pruner.follows(model)
         works = due or not self._follows or self._ends_epoch(batch)
         if not works:
             self.pruner.before_step(model)

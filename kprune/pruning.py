@@ -135,6 +135,10 @@ class Pruner:
         if self.tracker is not None:
             self.tracker.after_step(model)
 
+    def follows(self, model: Any) -> bool:
+        """Return whether there is a tracker that `follows`."""
+        return self.tracker is not None and self.tracker.follows(model)
+
     def before_step(self, model: Any) -> None:
         """Have `catch_up` report the step that begins, for a tracker that `follows`."""
         self._untold = model, last_step(model)

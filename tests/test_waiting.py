@@ -282,14 +282,15 @@ def unknown_length(model, *callbacks, steps, epochs):
     x, y = data(n=8 * steps)
     batches = [(x[at : at + 8], y[at : at + 8]) for at in range(0, 8 * steps, 8)]
     for _ in range(epochs):
-        model.fit((batch for batch in batches), verbose=0, callbacks=list(callbacks))
+        model.fit((batch for batch in batches), shuffle=False, verbose=0, callbacks=list(callbacks))
 
 
 def ends_early(model, *callbacks, steps, epochs):
     """An epoch of fewer batches than promised."""
     x, y = data(n=8 * steps)
     batches = ((x[at : at + 8], y[at : at + 8]) for at in range(0, 8 * steps, 8))
-    model.fit(batches, steps_per_epoch=steps + 5, epochs=1, verbose=0, callbacks=list(callbacks))
+    options = {"steps_per_epoch": steps + 5, "shuffle": False, "verbose": 0}
+    model.fit(batches, callbacks=list(callbacks), **options)
 
 
 class Swaps(keras.callbacks.Callback):
