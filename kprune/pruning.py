@@ -108,7 +108,7 @@ class Pruner:
 
     def forget(self) -> None:
         """Forget everything that was recorded or compiled in an earlier training run."""
-        self.tracker, self._compiled, self._warned, self._untold = None, Compiled(), False, None
+        self.tracker, self._compiled, self._warned = None, Compiled(), False
 
     def end(self) -> None:
         """Drop what only the finished training run needed: compiled programs and tensors on its devices."""

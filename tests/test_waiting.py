@@ -389,15 +389,20 @@ def test_movement_is_added_up_before_another_callback_prunes(first):
 
 
 def test_an_interrupted_fit_leaves_movement_nothing_to_catch_up_with():
-    class Stop(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            if batch == 2:
-                raise KeyboardInterrupt
+    class Breaks(keras.callbacks.Callback):
+        async_safe = True  # so that Keras does not wait, and raises this as a later step ends
 
-    interrupted, other = (GradualPruning(SCHEDULE, "movement") for _ in range(2))
-    with pytest.raises(KeyboardInterrupt):
-        fit(compiled(), interrupted, Stop())
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                raise RuntimeError("broken")
+
+    late = PolynomialDecay(0.0, 0.75, 90, 98)
+    interrupted, other = (GradualPruning(late, "movement") for _ in range(2))
+    model = compiled()
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(model, interrupted, Breaks(), steps=100)
+    assert interrupted.pruner._untold is not None
     for callback in (interrupted, other):
-        fit(compiled(), callback)
+        fit(compiled(), callback, steps=100)
     for one, same in zip(interrupted.pruner.tracker.arrays, other.pruner.tracker.arrays, strict=True):
         np.testing.assert_array_equal(one, same)
